@@ -1,0 +1,176 @@
+//! A connection to the bus, typed: requests with deadlines, answers decoded, errors kinded.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, RequestErrorKind, Subscriber};
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::message::{self, Answer, ApiCall};
+use super::subject;
+use crate::model::AccountName;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::secret::Secret;
+
+/// How to reach the bus and who to be there.
+#[derive(Clone, Debug)]
+pub struct BusOptions {
+    /// `nats://host:port`; several, separated by commas, are tried in turn.
+    pub url: String,
+    /// The user to log in as; also names the inbox.
+    pub user: String,
+    /// Its password.
+    pub password: Secret,
+    /// Shown in the broker's list of connections.
+    pub client_name: String,
+    /// Keep trying when the first attempt fails (workers, controller) instead of giving up (CLI).
+    pub patient: bool,
+}
+
+/// How long one attempt to connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request waits when its caller names no other time.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest pause between two attempts to connect again.
+const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
+/// Messages waiting for a slow subscriber here before the client library drops some: events are replayed by number, so
+/// a drop costs a request, not an event.
+const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
+
+/// A connection to the bus. Cheap to clone; all clones share one socket, which reconnects by itself.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    client: async_nats::Client,
+}
+
+impl Bus {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unauthenticated`] when the user is refused, [`ErrorCode::Unavailable`] when nothing answers there.
+    pub async fn connect(options: BusOptions) -> Result<Self, ApiError> {
+        let connect = async_nats::ConnectOptions::with_user_and_password(
+            options.user.clone(),
+            options.password.expose().to_owned(),
+        )
+        .name(options.client_name.clone())
+        .custom_inbox_prefix(subject::inbox(&options.user))
+        .connection_timeout(CONNECT_TIMEOUT)
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .reconnect_delay_callback(reconnect_pause)
+        .event_callback(|event| async move {
+            match event {
+                async_nats::Event::Connected => tracing::debug!("bus: connected"),
+                other => tracing::info!("bus: {other}"),
+            }
+        });
+        let connect = if options.patient { connect.retry_on_initial_connect() } else { connect };
+        let client = connect.connect(&options.url).await.map_err(|error| {
+            use async_nats::ConnectErrorKind as Kind;
+            match error.kind() {
+                Kind::Authentication | Kind::AuthorizationViolation => ApiError::new(
+                    ErrorCode::Unauthenticated,
+                    format!("the bus at {} refuses user {:?}: check the token", options.url, options.user),
+                ),
+                _ => ApiError::new(
+                    ErrorCode::Unavailable,
+                    format!("cannot reach the bus at {}: {error}; is the controller running there?", options.url),
+                ),
+            }
+        })?;
+        Ok(Self { client })
+    }
+
+    /// The client library's own handle, for what needs no typing: the service API, raw subscriptions.
+    pub fn raw(&self) -> &async_nats::Client {
+        &self.client
+    }
+
+    /// Calls an API verb as `account` and waits at most `timeout` for its answer.
+    ///
+    /// # Errors
+    /// What the controller answered; [`ErrorCode::Unavailable`] when no controller listens, [`ErrorCode::Timeout`] when
+    /// none answered in time. Cancel safe: the request may still be carried out.
+    pub async fn call<C: ApiCall>(
+        &self,
+        account: &AccountName,
+        request: &C,
+        timeout: Duration,
+    ) -> Result<C::Reply, ApiError> {
+        self.request(subject::api(account, C::RESOURCE, C::VERB), request, timeout).await
+    }
+
+    /// Sends `request` to `subject` and decodes the [`Answer`]. Errors and cancel safety as for [`Bus::call`].
+    ///
+    /// # Errors
+    /// As for [`Bus::call`].
+    pub async fn request<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        subject: String,
+        request: &Q,
+        timeout: Duration,
+    ) -> Result<A, ApiError> {
+        let payload = message::encode(request)?;
+        let request = async_nats::Request::new().payload(payload.into()).timeout(Some(timeout));
+        let reply = self.client.send_request(subject.clone(), request).await.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => ApiError::new(
+                ErrorCode::Unavailable,
+                "the bus is up but no controller listens on it: it may be starting; try again in a moment",
+            ),
+            RequestErrorKind::TimedOut => {
+                ApiError::new(ErrorCode::Timeout, format!("no answer to {subject} within {timeout:?}"))
+            }
+            _ => ApiError::new(ErrorCode::Unavailable, format!("cannot send {subject}: {error}")),
+        })?;
+        message::decode::<Answer<A>>(&reply.payload)?.into()
+    }
+
+    /// Publishes without waiting for anybody.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] when the connection is over for good.
+    pub async fn publish(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<(), ApiError> {
+        let sent = match headers {
+            Some(headers) => self.client.publish_with_headers(subject, headers, payload).await,
+            None => self.client.publish(subject, payload).await,
+        };
+        sent.map_err(|error| ApiError::new(ErrorCode::Unavailable, format!("cannot publish: {error}")))
+    }
+
+    /// Listens to `subject`; returns once the broker knows of it, so nothing sent afterwards is missed.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] when the connection is over, [`ErrorCode::Timeout`] when the broker does not confirm.
+    pub async fn subscribe(&self, subject: &str) -> Result<Subscriber, ApiError> {
+        let unavailable = |error: &dyn std::fmt::Display| {
+            ApiError::new(ErrorCode::Unavailable, format!("cannot subscribe to {subject}: {error}"))
+        };
+        let subscriber = self.client.subscribe(subject.to_owned()).await.map_err(|error| unavailable(&error))?;
+        self.flush().await?;
+        Ok(subscriber)
+    }
+
+    /// Waits until the broker has everything that was published before.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Timeout`] or [`ErrorCode::Unavailable`].
+    pub async fn flush(&self) -> Result<(), ApiError> {
+        match tokio::time::timeout(REQUEST_TIMEOUT, self.client.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(ApiError::new(ErrorCode::Unavailable, format!("cannot flush: {error}"))),
+            Err(_) => Err(ApiError::new(ErrorCode::Timeout, "the bus does not confirm what was sent")),
+        }
+    }
+}
+
+/// Pause before reconnection attempt number `attempt`: doubling from 50 ms, capped, jittered by a third so that a
+/// fleet does not come back as one wave.
+fn reconnect_pause(attempt: usize) -> Duration {
+    let base = Duration::from_millis(50).saturating_mul(1 << attempt.clamp(1, 7).saturating_sub(1));
+    let mut byte = [0u8; 1];
+    let _ = getrandom::fill(&mut byte);
+    let capped = base.min(MAX_RECONNECT_PAUSE);
+    capped.mul_f64(2.0 / 3.0 + f64::from(byte[0]) / 255.0 / 3.0)
+}

@@ -1,0 +1,407 @@
+//! Every payload on the bus, and the codec. Pure.
+//!
+//! MessagePack with field names; unknown fields are ignored and new ones have defaults, so releases may differ. An API
+//! verb is a type that names its request and its reply ([`ApiCall`]); the CLI and the controller share it.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::event::{Event, EventNumber, LogStream};
+use crate::model::secret::Secret;
+use crate::model::vm::{Vm, VmSpec};
+use crate::model::worker::{WorkerInfo, WorkerView};
+use crate::model::{Attempt, CopyId, SessionId, VmName, VmUid, WorkerName};
+
+/// Encodes a payload.
+///
+/// # Errors
+/// [`ErrorCode::Internal`]; does not happen for the types here.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ApiError> {
+    rmp_serde::to_vec_named(message)
+        .map_err(|error| ApiError::new(ErrorCode::Internal, format!("cannot encode a message: {error}")))
+}
+
+/// Decodes a payload.
+///
+/// # Errors
+/// [`ErrorCode::Invalid`] with what was expected.
+pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, ApiError> {
+    rmp_serde::from_slice(payload).map_err(|error| {
+        ApiError::new(
+            ErrorCode::Invalid,
+            format!("the payload of {} bytes is not what was expected: {error}", payload.len()),
+        )
+    })
+}
+
+/// What a request is answered with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer<T> {
+    /// Done; durable if it changed anything.
+    Ok(T),
+    /// Refused or failed.
+    Error(ApiError),
+}
+
+impl<T> From<Result<T, ApiError>> for Answer<T> {
+    fn from(result: Result<T, ApiError>) -> Self {
+        match result {
+            Ok(value) => Answer::Ok(value),
+            Err(error) => Answer::Error(error),
+        }
+    }
+}
+
+impl<T> From<Answer<T>> for Result<T, ApiError> {
+    fn from(answer: Answer<T>) -> Self {
+        match answer {
+            Answer::Ok(value) => Ok(value),
+            Answer::Error(error) => Err(error),
+        }
+    }
+}
+
+/// A verb of the API: its place in the subject and the types of both directions.
+pub trait ApiCall: Serialize + DeserializeOwned + Send + 'static {
+    /// The resource token of the subject.
+    const RESOURCE: &'static str;
+    /// The verb token of the subject.
+    const VERB: &'static str;
+    /// What a successful call yields.
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+}
+
+macro_rules! api_call {
+    ($request:ty => $reply:ty, $resource:literal, $verb:literal) => {
+        impl ApiCall for $request {
+            const RESOURCE: &'static str = $resource;
+            const VERB: &'static str = $verb;
+            type Reply = $reply;
+        }
+    };
+}
+
+/// The reply of verbs that have nothing to tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {}
+
+/// `vm.create`: a new VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateVm {
+    /// Its name, free among live VMs.
+    pub name: VmName,
+    /// What it shall be.
+    pub spec: VmSpec,
+}
+api_call!(CreateVm => Vm, "vm", "create");
+
+/// `vm.get`: one VM by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetVm {
+    /// Its name.
+    pub name: VmName,
+}
+api_call!(GetVm => Vm, "vm", "get");
+
+/// `vm.list`: all VMs, in name order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListVms {
+    /// Only names after this one.
+    #[serde(default)]
+    pub after: Option<VmName>,
+    /// At most so many; 0 or more than [`MAX_PAGE`] = [`MAX_PAGE`].
+    #[serde(default)]
+    pub limit: u32,
+}
+api_call!(ListVms => VmPage, "vm", "list");
+
+/// The most items in one page: keeps a reply of large specifications below the broker's payload limit.
+pub const MAX_PAGE: u32 = 500;
+
+/// A page of VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmPage {
+    /// In name order.
+    pub vms: Vec<Vm>,
+    /// There are more: ask for those after the last one here.
+    pub more: bool,
+}
+
+/// `vm.delete`: the VM and its disk; the name is free at once, the resources when the worker has confirmed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteVm {
+    /// Its name.
+    pub name: VmName,
+}
+api_call!(DeleteVm => Done, "vm", "delete");
+
+/// `worker.list`: all workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListWorkers {}
+api_call!(ListWorkers => WorkerPage, "worker", "list");
+
+/// All workers, in name order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerPage {
+    /// The workers.
+    pub workers: Vec<WorkerView>,
+}
+
+/// `worker.get`: one worker by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetWorker {
+    /// Its name.
+    pub name: WorkerName,
+}
+api_call!(GetWorker => WorkerView, "worker", "get");
+
+/// `event.list`: stored events in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListEvents {
+    /// Only numbers above this one.
+    #[serde(default)]
+    pub after: EventNumber,
+    /// At most so many; 0 or more than [`MAX_EVENT_PAGE`] = [`MAX_EVENT_PAGE`].
+    #[serde(default)]
+    pub limit: u32,
+    /// Only events of this VM.
+    #[serde(default)]
+    pub vm: Option<VmUid>,
+}
+api_call!(ListEvents => EventPage, "event", "list");
+
+/// The most events in one page.
+pub const MAX_EVENT_PAGE: u32 = 500;
+
+/// A page of events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventPage {
+    /// In number order.
+    pub events: Vec<Event>,
+    /// The last number that was looked at: ask for those after it to go on. Equal to `last` at the end.
+    pub next: EventNumber,
+    /// The highest number given out so far.
+    pub last: EventNumber,
+    /// The lowest number still kept.
+    pub first_kept: EventNumber,
+}
+
+/// `connect.open`: a ticket for one tunnel stream to a port of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenTunnel {
+    /// Which VM.
+    pub vm: VmName,
+    /// TCP port in the guest.
+    pub port: u16,
+}
+api_call!(OpenTunnel => TunnelTicket, "connect", "open");
+
+/// Where and with what to open the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelTicket {
+    /// The tunnel endpoint.
+    pub endpoint: TunnelEndpoint,
+    /// Good for one stream, for a short time.
+    pub ticket: Secret,
+    /// Identity of the VM it leads to, so that a client can tell a new VM of the same name.
+    pub uid: VmUid,
+}
+
+/// `controller.info`: what answers here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetInfo {}
+api_call!(GetInfo => ControllerInfo, "controller", "info");
+
+/// What the controller says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerInfo {
+    /// Its release.
+    pub version: String,
+    /// The highest event number given out so far.
+    pub last_event: EventNumber,
+}
+
+/// Where the QUIC tunnel endpoint is and how to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelEndpoint {
+    /// Host name or address; none = the host of the bus itself.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// UDP port.
+    pub port: u16,
+    /// SHA-256 of its certificate's DER form, in lower-case hex.
+    pub fingerprint: String,
+}
+
+/// A worker registers: the first message of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The session that begins; later messages carry it.
+    pub session: SessionId,
+    /// The worker.
+    pub info: WorkerInfo,
+}
+
+/// The session is open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// How long the lease lasts without renewal, in milliseconds.
+    pub lease_ms: u64,
+    /// How often to renew it, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Where to open the data path.
+    pub tunnel: TunnelEndpoint,
+    /// What opens it, during this session.
+    pub tunnel_secret: Secret,
+    /// What to run.
+    pub assignment: Assignment,
+}
+
+/// A worker renews its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The session.
+    pub session: SessionId,
+    /// The assignment that is being worked on.
+    pub revision: u64,
+}
+
+/// The lease is renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAck {
+    /// The revision that should be worked on; a higher one than sent is on its way.
+    pub revision: u64,
+}
+
+/// All copies that concern one worker. Level-triggered: the newest replaces all before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The worker's session it is meant for.
+    pub session: SessionId,
+    /// Grows by each change within a session.
+    pub revision: u64,
+    /// The copies. One that is on the host but not here is unknown to the controller and left alone.
+    pub copies: Vec<DesiredCopy>,
+}
+
+/// What shall become of one copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredCopy {
+    /// The VM's name.
+    pub name: VmName,
+    /// Which VM.
+    pub uid: VmUid,
+    /// Which start of it.
+    pub attempt: Attempt,
+    /// The wish.
+    pub want: Want,
+}
+
+impl DesiredCopy {
+    /// Its identity.
+    pub fn id(&self) -> CopyId {
+        CopyId { uid: self.uid, attempt: self.attempt }
+    }
+}
+
+/// The wish for one copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Want {
+    /// It shall run.
+    Run(Box<RunSpec>),
+    /// It shall not run, but its disk stays.
+    Keep,
+    /// Nothing of it shall be left.
+    Absent,
+}
+
+/// Everything needed to run a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// What the user asked for, secrets included.
+    pub spec: VmSpec,
+    /// The generation of that.
+    pub generation: u64,
+    /// CPU cores to give.
+    pub cpu: u64,
+    /// Memory to give, in MiB.
+    pub memory: u64,
+}
+
+/// A worker tells what became of a copy; acknowledged once durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The session.
+    pub session: SessionId,
+    /// Which VM.
+    pub uid: VmUid,
+    /// Which start of it.
+    pub attempt: Attempt,
+    /// What is the case.
+    pub observation: Observation,
+}
+
+/// What a worker sees of a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Observation {
+    /// It is being prepared.
+    Preparing {
+        /// How far.
+        message: String,
+    },
+    /// Its process runs.
+    Running {
+        /// How far the guest is.
+        message: String,
+        /// The guest answered and its script ended well.
+        ready: bool,
+        /// The generation in effect.
+        generation: u64,
+    },
+    /// It does not run any more and will not by itself; certain, not guessed.
+    Failed {
+        /// Why.
+        message: String,
+    },
+    /// Nothing of it is left on the host.
+    Absent,
+    /// It is on the host although the controller did not name it; it was left alone.
+    Stray {
+        /// The name it bears there.
+        name: String,
+    },
+}
+
+/// Lines of a startup script, oldest first; acknowledged once durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLines {
+    /// The session.
+    pub session: SessionId,
+    /// Which VM.
+    pub uid: VmUid,
+    /// Which start of it.
+    pub attempt: Attempt,
+    /// Number of the first line here, counting from 0 for this copy in this session: a repeated send is recognised by it.
+    pub first: u64,
+    /// The lines.
+    pub lines: Vec<LogLine>,
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Where it came from.
+    pub stream: LogStream,
+    /// Without its end of line, at most [`MAX_LOG_LINE`] bytes.
+    pub text: String,
+}
+
+/// A longer line of output is split.
+pub const MAX_LOG_LINE: usize = 8 * 1024;
+
+/// The most lines in one message: with the longest lines still well below the usual payload limit of 1 MiB.
+pub const MAX_LOG_BATCH: usize = 64;

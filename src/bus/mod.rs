@@ -1,0 +1,6 @@
+//! The bus: typed messages over NATS subjects. [`client::Bus`] is the one way to it for controller, workers and CLI,
+//! and none of them can tell the embedded broker from an outside nats-server.
+
+pub mod client;
+pub mod message;
+pub mod subject;

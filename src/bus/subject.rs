@@ -1,0 +1,141 @@
+//! The subjects of the bus, built and taken apart in this one place. Pure.
+//!
+//! A name may hold a dot, a subject token may not: dots are written `%2E`, which no name can contain.
+
+use crate::model::event::{Event, EventObject};
+use crate::model::{AccountName, WorkerName};
+
+/// The root of every subject, with the version of the protocol.
+pub const ROOT: &str = "orchard.v1";
+
+/// What the controller listens to for API requests: any account, resource and verb.
+pub const ALL_API: &str = "orchard.v1.api.*.*.*";
+/// What the controller listens to for messages of workers: any worker, any of [`WorkerVerb`].
+pub const ALL_WORKERS: &str = "orchard.v1.worker.*.*";
+/// Every event.
+pub const ALL_EVENTS: &str = "orchard.v1.events.>";
+
+/// What a worker says to the controller; each is a request that is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerVerb {
+    /// Registers and opens a session.
+    Hello,
+    /// Renews the lease.
+    Heartbeat,
+    /// Tells what became of a copy.
+    Report,
+    /// Sends lines of a startup script.
+    Log,
+}
+
+impl WorkerVerb {
+    /// Every verb.
+    pub const ALL: [WorkerVerb; 4] = [WorkerVerb::Hello, WorkerVerb::Heartbeat, WorkerVerb::Report, WorkerVerb::Log];
+
+    /// The verb as subject token.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WorkerVerb::Hello => "hello",
+            WorkerVerb::Heartbeat => "heartbeat",
+            WorkerVerb::Report => "report",
+            WorkerVerb::Log => "log",
+        }
+    }
+}
+
+/// A name as one subject token.
+pub fn token(name: &str) -> String {
+    name.replace('.', "%2E")
+}
+
+fn name_of(token: &str) -> String {
+    token.replace("%2E", ".")
+}
+
+/// Where `account` sends `resource.verb`.
+pub fn api(account: &AccountName, resource: &str, verb: &str) -> String {
+    format!("{ROOT}.api.{}.{resource}.{verb}", token(account.as_str()))
+}
+
+/// Account, resource and verb of an API subject; `None` if it is none.
+pub fn parse_api(subject: &str) -> Option<(AccountName, &str, &str)> {
+    let mut tokens = subject.strip_prefix(ROOT)?.strip_prefix(".api.")?.split('.');
+    let (account, resource, verb) = (tokens.next()?, tokens.next()?, tokens.next()?);
+    if tokens.next().is_some() {
+        return None;
+    }
+    Some((name_of(account).parse().ok()?, resource, verb))
+}
+
+/// Where `worker` sends `verb`.
+pub fn worker(worker: &WorkerName, verb: WorkerVerb) -> String {
+    format!("{ROOT}.worker.{}.{}", token(worker.as_str()), verb.as_str())
+}
+
+/// Worker and verb of a worker's subject; `None` for anything else, the controller's own messages included.
+pub fn parse_worker(subject: &str) -> Option<(WorkerName, WorkerVerb)> {
+    let (name, verb) = subject.strip_prefix(ROOT)?.strip_prefix(".worker.")?.split_once('.')?;
+    let verb = WorkerVerb::ALL.into_iter().find(|known| known.as_str() == verb)?;
+    Some((name_of(name).parse().ok()?, verb))
+}
+
+/// Where `worker` listens for its assignments.
+pub fn assign(worker: &WorkerName) -> String {
+    format!("{ROOT}.worker.{}.assign", token(worker.as_str()))
+}
+
+/// Where an event is published.
+pub fn event(event: &Event) -> String {
+    let kind = event.kind.as_str();
+    match &event.object {
+        EventObject::Vm { name, .. } => format!("{ROOT}.events.vm.{}.{kind}", token(name.as_str())),
+        EventObject::Worker { name } => format!("{ROOT}.events.worker.{}.{kind}", token(name.as_str())),
+    }
+}
+
+/// Every event of the VM `name`.
+pub fn events_of_vm(name: &crate::model::VmName) -> String {
+    format!("{ROOT}.events.vm.{}.*", token(name.as_str()))
+}
+
+/// The prefix of all reply subjects of the bus user `identity`.
+pub fn inbox(identity: &str) -> String {
+    format!("_INBOX.{}", token(identity))
+}
+
+/// The name under which `worker` logs in to the bus; no account may be called so, as `/` stands in no name.
+pub fn worker_user(worker: &WorkerName) -> String {
+    format!("worker/{worker}")
+}
+
+/// The worker's name out of a bus user's name.
+pub fn parse_worker_user(user: &str) -> Option<WorkerName> {
+    user.strip_prefix("worker/")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dots_in_names_survive_the_way_there_and_back() {
+        let account: AccountName = "ci.example".parse().unwrap();
+        let subject = api(&account, "vm", "create");
+        assert_eq!(subject, "orchard.v1.api.ci%2Eexample.vm.create");
+        assert_eq!(parse_api(&subject), Some((account, "vm", "create")));
+        let name: WorkerName = "mini.local".parse().unwrap();
+        for verb in WorkerVerb::ALL {
+            assert_eq!(parse_worker(&worker(&name, verb)), Some((name.clone(), verb)));
+        }
+        assert_eq!(parse_worker(&assign(&name)), None);
+    }
+
+    #[test]
+    fn foreign_subjects_are_no_requests() {
+        for subject in
+            ["", "orchard.v1.api.a.vm", "orchard.v1.api.a.vm.x.y", "orchard.v2.api.a.vm.x", "orchard.v1.api..vm.x"]
+        {
+            assert_eq!(parse_api(subject), None, "{subject}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Secrets and certificates: tokens and their comparison here, the controller's certificate in `ca`, rustls
+//! configurations in `tls`. Names nothing else of the crate but `model`.
+
+pub mod ca;
+pub mod tls;
+
+use std::io;
+use std::path::Path;
+
+use data_encoding::BASE64URL_NOPAD;
+use subtle::ConstantTimeEq;
+
+use crate::model::secret::Secret;
+
+/// Bytes of randomness in a token: 256 bits.
+pub const TOKEN_BYTES: usize = 32;
+
+/// A new random token, as URL-safe text.
+///
+/// # Panics
+/// When the operating system has no randomness to give: nothing safe can be done then.
+pub fn new_token() -> Secret {
+    let mut bytes = [0u8; TOKEN_BYTES];
+    #[allow(clippy::expect_used)] // see "Panics"
+    getrandom::fill(&mut bytes).expect("the operating system gives no random bytes");
+    let token = Secret::new(BASE64URL_NOPAD.encode(&bytes));
+    zeroize::Zeroize::zeroize(&mut bytes);
+    token
+}
+
+/// Compares two secrets in time that depends on their lengths only.
+pub fn same_secret(a: &str, b: &str) -> bool {
+    a.as_bytes().ct_eq(b.as_bytes()).into()
+}
+
+/// Writes `contents` to `path` so that only the owner can read it and no reader ever sees half of it: a new file of
+/// mode 0600 beside it, synced, then renamed over it.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
+    let mut part = name.to_owned();
+    part.push(format!(".{}.part", std::process::id()));
+    let part = folder.join(part);
+    let _ = std::fs::remove_file(&part);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let written = options.open(&part).and_then(|mut file| {
+        file.write_all(contents)?;
+        file.sync_all()
+    });
+    if let Err(error) = written.and_then(|()| std::fs::rename(&part, path)) {
+        let _ = std::fs::remove_file(&part);
+        return Err(error);
+    }
+    std::fs::File::open(folder)?.sync_all()
+}
+
+/// Makes `path` and its parents; the folder itself may be entered by its owner only.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn make_private_dir(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    #[cfg(unix)]
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_long_and_differ() {
+        let (a, b) = (new_token(), new_token());
+        assert_eq!(a.expose().len(), 43);
+        assert!(!same_secret(a.expose(), b.expose()) && same_secret(a.expose(), a.expose()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn private_files_are_private_and_replaced_whole() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        write_private(&path, b"one").unwrap();
+        write_private(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

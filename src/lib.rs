@@ -1,0 +1,26 @@
+//! Orchard turns a pile of machines behind NATs into one pool of virtual machines.
+//!
+//! One binary plays every part: controller (with the embedded broker and the tunnel relay), worker and command line.
+//! Parts meet in two places only: the messages in [`bus::message`] and the stream header in [`tunnel::header`].
+//!
+//! # Layers
+//!
+//! A module may name those in the rows below its own, never one beside or above it; `tests/all/layers.rs` checks it.
+//!
+//! | layer | modules |
+//! |---|---|
+//! | commands | [`cli`] (names everything) |
+//! | parts | [`controller`], [`worker`] |
+//! | means | [`broker`], [`tunnel`], [`bus`], [`config`], [`ssh`] |
+//! | ground | [`identity`], [`model`], [`task`] |
+//!
+//! # Core and shell
+//!
+//! What decides is pure: `broker::{protocol,trie,session,permission}`, `bus::{subject,message}`,
+//! `tunnel::{header,ticket}`, `controller::{cluster,scheduler}` and `worker::plan` take `now` and data and return
+//! actions. Sockets, clocks, the LMDB environment and child processes live in the thin shell around them.
+
+pub mod bus;
+pub mod identity;
+pub mod model;
+pub mod task;

@@ -1,0 +1,3 @@
+//! The `orchard` binary: arguments, tracing, run the command, exit code. Nothing else.
+
+fn main() {}

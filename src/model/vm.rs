@@ -1,0 +1,292 @@
+//! A VM: what the user asked for ([`VmSpec`]) and what became of it ([`Vm`]).
+//!
+//! Field names on the wire are those of `orchard-behaviour` (mixed styles included), so that existing scripts read them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{ApiError, ErrorCode};
+use super::resources::{Labels, Resources};
+use super::secret::Secret;
+use super::{Attempt, CopyId, Timestamp, VmName, VmUid, WorkerName};
+
+/// The guest's operating system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Os {
+    /// macOS.
+    Darwin,
+    /// Linux.
+    Linux,
+}
+
+/// The processor architecture of guest and host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arch {
+    /// 64-bit ARM.
+    Arm64,
+    /// 64-bit x86.
+    Amd64,
+}
+
+impl Arch {
+    /// The architecture this binary was built for.
+    pub const HOST: Arch = if cfg!(target_arch = "aarch64") { Arch::Arm64 } else { Arch::Amd64 };
+}
+
+/// What runs the VM on the worker's host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeKind {
+    /// Tart, on Apple Silicon.
+    Tart,
+    /// Vetu, on Linux.
+    Vetu,
+    /// QEMU, on Linux and macOS.
+    Qemu,
+    /// No real guests: for scale and fault tests, and for trying Orchard without a hypervisor.
+    Synthetic,
+}
+
+/// What happens when a VM fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    /// It stays failed.
+    #[default]
+    Never,
+    /// It starts over, from its image, with a growing pause between tries.
+    OnFailure,
+}
+
+macro_rules! text_enum {
+    ($type:ident: $($variant:ident = $text:literal),+ $(,)?) => {
+        impl $type {
+            /// Every value, in order.
+            pub const ALL: &'static [$type] = &[$($type::$variant),+];
+
+            /// The value as written on the wire and the command line.
+            pub fn as_str(self) -> &'static str {
+                match self { $($type::$variant => $text),+ }
+            }
+        }
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+        impl std::str::FromStr for $type {
+            type Err = ApiError;
+            fn from_str(text: &str) -> Result<Self, ApiError> {
+                match text {
+                    $($text => Ok($type::$variant),)+
+                    _ => Err(ApiError::new(
+                        ErrorCode::Invalid,
+                        format!("{text:?} is not one of {}", [$($text),+].join(", ")),
+                    )),
+                }
+            }
+        }
+    };
+}
+text_enum!(Os: Darwin = "darwin", Linux = "linux");
+text_enum!(Arch: Arm64 = "arm64", Amd64 = "amd64");
+text_enum!(RuntimeKind: Tart = "tart", Vetu = "vetu", Qemu = "qemu", Synthetic = "synthetic");
+text_enum!(RestartPolicy: Never = "Never", OnFailure = "OnFailure");
+text_enum!(VmStatus: Pending = "pending", Running = "running", Failed = "failed");
+
+/// A script that runs in the guest after each start, over SSH.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartupScript {
+    /// The text, fed to the guest user's shell.
+    pub script_content: String,
+    /// Variables exported before it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Secret>,
+}
+
+/// What the user asks for. Everything but the image has a default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VmSpec {
+    /// What the disk is cloned from: a path on the worker, a URL, or a name that the runtime understands.
+    pub image: String,
+    /// Guest operating system; none = whatever the image holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os: Option<Os>,
+    /// Required worker architecture; none = any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arch: Option<Arch>,
+    /// Required runtime; none = any that the worker has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeKind>,
+    /// CPU cores; 0 = the worker's default.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cpu: u64,
+    /// Memory in MiB; 0 = the worker's default.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub memory: u64,
+    /// Disk size in GB; 0 = the image's own.
+    #[serde(rename = "diskSize", skip_serializing_if = "is_zero")]
+    pub disk_size: u64,
+    /// No window on the worker's screen.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub headless: bool,
+    /// Guest user for SSH; none = `admin`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// That user's password; none = `admin`. Never returned to readers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+    /// Runs after each start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub startup_script: Option<StartupScript>,
+    /// What happens on failure.
+    pub restart_policy: RestartPolicy,
+    /// Further resources taken from the worker.
+    #[serde(skip_serializing_if = "Resources::is_empty")]
+    pub resources: Resources,
+    /// Labels the worker must have.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+/// The guest user when a VM names none.
+pub const DEFAULT_GUEST_USER: &str = "admin";
+/// The guest password when a VM names none.
+pub const DEFAULT_GUEST_PASSWORD: &str = "admin";
+
+impl VmSpec {
+    /// The guest's SSH user.
+    pub fn guest_user(&self) -> &str {
+        self.username.as_deref().unwrap_or(DEFAULT_GUEST_USER)
+    }
+
+    /// The guest's SSH password.
+    pub fn guest_password(&self) -> Secret {
+        self.password.clone().unwrap_or_else(|| Secret::new(DEFAULT_GUEST_PASSWORD))
+    }
+
+    /// The same without what readers may not see: password and script environment values.
+    #[must_use]
+    pub fn redacted(mut self) -> Self {
+        self.password = None;
+        if let Some(script) = &mut self.startup_script {
+            script.env.values_mut().for_each(|value| *value = Secret::new("***"));
+        }
+        self
+    }
+}
+
+/// Where a VM stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmStatus {
+    /// Waiting for a worker, or being prepared on one.
+    #[default]
+    Pending,
+    /// Its process runs on a worker.
+    Running,
+    /// It ended or could not start; the message says why.
+    Failed,
+}
+
+/// A VM as the controller keeps it: the record in LMDB and, redacted, the answer to readers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    /// Unique among live VMs.
+    pub name: VmName,
+    /// Identity over its whole life.
+    pub uid: VmUid,
+    /// When it was asked for.
+    #[serde(rename = "createdAt")]
+    pub created_at: Timestamp,
+    /// What was asked for.
+    #[serde(flatten)]
+    pub spec: VmSpec,
+    /// Counts changes of the specification.
+    #[serde(default)]
+    pub generation: u64,
+    /// The generation that the worker has put into effect.
+    #[serde(default, rename = "observedGeneration")]
+    pub observed_generation: u64,
+    /// Where it stands.
+    pub status: VmStatus,
+    /// Why, or how far.
+    #[serde(default)]
+    pub status_message: String,
+    /// The guest answered SSH and its startup script, if any, has ended well.
+    #[serde(default)]
+    pub ready: bool,
+    /// The worker it is placed on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerName>,
+    /// What it takes from that worker; empty while unplaced or after failure.
+    #[serde(default, skip_serializing_if = "Resources::is_empty")]
+    pub assigned: Resources,
+    /// CPU cores given by the worker.
+    #[serde(default, rename = "assignedCPU", skip_serializing_if = "is_zero")]
+    pub assigned_cpu: u64,
+    /// Memory in MiB given by the worker.
+    #[serde(default, rename = "assignedMemory", skip_serializing_if = "is_zero")]
+    pub assigned_memory: u64,
+    /// How many times it was started over.
+    #[serde(default)]
+    pub restart_count: Attempt,
+    /// When it was last started over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarted_at: Option<Timestamp>,
+    /// When it was placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_at: Option<Timestamp>,
+    /// When it first ran in this attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it failed, while it is failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_at: Option<Timestamp>,
+}
+
+impl Vm {
+    /// The copy that is, or will be, placed.
+    pub fn copy_id(&self) -> CopyId {
+        CopyId { uid: self.uid, attempt: self.restart_count }
+    }
+
+    /// The same without what readers may not see.
+    #[must_use]
+    pub fn redacted(mut self) -> Self {
+        self.spec = self.spec.redacted();
+        self
+    }
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_see_neither_password_nor_script_environment() {
+        let spec = VmSpec {
+            password: Some(Secret::new("pw")),
+            startup_script: Some(StartupScript {
+                script_content: "true".into(),
+                env: [("K".to_owned(), Secret::new("hidden"))].into(),
+            }),
+            ..VmSpec::default()
+        };
+        let json = serde_json::to_string(&spec.redacted()).unwrap();
+        assert!(!json.contains("pw") && !json.contains("hidden"), "{json}");
+    }
+
+    #[test]
+    fn a_spec_of_an_unknown_future_field_still_decodes() {
+        let spec: VmSpec = serde_json::from_str(r#"{"image":"x","frobnicate":1}"#).unwrap();
+        assert_eq!(spec.image, "x");
+    }
+}

@@ -1,0 +1,80 @@
+//! A worker: a host that runs VMs and dials out to the controller.
+
+use serde::{Deserialize, Serialize};
+
+use super::resources::{Labels, Resources};
+use super::vm::{Arch, Os, RuntimeKind};
+use super::{Timestamp, WorkerName};
+
+/// What a worker says of itself when it registers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Its name in the cluster.
+    pub name: WorkerName,
+    /// Identity of the host, so that two machines cannot share a name by accident.
+    pub machine_id: String,
+    /// Host operating system.
+    pub os: Os,
+    /// Host architecture.
+    pub arch: Arch,
+    /// What runs its VMs.
+    pub runtime: RuntimeKind,
+    /// What it offers.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
+    /// CPU cores of a VM that asks for none.
+    #[serde(rename = "defaultCPU")]
+    pub default_cpu: u64,
+    /// Memory in MiB of a VM that asks for none.
+    #[serde(rename = "defaultMemory")]
+    pub default_memory: u64,
+    /// The worker's release.
+    #[serde(default)]
+    pub version: String,
+}
+
+/// How the controller sees a worker's liveness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerState {
+    /// It renewed its lease in time.
+    Online,
+    /// Nothing was heard for longer than that. Its VMs are left alone: silence is not death.
+    Unseen,
+}
+
+/// A worker as the controller keeps it in LMDB.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    /// What it said of itself.
+    #[serde(flatten)]
+    pub info: WorkerInfo,
+    /// When it first registered.
+    #[serde(rename = "createdAt")]
+    pub created_at: Timestamp,
+    /// No new VMs are placed on it.
+    #[serde(default)]
+    pub scheduling_paused: bool,
+}
+
+/// A worker as readers see it: the record, with what is only known while the controller runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// The record.
+    #[serde(flatten)]
+    pub worker: Worker,
+    /// Liveness.
+    pub state: WorkerState,
+    /// Whether its data path (QUIC) is up, apart from the heartbeat.
+    pub connectable: bool,
+    /// When it last renewed its lease; none = not since the controller started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<Timestamp>,
+    /// What its VMs take.
+    pub used: Resources,
+    /// How many VMs are placed on it.
+    pub vms: u64,
+}

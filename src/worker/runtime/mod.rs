@@ -1,0 +1,165 @@
+//! What every hypervisor must be able to do, as one trait. `worker::vm` drives it and knows no runtime by name.
+//!
+//! A runtime keeps no wish and decides nothing: it does one step to one copy and tells what is on the host. Copies run
+//! in processes of their own that outlive the worker; [`Runtime::list`] finds them again.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::model::vm::{RuntimeKind, VmSpec};
+use crate::model::{CopyId, VmName};
+
+/// Everything a runtime needs to make and run one copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopySpec {
+    /// Which copy.
+    pub id: CopyId,
+    /// The VM's name: host name of the guest, part of names on the host.
+    pub name: VmName,
+    /// What the user asked for.
+    pub spec: VmSpec,
+    /// CPU cores to give; never 0.
+    pub cpu: u64,
+    /// Memory to give, in MiB; never 0.
+    pub memory: u64,
+}
+
+/// A copy found on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Which copy.
+    pub id: CopyId,
+    /// The VM's name as it stands on the host.
+    pub name: VmName,
+    /// What is there of it.
+    pub state: FoundState,
+}
+
+/// What is on the host of one copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FoundState {
+    /// A creation was interrupted; only good for being created again or deleted.
+    Incomplete,
+    /// Its disk is complete, no process runs.
+    Stopped,
+    /// Its process runs.
+    Running,
+}
+
+/// How a copy's process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest switched itself off.
+    PoweredOff,
+    /// It ended otherwise; the text says what is known, with the last lines of the process's own output.
+    Crashed(String),
+}
+
+/// Why a step failed. The text is for the VM's status message: what was tried, what was found, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The image cannot be had or used.
+    #[error("{0}")]
+    Image(String),
+    /// A tool failed, with the last lines of its output.
+    #[error("{0}")]
+    Tool(String),
+    /// No such copy on this host.
+    #[error("there is no such VM on this host")]
+    NotFound,
+    /// The copy is not in a state that allows it.
+    #[error("{0}")]
+    State(String),
+    /// The guest does not accept connections on that port, or is not up.
+    #[error("{0}")]
+    Refused(String),
+    /// A deadline passed.
+    #[error("{0}")]
+    Timeout(String),
+    /// The host's file system or network failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl RuntimeError {
+    /// Wraps an I/O error with what was tried: `.map_err(RuntimeError::io("cannot write x"))`.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| RuntimeError::Io { what, source }
+    }
+}
+
+/// A connection into a guest.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+/// A boxed connection into a guest.
+pub type GuestStream = Box<dyn Duplex>;
+
+/// Tells how far a slow step is; the newest text wins, nobody waits.
+#[derive(Clone, Debug)]
+pub struct Progress(watch::Sender<String>);
+
+impl Progress {
+    /// A progress and the end that is told.
+    pub fn new() -> (Self, watch::Receiver<String>) {
+        let (sender, receiver) = watch::channel(String::new());
+        (Self(sender), receiver)
+    }
+
+    /// Replaces the text.
+    pub fn say(&self, text: impl Into<String>) {
+        let text = text.into();
+        self.0.send_if_modified(|old| {
+            let changed = *old != text;
+            *old = text;
+            changed
+        });
+    }
+}
+
+/// One hypervisor. Every call has a deadline of its own inside and may be made from several tasks at once; calls for one
+/// copy are made one at a time, except [`Runtime::dial`], [`Runtime::wait_exit`] and [`Runtime::booted`], which run
+/// beside others. All are cancel safe in this sense: a cancelled call leaves something that `list` tells truly.
+#[async_trait]
+pub trait Runtime: fmt::Debug + Send + Sync + 'static {
+    /// Which one it is.
+    fn kind(&self) -> RuntimeKind;
+
+    /// How many guests may boot at the same time without slowing each other down.
+    fn boot_permits(&self) -> usize;
+
+    /// All copies on this host that were made by Orchard. Never fails because of one odd entry: that one is left out
+    /// and logged.
+    async fn list(&self) -> Result<Vec<Found>, RuntimeError>;
+
+    /// Makes the copy's disk and settings, without running it. What an interrupted creation left is removed first.
+    async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError>;
+
+    /// Starts the process of a created copy and returns once it runs, detached from this process.
+    async fn start(&self, copy: &CopySpec) -> Result<(), RuntimeError>;
+
+    /// Returns when the guest's network is likely up, or at once if that cannot be known. Only a hint about when to
+    /// begin asking the guest; never fails.
+    async fn booted(&self, id: CopyId);
+
+    /// Waits until the copy's process is certainly gone, also for one that an earlier worker process started.
+    async fn wait_exit(&self, id: CopyId) -> Exit;
+
+    /// Asks the guest to switch off, waits `grace`, then ends the process. Returns once it is gone; fine if it was.
+    async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError>;
+
+    /// Ends the process at once and removes all that is left of the copy; fine if there is nothing.
+    async fn delete(&self, id: CopyId) -> Result<(), RuntimeError>;
+
+    /// Connects to a TCP port of the guest.
+    async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError>;
+}

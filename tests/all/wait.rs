@@ -1,0 +1,21 @@
+//! Waiting for conditions: the one place in the tests that sleeps.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// Asks `probe` every 20 ms until it yields `Ok`; panics with its last `Err` after `limit`.
+pub async fn until<T, E: Debug, F: Future<Output = Result<T, E>>>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> F,
+) -> T {
+    let started = Instant::now();
+    loop {
+        match probe().await {
+            Ok(value) => return value,
+            Err(last) if started.elapsed() > limit => panic!("waited {limit:?} for {what}; last: {last:?}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
