@@ -1,0 +1,1 @@
+//! The writer against a real LMDB.
