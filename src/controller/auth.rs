@@ -46,9 +46,7 @@ fn permissions_of(name: &str) -> Option<Permissions> {
         let token = subject::token(worker.as_str());
         let own = format!("{}.worker.{token}", subject::ROOT);
         return Some(Permissions {
-            publish: Rules::allow(
-                subject::WorkerVerb::ALL.iter().map(|verb| subject::worker(&worker, *verb)),
-            ),
+            publish: Rules::allow(subject::WorkerVerb::ALL.iter().map(|verb| subject::worker(&worker, *verb))),
             subscribe: Rules::allow([format!("{own}.assign"), format!("{own}.command.>"), inbox]),
         });
     }

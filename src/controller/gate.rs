@@ -25,7 +25,12 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn new(clock: Clock) -> Self {
-        Self { clock, tickets: Mutex::new(Tickets::new(MAX_TICKETS)), sessions: RwLock::default(), links: RwLock::default() }
+        Self {
+            clock,
+            tickets: Mutex::new(Tickets::new(MAX_TICKETS)),
+            sessions: RwLock::default(),
+            links: RwLock::default(),
+        }
     }
 
     fn tickets(&self) -> MutexGuard<'_, Tickets> {
@@ -36,7 +41,10 @@ impl Gate {
     /// Makes `ticket` good for one stream.
     pub(super) fn issue(&self, ticket: &Secret, grant: Grant, now: Duration, ttl: Duration) -> Result<(), ApiError> {
         self.tickets().issue(ticket, grant, now, ttl).map_err(|error| {
-            ApiError::new(ErrorCode::LimitExceeded, format!("{error}: too many connections are being opened; try again in a moment"))
+            ApiError::new(
+                ErrorCode::LimitExceeded,
+                format!("{error}: too many connections are being opened; try again in a moment"),
+            )
         })
     }
 
@@ -56,15 +64,18 @@ impl Gatekeeper for Gate {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         match sessions.get(worker) {
             Some((open, expected)) if *open == session && same_secret(expected.expose(), secret) => Ok(()),
-            _ => Err(ApiError::new(ErrorCode::Unauthenticated, format!("worker {worker} has no such session: register first"))),
+            _ => Err(ApiError::new(
+                ErrorCode::Unauthenticated,
+                format!("worker {worker} has no such session: register first"),
+            )),
         }
     }
 
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError> {
         let now = self.clock.now().mono;
-        self.tickets()
-            .redeem(ticket, now)
-            .map_err(|error: TicketError| ApiError::new(ErrorCode::Unauthenticated, format!("{error}; ask for a new ticket")))
+        self.tickets().redeem(ticket, now).map_err(|error: TicketError| {
+            ApiError::new(ErrorCode::Unauthenticated, format!("{error}; ask for a new ticket"))
+        })
     }
 
     fn link_changed(&self, worker: &WorkerName, up: bool) {

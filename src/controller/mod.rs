@@ -193,7 +193,11 @@ async fn open_bus(source: BusSource) -> Result<(Option<Broker>, BusOptions), Sta
             let mut address = broker.local_addr();
             if address.ip().is_unspecified() {
                 // A wildcard is no address to dial; the loopback one of its family always is behind it.
-                address.set_ip(if address.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+                address.set_ip(if address.is_ipv4() {
+                    std::net::Ipv4Addr::LOCALHOST.into()
+                } else {
+                    std::net::Ipv6Addr::LOCALHOST.into()
+                });
             }
             let url = format!("nats://{address}");
             let user = auth::CONTROLLER_USER.to_owned();

@@ -45,7 +45,11 @@ pub(super) async fn publish_events(bus: Bus, store: Store, writer: Writer, mut l
     }
 }
 
-async fn publish_page(bus: &Bus, store: &Store, after: EventNumber) -> Result<Option<EventNumber>, Box<dyn std::error::Error + Send + Sync>> {
+async fn publish_page(
+    bus: &Bus,
+    store: &Store,
+    after: EventNumber,
+) -> Result<Option<EventNumber>, Box<dyn std::error::Error + Send + Sync>> {
     let store = store.clone();
     let (events, _) = tokio::task::spawn_blocking(move || store.events(after, PAGE, None)).await??;
     for event in &events {

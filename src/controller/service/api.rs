@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::Context;
 use crate::bus::message::{
-    Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents, ListVms,
-    ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
+    Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
+    ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
 };
 use crate::bus::subject;
 use crate::controller::store::StoreError;
@@ -22,7 +22,10 @@ const TICKET_TTL: Duration = Duration::from_secs(30);
 /// Answers one request.
 pub(super) async fn handle(context: &Context, subject: &str, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
     let Some((account, resource, verb)) = subject::parse_api(subject) else {
-        return Err(ApiError::new(ErrorCode::Invalid, format!("{subject} is not orchard.v1.api.<account>.<resource>.<verb>")));
+        return Err(ApiError::new(
+            ErrorCode::Invalid,
+            format!("{subject} is not orchard.v1.api.<account>.<resource>.<verb>"),
+        ));
     };
     macro_rules! verbs {
         ($($call:ty => $handler:ident),+ $(,)?) => {
@@ -46,7 +49,11 @@ fn reply<C: ApiCall>(result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiE
     encode(&Answer::from(result))
 }
 
-async fn create_vm(context: &Context, _: AccountName, request: CreateVm) -> Result<<CreateVm as ApiCall>::Reply, ApiError> {
+async fn create_vm(
+    context: &Context,
+    _: AccountName,
+    request: CreateVm,
+) -> Result<<CreateVm as ApiCall>::Reply, ApiError> {
     // Version 7: sorts by age, which the scheduler and the store's key order both use.
     let uid = VmUid(uuid::Uuid::now_v7());
     context.writer.submit(move |step| step.cluster.create_vm(request, uid, step.now, step.changes)).await

@@ -60,8 +60,12 @@ impl Service {
             .start("orchard", env!("CARGO_PKG_VERSION"))
             .await
             .map_err(|error| failed("register the service", error))?;
-        let mut endpoint =
-            nats.endpoint_builder().name("api").add(subject::ALL_API).await.map_err(|error| failed("register the API", error))?;
+        let mut endpoint = nats
+            .endpoint_builder()
+            .name("api")
+            .add(subject::ALL_API)
+            .await
+            .map_err(|error| failed("register the API", error))?;
         let mut tasks = Vec::new();
         // Workers' messages have a lane each, so that a flood of API calls or log lines delays no heartbeat.
         for verb in WorkerVerb::ALL {

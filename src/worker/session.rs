@@ -1,0 +1,129 @@
+//! The session with the controller: register, renew the lease, take assignments, keep the data path; and again from
+//! the start whenever the controller does not know the session any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::watch;
+
+use super::attach::Attachments;
+use super::runtime::Runtime;
+use super::uplink::{SessionOver, Uplink};
+use crate::bus::client::Bus;
+use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, Welcome};
+use crate::bus::subject::{self, WorkerVerb};
+use crate::model::SessionId;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::worker::WorkerInfo;
+use crate::tunnel;
+
+/// How long registering may take.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// First and longest pause before registering again.
+const HELLO_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// Everything the session needs.
+pub(super) struct Agent {
+    pub(super) bus: Bus,
+    pub(super) bus_url: String,
+    pub(super) info: WorkerInfo,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) uplink: Uplink,
+    pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
+}
+
+impl Agent {
+    /// Runs for the worker's life.
+    pub(super) async fn run(self) {
+        let mut pause = HELLO_PAUSE.0;
+        loop {
+            match self.session().await {
+                Ok(SessionOver) => pause = HELLO_PAUSE.0,
+                Err(error) => {
+                    let hint = if error.code == ErrorCode::Conflict { "" } else { "; trying again" };
+                    tracing::warn!("cannot register with the controller: {error}{hint}");
+                    tokio::time::sleep(pause).await;
+                    pause = pause.saturating_mul(2).min(HELLO_PAUSE.1);
+                }
+            }
+        }
+    }
+
+    async fn session(&self) -> Result<SessionOver, ApiError> {
+        let name = &self.info.name;
+        // A session has a new id at each registration, so what is still under way from the one before is refused.
+        let session = SessionId(uuid::Uuid::now_v7());
+        let mut assignments = self.bus.subscribe(&subject::assign(name)).await?;
+        let hello = Hello { session, info: self.info.clone() };
+        let welcome: Welcome = self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
+        tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");
+        let link = self.link(session, &welcome)?;
+        self.assignments.send_replace(Some(welcome.assignment));
+        let heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(10));
+        let take = async {
+            while let Some(sent) = assignments.next().await {
+                self.take(session, &sent.payload);
+            }
+            SessionOver
+        };
+        // Cancel safe: all three are only waiting; what they carry is sent again in the next session.
+        let over = tokio::select! {
+            over = self.beat(session, heartbeat) => over,
+            over = self.uplink.serve(session) => over,
+            over = take => over,
+        };
+        tracing::info!(worker = %name, "the controller does not know this session any more; registering again");
+        drop(link);
+        Ok(over)
+    }
+
+    /// Renews the lease, and does nothing else.
+    async fn beat(&self, session: SessionId, every: Duration) -> SessionOver {
+        let mut interval = tokio::time::interval(every);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let revision = self.assignments.borrow().as_ref().map_or(0, |assignment| assignment.revision);
+            let beat = Heartbeat { session, revision };
+            let subject = subject::worker(&self.info.name, WorkerVerb::Heartbeat);
+            match self.bus.request::<_, HeartbeatAck>(subject, &beat, every.saturating_mul(2)).await {
+                Ok(_) => {}
+                Err(error) if error.code == ErrorCode::Unauthenticated => return SessionOver,
+                Err(error) => tracing::debug!("heartbeat: {error}"),
+            }
+        }
+    }
+
+    /// Takes an assignment unless it is of another session or older than the one in force.
+    fn take(&self, session: SessionId, payload: &[u8]) {
+        let assignment: Assignment = match message::decode(payload) {
+            Ok(assignment) => assignment,
+            Err(error) => return tracing::warn!("an assignment is not readable, is the controller newer? {error}"),
+        };
+        if assignment.session != session {
+            return;
+        }
+        self.assignments.send_if_modified(|current| {
+            let newer = current.as_ref().is_none_or(|held| held.revision < assignment.revision);
+            if newer {
+                *current = Some(assignment);
+            }
+            newer
+        });
+    }
+
+    fn link(&self, session: SessionId, welcome: &Welcome) -> Result<tunnel::worker::WorkerLink, ApiError> {
+        let endpoint = &welcome.tunnel;
+        let host = match &endpoint.host {
+            Some(host) => host.clone(),
+            None => crate::bus::client::host_of(&self.bus_url)?,
+        };
+        let fingerprint = endpoint.fingerprint.parse().map_err(|error| {
+            ApiError::new(ErrorCode::Invalid, format!("the controller sent an unreadable fingerprint: {error}"))
+        })?;
+        let hello = tunnel::header::WorkerHello { worker: self.info.name.clone(), session, secret: welcome.tunnel_secret.clone() };
+        let options = tunnel::worker::LinkOptions { address: tunnel::endpoint::Address::new(host, endpoint.port), fingerprint, hello };
+        Ok(tunnel::worker::WorkerLink::start(options, Arc::new(Attachments { runtime: self.runtime.clone() })))
+    }
+}
