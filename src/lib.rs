@@ -23,4 +23,5 @@
 pub mod bus;
 pub mod identity;
 pub mod model;
+pub mod ssh;
 pub mod task;
