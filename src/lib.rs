@@ -25,3 +25,4 @@ pub mod identity;
 pub mod model;
 pub mod ssh;
 pub mod task;
+pub mod worker;
