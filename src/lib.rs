@@ -24,4 +24,6 @@ pub mod bus;
 pub mod controller;
 pub mod identity;
 pub mod model;
+pub mod ssh;
 pub mod task;
+pub mod worker;
