@@ -157,8 +157,7 @@ mod tests {
         server.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(stolen));
         let mut server = ServerConnection::new(Arc::new(server)).unwrap();
         let client = client_config(ours.fingerprint(), &[b"test"]).unwrap();
-        let mut client =
-            ClientConnection::new(Arc::new(client), ServerName::try_from(SERVER_NAME).unwrap()).unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), ServerName::try_from(SERVER_NAME).unwrap()).unwrap();
         let mut wire = Vec::new();
         while client.wants_write() {
             client.write_tls(&mut wire).unwrap();

@@ -193,10 +193,8 @@ mod tests {
 
     fn frames() -> impl Strategy<Value = Frame> {
         prop_oneof![
-            "[a-z0-9]{1,128}".prop_map(|name| Frame::WorkerHello(WorkerHello {
-                worker: name.parse().unwrap(),
-                ..hello()
-            })),
+            "[a-z0-9]{1,128}"
+                .prop_map(|name| Frame::WorkerHello(WorkerHello { worker: name.parse().unwrap(), ..hello() })),
             Just(Frame::Admitted {}),
             "\\PC{0,200}".prop_map(|text| Frame::Open { ticket: Secret::new(text) }),
             any::<(u128, u32, u16)>().prop_map(|(uid, attempt, port)| Frame::Attach {
@@ -220,8 +218,12 @@ mod tests {
             (Frame::Pong {}, b"\x00\x07\x81\xa4pong\x80".to_vec()),
             (
                 Frame::Attach { copy: copy(), port: 5900 },
-                [b"\x00\x51\x81\xa6attach\x82\xa4copy\x82\xa3uid\xd9\x24", UUID.as_bytes(), b"\xa7attempt\x03\xa4port\xcd\x17\x0c"]
-                    .concat(),
+                [
+                    b"\x00\x51\x81\xa6attach\x82\xa4copy\x82\xa3uid\xd9\x24",
+                    UUID.as_bytes(),
+                    b"\xa7attempt\x03\xa4port\xcd\x17\x0c",
+                ]
+                .concat(),
             ),
             (
                 Frame::refused(ApiError::new(ErrorCode::NotFound, "no")),
@@ -252,10 +254,13 @@ mod tests {
         let (_, frame) = Decoder::default().push(&later).unwrap();
         assert_eq!(frame, Some(Frame::Open { ticket: Secret::new("abc") }));
         let unknown = b"\x00\x09\x81\xa6teleport"[..].to_vec();
-        assert!(matches!(
-            Decoder::default().push(&[&[0, 9, 0x81, 0xa6][..], b"telepo\x80"].concat()),
-            Err(HeaderError::Content(_))
-        ), "{unknown:?}");
+        assert!(
+            matches!(
+                Decoder::default().push(&[&[0, 9, 0x81, 0xa6][..], b"telepo\x80"].concat()),
+                Err(HeaderError::Content(_))
+            ),
+            "{unknown:?}"
+        );
     }
 
     #[test]
