@@ -5,10 +5,11 @@
 set -euo pipefail
 usage() {
   cat <<'T'
-usage: deploy/quickstart.sh [--runtime auto|qemu|tart|vetu|synthetic] [--image IMAGE] [--once]
+usage: deploy/quickstart.sh [--runtime auto|qemu|tart|vetu|synthetic] [--image IMAGE] [--debug] [--once]
 
   --runtime R    what runs the VM. auto: Tart on macOS, QEMU on Linux, else synthetic, which only pretends to run it
   --image IMAGE  the VM's image (a path or URL for QEMU, a registry name for Tart) instead of the small built-in one
+  --debug        build without optimisation, which takes a fraction of the time
   --once         stop everything at the end instead of leaving the cluster running
 
 State, logs and the guest image are kept in $ORCHARD_HOME (default ~/.orchard).
@@ -17,12 +18,13 @@ T
 # shellcheck source=deploy/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-RUNTIME=auto IMAGE='' ONCE='' VM=hello
+RUNTIME=auto IMAGE='' PROFILE=release ONCE='' VM=hello
 while [ $# -gt 0 ]; do
   case $1 in
     --runtime | --image) [ $# -gt 1 ] || { usage >&2; exit 2; }; if [ "$1" = --image ]; then IMAGE=$2; else RUNTIME=$2; fi; shift 2 ;;
     --runtime=*) RUNTIME=${1#*=}; shift ;;
     --image=*) IMAGE=${1#*=}; shift ;;
+    --debug) PROFILE=debug; shift ;;
     --once) ONCE=1; shift ;;
     -h | --help) usage; exit 0 ;;
     *) warn "unknown argument: $1"; usage >&2; exit 2 ;;
@@ -55,9 +57,9 @@ main() {
   choose_runtime
   note "runtime: $RUNTIME"
 
-  step "Building the release binary (some minutes the first time)"
-  cargo build --release --locked
-  BIN=$(target_dir)/release
+  step "Building Orchard, $PROFILE (some minutes the first time)"
+  if [ $PROFILE = release ]; then cargo build --release --locked; else cargo build --locked; fi
+  BIN=$(target_dir)/$PROFILE
   PATH="$BIN:$PATH"
 
   step "Starting controller and worker: orchard dev --runtime $RUNTIME"
