@@ -108,15 +108,16 @@ ensure_rust() {
   command -v cargo >/dev/null || die "Rust is not installed. Get it with
       curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh
     (see https://rustup.rs), open a new terminal and run this again: rustup then fetches Rust $pinned by itself."
-  if ! (cd "$ROOT" && cargo --version >/dev/null 2>&1); then
-    # rustup may not fetch the pinned release here, while the same release is installed under another name.
+  if command -v rustup >/dev/null && [ -z "${RUSTUP_TOOLCHAIN:-}" ] && ! rustup toolchain list 2>/dev/null | grep -q "^$pinned\(-\| \|\$\)"; then
+    # The same release may be there under another name, such as "stable"; that saves a download, or makes do without one.
     for toolchain in $(rustup toolchain list 2>/dev/null | awk '{print $1}'); do
       case $(rustc "+$toolchain" --version 2>/dev/null) in
-        "rustc $pinned "*) export RUSTUP_TOOLCHAIN=$toolchain; note "using the installed toolchain $toolchain, which is Rust $pinned"; return ;;
+        "rustc $pinned "*) export RUSTUP_TOOLCHAIN=$toolchain; note "Rust $pinned: the installed toolchain $toolchain"; return ;;
       esac
     done
-    (cd "$ROOT" && cargo --version) || die "Rust $pinned is not installed: rustup toolchain install $pinned --component rustfmt --component clippy"
+    note "Rust $pinned is not here yet: rustup fetches it"
   fi
+  (cd "$ROOT" && cargo --version) >/dev/null || die "Rust $pinned cannot be had; try: rustup toolchain install $pinned --component rustfmt --component clippy"
   case $(cd "$ROOT" && rustc --version) in
     "rustc $pinned "*) ;;
     *) command -v rustup >/dev/null || warn "This Rust is $(rustc --version), and the project is built with $pinned. If the build fails, get rustup: https://rustup.rs" ;;
