@@ -21,6 +21,7 @@
 //! actions. Sockets, clocks, the LMDB environment and child processes live in the thin shell around them.
 
 pub mod bus;
+pub mod cli;
 pub mod config;
 pub mod identity;
 pub mod model;
