@@ -88,12 +88,10 @@ impl DataFolder {
 /// Reads a token file.
 pub(super) fn read_token(path: &Path) -> anyhow::Result<Secret> {
     let cannot = || format!("cannot read the token file {}", path.display());
-    let about = fs::metadata(path).with_context(cannot)?;
-    #[cfg(unix)]
-    if std::os::unix::fs::PermissionsExt::mode(&about.permissions()) & 0o077 != 0 {
+    let permissions = fs::metadata(path).with_context(cannot)?.permissions();
+    if std::os::unix::fs::PermissionsExt::mode(&permissions) & 0o077 != 0 {
         tracing::warn!("others may read {}; close it with chmod 600", path.display());
     }
-    drop(about);
     token_from(File::open(path).with_context(cannot)?).with_context(cannot)
 }
 
