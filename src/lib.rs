@@ -25,4 +25,5 @@ pub mod cli;
 pub mod config;
 pub mod identity;
 pub mod model;
+pub mod ssh;
 pub mod task;
