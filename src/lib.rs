@@ -27,3 +27,4 @@ pub mod identity;
 pub mod model;
 pub mod ssh;
 pub mod task;
+pub mod tunnel;

@@ -1,1 +1,182 @@
-//! To come.
+//! rustls configurations: TLS 1.3 only, the aws-lc-rs provider only, and trust in exactly one certificate.
+
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+
+use super::ca::{Fingerprint, Identity};
+
+/// Makes aws-lc-rs the process's provider for libraries that ask for a default one. Call it early in `main`; calling
+/// it again does nothing.
+pub fn install_provider() {
+    // The only failure is that one is installed already.
+    let _ = aws_lc_rs::default_provider().install_default();
+}
+
+/// The server's side: presents `identity`, speaks the protocols `alpn`, asks for no client certificate. Session tickets
+/// are off: connections live long, and a resumed handshake saves nothing worth the memory.
+///
+/// # Errors
+/// When rustls cannot use the key.
+pub fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(vec![identity.certificate().clone()], identity.key())?;
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+/// The client's side: trusts the one certificate with this fingerprint, whatever name or date stands in it.
+///
+/// # Errors
+/// When the provider lacks TLS 1.3; does not happen with aws-lc-rs.
+pub fn client_config(fingerprint: Fingerprint, alpn: &[&[u8]]) -> Result<ClientConfig, rustls::Error> {
+    let provider = provider();
+    let verifier = OneCertificate { fingerprint, provider: provider.clone() };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// Accepts one certificate. That the peer holds its private key is still proven by the handshake's signature.
+#[derive(Debug)]
+struct OneCertificate {
+    fingerprint: Fingerprint,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for OneCertificate {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if Fingerprint::of(end_entity) == self.fingerprint {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not offered".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{ClientConnection, ServerConnection};
+
+    use super::*;
+    use crate::identity::ca::SERVER_NAME;
+
+    /// Runs a handshake in memory.
+    fn handshake(server: &Identity, trusted: Fingerprint) -> Result<(), rustls::Error> {
+        let client = client_config(trusted, &[b"test"]).unwrap();
+        let name = ServerName::try_from(SERVER_NAME).unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+        let mut server = ServerConnection::new(Arc::new(server_config(server, &[b"test"]).unwrap())).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            let mut rest = wire.as_slice();
+            while !rest.is_empty() {
+                server.read_tls(&mut rest).unwrap();
+                server.process_new_packets()?;
+            }
+            let mut wire = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            let mut rest = wire.as_slice();
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).unwrap();
+                client.process_new_packets()?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn exactly_the_named_certificate_is_trusted() {
+        let (ours, other) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        handshake(&ours, ours.fingerprint()).unwrap();
+        assert_eq!(
+            handshake(&other, ours.fingerprint()).unwrap_err(),
+            CertificateError::ApplicationVerificationFailure.into()
+        );
+    }
+
+    #[test]
+    fn a_certificate_shown_without_its_key_is_refused() {
+        // A signature by another key over the same handshake must not pass, although the certificate is the right one.
+        let (ours, other) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let provider = aws_lc_rs::default_provider();
+        let stolen = rustls::sign::CertifiedKey::new(
+            vec![ours.certificate().clone()],
+            provider.key_provider.load_private_key(other.key()).unwrap(),
+        );
+        let mut server = server_config(&ours, &[b"test"]).unwrap();
+        server.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(stolen));
+        let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+        let client = client_config(ours.fingerprint(), &[b"test"]).unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), ServerName::try_from(SERVER_NAME).unwrap()).unwrap();
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        let mut rest = wire.as_slice();
+        while !rest.is_empty() {
+            server.read_tls(&mut rest).unwrap();
+        }
+        server.process_new_packets().unwrap();
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        let mut rest = wire.as_slice();
+        let mut result = Ok(());
+        while !rest.is_empty() && result.is_ok() {
+            client.read_tls(&mut rest).unwrap();
+            result = client.process_new_packets().map(drop);
+        }
+        assert_eq!(result.unwrap_err(), CertificateError::BadSignature.into());
+    }
+}

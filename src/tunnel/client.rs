@@ -1,0 +1,98 @@
+//! The client's side: a connection to the relay over which streams into VMs are opened, one ticket each.
+
+use std::fmt;
+use std::time::Duration;
+
+use quinn::Connection;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::endpoint::{DialError, Transport, dial};
+use super::header::Frame;
+use super::reason::{self, Reason};
+use super::stream::TunnelStream;
+use super::{Address, HEADER_DEADLINE};
+use crate::identity::ca::Fingerprint;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::secret::Secret;
+
+/// A client of the relay; share it behind an `Arc`. Connects again by itself when the relay was restarted or has closed
+/// an idle connection. Streams keep the connection alive after the client is dropped.
+pub struct Client {
+    address: Address,
+    fingerprint: Fingerprint,
+    transport: Transport,
+    /// The lock is held during a dial, so that many opens at once lead to one dial.
+    connection: Mutex<Connection>,
+}
+
+impl Client {
+    /// Connects to the relay at `address`, which must show the certificate `fingerprint`.
+    ///
+    /// # Errors
+    /// See [`DialError`]; it takes no longer than [`DIAL_DEADLINE`](super::DIAL_DEADLINE) for each address of the host.
+    pub async fn connect(
+        address: impl Into<Address>,
+        fingerprint: Fingerprint,
+        transport: Transport,
+    ) -> Result<Self, DialError> {
+        let address = address.into();
+        let connection = dial(&address, fingerprint, transport).await?;
+        Ok(Self { address, fingerprint, transport, connection: Mutex::new(connection) })
+    }
+
+    /// Opens the stream that `ticket` stands for; at the latest after `deadline` there is an answer.
+    ///
+    /// # Errors
+    /// The refusal of relay or worker, with its reason; [`ErrorCode::Timeout`]; or why there is no connection.
+    /// The ticket is used up unless the relay could not be reached at all.
+    pub async fn open(&self, ticket: &Secret, deadline: Duration) -> Result<TunnelStream, ApiError> {
+        let late = |_| {
+            ApiError::new(ErrorCode::Timeout, format!("the tunnel was not open after {} s", deadline.as_secs_f32()))
+        };
+        let until = Instant::now() + deadline;
+        let connection = timeout_at(until, self.living()).await.map_err(late)??;
+        let lost = |what: String| {
+            ApiError::new(ErrorCode::Unavailable, format!("the connection to {} was lost: {what}", self.address))
+        };
+        let opened = timeout_at(until, connection.open_bi()).await.map_err(late)?;
+        let (outgoing, incoming) = opened.map_err(|error| lost(reason::describe(&error)))?;
+        let mut stream = TunnelStream::new(outgoing, incoming);
+        let answer = timeout_at(until, async {
+            stream.write_frame(&Frame::Open { ticket: ticket.clone() }).await?;
+            stream.read_frame().await
+        })
+        .await
+        .map_err(late)?;
+        match answer {
+            Ok(Frame::Opened {}) => Ok(stream),
+            Ok(Frame::Refused(refusal)) => Err(refusal),
+            Ok(_) => Err(ApiError::new(ErrorCode::Internal, "the tunnel endpoint gave an answer that does not fit")),
+            Err(error) => match connection.close_reason() {
+                Some(closed) => Err(lost(reason::describe(&closed))),
+                None => Err(error.into()),
+            },
+        }
+    }
+
+    /// Ends all streams and tells the relay. What a finished `shutdown` of a stream has sent is still delivered.
+    pub async fn close(self) {
+        let connection = self.connection.into_inner();
+        connection.close(Reason::Closed.code(), b"");
+        let _ = timeout(HEADER_DEADLINE, connection.closed()).await;
+    }
+
+    async fn living(&self) -> Result<Connection, DialError> {
+        let mut connection = self.connection.lock().await;
+        if connection.close_reason().is_some() {
+            *connection = dial(&self.address, self.fingerprint, self.transport).await?;
+        }
+        Ok(connection.clone())
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("address", &self.address).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,99 @@
+//! A client's connection: every stream brings its own ticket and is served in its own task.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use quinn::Connection;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{Instrument, Span, debug};
+
+use super::{Shared, session};
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::secret::Secret;
+use crate::tunnel::endpoint::widen;
+use crate::tunnel::header::Frame;
+use crate::tunnel::reason::Reason;
+use crate::tunnel::stream::TunnelStream;
+use crate::tunnel::{DRAIN, HEADER_DEADLINE};
+
+struct Client {
+    connection: Connection,
+    shared: Arc<Shared>,
+    /// A ticket was accepted.
+    proven: AtomicBool,
+}
+
+/// Serves the connection, whose first stream has brought `ticket`, until it ends, and then for [`DRAIN`] what is still
+/// to be delivered. Without an accepted ticket it ends at `deadline`.
+pub(super) async fn serve(
+    connection: Connection,
+    first: TunnelStream,
+    ticket: Secret,
+    deadline: Instant,
+    shared: Arc<Shared>,
+) {
+    let client = Arc::new(Client { connection: connection.clone(), shared, proven: AtomicBool::new(false) });
+    let mut sessions = JoinSet::new();
+    sessions.spawn(client.clone().open(first, ticket).instrument(Span::current()));
+    let mut deadline = deadline;
+    loop {
+        // All arms are cancel safe; nothing is awaited in their bodies.
+        tokio::select! {
+            stream = connection.accept_bi() => match stream {
+                Ok((outgoing, incoming)) => {
+                    let stream = TunnelStream::new(outgoing, incoming);
+                    sessions.spawn(client.clone().take(stream).instrument(Span::current()));
+                }
+                Err(error) => {
+                    debug!(%error, "the client's connection has ended");
+                    break;
+                }
+            },
+            Some(_) = sessions.join_next() => {
+                if sessions.is_empty() && client.proven.load(Ordering::Relaxed) {
+                    deadline = Instant::now() + client.shared.limits.idle_client;
+                }
+            }
+            () = sleep_until(deadline) => match (client.proven.load(Ordering::Relaxed), sessions.is_empty()) {
+                (true, false) => deadline = Instant::now() + client.shared.limits.idle_client,
+                (true, true) => {
+                    connection.close(Reason::Idle.code(), b"");
+                    break;
+                }
+                (false, _) => {
+                    connection.close(Reason::Unauthenticated.code(), b"");
+                    break;
+                }
+            }
+        }
+    }
+    let _ = timeout(DRAIN, async { while sessions.join_next().await.is_some() {} }).await;
+}
+
+impl Client {
+    /// A further stream: reads its header first.
+    async fn take(self: Arc<Self>, mut stream: TunnelStream) {
+        let refusal = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
+            Ok(Ok(Frame::Open { ticket })) => return self.open(stream, ticket).await,
+            Ok(Ok(_)) => ApiError::new(ErrorCode::Invalid, "a client's tunnel stream begins with open"),
+            Ok(Err(error)) => error.into(),
+            Err(_) => {
+                ApiError::new(ErrorCode::Timeout, format!("no ticket came within {} s", HEADER_DEADLINE.as_secs()))
+            }
+        };
+        stream.refuse(refusal).await;
+    }
+
+    async fn open(self: Arc<Self>, stream: TunnelStream, ticket: Secret) {
+        let grant = match self.shared.gate.redeem(ticket.expose()) {
+            Ok(grant) => grant,
+            Err(refusal) => return stream.refuse(refusal).await,
+        };
+        drop(ticket);
+        if !self.proven.swap(true, Ordering::Relaxed) {
+            widen(&self.connection, self.shared.limits.sessions_per_client);
+        }
+        session::run(&self.shared, stream, grant).await;
+    }
+}

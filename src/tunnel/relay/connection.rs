@@ -1,0 +1,142 @@
+//! One connection, from its handshake to its end. Its first header says whether a worker or a client has come.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use quinn::{Connection, Incoming};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, info};
+
+use super::{Shared, client};
+use crate::model::WorkerName;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::tunnel::endpoint::widen;
+use crate::tunnel::header::{Frame, WorkerHello};
+use crate::tunnel::reason::{self, Reason};
+use crate::tunnel::stream::TunnelStream;
+
+/// How long a refused worker may take to read why.
+const REFUSAL_LINGER: Duration = Duration::from_secs(2);
+
+/// Streams a worker may open: the one over which it proves itself.
+const WORKER_STREAMS: u32 = 1;
+
+pub(super) async fn serve(incoming: Incoming, shared: Arc<Shared>) {
+    let deadline = Instant::now() + shared.limits.unproven;
+    let handshake = Counted::one(&shared.handshakes);
+    let config = shared.configs.towards(incoming.remote_address().ip());
+    let connecting = match incoming.accept_with(config) {
+        Ok(connecting) => connecting,
+        Err(error) => return debug!(%error, "a tunnel handshake did not begin"),
+    };
+    let connection = match timeout_at(deadline, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return debug!(%error, "a tunnel handshake failed"),
+        Err(_) => return debug!("a tunnel handshake took too long"),
+    };
+    drop(handshake);
+    let first = timeout_at(deadline, async {
+        let (outgoing, incoming) = connection.accept_bi().await.ok()?;
+        let mut stream = TunnelStream::new(outgoing, incoming);
+        match stream.read_frame().await {
+            Ok(frame) => Some((stream, frame)),
+            Err(error) => {
+                debug!(%error, "a tunnel connection opened with nonsense");
+                None
+            }
+        }
+    })
+    .await;
+    match first {
+        Ok(Some((stream, Frame::WorkerHello(hello)))) => worker(&connection, stream, hello, &shared).await,
+        Ok(Some((stream, Frame::Open { ticket }))) => {
+            client::serve(connection, stream, ticket, deadline, shared).await;
+        }
+        Ok(Some((stream, _))) => {
+            stream.refuse(out_of_order()).await;
+            let _ = timeout(REFUSAL_LINGER, connection.closed()).await;
+            connection.close(Reason::Protocol.code(), b"");
+        }
+        Ok(None) => connection.close(Reason::Protocol.code(), b""),
+        Err(_) => connection.close(Reason::Unauthenticated.code(), b""),
+    }
+}
+
+/// Counts one up while it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn one(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn out_of_order() -> ApiError {
+    ApiError::new(ErrorCode::Invalid, "a tunnel stream begins with worker-hello or open".to_owned())
+}
+
+/// Serves a worker's connection. Its first stream stays open: the worker sends another hello over it when its session
+/// was renewed, and the sessions of its users go on.
+async fn worker(connection: &Connection, mut control: TunnelStream, hello: WorkerHello, shared: &Shared) {
+    let name = hello.worker.clone();
+    if let Err(refusal) = shared.gate.admit(&name, hello.session, hello.secret.expose()) {
+        return refuse_worker(connection, control, &name, refusal).await;
+    }
+    widen(connection, WORKER_STREAMS);
+    if control.write_frame(&Frame::Admitted {}).await.is_err() {
+        return;
+    }
+    let _up = LinkUp::new(&name, connection, shared);
+    info!(worker = %name, "the worker is connected");
+    loop {
+        let next = match control.read_frame().await {
+            Ok(Frame::WorkerHello(next)) if next.worker == name => next,
+            Ok(_) => return refuse_worker(connection, control, &name, out_of_order()).await,
+            Err(_) => break,
+        };
+        if let Err(refusal) = shared.gate.admit(&name, next.session, next.secret.expose()) {
+            return refuse_worker(connection, control, &name, refusal).await;
+        }
+        if control.write_frame(&Frame::Admitted {}).await.is_err() {
+            break;
+        }
+    }
+    connection.close(Reason::Closed.code(), b"");
+    let why = connection.close_reason().map_or_else(String::new, |error| reason::describe(&error));
+    info!(worker = %name, %why, "the worker's connection has ended");
+}
+
+async fn refuse_worker(connection: &Connection, control: TunnelStream, name: &WorkerName, why: ApiError) {
+    info!(worker = %name, %why, "refused a worker's tunnel connection");
+    control.refuse(why).await;
+    let _ = timeout(REFUSAL_LINGER, connection.closed()).await;
+    connection.close(Reason::Unauthenticated.code(), b"");
+}
+
+/// The worker counts as connected while this lives, however its task ends.
+struct LinkUp<'a> {
+    worker: &'a WorkerName,
+    connection: &'a Connection,
+    shared: &'a Shared,
+}
+
+impl<'a> LinkUp<'a> {
+    fn new(worker: &'a WorkerName, connection: &'a Connection, shared: &'a Shared) -> Self {
+        shared.links.up(worker, connection);
+        Self { worker, connection, shared }
+    }
+}
+
+impl Drop for LinkUp<'_> {
+    fn drop(&mut self) {
+        self.shared.links.down(self.worker, self.connection);
+    }
+}

@@ -1,0 +1,224 @@
+//! The relay in the controller: takes connections from workers and clients and joins their streams. The controller
+//! binds one, gives it a [`Gatekeeper`], and asks it which workers are connected.
+//!
+//! `connection` takes one connection from its handshake to its first header and serves workers, `client` serves clients,
+//! `session` opens one client stream, `links` knows the workers' connections.
+
+mod client;
+mod connection;
+mod links;
+mod session;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use quinn::{Endpoint, Incoming};
+use tokio::task::JoinSet;
+use tracing::{Instrument, debug, info, info_span};
+
+pub use self::links::LinkInfo;
+use self::links::Links;
+use super::MAX_SESSIONS;
+use super::endpoint::{DialError, ServerConfigs, Transport};
+use super::reason::Reason;
+use super::ticket::Grant;
+use crate::identity::ca::{Fingerprint, Identity};
+use crate::model::error::ApiError;
+use crate::model::{SessionId, WorkerName};
+use crate::task::{self, Task};
+
+/// Decides who may come in. Called from the tasks of connections: the answers must come at once, from memory.
+pub trait Gatekeeper: Send + Sync + 'static {
+    /// Whether `secret` is the one that `worker` got for `session`, and the session is the worker's present one.
+    ///
+    /// # Errors
+    /// The refusal that the worker is told.
+    fn admit(&self, worker: &WorkerName, session: SessionId, secret: &str) -> Result<(), ApiError>;
+
+    /// Takes a ticket; each is good once.
+    ///
+    /// # Errors
+    /// The refusal that the client is told.
+    fn redeem(&self, ticket: &str) -> Result<Grant, ApiError>;
+
+    /// A worker's data path came up or went down. Called in the order it happened, under the relay's lock: must not
+    /// wait and must not call the relay.
+    fn link_changed(&self, worker: &WorkerName, up: bool);
+}
+
+/// Bounds on what peers can cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once, of workers and clients together; more are refused.
+    pub connections: usize,
+    /// Streams a client may have open at once on one connection, once a ticket was accepted.
+    pub sessions_per_client: u32,
+    /// How long a connection may last before it has proven who it is, from the first packet on.
+    pub unproven: Duration,
+    /// How long a client's connection may last without a session.
+    pub idle_client: Duration,
+    /// With more handshakes than this under way, addresses must be validated first (QUIC retry), so that forged
+    /// senders cost neither memory nor a signature.
+    pub handshakes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // Some 2,000 workers and as many people; each idle connection costs about 20 KiB.
+            connections: 4_096,
+            sessions_per_client: MAX_SESSIONS,
+            unproven: Duration::from_secs(10),
+            idle_client: Duration::from_secs(120),
+            // A signature takes about 0.1 ms: this many are worked off in a few milliseconds.
+            handshakes: 64,
+        }
+    }
+}
+
+/// A running relay. Dropping it ends it at once; [`Relay::shutdown`] tells the peers why.
+#[derive(Debug)]
+pub struct Relay {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    accepting: Task,
+    local: SocketAddr,
+    fingerprint: Fingerprint,
+}
+
+/// Why the relay does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The address cannot be had.
+    #[error("cannot listen on UDP {address}")]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The identity cannot be used.
+    #[error("cannot set up the tunnel endpoint")]
+    Setup(#[source] DialError),
+}
+
+/// What every connection's task needs.
+pub(super) struct Shared {
+    gate: Arc<dyn Gatekeeper>,
+    limits: Limits,
+    links: Links,
+    configs: ServerConfigs,
+    handshakes: AtomicUsize,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// How long the farewell to the peers may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+impl Relay {
+    /// Listens on `address` (UDP; port 0 takes a free one) and presents `identity`. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the address is taken, or rustls cannot use the identity.
+    pub fn bind(
+        address: SocketAddr,
+        identity: &Identity,
+        gate: Arc<dyn Gatekeeper>,
+        limits: Limits,
+        transport: Transport,
+    ) -> Result<Self, RelayError> {
+        let configs = ServerConfigs::new(identity, transport).map_err(RelayError::Setup)?;
+        let bound = |source| RelayError::Bind { address, source };
+        let endpoint = configs.bind(address).map_err(bound)?;
+        let local = endpoint.local_addr().map_err(bound)?;
+        let links = Links::new(gate.clone());
+        let shared = Arc::new(Shared { gate, limits, links, configs, handshakes: AtomicUsize::new(0) });
+        let accepting = task::spawn(accept(endpoint.clone(), shared.clone()));
+        info!(address = %local, "tunnel endpoint is listening");
+        Ok(Self { shared, endpoint, accepting, local, fingerprint: identity.fingerprint() })
+    }
+
+    /// The address it listens on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// What peers know its certificate by.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Whether the worker has a living connection now.
+    pub fn connected(&self, worker: &WorkerName) -> bool {
+        self.shared.links.get(worker).is_ok()
+    }
+
+    /// What is known of the worker's connection; none without one.
+    pub fn link(&self, worker: &WorkerName) -> Option<LinkInfo> {
+        self.shared.links.info(worker)
+    }
+
+    /// Asks the worker to answer over its data path, and yields how long that took. The only proof that a stream to it
+    /// would be served.
+    ///
+    /// # Errors
+    /// [`Unavailable`](crate::model::error::ErrorCode::Unavailable) or
+    /// [`Timeout`](crate::model::error::ErrorCode::Timeout) with the reason.
+    pub async fn probe(&self, worker: &WorkerName, deadline: Duration) -> Result<Duration, ApiError> {
+        session::probe(&self.shared, worker, deadline).await
+    }
+
+    /// Ends the worker's connection and all sessions over it: it was deleted, or its session is over.
+    pub fn disconnect(&self, worker: &WorkerName) {
+        self.shared.links.disconnect(worker);
+    }
+
+    /// Ends every session, tells the peers, and returns once the port is free or the farewell took too long.
+    pub async fn shutdown(self) {
+        self.endpoint.close(Reason::ShuttingDown.code(), b"");
+        self.accepting.stop_within(FAREWELL).await;
+        if tokio::time::timeout(FAREWELL, self.endpoint.wait_idle()).await.is_err() {
+            debug!("some tunnel connections did not take leave in time");
+        }
+    }
+}
+
+/// Takes connections in; never waits for one of them.
+async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        // Both arms are cancel safe and nothing is awaited in their bodies.
+        tokio::select! {
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) => admit(incoming, &shared, &mut connections),
+                None => break,
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+fn admit(incoming: Incoming, shared: &Arc<Shared>, connections: &mut JoinSet<()>) {
+    let peer = incoming.remote_address();
+    if connections.len() >= shared.limits.connections {
+        debug!(%peer, "refused a tunnel connection: too many are open");
+        return incoming.refuse();
+    }
+    let busy = shared.handshakes.load(Ordering::Relaxed) >= shared.limits.handshakes;
+    if busy && !incoming.remote_address_validated() && incoming.may_retry() {
+        let _ = incoming.retry();
+        return;
+    }
+    let shared = shared.clone();
+    connections.spawn(connection::serve(incoming, shared).instrument(info_span!("tunnel", %peer)));
+}

@@ -1,0 +1,98 @@
+//! One session: a client's stream whose ticket was accepted is joined to a stream on the worker's connection.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+use tracing::{debug, info};
+
+use super::Shared;
+use crate::model::WorkerName;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::tunnel::header::Frame;
+use crate::tunnel::reason::Reason;
+use crate::tunnel::stream::{FrameError, TunnelStream};
+use crate::tunnel::ticket::Grant;
+use crate::tunnel::{OPEN_DEADLINE, splice};
+
+/// Opens the worker's half, answers the client, and copies until the session ends.
+pub(super) async fn run(shared: &Shared, mut client: TunnelStream, grant: Grant) {
+    let Grant { account, vm, copy, worker, port } = grant;
+    let asked = Frame::Attach { copy, port };
+    let stream = match ask(shared, &worker, &asked, OPEN_DEADLINE).await {
+        Ok((stream, Frame::Opened {})) => stream,
+        Ok((_, Frame::Refused(refusal))) => {
+            debug!(%account, %vm, %worker, port, %refusal, "the worker refused a session");
+            return client.refuse(refusal).await;
+        }
+        Ok((mut stream, _)) => {
+            stream.abort(Reason::Protocol);
+            return client.refuse(not_understood(&worker)).await;
+        }
+        Err(refusal) => {
+            debug!(%account, %vm, %worker, port, %refusal, "a session could not be opened");
+            return client.refuse(refusal).await;
+        }
+    };
+    if client.write_frame(&Frame::Opened {}).await.is_err() {
+        return;
+    }
+    let started = Instant::now();
+    debug!(%account, %vm, %worker, port, "a session is open");
+    let traffic = splice::relay(client, stream).await;
+    info!(
+        %account, %vm, %worker, port,
+        to_vm = traffic.forward,
+        from_vm = traffic.back,
+        seconds = started.elapsed().as_secs_f32(),
+        broken = traffic.broken.map(tracing::field::display),
+        "a session has ended"
+    );
+}
+
+/// Asks the worker to answer over its data path.
+pub(super) async fn probe(shared: &Shared, worker: &WorkerName, deadline: Duration) -> Result<Duration, ApiError> {
+    let started = Instant::now();
+    match ask(shared, worker, &Frame::Ping {}, deadline).await? {
+        (mut stream, Frame::Pong {}) => {
+            stream.outgoing.finish();
+            Ok(started.elapsed())
+        }
+        _ => Err(not_understood(worker)),
+    }
+}
+
+/// Opens a stream to the worker, sends one header and yields the answer.
+async fn ask(
+    shared: &Shared,
+    worker: &WorkerName,
+    frame: &Frame,
+    deadline: Duration,
+) -> Result<(TunnelStream, Frame), ApiError> {
+    let link = shared.links.get(worker)?;
+    let broken = |what: &dyn std::fmt::Display| {
+        ApiError::new(ErrorCode::Unavailable, format!("worker {worker} could not be asked over the tunnel: {what}"))
+    };
+    let opened = within(deadline, worker, link.open_bi()).await?;
+    let (outgoing, incoming) = opened.map_err(|error| broken(&crate::tunnel::reason::describe(&error)))?;
+    let mut stream = TunnelStream::new(outgoing, incoming);
+    let answer = within(deadline, worker, async {
+        stream.write_frame(frame).await?;
+        stream.read_frame().await
+    })
+    .await?;
+    answer.map(|frame| (stream, frame)).map_err(|error: FrameError| broken(&error))
+}
+
+async fn within<T>(deadline: Duration, worker: &WorkerName, work: impl Future<Output = T>) -> Result<T, ApiError> {
+    timeout(deadline, work).await.map_err(|_| {
+        ApiError::new(
+            ErrorCode::Timeout,
+            format!("worker {worker} did not answer over the tunnel within {} s", deadline.as_secs_f32()),
+        )
+    })
+}
+
+fn not_understood(worker: &WorkerName) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("worker {worker} gave an answer that does not fit the question"))
+}

@@ -1,0 +1,198 @@
+//! One session's stream, and how headers are read from it and written to it.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::header::{Decoder, Frame, HeaderError};
+use super::reason::{self, Reason};
+use crate::model::error::{ApiError, ErrorCode};
+
+type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync>>;
+
+/// The bytes of one session, both ways.
+///
+/// Each way ends by itself: `shutdown` ends what is sent (the VM reads an end of file) and returns once everything has
+/// been acknowledged by the relay; reading goes on. Dropping the stream without `shutdown` breaks the session off, so
+/// that a program that died does not look like one that finished. Errors say what happened: "the VM reset the
+/// connection", "the connection to the worker was lost".
+pub struct TunnelStream {
+    pub(super) incoming: RecvStream,
+    pub(super) outgoing: Outgoing,
+    stopped: Option<Stopped>,
+}
+
+impl TunnelStream {
+    pub(super) fn new(outgoing: SendStream, incoming: RecvStream) -> Self {
+        Self { incoming, outgoing: Outgoing::new(outgoing), stopped: None }
+    }
+
+    /// Sends one header.
+    pub(super) async fn write_frame(&mut self, frame: &Frame) -> Result<(), FrameError> {
+        let bytes = frame.encode()?;
+        self.outgoing.stream.write_all(&bytes).await.map_err(|error| FrameError::Io(write_error(error)))
+    }
+
+    /// Reads one header and not a byte more. Not cancel safe: what was read is lost.
+    pub(super) async fn read_frame(&mut self) -> Result<Frame, FrameError> {
+        read_frame(&mut self.incoming).await
+    }
+
+    /// Gives up both ways at once.
+    pub(super) fn abort(&mut self, reason: Reason) {
+        self.outgoing.reset(reason);
+        let _ = self.incoming.stop(reason.code());
+    }
+
+    /// Answers a header with a refusal and ends the stream.
+    pub(super) async fn refuse(mut self, error: ApiError) {
+        if self.write_frame(&Frame::refused(error)).await.is_ok() {
+            self.outgoing.finish();
+        }
+    }
+}
+
+/// Reads one header and not a byte more.
+pub(super) async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame, FrameError> {
+    let mut decoder = Decoder::default();
+    let mut buffer = [0u8; 256];
+    loop {
+        let want = decoder.wants().min(buffer.len());
+        let place = buffer.get_mut(..want).unwrap_or_default();
+        let read = from.read(place).await.map_err(FrameError::Io)?;
+        if read == 0 {
+            return Err(FrameError::Ended);
+        }
+        if let (_, Some(frame)) = decoder.push(place.get(..read).unwrap_or_default())? {
+            return Ok(frame);
+        }
+    }
+}
+
+/// Why no header could be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrameError {
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    #[error("{0}")]
+    Io(#[source] io::Error),
+    #[error("the other end closed the stream instead of answering")]
+    Ended,
+}
+
+impl From<FrameError> for ApiError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Header(error) => error.into(),
+            other => ApiError::new(ErrorCode::Unavailable, other.to_string()),
+        }
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().incoming.poll_read_buf(cx, buf).map_err(read_error)
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let stream = Pin::new(&mut self.get_mut().outgoing.stream);
+        SendStream::poll_write(stream, cx, bytes).map_err(write_error)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.outgoing.finish();
+        let stopped = this.stopped.get_or_insert_with(|| Box::pin(this.outgoing.stream.stopped()));
+        let result = ready!(stopped.as_mut().poll(cx));
+        // A finished stream answers the same again, so that a second shutdown is harmless.
+        this.stopped = None;
+        match result {
+            // A guest that closed before it had read everything is not the writer's failure.
+            Ok(_) => Poll::Ready(Ok(())),
+            Err(StoppedError::ConnectionLost(error)) => Poll::Ready(Err(lost(&error))),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+}
+
+impl Drop for TunnelStream {
+    fn drop(&mut self) {
+        if !self.outgoing.done {
+            self.abort(Reason::Aborted);
+        }
+    }
+}
+
+impl fmt::Debug for TunnelStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TunnelStream").field(&self.incoming.id().to_string()).finish()
+    }
+}
+
+/// The sending half. quinn ends a stream properly when it is dropped, which would make a broken session look whole;
+/// this one resets it unless it was finished.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) stream: SendStream,
+    done: bool,
+}
+
+impl Outgoing {
+    fn new(stream: SendStream) -> Self {
+        Self { stream, done: false }
+    }
+
+    /// Ends the stream after what was written; harmless when it has ended.
+    pub(super) fn finish(&mut self) {
+        if !std::mem::replace(&mut self.done, true) {
+            let _ = self.stream.finish();
+        }
+    }
+
+    /// Gives the stream up, unless it has ended already.
+    pub(super) fn reset(&mut self, reason: Reason) {
+        if !std::mem::replace(&mut self.done, true) {
+            let _ = self.stream.reset(reason.code());
+        }
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.reset(Reason::Aborted);
+    }
+}
+
+fn lost(error: &quinn::ConnectionError) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        format!("the connection to the tunnel endpoint was lost: {}", reason::describe(error)),
+    )
+}
+
+fn read_error(error: ReadError) -> io::Error {
+    match error {
+        ReadError::Reset(code) => Reason::from_code(code).to_io(),
+        ReadError::ConnectionLost(error) => lost(&error),
+        other => other.into(),
+    }
+}
+
+fn write_error(error: WriteError) -> io::Error {
+    match error {
+        WriteError::Stopped(code) => Reason::from_code(code).to_io(),
+        WriteError::ConnectionLost(error) => lost(&error),
+        other => other.into(),
+    }
+}

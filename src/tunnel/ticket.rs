@@ -1,0 +1,229 @@
+//! Tickets: each stands for one stream to one port of one copy of a VM, for a short time, once. Pure; the controller
+//! holds the store, issues on `connect.open` and redeems when the relay asks.
+//!
+//! Only the SHA-256 of a ticket is kept, and looked up: a copy of the store opens nothing, and the time a look-up takes
+//! says nothing about the tickets in it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::secret::Secret;
+use crate::model::{AccountName, CopyId, VmName, WorkerName};
+
+/// How long a ticket is good for: long enough for a slow dial to the relay, short enough to be worth no theft.
+pub const TICKET_TTL: Duration = Duration::from_secs(30);
+
+/// How many tickets may be outstanding: 2,000 new sessions a second over their whole time, some 15 MB.
+pub const MAX_TICKETS: usize = 60_000;
+
+/// What a ticket stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Who asked.
+    pub account: AccountName,
+    /// Which VM, by the name it was asked for.
+    pub vm: VmName,
+    /// Which copy of it.
+    pub copy: CopyId,
+    /// Where that copy runs.
+    pub worker: WorkerName,
+    /// TCP port in the guest.
+    pub port: u16,
+}
+
+/// Why a ticket is not issued or not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TicketError {
+    /// Too many are outstanding.
+    #[error("{0} tunnel tickets are outstanding, which is the limit; try again in a few seconds")]
+    Full(usize),
+    /// This very secret is outstanding already: the caller's randomness is broken.
+    #[error("this tunnel ticket was issued already")]
+    Duplicate,
+    /// Never issued, or used already.
+    #[error("the tunnel ticket is unknown or was used already; each opens one stream, ask for a new one")]
+    Unknown,
+    /// Its time is over.
+    #[error("the tunnel ticket has expired; ask for a new one")]
+    Expired,
+}
+
+impl From<TicketError> for ApiError {
+    fn from(error: TicketError) -> Self {
+        let code = match error {
+            TicketError::Full(_) => ErrorCode::LimitExceeded,
+            TicketError::Duplicate => ErrorCode::Internal,
+            TicketError::Unknown | TicketError::Expired => ErrorCode::Unauthenticated,
+        };
+        ApiError::new(code, error.to_string())
+    }
+}
+
+type Hash = [u8; 32];
+
+/// The outstanding tickets. All times are monotonic, from the same origin.
+#[derive(Debug)]
+pub struct Tickets {
+    limit: usize,
+    grants: BTreeMap<Hash, (Duration, Grant)>,
+    /// The same tickets in order of expiry.
+    expiries: BTreeMap<(Duration, Hash), ()>,
+}
+
+impl Default for Tickets {
+    fn default() -> Self {
+        Self::new(MAX_TICKETS)
+    }
+}
+
+impl Tickets {
+    /// A store for at most `limit` tickets.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, grants: BTreeMap::new(), expiries: BTreeMap::new() }
+    }
+
+    /// Makes `secret` stand for `grant` until `now + ttl`. Expired tickets make room, the oldest first.
+    ///
+    /// # Errors
+    /// [`TicketError::Full`] when all that are outstanding are still good, [`TicketError::Duplicate`].
+    pub fn issue(&mut self, secret: &Secret, grant: Grant, now: Duration, ttl: Duration) -> Result<(), TicketError> {
+        let hash = hash(secret.expose());
+        while self.grants.len() >= self.limit {
+            let oldest = self.expiries.first_key_value().map(|(key, ())| *key);
+            let Some((expiry, expired)) = oldest.filter(|(expiry, _)| *expiry <= now) else {
+                return Err(TicketError::Full(self.limit));
+            };
+            self.expiries.remove(&(expiry, expired));
+            self.grants.remove(&expired);
+        }
+        if self.grants.contains_key(&hash) {
+            return Err(TicketError::Duplicate);
+        }
+        let expiry = now.saturating_add(ttl);
+        self.expiries.insert((expiry, hash), ());
+        self.grants.insert(hash, (expiry, grant));
+        Ok(())
+    }
+
+    /// Takes the ticket out of the store: whatever the answer, it opens nothing a second time.
+    ///
+    /// # Errors
+    /// [`TicketError::Unknown`] or [`TicketError::Expired`].
+    pub fn redeem(&mut self, secret: &str, now: Duration) -> Result<Grant, TicketError> {
+        let hash = hash(secret);
+        let (expiry, grant) = self.grants.remove(&hash).ok_or(TicketError::Unknown)?;
+        self.expiries.remove(&(expiry, hash));
+        if expiry <= now {
+            return Err(TicketError::Expired);
+        }
+        Ok(grant)
+    }
+
+    /// How many are kept, expired ones included.
+    pub fn len(&self) -> usize {
+        self.grants.len()
+    }
+
+    /// Whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.grants.is_empty()
+    }
+}
+
+fn hash(secret: &str) -> Hash {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::VmUid;
+
+    fn grant(port: u16) -> Grant {
+        Grant {
+            account: "alice".parse().unwrap(),
+            vm: "vm-1".parse().unwrap(),
+            copy: CopyId { uid: VmUid(uuid::Uuid::nil()), attempt: 0 },
+            worker: "w1".parse().unwrap(),
+            port,
+        }
+    }
+
+    fn secret(number: u8) -> Secret {
+        Secret::new(format!("ticket-{number}"))
+    }
+
+    #[test]
+    fn a_ticket_opens_once() {
+        let mut tickets = Tickets::default();
+        let ttl = Duration::from_secs(30);
+        tickets.issue(&secret(1), grant(22), Duration::ZERO, ttl).unwrap();
+        assert_eq!(tickets.redeem("ticket-2", Duration::ZERO), Err(TicketError::Unknown));
+        assert_eq!(tickets.redeem("ticket-1", Duration::ZERO), Ok(grant(22)));
+        assert_eq!(tickets.redeem("ticket-1", Duration::ZERO), Err(TicketError::Unknown));
+        assert!(tickets.is_empty());
+    }
+
+    #[test]
+    fn the_store_does_not_hold_the_secret() {
+        let mut tickets = Tickets::default();
+        tickets.issue(&secret(1), grant(22), Duration::ZERO, TICKET_TTL).unwrap();
+        assert!(!format!("{tickets:?}").contains("ticket-1"));
+    }
+
+    /// What the store must do, said in the plainest way: a list of (number, expiry), oldest first.
+    #[derive(Default)]
+    struct Model(Vec<(u8, u64)>);
+
+    impl Model {
+        fn issue(&mut self, number: u8, now: u64, ttl: u64, limit: usize) -> Result<(), TicketError> {
+            if self.0.len() >= limit {
+                let oldest = self.0.iter().enumerate().min_by_key(|(_, (_, expiry))| *expiry).unwrap();
+                if oldest.1.1 > now {
+                    return Err(TicketError::Full(limit));
+                }
+                // Among equals the store may drop any: the test below uses distinct expiries.
+                self.0.remove(oldest.0);
+            }
+            if self.0.iter().any(|(n, _)| *n == number) {
+                return Err(TicketError::Duplicate);
+            }
+            self.0.push((number, now + ttl));
+            Ok(())
+        }
+
+        fn redeem(&mut self, number: u8, now: u64) -> Result<Grant, TicketError> {
+            let place = self.0.iter().position(|(n, _)| *n == number).ok_or(TicketError::Unknown)?;
+            let (_, expiry) = self.0.remove(place);
+            if expiry <= now { Err(TicketError::Expired) } else { Ok(grant(number.into())) }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_store_behaves_like_the_model(steps in prop::collection::vec((any::<bool>(), 0u8..12, 0u64..20, 1u64..60), 1..200)) {
+            const LIMIT: usize = 5;
+            let (mut tickets, mut model, mut now) = (Tickets::new(LIMIT), Model::default(), 0u64);
+            for (step, (issue, number, pause, ttl)) in steps.into_iter().enumerate() {
+                now += pause * 1000;
+                // The step's number in the last digits makes every expiry distinct.
+                let ttl = ttl * 1000 + u64::try_from(step).unwrap();
+                let at = Duration::from_micros(now);
+                if issue {
+                    let got = tickets.issue(&secret(number), grant(number.into()), at, Duration::from_micros(ttl));
+                    prop_assert_eq!(got, model.issue(number, now, ttl, LIMIT));
+                } else {
+                    prop_assert_eq!(tickets.redeem(secret(number).expose(), at), model.redeem(number, now));
+                }
+                prop_assert_eq!(tickets.len(), model.0.len());
+                prop_assert_eq!(tickets.expiries.len(), model.0.len());
+                prop_assert!(tickets.len() <= LIMIT);
+            }
+        }
+    }
+}

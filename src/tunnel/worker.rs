@@ -1,0 +1,270 @@
+//! The worker's side: one outbound connection to the relay, kept up for as long as the [`WorkerLink`] lives, and a task
+//! for each session that the relay opens over it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use quinn::Connection;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::backoff::Backoff;
+use super::endpoint::{Transport, dial};
+use super::header::{Frame, WorkerHello};
+use super::reason::{self, Reason};
+use super::stream::TunnelStream;
+use super::{ATTACH_DEADLINE, Address, HEADER_DEADLINE, splice};
+use crate::identity::ca::Fingerprint;
+use crate::model::CopyId;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::task::{self, Task};
+
+/// A connection into a guest.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Connects to guests.
+#[async_trait]
+pub trait Attach: Send + Sync + 'static {
+    /// Connects to a TCP port of a copy. Given up after [`ATTACH_DEADLINE`].
+    ///
+    /// # Errors
+    /// The reason, which the user sees: "the VM refused port 22".
+    async fn attach(&self, copy: CopyId, port: u16) -> Result<Box<dyn Duplex>, ApiError>;
+}
+
+/// Where to connect and as whom.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// The relay.
+    pub address: Address,
+    /// Its certificate.
+    pub fingerprint: Fingerprint,
+    /// What admits this worker; see [`WorkerLink::renew`].
+    pub hello: WorkerHello,
+    /// Settings that depend on the network.
+    pub transport: Transport,
+}
+
+/// How the connection is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Admitted by the relay.
+    Up,
+    /// Not connected; why, as far as known.
+    Down(String),
+}
+
+/// A connection that lasted so long was a good one: the next dial comes at once. Shorter ones may be a fight between two
+/// workers of one name, or a relay that fails after admitting.
+const GOOD_CONNECTION: Duration = Duration::from_secs(5);
+
+/// Keeps the worker connected. Dropping it ends the connection and every session over it.
+pub struct WorkerLink {
+    hello: watch::Sender<WorkerHello>,
+    state: watch::Receiver<LinkState>,
+    stop: watch::Sender<bool>,
+    task: Task,
+}
+
+impl WorkerLink {
+    /// Starts dialling, and goes on for ever. Needs a tokio runtime.
+    pub fn start(options: LinkOptions, dialer: Arc<dyn Attach>) -> Self {
+        let (hello, hello_seen) = watch::channel(options.hello.clone());
+        let (state_said, state) = watch::channel(LinkState::Down("not yet dialled".to_owned()));
+        let (stop, stopped) = watch::channel(false);
+        let span = info_span!("tunnel", worker = %options.hello.worker);
+        let keeper = Keeper { options, dialer, hello: hello_seen, state: state_said, sessions: JoinSet::new() };
+        let task = task::spawn(keeper.run(stopped).instrument(span));
+        Self { hello, state, stop, task }
+    }
+
+    /// The worker has a new session, or a new secret: it is told to the relay over the living connection, so that its
+    /// sessions go on, and used for every later dial. A dial that was refused is tried again at once. Only for the same
+    /// relay: if address or certificate changed, drop this and start anew.
+    pub fn renew(&self, hello: WorkerHello) {
+        self.hello.send_replace(hello);
+    }
+
+    /// Whether the relay has admitted this worker, and the connection lives.
+    pub fn is_up(&self) -> bool {
+        *self.state.borrow() == LinkState::Up
+    }
+
+    /// Follows the state.
+    pub fn watch(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
+    }
+
+    /// Ends the connection and tells the relay.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        self.task.stop_within(Duration::from_secs(2)).await;
+    }
+}
+
+impl fmt::Debug for WorkerLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerLink").field("state", &*self.state.borrow()).finish_non_exhaustive()
+    }
+}
+
+struct Keeper {
+    options: LinkOptions,
+    dialer: Arc<dyn Attach>,
+    hello: watch::Receiver<WorkerHello>,
+    state: watch::Sender<LinkState>,
+    /// Outlives each connection: what the relay had sent is still delivered to the guest.
+    sessions: JoinSet<()>,
+}
+
+impl Keeper {
+    async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        tokio::select! {
+            () = self.keep() => {}
+            _ = stopped.wait_for(|stop| *stop) => {}
+        }
+    }
+
+    async fn keep(&mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let started = Instant::now();
+            let why = match self.connect().await {
+                Ok((connection, control)) => {
+                    info!(address = %self.options.address, "connected to the tunnel endpoint");
+                    self.state.send_replace(LinkState::Up);
+                    let farewell = CloseOnDrop(connection);
+                    let why = self.serve(&farewell.0, control).await;
+                    if started.elapsed() >= GOOD_CONNECTION {
+                        backoff.reset();
+                    }
+                    why
+                }
+                Err(error) => error.to_string(),
+            };
+            let wait = backoff.next(random());
+            warn!(%why, again_in_ms = wait.as_millis(), "not connected to the tunnel endpoint");
+            self.state.send_replace(LinkState::Down(why));
+            // A new hello is worth a dial at once; a closed channel means that the owner is gone and this task with it.
+            tokio::select! {
+                () = sleep(wait) => {}
+                Ok(()) = self.hello.changed() => backoff.reset(),
+            }
+        }
+    }
+
+    /// Dials and is admitted.
+    async fn connect(&mut self) -> Result<(Connection, TunnelStream), ApiError> {
+        let hello = self.hello.borrow_and_update().clone();
+        let connection = dial(&self.options.address, self.options.fingerprint, self.options.transport).await?;
+        let lost = |error: &quinn::ConnectionError| ApiError::new(ErrorCode::Unavailable, reason::describe(error));
+        let (outgoing, incoming) = connection.open_bi().await.map_err(|error| lost(&error))?;
+        let mut control = TunnelStream::new(outgoing, incoming);
+        say_hello(&mut control, hello).await.map_err(|error| match connection.close_reason() {
+            Some(closed) if error.code == ErrorCode::Unavailable => lost(&closed),
+            _ => error,
+        })?;
+        Ok((connection, control))
+    }
+
+    /// Serves the connection until it ends; yields why it did.
+    async fn serve(&mut self, connection: &Connection, mut control: TunnelStream) -> String {
+        let mut hello = self.hello.clone();
+        // Neither `accept_bi` nor `renewals` may be dropped half-way, so that renewals run in a future of their own.
+        let renewals = async {
+            while hello.changed().await.is_ok() {
+                let next = hello.borrow_and_update().clone();
+                if let Err(error) = say_hello(&mut control, next).await {
+                    return error.to_string();
+                }
+                debug!("the session was renewed over the tunnel connection");
+            }
+            std::future::pending().await
+        };
+        let mut renewals = std::pin::pin!(renewals);
+        let why = loop {
+            tokio::select! {
+                stream = connection.accept_bi() => match stream {
+                    Ok((outgoing, incoming)) => {
+                        let stream = TunnelStream::new(outgoing, incoming);
+                        self.sessions.spawn(session(stream, self.dialer.clone()).instrument(tracing::Span::current()));
+                    }
+                    Err(error) => break reason::describe(&error),
+                },
+                why = &mut renewals => break why,
+                Some(_) = self.sessions.join_next() => {}
+            }
+        };
+        // What a renewal has already told need not be told again at the next dial, which reads the newest anyway.
+        self.hello.borrow_and_update();
+        why
+    }
+}
+
+/// Tells the relay at once when the worker lets go of the connection.
+struct CloseOnDrop(Connection);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close(Reason::ShuttingDown.code(), b"");
+    }
+}
+
+async fn say_hello(control: &mut TunnelStream, hello: WorkerHello) -> Result<(), ApiError> {
+    let answer = timeout(HEADER_DEADLINE, async {
+        control.write_frame(&Frame::WorkerHello(hello)).await?;
+        control.read_frame().await
+    })
+    .await
+    .map_err(|_| ApiError::new(ErrorCode::Timeout, "the tunnel endpoint did not answer the worker's hello"))?;
+    match answer? {
+        Frame::Admitted {} => Ok(()),
+        Frame::Refused(refusal) => Err(refusal),
+        _ => Err(ApiError::new(ErrorCode::Internal, "the tunnel endpoint answered something else than was asked")),
+    }
+}
+
+/// One stream that the relay opened.
+async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
+    let (copy, port) = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
+        Ok(Ok(Frame::Attach { copy, port })) => (copy, port),
+        Ok(Ok(Frame::Ping {})) => {
+            if stream.write_frame(&Frame::Pong {}).await.is_ok() {
+                stream.outgoing.finish();
+            }
+            return;
+        }
+        Ok(Ok(_)) => {
+            return stream.refuse(ApiError::new(ErrorCode::Invalid, "a worker serves attach and ping")).await;
+        }
+        Ok(Err(error)) => return stream.refuse(error.into()).await,
+        Err(_) => return stream.abort(Reason::Protocol),
+    };
+    let guest = match timeout(ATTACH_DEADLINE, dialer.attach(copy, port)).await {
+        Ok(Ok(guest)) => guest,
+        Ok(Err(refusal)) => {
+            debug!(%copy, port, %refusal, "could not connect to the guest");
+            return stream.refuse(refusal).await;
+        }
+        Err(_) => {
+            let why =
+                format!("the VM did not accept a connection to port {port} within {} s", ATTACH_DEADLINE.as_secs());
+            return stream.refuse(ApiError::new(ErrorCode::Timeout, why)).await;
+        }
+    };
+    if stream.write_frame(&Frame::Opened {}).await.is_ok() {
+        let traffic = splice::guest(stream, guest).await;
+        debug!(%copy, port, ?traffic, "a session has ended");
+    }
+}
+
+fn random() -> u32 {
+    // Without randomness the waits are merely not spread.
+    getrandom::u32().unwrap_or(u32::MAX / 2)
+}
