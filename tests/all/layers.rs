@@ -38,6 +38,9 @@ const PURE: &[&str] = &[
     "controller/cluster",
     "controller/scheduler.rs",
     "worker/plan.rs",
+    "config/duration.rs",
+    "cli/event_order.rs",
+    "cli/pairs.rs",
 ];
 
 /// What pure code does not contain.

@@ -1,0 +1,64 @@
+//! The connection of client commands: a context in force, the bus, and who to be there.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::Global;
+use crate::bus::client::{Bus, BusOptions, REQUEST_TIMEOUT};
+use crate::bus::message::{ApiCall, GetVm};
+use crate::config::Home;
+use crate::config::context::{ContextFile, Overrides, Target};
+use crate::model::VmName;
+use crate::model::error::ApiError;
+use crate::model::vm::Vm;
+
+/// A controller that can be asked.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    bus: Bus,
+    target: Target,
+}
+
+impl Client {
+    /// Finds the context and connects.
+    pub(super) async fn connect(home: &Home, global: &Global) -> anyhow::Result<Self> {
+        let file = ContextFile::new(home.clone());
+        let contexts = file.load().context("cannot find out which controller to use")?;
+        let target = contexts.resolve(global.context.as_deref(), Overrides::from_environment())?;
+        let bus = Bus::connect(BusOptions {
+            url: target.url.clone(),
+            user: target.account.to_string(),
+            password: target.token.clone(),
+            client_name: format!("orchard-cli/{}", env!("CARGO_PKG_VERSION")),
+            patient: false,
+        })
+        .await?;
+        Ok(Self { bus, target })
+    }
+
+    /// Asks, and waits at most [`REQUEST_TIMEOUT`].
+    pub(super) async fn call<C: ApiCall>(&self, request: &C) -> Result<C::Reply, ApiError> {
+        self.call_within(request, REQUEST_TIMEOUT).await
+    }
+
+    /// Asks, and waits at most `timeout`.
+    pub(super) async fn call_within<C: ApiCall>(&self, request: &C, timeout: Duration) -> Result<C::Reply, ApiError> {
+        self.bus.call(&self.target.account, request, timeout).await
+    }
+
+    /// The VM `name`.
+    pub(super) async fn vm(&self, name: &VmName) -> Result<Vm, ApiError> {
+        self.call(&GetVm { name: name.clone() }).await
+    }
+
+    /// The bus itself.
+    pub(super) fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// What is in force.
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+}

@@ -1,0 +1,238 @@
+//! `orchard create vm`: the request out of the options; [`wait`](super::wait) then follows the VM until it is ready.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use super::client::Client;
+use super::output::{self, Format, OutputArgs};
+use super::{UsageError, pairs, wait};
+use crate::bus::message::CreateVm;
+use crate::config::duration;
+use crate::model::VmName;
+use crate::model::secret::Secret;
+use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
+
+/// The longest startup script: with the rest of the request it stays well below the bus's payload limit of 1 MiB.
+const MAX_SCRIPT_BYTES: u64 = 512 * 1024;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Create {
+    /// Create a VM from an image
+    #[command(after_help = "\
+Examples:
+  orchard create vm build-1 --image ./tiny.qcow2 --wait
+  orchard create vm build-2 --image https://example.com/tiny.qcow2 --cpu 2 --memory 2048 --labels role=ci
+  orchard create vm build-3 --image ghcr.io/cirruslabs/macos-tahoe-base:latest --startup-script @setup.sh
+
+A path that exists on this machine is sent in full; the worker that runs the VM reads it there.")]
+    Vm(Box<CreateVmArgs>),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CreateVmArgs {
+    /// The VM's name, free among live VMs
+    name: VmName,
+    /// What the disk is cloned from: a path on the worker, an http(s) URL, or a name that the runtime knows
+    #[arg(long, value_name = "PATH|URL", value_parser = image)]
+    image: String,
+    /// CPU cores [default: the worker's]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    cpu: u64,
+    /// Memory in MiB [default: the worker's]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    memory: u64,
+    /// Disk size in GB [default: the image's own]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    disk_size: u64,
+    /// Guest operating system: darwin or linux [default: whatever the image holds]
+    #[arg(long, value_parser = pairs::one_of::<Os>)]
+    os: Option<Os>,
+    /// Worker architecture: arm64 or amd64 [default: any]
+    #[arg(long, value_parser = pairs::one_of::<Arch>)]
+    arch: Option<Arch>,
+    /// Runtime: tart, vetu, qemu or synthetic [default: any]
+    #[arg(long, value_parser = pairs::one_of::<RuntimeKind>)]
+    runtime: Option<RuntimeKind>,
+    /// Guest user for SSH [default: admin]
+    #[arg(long)]
+    username: Option<String>,
+    /// That user's password [default: admin]
+    #[arg(long)]
+    password: Option<String>,
+    /// Script that runs in the guest after each start; @FILE reads it from a file
+    #[arg(long, value_name = "TEXT|@FILE")]
+    startup_script: Option<String>,
+    /// Labels that the worker must have
+    #[arg(long, value_name = "K=V,…", value_delimiter = ',', value_parser = pairs::label)]
+    labels: Vec<(String, String)>,
+    /// Further resources taken from the worker
+    #[arg(long, value_name = "K=N,…", value_delimiter = ',', value_parser = pairs::resource)]
+    resources: Vec<(String, u64)>,
+    /// What happens when the VM fails: Never or OnFailure
+    #[arg(long, default_value = "Never", value_parser = pairs::one_of::<RestartPolicy>)]
+    restart_policy: RestartPolicy,
+    /// Open no window on the worker's screen; --headless=false opens one
+    #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true,
+          action = clap::ArgAction::Set)]
+    headless: bool,
+    /// Wait until the guest answers and its startup script has ended well
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait
+    #[arg(long, default_value = "10m", requires = "wait", value_parser = duration::parse)]
+    timeout: Duration,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// `connect` is called once the options are known to be sound.
+pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
+    command: Create,
+    connect: impl FnOnce() -> F,
+) -> anyhow::Result<()> {
+    let Create::Vm(arguments) = command;
+    let (wait, timeout, output) = (arguments.wait, arguments.timeout, arguments.output.output);
+    let request = request(*arguments)?;
+    let client = connect().await?;
+    // Listening begins before the VM exists, so that nothing of its story is missed.
+    let watch = if wait { Some(wait::Watch::begin(&client, &request.name).await?) } else { None };
+    let mut vm = client.call(&request).await.with_context(|| format!("cannot create VM {}", request.name))?;
+    if let Some(watch) = watch {
+        vm = watch.until_ready(&client, &vm, timeout).await?;
+    }
+    match output {
+        Format::Json => output::json(&vm)?,
+        Format::Table if wait => eprintln!("VM {} is ready; `orchard ssh vm {}` opens a shell in it", vm.name, vm.name),
+        Format::Table => eprintln!("VM {} is created; `orchard get vm {}` shows how far it is", vm.name, vm.name),
+    }
+    Ok(())
+}
+
+fn request(arguments: CreateVmArgs) -> anyhow::Result<CreateVm> {
+    let startup_script = match arguments.startup_script {
+        None => None,
+        Some(given) => Some(StartupScript { script_content: script(given)?, env: Default::default() }),
+    };
+    let spec = VmSpec {
+        image: arguments.image,
+        os: arguments.os,
+        arch: arguments.arch,
+        runtime: arguments.runtime,
+        cpu: arguments.cpu,
+        memory: arguments.memory,
+        disk_size: arguments.disk_size,
+        headless: arguments.headless,
+        username: arguments.username,
+        password: arguments.password.map(Secret::new),
+        startup_script,
+        restart_policy: arguments.restart_policy,
+        resources: pairs::resources(arguments.resources).map_err(UsageError)?,
+        labels: pairs::labels(arguments.labels).map_err(UsageError)?,
+    };
+    Ok(CreateVm { name: arguments.name, spec })
+}
+
+/// The script itself, or out of the file after `@`.
+fn script(given: String) -> anyhow::Result<String> {
+    use std::io::Read as _;
+    let Some(path) = given.strip_prefix('@') else { return Ok(given) };
+    let cannot = || format!("cannot read the startup script {path:?}");
+    let file = std::fs::File::open(path).with_context(cannot)?;
+    let mut text = String::new();
+    file.take(MAX_SCRIPT_BYTES + 1).read_to_string(&mut text).with_context(cannot)?;
+    if text.len() as u64 > MAX_SCRIPT_BYTES {
+        anyhow::bail!("the startup script {path:?} is longer than {MAX_SCRIPT_BYTES} bytes; let it fetch the rest");
+    }
+    Ok(text)
+}
+
+/// Reads an image: a file of this machine is named in full, as the worker's current folder is another one.
+fn image(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("the image is empty; give a path, an http(s) URL, or a name that the runtime knows".to_owned());
+    }
+    if let Some((scheme, rest)) = text.split_once("://") {
+        if !matches!(scheme, "http" | "https") || rest.is_empty() {
+            return Err(format!("{text:?} is not an image: of URLs, only http:// and https:// are fetched"));
+        }
+        return Ok(text.to_owned());
+    }
+    let path = Path::new(text);
+    if path.is_absolute() {
+        return Ok(text.to_owned());
+    }
+    if path.is_file() {
+        let full: PathBuf = std::path::absolute(path).map_err(|error| format!("{text:?}: {error}"))?;
+        // Without the `./` in the middle that `absolute` keeps out already, but with symbolic links as they are: the
+        // worker may see another target behind them.
+        return full.into_os_string().into_string().map_err(|_| format!("{text:?} is not UTF-8"));
+    }
+    if text.starts_with("./") || text.starts_with("../") || text.starts_with('~') {
+        return Err(format!("there is no file {text:?} here; for one on the worker, give its full path"));
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        arguments: CreateVmArgs,
+    }
+
+    fn parse(arguments: &[&str]) -> anyhow::Result<CreateVm> {
+        let all = ["create", "a", "--image", "/i.qcow2"].iter().chain(arguments);
+        request(Only::try_parse_from(all)?.arguments)
+    }
+
+    #[test]
+    fn what_is_not_asked_for_is_left_to_the_worker() {
+        let spec = parse(&[]).unwrap().spec;
+        assert_eq!(spec, VmSpec { image: "/i.qcow2".into(), headless: true, ..VmSpec::default() });
+        assert!(!parse(&["--headless=false"]).unwrap().spec.headless);
+    }
+
+    #[test]
+    fn lists_may_be_given_in_one_or_in_several() {
+        let spec = parse(&["--labels", "a=1,b=2", "--labels", "c=3", "--resources", "gpu=1"]).unwrap().spec;
+        assert_eq!(spec.labels.len(), 3);
+        assert_eq!(spec.resources.get("gpu"), 1);
+        assert!(parse(&["--labels", "a=1,a=2"]).unwrap_err().is::<UsageError>());
+        for bad in [["--labels", "a"], ["--resources", "a=x"], ["--restart-policy", "Always"], ["--os", "windows"]] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_startup_script_is_text_or_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sh");
+        std::fs::write(&path, "echo hi\n").unwrap();
+        let script = |given: &str| parse(&["--startup-script", given]).map(|r| r.spec.startup_script.unwrap());
+        assert_eq!(script("echo ho").unwrap().script_content, "echo ho");
+        assert_eq!(script(&format!("@{}", path.display())).unwrap().script_content, "echo hi\n");
+        assert!(script("@/nonexistent").unwrap_err().to_string().contains("/nonexistent"));
+        std::fs::write(&path, vec![b'x'; usize::try_from(MAX_SCRIPT_BYTES).unwrap() + 1]).unwrap();
+        assert!(script(&format!("@{}", path.display())).unwrap_err().to_string().contains("longer"));
+    }
+
+    #[test]
+    fn an_image_of_this_machine_is_named_in_full() {
+        let own = image("Cargo.toml").unwrap();
+        assert!(own.starts_with('/') && own.ends_with("/Cargo.toml"), "{own}");
+        for same in ["/on/the/worker.qcow2", "https://example.com/i.qcow2", "ghcr.io/cirruslabs/macos:latest"] {
+            assert_eq!(image(same).as_deref(), Ok(same));
+        }
+        for bad in ["", " ", "./missing.qcow2", "~/x", "ftp://x/y", "http://"] {
+            assert!(image(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! `orchard events`: what happened, in order and without gaps, and what happens from now on.
+//!
+//! Following listens first and replays then; [`EventOrder`] joins both. Whatever the bus does not deliver, because a
+//! connection broke or the controller started over, is asked for by number.
+
+use std::time::Duration;
+
+use async_nats::Subscriber;
+use clap::Args;
+use futures_util::StreamExt as _;
+use tokio::time::Instant;
+
+use super::client::Client;
+use super::event_order::EventOrder;
+use super::output::{self, Format, OutputArgs};
+use crate::bus::message::{self, EventPage, GetInfo, ListEvents};
+use crate::bus::subject;
+use crate::model::VmName;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::event::{Event, EventNumber, EventObject};
+
+/// How long silence may last before the controller is asked whether something was missed.
+pub(super) const SILENCE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  orchard events                        all that is kept
+  orchard events --follow --vm build-1  from now on, of one VM
+  orchard events --follow --after 120   from #121 on, then live
+  orchard events -f -o json | jq .      one JSON object a line")]
+pub(super) struct EventsArgs {
+    /// Go on with new events as they happen
+    #[arg(long, short)]
+    follow: bool,
+    /// Begin after this number [default: all events, or with --follow only new ones]
+    #[arg(long, value_name = "NUMBER")]
+    after: Option<EventNumber>,
+    /// Only events of VMs of this name
+    #[arg(long, value_name = "NAME")]
+    vm: Option<VmName>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) async fn run(arguments: EventsArgs, client: &Client) -> anyhow::Result<()> {
+    if arguments.follow { follow(&arguments, client).await } else { replay(&arguments, client).await }
+}
+
+async fn replay(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
+    let mut order = EventOrder::after(arguments.after.unwrap_or(0));
+    while !ask(arguments, client, &mut order).await? {}
+    Ok(())
+}
+
+async fn follow(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
+    let mut live = client.bus().subscribe(subject::ALL_EVENTS).await?;
+    let start = match arguments.after {
+        Some(number) => number,
+        None => client.call(&GetInfo {}).await?.last_event,
+    };
+    let mut order = EventOrder::after(start);
+    let mut behind = true;
+    let mut reachable = true;
+    loop {
+        if behind {
+            match ask(arguments, client, &mut order).await {
+                Ok(at_end) => {
+                    behind = !at_end;
+                    reachable = true;
+                    if behind {
+                        continue;
+                    }
+                }
+                Err(error) if is_passing(&error) => {
+                    if reachable {
+                        eprintln!("waiting for the controller: {error}");
+                    }
+                    reachable = false;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match next(&mut live).await {
+            Some(event) => {
+                print(arguments, order.live(event))?;
+                behind = order.has_gap();
+            }
+            // Silence may mean that nothing happens, or that nothing comes through.
+            None => behind = true,
+        }
+    }
+}
+
+/// Asks for one page and prints it; yields whether that was the last one.
+async fn ask(arguments: &EventsArgs, client: &Client, order: &mut EventOrder) -> anyhow::Result<bool> {
+    let after = order.position();
+    let page = client.call(&ListEvents { after, limit: 0, vm: None }).await?;
+    if let Some(note) = trimmed(after, &page) {
+        eprintln!("{note}");
+    }
+    let last = page.last;
+    print(arguments, order.page(page)?)?;
+    // A page that does not advance would be asked for again for ever.
+    Ok(order.position() >= last || order.position() == after)
+}
+
+/// What to tell when events between `after` and the page are no longer kept.
+pub(super) fn trimmed(after: EventNumber, page: &EventPage) -> Option<String> {
+    let first_wanted = after.saturating_add(1);
+    (page.first_kept > first_wanted && page.last > after)
+        .then(|| format!("events #{first_wanted} to #{} are no longer kept", page.first_kept - 1))
+}
+
+/// The next event from the bus; none after [`SILENCE`], or when what came was no event. Cancel safe.
+async fn next(live: &mut Subscriber) -> Option<Event> {
+    let silence = Instant::now() + SILENCE;
+    match tokio::time::timeout_at(silence, live.next()).await {
+        Ok(Some(message)) => message::decode::<Event>(&message.payload)
+            .inspect_err(|error| tracing::warn!("an event on {} cannot be read: {error}", message.subject))
+            .ok(),
+        Ok(None) => {
+            // The subscription is over: go on by asking alone.
+            tokio::time::sleep_until(silence).await;
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// Whether an error may be gone at the next try.
+pub(super) fn is_passing(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<ApiError>()
+        .is_some_and(|error| matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout))
+}
+
+fn print(arguments: &EventsArgs, events: Vec<Event>) -> std::io::Result<()> {
+    let wanted = |event: &&Event| match (&arguments.vm, &event.object) {
+        (None, _) => true,
+        (Some(wanted), EventObject::Vm { name, .. }) => wanted == name,
+        (Some(_), EventObject::Worker { .. }) => false,
+    };
+    events.iter().filter(wanted).try_for_each(|event| match arguments.output.output {
+        Format::Json => output::json_line(event),
+        Format::Table => output::line(&describe(event)),
+    })
+}
+
+/// An event as a line for people.
+fn describe(event: &Event) -> String {
+    let object = match &event.object {
+        EventObject::Vm { name, .. } => format!("vm/{name}"),
+        EventObject::Worker { name } => format!("worker/{name}"),
+    };
+    let message = match (&event.worker, event.message.as_str()) {
+        (Some(worker), "") => format!("on {worker}"),
+        (_, message) => output::clean(message),
+    };
+    let line = format!("{}  #{}  {object}  {}  {message}", event.time, event.number, event.kind.as_str());
+    line.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+    use crate::model::event::EventType;
+
+    #[test]
+    fn an_event_is_one_line_whatever_its_message_holds() {
+        let event = Event {
+            number: 7,
+            time: Timestamp::from_millis(1_700_000_000_123),
+            kind: EventType::Failed,
+            object: EventObject::Vm {
+                name: "a".parse().unwrap(),
+                uid: "7f1c3f2e-6d0b-4b58-9d3e-3a3a4d0f2b11".parse().unwrap(),
+                attempt: 0,
+            },
+            message: "no\nimage\u{7}".into(),
+            worker: Some("w".parse().unwrap()),
+            stream: None,
+        };
+        assert_eq!(describe(&event), "2023-11-14T22:13:20.123Z  #7  vm/a  failed  no image\\u{7}");
+        let placed = Event { kind: EventType::Scheduled, message: String::new(), ..event };
+        assert_eq!(describe(&placed), "2023-11-14T22:13:20.123Z  #7  vm/a  scheduled  on w");
+    }
+
+    #[test]
+    fn a_reader_is_told_what_is_no_longer_kept() {
+        let page = |first_kept, last| EventPage { events: Vec::new(), next: last, last, first_kept };
+        assert_eq!(trimmed(0, &page(5, 9)).as_deref(), Some("events #1 to #4 are no longer kept"));
+        assert_eq!(trimmed(4, &page(5, 9)), None);
+        assert_eq!(trimmed(0, &page(1, 0)), None);
+        assert_eq!(trimmed(0, &page(0, 0)), None);
+    }
+}

@@ -1,0 +1,178 @@
+//! `orchard get`: everything about one VM or worker; and `orchard version`.
+
+use clap::{Args, Subcommand};
+
+use super::client::Client;
+use super::list;
+use super::output::{self, Format, OutputArgs, Table};
+use crate::bus::message::{GetInfo, GetWorker};
+use crate::model::resources::{Labels, Resources};
+use crate::model::vm::Vm;
+use crate::model::worker::WorkerView;
+use crate::model::{Clock, Timestamp, VmName, WorkerName};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Get {
+    /// Show one VM, and why it is as it is
+    #[command(after_help = "Example:\n  orchard get vm build-1\n  orchard get vm build-1 -o json | jq -r .status")]
+    Vm {
+        /// The VM's name
+        name: VmName,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show one worker: what it offers and what is taken
+    #[command(after_help = "Example:\n  orchard get worker mini-1")]
+    Worker {
+        /// The worker's name
+        name: WorkerName,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// `orchard version`.
+#[derive(Debug, Args)]
+pub(super) struct VersionArgs {
+    /// Ask the controller for its version, too
+    #[arg(long)]
+    controller: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) async fn run(command: Get, client: &Client) -> anyhow::Result<()> {
+    let now = Clock::start().now().wall;
+    match command {
+        Get::Vm { name, output } => {
+            let vm = client.vm(&name).await?;
+            print(output, &vm, |vm| vm_table(vm, now))
+        }
+        Get::Worker { name, output } => {
+            let worker = client.call(&GetWorker { name }).await?;
+            print(output, &worker, |worker| worker_table(worker, now))
+        }
+    }
+}
+
+pub(super) async fn version<F: Future<Output = anyhow::Result<Client>>>(
+    arguments: VersionArgs,
+    connect: impl FnOnce() -> F,
+) -> anyhow::Result<()> {
+    let own = env!("CARGO_PKG_VERSION");
+    let controller = match arguments.controller {
+        true => Some(connect().await?.call(&GetInfo {}).await?.version),
+        false => None,
+    };
+    match arguments.output.output {
+        Format::Json => output::json(&serde_json::json!({"version": own, "controller": controller}))?,
+        Format::Table => {
+            output::line(&format!("orchard {own}"))?;
+            if let Some(version) = controller {
+                output::line(&format!("controller {}", output::clean(&version)))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print<T: serde::Serialize>(output: OutputArgs, item: &T, table: impl Fn(&T) -> Table) -> anyhow::Result<()> {
+    match output.output {
+        Format::Json => output::json(item)?,
+        Format::Table => table(item).print()?,
+    }
+    Ok(())
+}
+
+fn vm_table(vm: &Vm, now: Timestamp) -> Table {
+    let mut table = Table::untitled();
+    let mut row = |key: &str, value: String| table.row([key.to_owned(), value]);
+    let amount = |asked: u64, assigned: u64| match (asked, assigned) {
+        (0, 0) => "the worker's default".to_owned(),
+        (0, assigned) => assigned.to_string(),
+        (asked, _) => asked.to_string(),
+    };
+    let any = |value: Option<String>| value.unwrap_or_else(|| "any".to_owned());
+    row("Name", vm.name.to_string());
+    row("UID", vm.uid.to_string());
+    row("Created", output::ago(vm.created_at, now));
+    row("Image", vm.spec.image.clone());
+    row("OS", any(vm.spec.os.map(|os| os.to_string())));
+    row("Architecture", any(vm.spec.arch.map(|arch| arch.to_string())));
+    row("Runtime", any(vm.spec.runtime.map(|runtime| runtime.to_string())));
+    row("CPU", amount(vm.spec.cpu, vm.assigned_cpu));
+    row("Memory", amount(vm.spec.memory, vm.assigned_memory));
+    row("Disk size", if vm.spec.disk_size == 0 { "the image's own".into() } else { vm.spec.disk_size.to_string() });
+    row("Headless mode", vm.spec.headless.to_string());
+    row("Status", vm.status.to_string());
+    row("Status message", or_none(vm.status_message.clone()));
+    row("Ready", vm.ready.to_string());
+    row("Assigned worker", or_none(vm.worker.as_ref().map(ToString::to_string).unwrap_or_default()));
+    row("Startup script", if vm.spec.startup_script.is_some() { "yes".into() } else { "none".into() });
+    row("Restart policy", vm.spec.restart_policy.to_string());
+    row("Restarted", vm.restarted_at.map_or_else(|| "never".to_owned(), |then| output::ago(then, now)));
+    row("Restart count", vm.restart_count.to_string());
+    row("Resources", show_resources(&vm.spec.resources));
+    row("Labels", show_labels(&vm.spec.labels));
+    table
+}
+
+fn worker_table(view: &WorkerView, now: Timestamp) -> Table {
+    let mut table = Table::untitled();
+    let mut row = |key: &str, value: String| table.row([key.to_owned(), value]);
+    let info = &view.worker.info;
+    row("Name", info.name.to_string());
+    row("Created", output::ago(view.worker.created_at, now));
+    row("Last seen", list::last_seen(view, now));
+    row("State", list::state(view));
+    row("Scheduling paused", view.worker.scheduling_paused.to_string());
+    row("Machine ID", info.machine_id.clone());
+    row("Host", format!("{} {}", info.os, info.arch));
+    row("Runtime", info.runtime.to_string());
+    row("Version", or_none(info.version.clone()));
+    row("Default CPU", info.default_cpu.to_string());
+    row("Default memory", info.default_memory.to_string());
+    row("Resources", show_resources(&info.resources));
+    row("Resources in use", show_resources(&view.used));
+    row("VMs", view.vms.to_string());
+    row("Labels", show_labels(&info.labels));
+    table
+}
+
+fn or_none(text: String) -> String {
+    if text.is_empty() { "none".to_owned() } else { text }
+}
+
+fn show_resources(resources: &Resources) -> String {
+    or_none(resources.0.iter().map(|(name, amount)| format!("{name}: {amount}")).collect::<Vec<_>>().join(", "))
+}
+
+fn show_labels(labels: &Labels) -> String {
+    or_none(labels.iter().map(|(key, value)| format!("{key}: {value}")).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::list::tests::{vm, worker};
+    use super::*;
+    use crate::model::vm::VmStatus;
+
+    #[test]
+    fn a_vm_shows_why_it_is_pending() {
+        let mut vm = vm("a", VmStatus::Pending);
+        vm.status_message = "no worker fits: 2 lack org.cirruslabs.memory-mib".into();
+        let text = vm_table(&vm, Timestamp::from_millis(1_000)).text();
+        assert!(text.contains("\nStatus message   no worker fits: 2 lack"), "{text}");
+        assert!(
+            text.contains("\nRestarted        never\n") && text.contains("CPU              the worker's"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_worker_shows_its_default_memory() {
+        let text = worker_table(&worker("w"), Timestamp::from_millis(60_000)).text();
+        assert!(text.contains("Default memory     8192"), "{text}");
+        assert!(text.contains("Labels             role: ci"), "{text}");
+    }
+}

@@ -1,0 +1,204 @@
+//! `orchard list`: all VMs or workers, page by page to the end.
+
+use clap::{Args, Subcommand};
+
+use super::client::Client;
+use super::output::{self, Format, OutputArgs, Table};
+use crate::bus::message::{ListVms, ListWorkers};
+use crate::model::vm::Vm;
+use crate::model::worker::WorkerView;
+use crate::model::{Clock, Timestamp};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum List {
+    /// List all VMs
+    #[command(visible_alias = "vm", after_help = "Example:\n  orchard list vms -o json | jq -r '.[].name'")]
+    Vms(ListArgs),
+    /// List all workers
+    #[command(visible_alias = "worker", after_help = "Example:\n  orchard list workers")]
+    Workers(ListArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Print the names only
+    #[arg(long, short, conflicts_with = "output")]
+    quiet: bool,
+}
+
+pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
+    let now = Clock::start().now().wall;
+    match command {
+        List::Vms(arguments) => {
+            let vms = all_vms(client).await?;
+            print(&arguments, &vms, |vm| vm.name.to_string(), |vms| vm_table(vms, now))
+        }
+        List::Workers(arguments) => {
+            let workers = client.call(&ListWorkers {}).await?.workers;
+            let name = |worker: &WorkerView| worker.worker.info.name.to_string();
+            print(&arguments, &workers, name, |workers| worker_table(workers, now))
+        }
+    }
+}
+
+fn print<T: serde::Serialize>(
+    arguments: &ListArgs,
+    items: &[T],
+    name: impl Fn(&T) -> String,
+    table: impl Fn(&[T]) -> Table,
+) -> anyhow::Result<()> {
+    match (arguments.quiet, arguments.output.output) {
+        (true, _) => items.iter().try_for_each(|item| output::line(&name(item)))?,
+        (false, Format::Json) => output::json(&items)?,
+        (false, Format::Table) => table(items).print()?,
+    }
+    Ok(())
+}
+
+async fn all_vms(client: &Client) -> anyhow::Result<Vec<Vm>> {
+    let mut all: Vec<Vm> = Vec::new();
+    loop {
+        let after = all.last().map(|vm| vm.name.clone());
+        let page = client.call(&ListVms { after, limit: 0 }).await?;
+        let more = page.more && !page.vms.is_empty();
+        all.extend(page.vms);
+        if !more {
+            return Ok(all);
+        }
+    }
+}
+
+fn vm_table(vms: &[Vm], now: Timestamp) -> Table {
+    let mut table = Table::with_titles(["Name", "Created", "Image", "Status", "Restart policy", "Assigned worker"]);
+    for vm in vms {
+        table.row([
+            vm.name.to_string(),
+            output::ago(vm.created_at, now),
+            vm.spec.image.clone(),
+            vm.status.to_string(),
+            format!("{} ({} restarts)", vm.spec.restart_policy, vm.restart_count),
+            vm.worker.as_ref().map(ToString::to_string).unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+fn worker_table(workers: &[WorkerView], now: Timestamp) -> Table {
+    let mut table = Table::with_titles(["Name", "Last seen", "Scheduling paused", "State", "VMs"]);
+    for view in workers {
+        table.row([
+            view.worker.info.name.to_string(),
+            last_seen(view, now),
+            view.worker.scheduling_paused.to_string(),
+            state(view),
+            view.vms.to_string(),
+        ]);
+    }
+    table
+}
+
+/// When a worker was last heard of, for people.
+pub(super) fn last_seen(view: &WorkerView, now: Timestamp) -> String {
+    match view.last_seen {
+        Some(then) => output::ago(then, now),
+        None => "not since the controller started".to_owned(),
+    }
+}
+
+/// A worker's liveness, for people; heartbeat and data path are told apart.
+pub(super) fn state(view: &WorkerView) -> String {
+    use crate::model::worker::WorkerState;
+    match (view.state, view.connectable) {
+        (WorkerState::Online, true) => "online".to_owned(),
+        (WorkerState::Online, false) => "online, no tunnel".to_owned(),
+        (WorkerState::Unseen, _) => "unseen".to_owned(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::model::resources::Resources;
+    use crate::model::vm::{Arch, Os, RuntimeKind, VmSpec, VmStatus};
+    use crate::model::worker::{Worker, WorkerInfo, WorkerState};
+
+    /// A VM as a controller would send it.
+    pub(in crate::cli) fn vm(name: &str, status: VmStatus) -> Vm {
+        Vm {
+            name: name.parse().unwrap(),
+            uid: "7f1c3f2e-6d0b-4b58-9d3e-3a3a4d0f2b11".parse().unwrap(),
+            created_at: Timestamp::from_millis(0),
+            spec: VmSpec { image: "/images/tiny.qcow2".into(), ..VmSpec::default() },
+            generation: 0,
+            observed_generation: 0,
+            status,
+            status_message: String::new(),
+            ready: false,
+            worker: None,
+            assigned: Resources::default(),
+            assigned_cpu: 0,
+            assigned_memory: 0,
+            restart_count: 0,
+            restarted_at: None,
+            scheduled_at: None,
+            started_at: None,
+            failed_at: None,
+        }
+    }
+
+    /// A worker as a controller would send it.
+    pub(in crate::cli) fn worker(name: &str) -> WorkerView {
+        WorkerView {
+            worker: Worker {
+                info: WorkerInfo {
+                    name: name.parse().unwrap(),
+                    machine_id: "m".into(),
+                    os: Os::Linux,
+                    arch: Arch::Amd64,
+                    runtime: RuntimeKind::Qemu,
+                    resources: Resources::from([("org.cirruslabs.logical-cores", 8)]),
+                    labels: [("role".to_owned(), "ci".to_owned())].into(),
+                    default_cpu: 4,
+                    default_memory: 8192,
+                    version: "0.1.0".into(),
+                },
+                created_at: Timestamp::from_millis(0),
+                scheduling_paused: false,
+            },
+            state: WorkerState::Online,
+            connectable: true,
+            last_seen: Some(Timestamp::from_millis(55_000)),
+            used: Resources::from([("org.cirruslabs.logical-cores", 3)]),
+            vms: 2,
+        }
+    }
+
+    #[test]
+    fn vms_are_listed_with_their_worker_and_restarts() {
+        let mut placed = vm("b", VmStatus::Running);
+        placed.worker = Some("mini".parse().unwrap());
+        placed.restart_count = 2;
+        let text = vm_table(&[vm("a", VmStatus::Pending), placed], Timestamp::from_millis(120_000)).text();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "Name  Created        Image               Status   Restart policy      Assigned worker",
+                "a     2 minutes ago  /images/tiny.qcow2  pending  Never (0 restarts)",
+                "b     2 minutes ago  /images/tiny.qcow2  running  Never (2 restarts)  mini",
+            ]
+        );
+    }
+
+    #[test]
+    fn workers_are_listed_with_their_liveness() {
+        let mut lost = worker("b");
+        lost.state = WorkerState::Unseen;
+        lost.last_seen = None;
+        let text = worker_table(&[worker("a"), lost], Timestamp::from_millis(60_000)).text();
+        assert!(text.contains("a     5 seconds ago"), "{text}");
+        assert!(text.contains("not since the controller started  false              unseen  2"), "{text}");
+    }
+}

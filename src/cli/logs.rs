@@ -1,0 +1,120 @@
+//! `orchard logs`: what a VM's startup script printed, out of the VM's events.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use futures_util::{FutureExt as _, StreamExt as _};
+
+use super::client::Client;
+use super::events;
+use super::output::{self, Format, OutputArgs};
+use crate::bus::message::ListEvents;
+use crate::bus::subject;
+use crate::model::event::{Event, EventNumber, EventType};
+use crate::model::{VmName, VmUid};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Logs {
+    /// Show the output of a VM's startup script, oldest line first
+    #[command(after_help = "Examples:\n  orchard logs vm build-1 --tail 20\n  orchard logs vm build-1 --follow")]
+    Vm(LogsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogsArgs {
+    /// The VM's name
+    name: VmName,
+    /// Only the last lines, so many
+    #[arg(long, value_name = "N")]
+    tail: Option<u32>,
+    /// Go on with new lines as they come, until the VM is deleted
+    #[arg(long, short)]
+    follow: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) async fn run(command: Logs, client: &Client) -> anyhow::Result<()> {
+    let Logs::Vm(arguments) = command;
+    // Listening begins first, so that no line falls between the replay and the rest.
+    let mut signals = match arguments.follow {
+        true => Some(client.bus().subscribe(&subject::events_of_vm(&arguments.name)).await?),
+        false => None,
+    };
+    let uid = client.vm(&arguments.name).await?.uid;
+    let mut reader = Reader { client, uid, position: 0, deleted: false };
+    match arguments.tail {
+        Some(count) => {
+            let mut last = VecDeque::new();
+            while let Some(lines) = reader.page().await? {
+                last.extend(lines);
+                let excess = last.len().saturating_sub(count as usize);
+                last.drain(..excess);
+            }
+            print(&arguments, last)?;
+        }
+        None => print_rest(&arguments, &mut reader).await?,
+    }
+    let Some(signals) = &mut signals else { return Ok(()) };
+    let mut reachable = true;
+    while !reader.deleted {
+        // An event is only a signal to ask for what is new: so nothing is missed, printed twice or out of order.
+        match tokio::time::timeout(events::SILENCE, signals.next()).await {
+            Ok(Some(_)) => while let Some(Some(_)) = signals.next().now_or_never() {},
+            Ok(None) => tokio::time::sleep(Duration::from_secs(1)).await,
+            Err(_) => {}
+        }
+        match print_rest(&arguments, &mut reader).await {
+            Ok(()) => reachable = true,
+            Err(error) if events::is_passing(&error) => {
+                if reachable {
+                    eprintln!("waiting for the controller: {error}");
+                }
+                reachable = false;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads one VM's events page by page.
+struct Reader<'a> {
+    client: &'a Client,
+    uid: VmUid,
+    position: EventNumber,
+    deleted: bool,
+}
+
+impl Reader<'_> {
+    /// The log lines of the next page; none when there is nothing new.
+    async fn page(&mut self) -> anyhow::Result<Option<Vec<Event>>> {
+        let after = self.position;
+        let page = self.client.call(&ListEvents { after, limit: 0, vm: Some(self.uid) }).await?;
+        if after > 0
+            && let Some(note) = events::trimmed(after, &page)
+        {
+            eprintln!("{note}");
+        }
+        self.position = page.next.max(after);
+        self.deleted |= page.events.iter().any(|event| event.kind == EventType::Deleted);
+        let lines = page.events.into_iter().filter(|event| event.number > after && event.kind == EventType::Log);
+        Ok((self.position > after).then(|| lines.collect()))
+    }
+}
+
+async fn print_rest(arguments: &LogsArgs, reader: &mut Reader<'_>) -> anyhow::Result<()> {
+    while let Some(lines) = reader.page().await? {
+        print(arguments, lines)?;
+    }
+    Ok(())
+}
+
+/// Log lines go out as they are, colours included: they are the output of the user's own script.
+fn print(arguments: &LogsArgs, lines: impl IntoIterator<Item = Event>) -> std::io::Result<()> {
+    lines.into_iter().try_for_each(|event| match arguments.output.output {
+        Format::Json => output::json_line(&event),
+        Format::Table => output::line(&event.message),
+    })
+}

@@ -1,0 +1,181 @@
+//! The command line: what may be said, and which file does it. `main` parses [`Arguments`] and calls [`run`].
+//!
+//! Client commands talk to the controller over the bus and the tunnel only, as any other program could. Exit codes: a
+//! remote command's own (`ssh`), 0, [`FAILED`], [`USAGE`].
+
+mod client;
+mod connect;
+mod create;
+mod delete;
+mod event_order;
+mod events;
+mod forward;
+mod get;
+mod list;
+mod logs;
+mod output;
+mod pairs;
+mod serve;
+mod ssh;
+mod wait;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Home;
+
+/// The exit code of a command that failed.
+pub const FAILED: u8 = 1;
+/// The exit code of a command that was asked for wrongly.
+pub const USAGE: u8 = 2;
+
+const ENVIRONMENT: &str = "\
+Environment:
+  ORCHARD_HOME                   home folder, in place of ~/.orchard
+  ORCHARD_URL                    controller, in place of the default context's
+  ORCHARD_SERVICE_ACCOUNT_NAME   account, likewise
+  ORCHARD_SERVICE_ACCOUNT_TOKEN  that account's token, likewise
+
+Exit codes: 0 done, 1 failed, 2 asked for wrongly; `orchard ssh` exits as the remote command did.
+
+Begin with `orchard dev` in one terminal and `orchard create vm --help` in another.";
+
+/// Turns machines behind NATs into one pool of virtual machines
+#[derive(Debug, Parser)]
+#[command(name = "orchard", version, after_help = ENVIRONMENT, arg_required_else_help = true, infer_subcommands = false)]
+pub struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Use this saved context; variables of the environment do not change it
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
+    /// Tell more in the log; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a VM
+    #[command(subcommand)]
+    Create(create::Create),
+    /// List VMs or workers
+    #[command(subcommand)]
+    List(list::List),
+    /// Show one VM or worker
+    #[command(subcommand)]
+    Get(get::Get),
+    /// Delete VMs
+    #[command(subcommand)]
+    Delete(delete::Delete),
+    /// Show the output of a VM's startup script
+    #[command(subcommand)]
+    Logs(logs::Logs),
+    /// Show what happened in the cluster, event by event
+    Events(events::EventsArgs),
+    /// Run a command or a shell in a VM
+    #[command(subcommand)]
+    Ssh(ssh::Ssh),
+    /// Reach a TCP port of a VM through a port of this machine
+    #[command(subcommand)]
+    PortForward(forward::PortForward),
+    /// Run a whole cluster in this process, to try things out
+    Dev(serve::dev::DevArgs),
+    /// Run a controller
+    #[command(subcommand)]
+    Controller(serve::controller::ControllerCommand),
+    /// Run a worker
+    #[command(subcommand)]
+    Worker(serve::worker::WorkerCommand),
+    /// Show the version of this program, and of the controller with --controller
+    Version(get::VersionArgs),
+}
+
+impl Arguments {
+    /// What to log when `RUST_LOG` does not say: servers tell what they do, other commands only what is wrong.
+    pub fn log_filter(&self) -> &'static str {
+        let serves = matches!(self.command, Command::Dev(_) | Command::Controller(_) | Command::Worker(_));
+        match (serves, self.global.verbose) {
+            (false, 0) => "error,orchard=warn",
+            (true, 0) => "warn,orchard=info",
+            (_, 1) => "info,orchard=debug",
+            _ => "debug,orchard=trace",
+        }
+    }
+}
+
+/// Does what was asked and yields the exit code.
+///
+/// # Errors
+/// Whatever went wrong, said so that a person can act on it; [`UsageError`] inside when the command was asked for
+/// wrongly.
+pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
+    let home = Home::locate()?;
+    let Arguments { global, command } = arguments;
+    let connect = || client::Client::connect(&home, &global);
+    match command {
+        Command::Create(command) => create::run(command, connect).await?,
+        Command::List(command) => list::run(command, &connect().await?).await?,
+        Command::Get(command) => get::run(command, &connect().await?).await?,
+        Command::Delete(command) => delete::run(command, &connect().await?).await?,
+        Command::Logs(command) => logs::run(command, &connect().await?).await?,
+        Command::Events(arguments) => events::run(arguments, &connect().await?).await?,
+        Command::Ssh(command) => return ssh::run(command, &connect().await?).await,
+        Command::PortForward(command) => forward::run(command, &connect().await?).await?,
+        Command::Dev(arguments) => return serve::dev::run(arguments, home).await,
+        Command::Controller(command) => return serve::controller::run(command, home).await,
+        Command::Worker(command) => return serve::worker::run(command, home).await,
+        Command::Version(arguments) => get::version(arguments, connect).await?,
+    }
+    Ok(0)
+}
+
+/// Tells on standard error, in one line, why a command failed, and yields the exit code.
+pub fn report(error: &anyhow::Error) -> u8 {
+    let gone = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::BrokenPipe;
+    if error.chain().any(|cause| cause.downcast_ref().is_some_and(gone)) {
+        // Whoever read our output has enough, as `head` has: not a failure, and nobody is left to tell.
+        return 0;
+    }
+    eprintln!("error: {}", output::clean(&format!("{error:#}")));
+    if error.is::<UsageError>() { USAGE } else { FAILED }
+}
+
+/// The command was asked for wrongly, in a way that only shows when its parts are seen together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_of_commands_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_is_for() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path} says nothing");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{path}: {} says nothing", argument.get_id());
+            }
+            if !command.has_subcommands() && command.get_name() != "version" {
+                assert!(command.get_after_help().is_some(), "{path} shows no example");
+            }
+            command.get_subcommands().for_each(|sub| check(sub, &path));
+        }
+        check(&Arguments::command(), "");
+    }
+}

@@ -1,0 +1,148 @@
+//! The data folder of a server: used by one process at a time, holding the token.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::identity;
+use crate::model::secret::Secret;
+
+/// Locked while a server runs; holds its process id, for the error that another one gets.
+const LOCK_NAME: &str = "serve.lock";
+/// The file of the token that lets workers and the first account in.
+const TOKEN_NAME: &str = "token";
+/// The longest token file: one of another kind is refused rather than read whole.
+const MAX_TOKEN_BYTES: u64 = 4096;
+
+/// A data folder that belongs to this process until it is dropped.
+#[derive(Debug)]
+pub(super) struct DataFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Makes the folder if it is not there, closed to others, and takes hold of it.
+    pub(super) fn claim(path: &Path) -> anyhow::Result<Self> {
+        let path =
+            std::path::absolute(path).with_context(|| format!("cannot find the data folder {}", path.display()))?;
+        if !path.is_dir() {
+            identity::make_private_dir(&path).with_context(|| {
+                format!("cannot make the data folder {}; choose another with --data-dir", path.display())
+            })?;
+        }
+        let lock_path = path.join(LOCK_NAME);
+        let cannot = || format!("cannot lock {}", lock_path.display());
+        let mut lock = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&lock_path)
+            .with_context(cannot)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = (&mut lock).take(32).read_to_string(&mut holder);
+                let holder = match holder.trim() {
+                    "" => "another process".to_owned(),
+                    id => format!("process {id}"),
+                };
+                anyhow::bail!(
+                    "the data folder {} is in use by {holder}; stop that, or choose another folder with --data-dir",
+                    path.display()
+                );
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
+        }
+        lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id())).with_context(cannot)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Where it is, in full.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the token is.
+    pub(super) fn token_path(&self) -> PathBuf {
+        self.path.join(TOKEN_NAME)
+    }
+
+    /// The token; the first call ever makes it, readable by the owner only.
+    pub(super) fn token(&self) -> anyhow::Result<Secret> {
+        let path = self.token_path();
+        if path.try_exists().with_context(|| format!("cannot look for {}", path.display()))? {
+            return read_token(&path);
+        }
+        let token = identity::new_token();
+        identity::write_private(&path, format!("{}\n", token.expose()).as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(token)
+    }
+}
+
+/// Reads a token file.
+pub(super) fn read_token(path: &Path) -> anyhow::Result<Secret> {
+    let cannot = || format!("cannot read the token file {}", path.display());
+    let permissions = fs::metadata(path).with_context(cannot)?.permissions();
+    if std::os::unix::fs::PermissionsExt::mode(&permissions) & 0o077 != 0 {
+        tracing::warn!("others may read {}; close it with chmod 600", path.display());
+    }
+    token_from(File::open(path).with_context(cannot)?).with_context(cannot)
+}
+
+/// Reads a token from anywhere; blanks and line breaks around it do not count.
+pub(super) fn token_from(source: impl std::io::Read) -> anyhow::Result<Secret> {
+    let mut text = zeroize::Zeroizing::new(String::new());
+    source.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_TOKEN_BYTES {
+        anyhow::bail!("it is longer than {MAX_TOKEN_BYTES} bytes and so no token");
+    }
+    match text.trim() {
+        "" => anyhow::bail!("it is empty"),
+        token if token.contains(char::is_whitespace) => anyhow::bail!("it holds more than one word and so no token"),
+        token => Ok(Secret::new(token)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_folder_belongs_to_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let first = DataFolder::claim(&path).unwrap();
+        let error = DataFolder::claim(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        assert!(error.contains("--data-dir"), "{error}");
+        drop(first);
+        DataFolder::claim(&path).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_token_is_made_once_and_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let folder = DataFolder::claim(&path).unwrap();
+        let token = folder.token().unwrap();
+        assert_eq!(folder.token().unwrap(), token);
+        assert_eq!(fs::metadata(folder.token_path()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused() {
+        assert_eq!(token_from(" abc\n".as_bytes()).unwrap().expose(), "abc");
+        for bad in [String::new(), "\n".into(), "a b".into(), "x".repeat(5000)] {
+            assert!(token_from(bad.as_bytes()).is_err());
+        }
+    }
+}

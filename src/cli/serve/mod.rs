@@ -1,0 +1,62 @@
+//! The commands that serve until they are told to stop: `dev`, `controller run`, `worker run`. What they share is here:
+//! start, announce, wait for a signal, stop.
+
+pub(super) mod controller;
+pub(super) mod dev;
+mod folder;
+mod host;
+mod parts;
+mod runtime;
+pub(super) mod signals;
+pub(super) mod worker;
+
+use std::time::Duration;
+
+use self::signals::Signals;
+use super::FAILED;
+
+/// The account that a fresh controller has, which may do everything.
+const BOOTSTRAP_ACCOUNT: &str = "bootstrap-admin";
+/// How long an orderly stop may take before the process ends anyhow: nothing durable is lost by it.
+const STOP_GRACE: Duration = Duration::from_secs(20);
+
+/// Something that runs and can be stopped in order.
+trait Running {
+    /// Stops it; VMs go on.
+    async fn shutdown(self);
+}
+
+/// Starts something, announces it, waits for Ctrl-C or SIGTERM and stops it. A second signal stops at once. Yields the
+/// exit code.
+async fn until_stopped<R: Running>(
+    start: impl Future<Output = anyhow::Result<R>>,
+    announce: impl FnOnce(&R) -> anyhow::Result<()>,
+) -> anyhow::Result<u8> {
+    let mut signals = Signals::install()?;
+    let running = tokio::select! {
+        started = start => started?,
+        name = signals.wait() => {
+            eprintln!("{name}: stopped before everything was up");
+            return Ok(0);
+        }
+    };
+    let announced = announce(&running);
+    if announced.is_ok() {
+        let name = signals.wait().await;
+        eprintln!("{name}: stopping; VMs go on, and the next start finds them again");
+    }
+    tokio::select! {
+        stopped = tokio::time::timeout(STOP_GRACE, running.shutdown()) => {
+            announced?;
+            if stopped.is_err() {
+                eprintln!("error: something does not stop within {STOP_GRACE:?}; ending anyhow");
+                return Ok(FAILED);
+            }
+            Ok(0)
+        }
+        name = signals.wait() => {
+            eprintln!("{name}: ending at once");
+            Ok(FAILED)
+        }
+    }
+}

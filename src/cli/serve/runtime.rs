@@ -1,0 +1,80 @@
+//! `--runtime`: one by name, or whichever this machine has.
+
+use std::path::PathBuf;
+
+use crate::model::vm::{Arch, RuntimeKind};
+
+/// What `--runtime` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RuntimeChoice {
+    /// Whatever is installed.
+    Auto,
+    /// This one.
+    Kind(RuntimeKind),
+}
+
+/// Reads `--runtime`.
+pub(super) fn parse(text: &str) -> Result<RuntimeChoice, String> {
+    match text {
+        "auto" => Ok(RuntimeChoice::Auto),
+        name => name
+            .parse()
+            .map(RuntimeChoice::Kind)
+            .map_err(|_| format!("{name:?} is not one of auto, tart, vetu, qemu, synthetic")),
+    }
+}
+
+/// What this machine has to run VMs with: Tart on macOS, QEMU on Linux.
+pub(super) fn detect() -> Option<RuntimeKind> {
+    choose(cfg!(target_os = "macos"), |program| find(program).is_some())
+}
+
+fn choose(macos: bool, has: impl Fn(&str) -> bool) -> Option<RuntimeKind> {
+    let qemu = match Arch::HOST {
+        Arch::Arm64 => "qemu-system-aarch64",
+        Arch::Amd64 => "qemu-system-x86_64",
+    };
+    match macos {
+        true => has("tart").then_some(RuntimeKind::Tart),
+        false => (has(qemu) && has("qemu-img")).then_some(RuntimeKind::Qemu),
+    }
+}
+
+/// Where a program is, on `PATH`.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| is_executable(file))
+}
+
+fn is_executable(file: &std::path::Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(file).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+}
+
+/// What to install where nothing was found.
+pub(super) const NOTHING_FOUND: &str = if cfg!(target_os = "macos") {
+    "found no `tart` on PATH (brew install cirruslabs/cli/tart)"
+} else {
+    "found no QEMU on PATH (on Debian and Ubuntu: apt-get install qemu-system qemu-utils)"
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_installed_is_taken() {
+        assert_eq!(choose(true, |program| program == "tart"), Some(RuntimeKind::Tart));
+        assert_eq!(choose(true, |_| false), None);
+        assert_eq!(choose(false, |program| program.starts_with("qemu-")), Some(RuntimeKind::Qemu));
+        assert_eq!(choose(false, |program| program == "qemu-img"), None, "half a QEMU is none");
+        assert!(find("sh").is_some() && find("no-such-program-here").is_none());
+    }
+
+    #[test]
+    fn a_choice_is_read() {
+        assert_eq!(parse("auto"), Ok(RuntimeChoice::Auto));
+        assert_eq!(parse("vetu"), Ok(RuntimeChoice::Kind(RuntimeKind::Vetu)));
+        assert!(parse("xen").unwrap_err().contains("synthetic"));
+    }
+}

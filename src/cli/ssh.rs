@@ -1,0 +1,249 @@
+//! `orchard ssh`: a command or a shell in a VM, over the tunnel.
+//!
+//! The guest may still be booting, so connecting is tried until `--wait` has passed; what runs then does so once.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use tokio::time::Instant;
+
+use super::client::Client;
+use super::connect::{Dialer, Stream};
+use super::output::Progress;
+use crate::config::duration;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::secret::Secret;
+use crate::model::vm::{DEFAULT_GUEST_PASSWORD, DEFAULT_GUEST_USER, RestartPolicy, Vm, VmStatus};
+use crate::model::{VmName, VmUid};
+
+/// The guest's SSH port.
+const SSH_PORT: u16 = 22;
+/// Pause before the second try; doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between tries: what a user hardly notices after a boot.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// How soon the waiting is told of: a guest that is up answers faster.
+const QUIET: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Ssh {
+    /// Run a command or a shell in a VM; exits as the command did
+    #[command(after_help = "\
+Examples:
+  orchard ssh vm build-1
+  orchard ssh vm build-1 uname -a
+  orchard ssh vm -u ci -p secret build-1 'cd src && make -j4'
+  orchard ssh vm build-1 'sh -s' < script.sh
+
+Options stand before NAME or directly after it; everything from COMMAND on is the command's own.")]
+    Vm(SshArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SshArgs {
+    /// Guest user [default: admin]
+    #[arg(long, short)]
+    username: Option<String>,
+    /// That user's password [default: admin]
+    #[arg(long, short)]
+    password: Option<String>,
+    /// How long to wait for the VM to answer
+    #[arg(long, short = 't', default_value = "60s", value_parser = duration::parse)]
+    wait: Duration,
+    /// The VM's name
+    name: VmName,
+    /// What to run there [default: a shell]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Who logs into the guest.
+#[derive(Clone, Debug)]
+struct Login {
+    user: String,
+    password: Secret,
+}
+
+/// Yields the exit code.
+pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
+    let Ssh::Vm(arguments) = command;
+    let login = Login {
+        user: arguments.username.unwrap_or_else(|| DEFAULT_GUEST_USER.to_owned()),
+        password: Secret::new(arguments.password.unwrap_or_else(|| DEFAULT_GUEST_PASSWORD.to_owned())),
+    };
+    let uid = client.vm(&arguments.name).await?.uid;
+    let target = Target { client: client.clone(), dialer: Dialer::new(client.clone()), name: arguments.name, uid };
+    let session = target.connect(&login, arguments.wait).await?;
+    // As `ssh` does: the words are joined, and the guest's shell takes them apart.
+    let command = (!arguments.command.is_empty()).then(|| arguments.command.join(" "));
+    session.run(command.as_deref()).await
+}
+
+/// Why an attempt failed.
+#[derive(Debug)]
+enum Failure {
+    /// It may succeed later.
+    Passing(String),
+    /// It will not.
+    Final(anyhow::Error),
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        match error.code {
+            // A VM that does not run yet is a conflict with its state.
+            ErrorCode::Unavailable | ErrorCode::Timeout | ErrorCode::Conflict => Failure::Passing(error.message),
+            _ => Failure::Final(error.into()),
+        }
+    }
+}
+
+struct Target {
+    client: Client,
+    dialer: Dialer,
+    name: VmName,
+    uid: VmUid,
+}
+
+impl Target {
+    async fn connect(&self, login: &Login, wait: Duration) -> anyhow::Result<Session> {
+        let started = Instant::now();
+        let deadline = started + wait;
+        let mut pause = FIRST_PAUSE;
+        let mut progress: Option<Progress> = None;
+        loop {
+            let reason = match self.attempt(login, deadline).await {
+                Ok(session) => return Ok(session),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Passing(reason)) => reason,
+            };
+            let state = match self.client.vm(&self.name).await {
+                Ok(vm) => standing(self.uid, &vm).map_err(|why| anyhow::anyhow!(why))?,
+                Err(error) if error.code == ErrorCode::NotFound => return Err(error.into()),
+                Err(error) => error.message,
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                anyhow::bail!(
+                    "VM {} did not answer SSH within {}: {reason} ({state}); --wait gives it more time",
+                    self.name,
+                    duration::show(wait)
+                );
+            }
+            if started.elapsed() > QUIET {
+                progress
+                    .get_or_insert_with(Progress::start)
+                    .say(&format!("waiting for VM {}: {reason} ({state})", self.name));
+            }
+            tokio::time::sleep(pause.min(left)).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    async fn attempt(&self, login: &Login, deadline: Instant) -> Result<Session, Failure> {
+        let opened = self.dialer.open(&self.name, SSH_PORT).await?;
+        if opened.uid != self.uid {
+            return Err(Failure::Final(anyhow::anyhow!(replaced(&self.name))));
+        }
+        log_in(opened.stream, login, deadline).await
+    }
+}
+
+fn replaced(name: &VmName) -> String {
+    format!("VM {name} was deleted and made anew by somebody; run the command again for the new one")
+}
+
+/// How the VM stands, in words; an error when waiting for it is in vain.
+fn standing(waited_for: VmUid, vm: &Vm) -> Result<String, String> {
+    if vm.uid != waited_for {
+        return Err(replaced(&vm.name));
+    }
+    let why = if vm.status_message.is_empty() { String::new() } else { format!(": {}", vm.status_message) };
+    match (vm.status, vm.spec.restart_policy) {
+        (VmStatus::Failed, RestartPolicy::Never) => Err(format!("VM {} has failed{why}", vm.name)),
+        _ => Ok(format!("the VM is {}{why}", vm.status)),
+    }
+}
+
+/// A guest that has let us in.
+struct Session {}
+
+/// Logs in over `stream`.
+///
+/// TO COMPLETE with `ssh::Session::connect`. A refused login is [`Failure::Final`] with [`refused`], everything else
+/// [`Failure::Passing`]: a booting guest closes connections.
+async fn log_in(stream: Stream, login: &Login, deadline: Instant) -> Result<Session, Failure> {
+    let _ = (stream, &login.password, deadline);
+    Err(Failure::Final(anyhow::anyhow!("this build cannot speak SSH; {}", refused(login))))
+}
+
+impl Session {
+    /// Runs `command`, or a shell: on a terminal an interactive one, else one that reads its script from standard input.
+    /// Yields the exit code.
+    ///
+    /// TO COMPLETE with `ssh::Session::exec` and the interactive shell.
+    async fn run(self, command: Option<&str>) -> anyhow::Result<u8> {
+        anyhow::bail!("this build cannot run {command:?}")
+    }
+}
+
+/// What to tell when the guest refuses the login.
+fn refused(login: &Login) -> String {
+    format!(
+        "the guest refuses user {:?} with the password given; a VM's own password is never shown to readers, so give \
+         user and password with -u and -p",
+        login.user
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::list::tests::vm;
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        ssh: SshArgs,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<SshArgs, clap::Error> {
+        Only::try_parse_from(["ssh"].iter().chain(arguments)).map(|only| only.ssh)
+    }
+
+    #[test]
+    fn options_after_the_command_are_its_own() {
+        let ssh = parse(&["-u", "ci", "a", "ls", "-la", "--wait", "5s", "-u", "x"]).unwrap();
+        assert_eq!((ssh.username.as_deref(), ssh.wait), (Some("ci"), Duration::from_secs(60)));
+        assert_eq!(ssh.command, ["ls", "-la", "--wait", "5s", "-u", "x"]);
+        let ssh = parse(&["a", "-u", "ci", "-t", "5", "--", "-x", "--help"]).unwrap();
+        assert_eq!((ssh.username.as_deref(), ssh.wait), (Some("ci"), Duration::from_secs(5)));
+        assert_eq!(ssh.command, ["-x", "--help"]);
+        assert!(parse(&["a"]).unwrap().command.is_empty());
+        assert!(parse(&[]).is_err());
+    }
+
+    #[test]
+    fn waiting_ends_when_it_is_in_vain() {
+        let mut seen = vm("a", VmStatus::Pending);
+        seen.status_message = "no worker fits".into();
+        assert_eq!(standing(seen.uid, &seen).as_deref(), Ok("the VM is pending: no worker fits"));
+        let other = "00000000-0000-0000-0000-000000000001".parse().unwrap();
+        assert!(standing(other, &seen).unwrap_err().contains("anew"));
+        seen.status = VmStatus::Failed;
+        assert!(standing(seen.uid, &seen).unwrap_err().contains("has failed: no worker fits"));
+        seen.spec.restart_policy = RestartPolicy::OnFailure;
+        assert!(standing(seen.uid, &seen).is_ok());
+    }
+
+    #[test]
+    fn a_refusal_is_final_and_an_absence_is_not() {
+        let failure = |code| Failure::from(ApiError::new(code, "x"));
+        assert!(matches!(failure(ErrorCode::Unavailable), Failure::Passing(_)));
+        assert!(matches!(failure(ErrorCode::Conflict), Failure::Passing(_)));
+        assert!(matches!(failure(ErrorCode::NotFound), Failure::Final(_)));
+        assert!(matches!(failure(ErrorCode::Forbidden), Failure::Final(_)));
+    }
+}

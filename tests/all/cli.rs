@@ -1,0 +1,237 @@
+//! The real binary as a user calls it, as far as it needs no controller: help, wrong use, files of the home folder.
+
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// A home folder of its own, and nothing of the caller's environment.
+struct User {
+    home: TempDir,
+}
+
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl User {
+    fn new() -> Self {
+        Self { home: tempfile::tempdir().unwrap() }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orchard"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("ORCHARD_HOME", self.home.path().join("home"))
+            .env("PATH", "/usr/bin:/bin");
+        command.current_dir(self.home.path()).stdin(std::process::Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        ran(self.command(arguments).output().unwrap())
+    }
+
+    fn contexts(&self, text: &str) -> std::path::PathBuf {
+        let home = self.home.path().join("home");
+        std::fs::create_dir_all(&home).unwrap();
+        std::fs::write(home.join("orchard.yml"), text).unwrap();
+        home.join("orchard.yml")
+    }
+}
+
+fn ran(output: Output) -> Ran {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A port on which nobody listens: it was free a moment ago.
+fn closed_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+const COMMANDS: &[&[&str]] = &[
+    &[],
+    &["create"],
+    &["create", "vm"],
+    &["list"],
+    &["list", "vms"],
+    &["list", "workers"],
+    &["get"],
+    &["get", "vm"],
+    &["get", "worker"],
+    &["delete"],
+    &["delete", "vm"],
+    &["logs"],
+    &["logs", "vm"],
+    &["events"],
+    &["ssh"],
+    &["ssh", "vm"],
+    &["port-forward"],
+    &["port-forward", "vm"],
+    &["dev"],
+    &["controller"],
+    &["controller", "run"],
+    &["worker"],
+    &["worker", "run"],
+    &["version"],
+];
+
+#[test]
+fn every_command_has_help() {
+    let user = User::new();
+    for command in COMMANDS {
+        let ran = user.run(&[command, &["--help"][..]].concat());
+        assert_eq!(ran.code, 0, "{command:?}: {}", ran.stderr);
+        assert!(ran.stdout.contains("Usage: orchard"), "{command:?}: {}", ran.stdout);
+    }
+    assert!(!user.home.path().join("home").exists(), "help leaves no traces");
+}
+
+#[test]
+fn wrong_use_exits_with_2_and_says_what_is_right() {
+    let user = User::new();
+    for (arguments, hint) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&["create", "vm", "a"], "--image"),
+        (&["create", "vm", "a b", "--image", "/i"], "contains ' '"),
+        (&["create", "vm", "a", "--image", ""], "empty"),
+        (&["create", "vm", "a", "--image", "./missing.qcow2"], "full path"),
+        (&["create", "vm", "a", "--image", "ftp://x/y"], "http://"),
+        (&["create", "vm", "a", "--image", "/i", "--labels", "role"], "KEY=VALUE"),
+        (&["create", "vm", "a", "--image", "/i", "--labels", "a=1,a=2"], "given twice"),
+        (&["create", "vm", "a", "--image", "/i", "--resources", "gpu=many"], "whole number"),
+        (&["create", "vm", "a", "--image", "/i", "--restart-policy", "always"], "OnFailure"),
+        (&["create", "vm", "a", "--image", "/i", "--wait", "--timeout", "soon"], "5m30s"),
+        (&["port-forward", "vm", "a", "80:"], "8080:80"),
+        (&["list", "vms", "-q", "-o", "json"], "cannot be used"),
+        (&["delete", "vm"], "NAME"),
+        (&["dev", "--runtime", "xen"], "synthetic"),
+        (&["dev", "--bus-listen", "4222"], "127.0.0.1:4222"),
+        (&["worker", "run", "https://ctl"], "nats://"),
+        (&["worker", "run", "ctl"], "--token-file"),
+        (&["worker", "run", "ctl", "--token-file", "t", "--token-stdin"], "cannot be used"),
+        (&["controller", "run", "--bus-user", "u"], "--bus-url"),
+        (&["controller", "run", "--bus-url", "nats://x"], "--bus-user"),
+    ] {
+        let ran = user.run(arguments);
+        assert_eq!(ran.code, 2, "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(hint), "{arguments:?}: {}", ran.stderr);
+        assert_eq!(ran.stdout, "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn without_a_controller_a_user_is_told_how_to_get_one() {
+    let user = User::new();
+    for arguments in [
+        &["list", "vms"][..],
+        &["get", "worker", "w"],
+        &["delete", "vm", "a"],
+        &["logs", "vm", "a"],
+        &["events", "--follow"],
+        &["ssh", "vm", "a", "true"],
+        &["port-forward", "vm", "a", "22"],
+        &["create", "vm", "a", "--image", "/i", "--wait"],
+        &["version", "--controller"],
+    ] {
+        let ran = user.run(arguments);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{arguments:?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{arguments:?}: {}", ran.stderr);
+        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains("orchard dev"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_controller_that_is_down_is_named() {
+    let user = User::new();
+    let port = closed_port();
+    user.contexts(&format!(
+        "default-context: x\ncontexts:\n  x:\n    url: 127.0.0.1:{port}\n    serviceAccountName: a\n    serviceAccountToken: hunter2\n"
+    ));
+    let ran = user.run(&["list", "vms", "-o", "json"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
+    assert!(
+        ran.stderr.starts_with("error: ") && ran.stderr.contains(&format!("nats://127.0.0.1:{port}")),
+        "{}",
+        ran.stderr
+    );
+    assert!(!ran.stderr.contains("hunter2"), "{}", ran.stderr);
+}
+
+#[test]
+fn the_environment_stands_in_for_a_context() {
+    let user = User::new();
+    let port = closed_port();
+    let mut command = user.command(&["list", "vms"]);
+    command.env("ORCHARD_URL", format!("nats://127.0.0.1:{port}"));
+    let without = ran(command.output().unwrap());
+    assert!(without.stderr.contains("ORCHARD_SERVICE_ACCOUNT_NAME"), "{}", without.stderr);
+    command.env("ORCHARD_SERVICE_ACCOUNT_NAME", "a").env("ORCHARD_SERVICE_ACCOUNT_TOKEN", "t");
+    let with = ran(command.output().unwrap());
+    assert!(with.stderr.contains(&format!("nats://127.0.0.1:{port}")), "{}", with.stderr);
+}
+
+#[test]
+fn a_file_of_contexts_that_cannot_be_used_is_named() {
+    let user = User::new();
+    let path = user.contexts("contexts: [\n");
+    let ran = user.run(&["list", "vms"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains(path.to_str().unwrap()), "{}", ran.stderr);
+    user.contexts("contexts:\n  home: {url: ctl}\n");
+    let ran = user.run(&["list", "vms", "--context", "work"]);
+    assert!(ran.stderr.contains("\"work\"") && ran.stderr.contains("home"), "{}", ran.stderr);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let ran = user.run(&["list", "vms"]);
+    assert!(ran.code == 1 && ran.stderr.contains(path.to_str().unwrap()), "{}", ran.stderr);
+}
+
+#[test]
+fn the_version_needs_no_controller() {
+    let user = User::new();
+    let expected = format!("orchard {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(user.run(&["version"]).stdout, expected);
+    assert_eq!(user.run(&["--version"]).stdout, expected);
+    let json: serde_json::Value = serde_json::from_str(&user.run(&["version", "-o", "json"]).stdout).unwrap();
+    assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn a_token_file_that_cannot_be_used_is_named() {
+    let user = User::new();
+    let run = |file: &str| user.run(&["worker", "run", "ctl", "--runtime", "synthetic", "--token-file", file]);
+    let missing = run("missing");
+    assert!(missing.code == 1 && missing.stderr.contains("missing"), "{}", missing.stderr);
+    std::fs::write(user.home.path().join("empty"), "\n").unwrap();
+    let empty = run("empty");
+    assert!(empty.code == 1 && empty.stderr.contains("it is empty"), "{}", empty.stderr);
+}
+
+#[test]
+fn a_machine_without_a_hypervisor_is_no_worker_by_itself() {
+    let user = User::new();
+    let mut command = user.command(&["worker", "run", "ctl"]);
+    command.env("PATH", user.home.path()).env("ORCHARD_TOKEN", "t");
+    let ran = ran(command.output().unwrap());
+    assert!(ran.code == 1 && ran.stderr.contains("--runtime"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_data_folder_in_use_is_left_alone() {
+    let user = User::new();
+    let data = user.home.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let lock = std::fs::File::create(data.join("serve.lock")).unwrap();
+    lock.lock().unwrap();
+    for command in [&["dev", "--runtime", "synthetic"][..], &["controller", "run"]] {
+        let ran = user.run(&[command, &["--data-dir", "data"]].concat());
+        assert_eq!(ran.code, 1, "{command:?}");
+        assert!(ran.stderr.contains("in use") && ran.stderr.contains("--data-dir"), "{}", ran.stderr);
+    }
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1, "nothing was made in it");
+}
