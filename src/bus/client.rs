@@ -175,31 +175,9 @@ fn reconnect_pause(attempt: usize) -> Duration {
     capped.mul_f64(2.0 / 3.0 + f64::from(byte[0]) / 255.0 / 3.0)
 }
 
-/// The host of a bus URL, for what else the same machine offers.
-///
-/// # Errors
-/// [`ErrorCode::Invalid`] when there is none.
-pub fn host_of(url: &str) -> Result<String, ApiError> {
-    let first = url.split(',').next().unwrap_or(url);
-    let address: async_nats::ServerAddr = first.parse().map_err(|error| {
-        ApiError::new(ErrorCode::Invalid, format!("{url:?} is no bus address like nats://host:4222: {error}"))
-    })?;
-    // An IPv6 address stands in brackets in a URL and without them everywhere else.
-    Ok(address.host().trim_start_matches('[').trim_end_matches(']').to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_host_of_a_url_is_found() {
-        for (url, host) in
-            [("nats://a.example:4222", "a.example"), ("nats://[::1]:1,nats://b:2", "::1"), ("127.0.0.1:9", "127.0.0.1")]
-        {
-            assert_eq!(host_of(url).unwrap(), host, "{url}");
-        }
-    }
 
     #[test]
     fn pauses_grow_and_stay_below_the_bound() {

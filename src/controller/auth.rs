@@ -4,7 +4,7 @@
 //! name given decides the subjects all the same, so a worker's connection cannot speak for another worker or an account.
 
 use crate::broker::permission::{Permissions, Rules};
-use crate::broker::{Authenticator, Credentials, Denied, User};
+use crate::broker::auth::{Authenticator, Credentials, Denied, User};
 use crate::bus::subject;
 use crate::identity::same_secret;
 use crate::model::AccountName;
@@ -30,10 +30,10 @@ impl Authenticator for BusUsers {
         let given = credentials.password.unwrap_or_default();
         let expected = if name == CONTROLLER_USER { &self.own } else { &self.token };
         if !same_secret(expected.expose(), given) {
-            return Err(Denied);
+            return Err(Denied::because(format!("wrong token for {name:?}")));
         }
-        let permissions = permissions_of(name).ok_or(Denied)?;
-        Ok(User::new(name, permissions))
+        let permissions = permissions_of(name).ok_or_else(|| Denied::because(format!("there is no account {name:?}")))?;
+        Ok(User { name: name.to_owned(), permissions })
     }
 }
 

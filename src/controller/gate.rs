@@ -1,6 +1,6 @@
 //! Who may use the tunnel: workers by the secret of their session, clients by tickets for one stream.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(super) struct Gate {
     clock: Clock,
     tickets: Mutex<Tickets>,
     sessions: RwLock<HashMap<WorkerName, (SessionId, Secret)>>,
-    links: RwLock<HashMap<WorkerName, usize>>,
+    links: RwLock<HashSet<WorkerName>>,
 }
 
 impl Gate {
@@ -55,7 +55,7 @@ impl Gate {
 
     /// Whether the worker's data path is up.
     pub(super) fn is_linked(&self, worker: &WorkerName) -> bool {
-        self.links.read().unwrap_or_else(PoisonError::into_inner).get(worker).is_some_and(|links| *links > 0)
+        self.links.read().unwrap_or_else(PoisonError::into_inner).contains(worker)
     }
 }
 
@@ -80,8 +80,10 @@ impl Gatekeeper for Gate {
 
     fn link_changed(&self, worker: &WorkerName, up: bool) {
         let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
-        // Counted, as a new connection may come up before the one it replaces is seen to go down.
-        let count = links.entry(worker.clone()).or_default();
-        *count = if up { count.saturating_add(1) } else { count.saturating_sub(1) };
+        if up {
+            links.insert(worker.clone());
+        } else {
+            links.remove(worker);
+        }
     }
 }

@@ -27,13 +27,14 @@ use self::store::{OpenError, Store, StoreError};
 use crate::broker::Broker;
 use crate::bus::client::{Bus, BusOptions};
 use crate::bus::message::TunnelEndpoint;
-use crate::identity::ca;
+use crate::identity::ca::{self, Identity};
 use crate::model::Clock;
 use crate::model::error::ApiError;
 use crate::model::secret::Secret;
 use crate::task::{self, Task};
-use crate::tunnel::relay::{Limits, Relay};
-use crate::{broker, identity, tunnel};
+use crate::tunnel::Transport;
+use crate::tunnel::relay::{Limits, Relay, RelayError};
+use crate::{broker, identity};
 
 /// How often time passes in the core: fine enough for leases of seconds.
 const TICK: Duration = Duration::from_millis(250);
@@ -85,13 +86,13 @@ pub enum StartError {
     Load(#[from] StoreError),
     /// The certificate.
     #[error("cannot make or read the controller's certificate")]
-    Certificate(#[from] ca::CertificateError),
+    Certificate(#[from] ca::CaError),
     /// The broker's port.
     #[error("cannot start the message broker")]
     Broker(#[from] broker::BindError),
     /// The tunnel's port.
     #[error("cannot start the tunnel endpoint")]
-    Tunnel(#[from] tunnel::relay::BindError),
+    Tunnel(#[from] RelayError),
     /// The bus.
     #[error("cannot use the bus")]
     Bus(#[source] ApiError),
@@ -120,15 +121,15 @@ impl Controller {
         identity::tls::install_provider();
         let clock = Clock::start();
         let store = Store::open(&options.data_dir)?;
-        let certificate = ca::load_or_make(&options.data_dir)?;
+        let certificate = Identity::load_or_create(&options.data_dir)?;
         let (writer, signals, thread) = writer::start(store.clone(), options.timing, clock)?;
 
         let gate = Arc::new(Gate::new(clock));
-        let relay = Relay::bind(options.listen, &certificate, gate.clone(), Limits::default())?;
+        let relay = Relay::bind(options.listen, &certificate, gate.clone(), Limits::default(), Transport::default())?;
         let endpoint = TunnelEndpoint {
             host: options.tunnel_host,
             port: relay.local_addr().port(),
-            fingerprint: relay.fingerprint().to_owned(),
+            fingerprint: relay.fingerprint().to_string(),
         };
 
         let (broker, bus_options) = open_bus(options.bus).await?;

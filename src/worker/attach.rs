@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::runtime::{GuestStream, Runtime, RuntimeError};
+use super::runtime::{Runtime, RuntimeError};
 use crate::model::CopyId;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::tunnel::worker::Attach;
+use crate::tunnel::worker::{Attach, Duplex};
 
 /// Reaches the VMs of one runtime.
 #[derive(Debug)]
@@ -17,8 +17,9 @@ pub(super) struct Attachments {
 
 #[async_trait]
 impl Attach for Attachments {
-    async fn attach(&self, copy: CopyId, port: u16) -> Result<GuestStream, ApiError> {
-        self.runtime.dial(copy, port).await.map_err(|error| {
+    async fn attach(&self, copy: CopyId, port: u16) -> Result<Box<dyn Duplex>, ApiError> {
+        let dialled = self.runtime.dial(copy, port).await;
+        dialled.map(|stream| Box::new(stream) as Box<dyn Duplex>).map_err(|error| {
             let code = match &error {
                 RuntimeError::NotFound => ErrorCode::NotFound,
                 RuntimeError::Timeout(_) => ErrorCode::Timeout,

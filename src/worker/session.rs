@@ -11,12 +11,15 @@ use super::attach::Attachments;
 use super::runtime::Runtime;
 use super::uplink::{SessionOver, Uplink};
 use crate::bus::client::Bus;
-use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, Welcome};
+use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, TunnelEndpoint, Welcome};
 use crate::bus::subject::{self, WorkerVerb};
+use crate::config::address;
 use crate::model::SessionId;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::worker::WorkerInfo;
-use crate::tunnel;
+use crate::tunnel::header::WorkerHello;
+use crate::tunnel::worker::{LinkOptions, WorkerLink};
+use crate::tunnel::{Address, Transport};
 
 /// How long registering may take.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,8 +40,9 @@ impl Agent {
     /// Runs for the worker's life.
     pub(super) async fn run(self) {
         let mut pause = HELLO_PAUSE.0;
+        let mut link = None;
         loop {
-            match self.session().await {
+            match self.session(&mut link).await {
                 Ok(SessionOver) => pause = HELLO_PAUSE.0,
                 Err(error) => {
                     let hint = if error.code == ErrorCode::Conflict { "" } else { "; trying again" };
@@ -50,7 +54,7 @@ impl Agent {
         }
     }
 
-    async fn session(&self) -> Result<SessionOver, ApiError> {
+    async fn session(&self, link: &mut Option<Link>) -> Result<SessionOver, ApiError> {
         let name = &self.info.name;
         // A session has a new id at each registration, so what is still under way from the one before is refused.
         let session = SessionId(uuid::Uuid::now_v7());
@@ -58,7 +62,7 @@ impl Agent {
         let hello = Hello { session, info: self.info.clone() };
         let welcome: Welcome = self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
         tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");
-        let link = self.link(session, &welcome)?;
+        self.link(link, session, &welcome)?;
         self.assignments.send_replace(Some(welcome.assignment));
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(10));
         let take = async {
@@ -74,7 +78,6 @@ impl Agent {
             over = take => over,
         };
         tracing::info!(worker = %name, "the controller does not know this session any more; registering again");
-        drop(link);
         Ok(over)
     }
 
@@ -113,17 +116,35 @@ impl Agent {
         });
     }
 
-    fn link(&self, session: SessionId, welcome: &Welcome) -> Result<tunnel::worker::WorkerLink, ApiError> {
-        let endpoint = &welcome.tunnel;
-        let host = match &endpoint.host {
-            Some(host) => host.clone(),
-            None => crate::bus::client::host_of(&self.bus_url)?,
+    /// Keeps the data path: the one there is learns the new session, so that open streams go on; if the relay is
+    /// another one, it is dialled anew.
+    fn link(&self, held: &mut Option<Link>, session: SessionId, welcome: &Welcome) -> Result<(), ApiError> {
+        let hello = WorkerHello { worker: self.info.name.clone(), session, secret: welcome.tunnel_secret.clone() };
+        if let Some(link) = held.as_ref().filter(|link| link.endpoint == welcome.tunnel) {
+            link.connection.renew(hello);
+            return Ok(());
+        }
+        let endpoint = welcome.tunnel.clone();
+        let unreadable = |what: String| ApiError::new(ErrorCode::Invalid, what);
+        let host = match (&endpoint.host, address::host_of(&self.bus_url)) {
+            (Some(host), _) => host.clone(),
+            (None, Some(host)) => host.to_owned(),
+            (None, None) => return Err(unreadable(format!("no host in the bus address {:?}", self.bus_url))),
         };
-        let fingerprint = endpoint.fingerprint.parse().map_err(|error| {
-            ApiError::new(ErrorCode::Invalid, format!("the controller sent an unreadable fingerprint: {error}"))
-        })?;
-        let hello = tunnel::header::WorkerHello { worker: self.info.name.clone(), session, secret: welcome.tunnel_secret.clone() };
-        let options = tunnel::worker::LinkOptions { address: tunnel::endpoint::Address::new(host, endpoint.port), fingerprint, hello };
-        Ok(tunnel::worker::WorkerLink::start(options, Arc::new(Attachments { runtime: self.runtime.clone() })))
+        let fingerprint = endpoint
+            .fingerprint
+            .parse()
+            .map_err(|error| unreadable(format!("the controller sent an unreadable fingerprint: {error}")))?;
+        let address = Address { host, port: endpoint.port };
+        let options = LinkOptions { address, fingerprint, hello, transport: Transport::default() };
+        let connection = WorkerLink::start(options, Arc::new(Attachments { runtime: self.runtime.clone() }));
+        *held = Some(Link { endpoint, connection });
+        Ok(())
     }
+}
+
+/// The data path and where it leads.
+struct Link {
+    endpoint: TunnelEndpoint,
+    connection: WorkerLink,
 }
