@@ -178,7 +178,7 @@ start_dev() {
     set +m
     echo "$$ $DEV" >"$PIDS"
     if wait_ready; then return 0; fi
-    if [ -z "$addresses" ] && ! alive && grep -qi 'in use' "$LOG"; then
+    if [ -z "$addresses" ] && ! alive && grep -qi 'address already in use' "$LOG"; then
       note "the usual ports (4222/tcp, 6120/udp) are in use: letting the system choose free ones"
       addresses='--listen 127.0.0.1:0 --bus-listen 127.0.0.1:0'
       continue
