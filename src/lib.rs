@@ -20,6 +20,7 @@
 //! `tunnel::{header,ticket}`, `controller::{cluster,scheduler}` and `worker::plan` take `now` and data and return
 //! actions. Sockets, clocks, the LMDB environment and child processes live in the thin shell around them.
 
+pub mod broker;
 pub mod bus;
 pub mod identity;
 pub mod model;
