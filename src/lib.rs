@@ -20,11 +20,14 @@
 //! `tunnel::{header,ticket}`, `controller::{cluster,scheduler}` and `worker::plan` take `now` and data and return
 //! actions. Sockets, clocks, the LMDB environment and child processes live in the thin shell around them.
 
+pub mod broker;
 pub mod bus;
 pub mod cli;
 pub mod config;
+pub mod controller;
 pub mod identity;
 pub mod model;
 pub mod ssh;
 pub mod task;
 pub mod tunnel;
+pub mod worker;

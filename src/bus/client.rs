@@ -174,3 +174,16 @@ fn reconnect_pause(attempt: usize) -> Duration {
     let capped = base.min(MAX_RECONNECT_PAUSE);
     capped.mul_f64(2.0 / 3.0 + f64::from(byte[0]) / 255.0 / 3.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_stay_below_the_bound() {
+        for attempt in 0..100 {
+            assert!(reconnect_pause(attempt) <= MAX_RECONNECT_PAUSE);
+        }
+        assert!(reconnect_pause(1) < Duration::from_millis(51));
+    }
+}

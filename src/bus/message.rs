@@ -385,7 +385,7 @@ pub struct LogLines {
     pub uid: VmUid,
     /// Which start of it.
     pub attempt: Attempt,
-    /// Number of the first line here, counting from 0 for this copy in this session: a repeated send is recognised by it.
+    /// Number of the first line here, counting from 0 for this copy: a repeated send is recognised by it.
     pub first: u64,
     /// The lines.
     pub lines: Vec<LogLine>,

@@ -10,8 +10,6 @@ pub const ROOT: &str = "orchard.v1";
 
 /// What the controller listens to for API requests: any account, resource and verb.
 pub const ALL_API: &str = "orchard.v1.api.*.*.*";
-/// What the controller listens to for messages of workers: any worker, any of [`WorkerVerb`].
-pub const ALL_WORKERS: &str = "orchard.v1.worker.*.*";
 /// Every event.
 pub const ALL_EVENTS: &str = "orchard.v1.events.>";
 
@@ -41,6 +39,11 @@ impl WorkerVerb {
             WorkerVerb::Log => "log",
         }
     }
+}
+
+/// What the controller listens to for `verb` of any worker.
+pub fn all_workers(verb: WorkerVerb) -> String {
+    format!("{ROOT}.worker.*.{}", verb.as_str())
 }
 
 /// A name as one subject token.

@@ -234,6 +234,12 @@ pub struct Vm {
     /// How many times it was started over.
     #[serde(default)]
     pub restart_count: Attempt,
+    /// How many of those in a row came soon after the start; grows the pause before the next.
+    #[serde(default, skip_serializing_if = "is_zero_u32")]
+    pub quick_failures: u32,
+    /// Lines of the startup script stored for this attempt.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub log_lines: u64,
     /// When it was last started over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarted_at: Option<Timestamp>,
@@ -263,6 +269,10 @@ impl Vm {
 }
 
 fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+fn is_zero_u32(n: &u32) -> bool {
     *n == 0
 }
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use quinn::Connection;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use super::endpoint::{DialError, Transport, dial};
+use super::Address;
+use super::endpoint::{DialError, Dialled, Transport, dial};
 use super::header::Frame;
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;
-use super::{Address, HEADER_DEADLINE};
 use crate::identity::ca::Fingerprint;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
@@ -23,7 +23,7 @@ pub struct Client {
     fingerprint: Fingerprint,
     transport: Transport,
     /// The lock is held during a dial, so that many opens at once lead to one dial.
-    connection: Mutex<Connection>,
+    dialled: Mutex<Dialled>,
 }
 
 impl Client {
@@ -37,8 +37,8 @@ impl Client {
         transport: Transport,
     ) -> Result<Self, DialError> {
         let address = address.into();
-        let connection = dial(&address, fingerprint, transport).await?;
-        Ok(Self { address, fingerprint, transport, connection: Mutex::new(connection) })
+        let dialled = dial(&address, fingerprint, transport).await?;
+        Ok(Self { address, fingerprint, transport, dialled: Mutex::new(dialled) })
     }
 
     /// Opens the stream that `ticket` stands for; at the latest after `deadline` there is an answer.
@@ -77,17 +77,15 @@ impl Client {
 
     /// Ends all streams and tells the relay. What a finished `shutdown` of a stream has sent is still delivered.
     pub async fn close(self) {
-        let connection = self.connection.into_inner();
-        connection.close(Reason::Closed.code(), b"");
-        let _ = timeout(HEADER_DEADLINE, connection.closed()).await;
+        self.dialled.into_inner().close(Reason::Closed).await;
     }
 
     async fn living(&self) -> Result<Connection, DialError> {
-        let mut connection = self.connection.lock().await;
-        if connection.close_reason().is_some() {
-            *connection = dial(&self.address, self.fingerprint, self.transport).await?;
+        let mut dialled = self.dialled.lock().await;
+        if dialled.connection.close_reason().is_some() {
+            *dialled = dial(&self.address, self.fingerprint, self.transport).await?;
         }
-        Ok(connection.clone())
+        Ok(dialled.connection.clone())
     }
 }
 

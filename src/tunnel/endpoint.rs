@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
@@ -12,6 +13,7 @@ use quinn::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::debug;
 
+use super::reason::Reason;
 use super::{ALPN, Address, DIAL_DEADLINE, IDLE_TIMEOUT, KEEP_ALIVE, MAX_SESSIONS, reason};
 use crate::identity::ca::{Fingerprint, Identity, SERVER_NAME};
 use crate::identity::tls;
@@ -183,9 +185,28 @@ impl From<DialError> for ApiError {
     }
 }
 
-/// Dials the relay, one address of the host after the other, each for at most [`DIAL_DEADLINE`]. The endpoint lives as
-/// long as its connection. Cancel safe.
-pub async fn dial(address: &Address, trusted: Fingerprint, transport: Transport) -> Result<Connection, DialError> {
+/// A connection with the socket it uses.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The socket, for this connection alone.
+    pub endpoint: Endpoint,
+    /// The connection.
+    pub connection: Connection,
+}
+
+/// How long a farewell may hold up an exit: the packet only has to leave this host.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+impl Dialled {
+    /// Closes the connection and lets the news leave the host, so that the relay need not find out by silence.
+    pub async fn close(&self, reason: Reason) {
+        self.connection.close(reason.code(), b"");
+        let _ = tokio::time::timeout(FAREWELL, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// Dials the relay, one address of the host after the other, each for at most [`DIAL_DEADLINE`]. Cancel safe.
+pub async fn dial(address: &Address, trusted: Fingerprint, transport: Transport) -> Result<Dialled, DialError> {
     let addresses = tokio::time::timeout(DIAL_DEADLINE, tokio::net::lookup_host((address.host.as_str(), address.port)))
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the resolver did not answer")))
@@ -196,7 +217,7 @@ pub async fn dial(address: &Address, trusted: Fingerprint, transport: Transport)
     };
     for remote in addresses {
         match dial_one(address, remote, trusted, transport).await {
-            Ok(connection) => return Ok(connection),
+            Ok(dialled) => return Ok(dialled),
             Err(error) => failure = error,
         }
     }
@@ -208,7 +229,7 @@ async fn dial_one(
     remote: SocketAddr,
     trusted: Fingerprint,
     transport: Transport,
-) -> Result<Connection, DialError> {
+) -> Result<Dialled, DialError> {
     let tls = tls::client_config(trusted, &[ALPN]).map_err(DialError::tls)?;
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(DialError::tls)?));
     let mut settings = common(transport.payload_towards(remote.ip()));
@@ -223,7 +244,7 @@ async fn dial_one(
     let connecting = endpoint.connect_with(config, remote, SERVER_NAME).map_err(|error| failed(error.to_string()))?;
     let timeout = DialError::Timeout { address: address.clone(), ip: remote.ip() };
     match tokio::time::timeout(DIAL_DEADLINE, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
+        Ok(Ok(connection)) => Ok(Dialled { endpoint, connection }),
         Ok(Err(ConnectionError::TransportError(error))) if u64::from(error.code) == WRONG_CERTIFICATE => {
             Err(DialError::WrongCertificate { address: address.clone(), expected: trusted })
         }

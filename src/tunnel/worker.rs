@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::backoff::Backoff;
-use super::endpoint::{Transport, dial};
+use super::endpoint::{Dialled, Transport, dial};
 use super::header::{Frame, WorkerHello};
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;
@@ -79,7 +79,8 @@ impl WorkerLink {
         let (state_said, state) = watch::channel(LinkState::Down("not yet dialled".to_owned()));
         let (stop, stopped) = watch::channel(false);
         let span = info_span!("tunnel", worker = %options.hello.worker);
-        let keeper = Keeper { options, dialer, hello: hello_seen, state: state_said, sessions: JoinSet::new() };
+        let keeper =
+            Keeper { options, dialer, hello: hello_seen, state: state_said, dialled: None, sessions: JoinSet::new() };
         let task = task::spawn(keeper.run(stopped).instrument(span));
         Self { hello, state, stop, task }
     }
@@ -119,6 +120,8 @@ struct Keeper {
     dialer: Arc<dyn Attach>,
     hello: watch::Receiver<WorkerHello>,
     state: watch::Sender<LinkState>,
+    /// The living connection.
+    dialled: Option<Dialled>,
     /// Outlives each connection: what the relay had sent is still delivered to the guest.
     sessions: JoinSet<()>,
 }
@@ -129,6 +132,9 @@ impl Keeper {
             () = self.keep() => {}
             _ = stopped.wait_for(|stop| *stop) => {}
         }
+        if let Some(dialled) = &self.dialled {
+            dialled.close(Reason::ShuttingDown).await;
+        }
     }
 
     async fn keep(&mut self) {
@@ -136,11 +142,13 @@ impl Keeper {
         loop {
             let started = Instant::now();
             let why = match self.connect().await {
-                Ok((connection, control)) => {
+                Ok((dialled, control)) => {
                     info!(address = %self.options.address, "connected to the tunnel endpoint");
                     self.state.send_replace(LinkState::Up);
-                    let farewell = CloseOnDrop(connection);
-                    let why = self.serve(&farewell.0, control).await;
+                    let connection = dialled.connection.clone();
+                    self.dialled = Some(dialled);
+                    let why = self.serve(&connection, control).await;
+                    self.dialled = None;
                     if started.elapsed() >= GOOD_CONNECTION {
                         backoff.reset();
                     }
@@ -160,9 +168,10 @@ impl Keeper {
     }
 
     /// Dials and is admitted.
-    async fn connect(&mut self) -> Result<(Connection, TunnelStream), ApiError> {
+    async fn connect(&mut self) -> Result<(Dialled, TunnelStream), ApiError> {
         let hello = self.hello.borrow_and_update().clone();
-        let connection = dial(&self.options.address, self.options.fingerprint, self.options.transport).await?;
+        let dialled = dial(&self.options.address, self.options.fingerprint, self.options.transport).await?;
+        let connection = &dialled.connection;
         let lost = |error: &quinn::ConnectionError| ApiError::new(ErrorCode::Unavailable, reason::describe(error));
         let (outgoing, incoming) = connection.open_bi().await.map_err(|error| lost(&error))?;
         let mut control = TunnelStream::new(outgoing, incoming);
@@ -170,7 +179,7 @@ impl Keeper {
             Some(closed) if error.code == ErrorCode::Unavailable => lost(&closed),
             _ => error,
         })?;
-        Ok((connection, control))
+        Ok((dialled, control))
     }
 
     /// Serves the connection until it ends; yields why it did.
@@ -204,15 +213,6 @@ impl Keeper {
         // What a renewal has already told need not be told again at the next dial, which reads the newest anyway.
         self.hello.borrow_and_update();
         why
-    }
-}
-
-/// Tells the relay at once when the worker lets go of the connection.
-struct CloseOnDrop(Connection);
-
-impl Drop for CloseOnDrop {
-    fn drop(&mut self) {
-        self.0.close(Reason::ShuttingDown.code(), b"");
     }
 }
 

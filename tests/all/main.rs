@@ -3,4 +3,5 @@
 
 mod cli;
 mod layers;
+mod tunnel;
 mod wait;

@@ -1,0 +1,73 @@
+//! What a step of the core wants stored, told and sent. Records are named, not copied: the writer stores their newest
+//! form once, however often a batch changed them.
+
+use std::collections::BTreeSet;
+
+use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
+use crate::model::vm::Vm;
+use crate::model::{CopyId, Now, VmUid, WorkerName};
+
+/// The outcome of one or more steps.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// VMs whose record changed or ended.
+    pub vms: BTreeSet<VmUid>,
+    /// Workers whose record changed.
+    pub workers: BTreeSet<WorkerName>,
+    /// Copies to be removed that came or went.
+    pub leaving: BTreeSet<CopyId>,
+    /// New events, in number order.
+    pub events: Vec<Event>,
+    /// Workers to be sent their assignment once all this is durable.
+    pub assign: BTreeSet<WorkerName>,
+}
+
+impl Changes {
+    /// Whether anything must be stored.
+    pub fn is_empty(&self) -> bool {
+        self.vms.is_empty() && self.workers.is_empty() && self.leaving.is_empty() && self.events.is_empty()
+    }
+
+    /// Marks `vm` and appends an event about it, with the next number.
+    pub(super) fn vm_event(&mut self, last: &mut EventNumber, now: Now, vm: &Vm, kind: EventType, message: String) {
+        self.vms.insert(vm.uid);
+        self.push(last, now, kind, vm_object(vm), message, vm.worker.clone(), None);
+    }
+
+    /// Appends a line of output of `vm`.
+    pub(super) fn log(&mut self, last: &mut EventNumber, now: Now, vm: &Vm, stream: LogStream, text: String) {
+        self.push(last, now, EventType::Log, vm_object(vm), text, vm.worker.clone(), Some(stream));
+    }
+
+    /// Appends an event about a worker.
+    pub(super) fn worker_event(
+        &mut self,
+        last: &mut EventNumber,
+        now: Now,
+        name: &WorkerName,
+        kind: EventType,
+        message: String,
+    ) {
+        self.push(last, now, kind, EventObject::Worker { name: name.clone() }, message, None, None);
+    }
+
+    /// Appends an event about `object`.
+    #[allow(clippy::too_many_arguments)] // the fields of an event, each of another type
+    pub(super) fn push(
+        &mut self,
+        last: &mut EventNumber,
+        now: Now,
+        kind: EventType,
+        object: EventObject,
+        message: String,
+        worker: Option<WorkerName>,
+        stream: Option<LogStream>,
+    ) {
+        *last += 1;
+        self.events.push(Event { number: *last, time: now.wall, kind, object, message, worker, stream });
+    }
+}
+
+fn vm_object(vm: &Vm) -> EventObject {
+    EventObject::Vm { name: vm.name.clone(), uid: vm.uid, attempt: vm.restart_count }
+}

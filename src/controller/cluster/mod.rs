@@ -1,0 +1,367 @@
+//! The cluster core: every VM and worker, and what each request, report, heartbeat and tick does to them.
+//!
+//! Pure: `now` and new ids come in as arguments; what must be stored and told goes out through [`Changes`]. The one
+//! writer (`controller::store::writer`) owns it. Each method first checks and then changes, so a refusal changes
+//! nothing and one bad command fails alone.
+//!
+//! What is stored are VMs, workers, copies that are still to be removed, and events. Sessions and liveness are only in
+//! memory: after a restart every worker says hello again and has a whole lease to do so.
+
+mod changes;
+mod vm;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::changes::Changes;
+use super::scheduler::{self, Candidate};
+use crate::bus::message::{Assignment, DesiredCopy, RunSpec, Want};
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::event::{EventNumber, EventType};
+use crate::model::resources::Resources;
+use crate::model::vm::{Vm, VmStatus};
+use crate::model::worker::{Worker, WorkerState, WorkerView};
+use crate::model::{CopyId, Now, SessionId, VmName, VmUid, WorkerName};
+
+/// Durations that rule liveness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How often a worker renews its lease.
+    pub heartbeat: Duration,
+    /// How long a lease lasts without renewal; a worker that is silent for longer is unseen.
+    pub lease: Duration,
+}
+
+impl Default for Timing {
+    /// Five missed heartbeats: an ordinary network hiccup or a reconnect does not show.
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_secs(3), lease: Duration::from_secs(15) }
+    }
+}
+
+/// A copy that its worker still has to remove.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// The VM's name, as it was.
+    pub name: VmName,
+    /// Which copy.
+    pub id: CopyId,
+    /// Who has it.
+    pub worker: WorkerName,
+    /// What it may still take there; empty once it certainly does not run.
+    pub held: Resources,
+    /// The VM was deleted, so nothing of it remains once this copy is gone.
+    pub deleted: bool,
+}
+
+/// What the store holds, as read at start.
+#[derive(Clone, Debug, Default)]
+pub struct Records {
+    /// All VMs.
+    pub vms: Vec<Vm>,
+    /// All workers.
+    pub workers: Vec<Worker>,
+    /// All copies still to be removed.
+    pub leaving: Vec<Leaving>,
+    /// The last number given to an event.
+    pub last_event: EventNumber,
+}
+
+#[derive(Clone, Debug)]
+struct WorkerEntry {
+    record: Worker,
+    used: Resources,
+    vms: BTreeSet<VmUid>,
+    leaving: BTreeSet<CopyId>,
+    live: Option<Live>,
+    state: WorkerState,
+    /// Since when nothing was heard, by the monotonic clock.
+    heard: Duration,
+}
+
+/// What is known of a worker only while it speaks.
+#[derive(Clone, Debug)]
+struct Live {
+    session: SessionId,
+    revision: u64,
+    seen: Now,
+    strays: BTreeSet<CopyId>,
+}
+
+/// The state of the whole cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    timing: Timing,
+    vms: BTreeMap<VmName, Vm>,
+    names: HashMap<VmUid, VmName>,
+    leaving: BTreeMap<CopyId, Leaving>,
+    workers: BTreeMap<WorkerName, WorkerEntry>,
+    /// VMs without a worker; version 7 uids sort by age, so the oldest comes first.
+    unplaced: BTreeSet<VmUid>,
+    /// Not to be placed before this moment of the monotonic clock.
+    held_back: HashMap<VmUid, Duration>,
+    last_event: EventNumber,
+    /// Something happened that may let an unplaced VM be placed.
+    place_again: bool,
+}
+
+impl Cluster {
+    /// Builds the state from what the store holds. Every worker starts a full lease at `now`.
+    pub fn load(records: Records, timing: Timing, now: Now) -> Self {
+        let mut cluster = Self {
+            timing,
+            vms: BTreeMap::new(),
+            names: HashMap::new(),
+            leaving: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            unplaced: BTreeSet::new(),
+            held_back: HashMap::new(),
+            last_event: records.last_event,
+            place_again: true,
+        };
+        for record in records.workers {
+            let name = record.info.name.clone();
+            cluster.workers.insert(name, WorkerEntry::new(record, now));
+        }
+        for leaving in records.leaving {
+            cluster.insert_leaving(leaving);
+        }
+        for vm in records.vms {
+            cluster.insert_vm(vm);
+        }
+        cluster
+    }
+
+    /// Takes over what `other` knows beyond the store: sessions and liveness. For the writer, when it goes back to the
+    /// stored state after a commit that failed.
+    pub fn keep_liveness_of(&mut self, other: &Cluster) {
+        self.held_back.clone_from(&other.held_back);
+        for (name, entry) in &mut self.workers {
+            if let Some(known) = other.workers.get(name) {
+                entry.live.clone_from(&known.live);
+                entry.state = known.state;
+                entry.heard = known.heard;
+            }
+        }
+    }
+
+    /// The last number given to an event.
+    pub fn last_event(&self) -> EventNumber {
+        self.last_event
+    }
+
+    /// The stored form of a VM; `None` once it is deleted.
+    pub fn vm_record(&self, uid: VmUid) -> Option<&Vm> {
+        self.names.get(&uid).and_then(|name| self.vms.get(name)).filter(|vm| vm.uid == uid)
+    }
+
+    /// The stored form of a worker.
+    pub fn worker_record(&self, name: &WorkerName) -> Option<&Worker> {
+        self.workers.get(name).map(|entry| &entry.record)
+    }
+
+    /// The stored form of a copy still to be removed; `None` once it is gone.
+    pub fn leaving_record(&self, id: CopyId) -> Option<&Leaving> {
+        self.leaving.get(&id)
+    }
+
+    /// A VM as readers may see it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub fn vm(&self, name: &VmName, now: Now) -> Result<Vm, ApiError> {
+        let vm = self.vms.get(name).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::NotFound,
+                format!("there is no VM named {name}; `orchard list vms` shows those there are"),
+            )
+        })?;
+        Ok(self.view(vm, now))
+    }
+
+    /// At most `limit` VMs after `after`, in name order, and whether there are more.
+    pub fn vms(&self, after: Option<&VmName>, limit: usize, now: Now) -> (Vec<Vm>, bool) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, |name| Excluded(name.clone()));
+        let mut rest = self.vms.range((from, Unbounded));
+        let page = rest.by_ref().take(limit).map(|(_, vm)| self.view(vm, now)).collect();
+        (page, rest.next().is_some())
+    }
+
+    /// A worker as readers see it. `connectable` is not known here and false.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub fn worker(&self, name: &WorkerName) -> Result<WorkerView, ApiError> {
+        self.workers.get(name).map(WorkerEntry::view).ok_or_else(|| {
+            let hint = "`orchard list workers` shows those there are";
+            ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
+        })
+    }
+
+    /// All workers, in name order.
+    pub fn all_workers(&self) -> Vec<WorkerView> {
+        self.workers.values().map(WorkerEntry::view).collect()
+    }
+
+    /// Adds the worker's silence, which is no property of the VM, to what readers see.
+    fn view(&self, vm: &Vm, now: Now) -> Vm {
+        let mut seen = vm.clone().redacted();
+        let entry = vm.worker.as_ref().and_then(|name| self.workers.get(name));
+        if let Some(entry) = entry.filter(|entry| entry.state == WorkerState::Unseen && vm.status != VmStatus::Failed) {
+            let silence = now.mono.saturating_sub(entry.heard).as_secs();
+            let note = format!("worker {} has not been heard of for {silence} s", entry.record.info.name);
+            let so_far = &seen.status_message;
+            seen.status_message = if so_far.is_empty() { note } else { format!("{note}; before: {so_far}") };
+        }
+        seen
+    }
+
+    /// What `worker` shall run now; `None` while it has no session.
+    pub fn assignment(&self, worker: &WorkerName) -> Option<Assignment> {
+        let entry = self.workers.get(worker)?;
+        let live = entry.live.as_ref()?;
+        let placed = entry.vms.iter().filter_map(|uid| self.vm_record(*uid)).map(|vm| DesiredCopy {
+            name: vm.name.clone(),
+            uid: vm.uid,
+            attempt: vm.restart_count,
+            want: match vm.status {
+                VmStatus::Pending | VmStatus::Running => Want::Run(Box::new(RunSpec {
+                    spec: vm.spec.clone(),
+                    generation: vm.generation,
+                    cpu: vm.assigned_cpu,
+                    memory: vm.assigned_memory,
+                })),
+                VmStatus::Failed => Want::Keep,
+            },
+        });
+        let leaving = entry.leaving.iter().filter_map(|id| self.leaving.get(id)).map(|leaving| DesiredCopy {
+            name: leaving.name.clone(),
+            uid: leaving.id.uid,
+            attempt: leaving.id.attempt,
+            want: Want::Absent,
+        });
+        Some(Assignment { session: live.session, revision: live.revision, copies: placed.chain(leaving).collect() })
+    }
+
+    /// Places what can be placed, oldest first, and says of the rest why not. Cheap when nothing changed since.
+    pub fn place(&mut self, now: Now, changes: &mut Changes) {
+        if !std::mem::take(&mut self.place_again) {
+            return;
+        }
+        let waiting: Vec<VmUid> = self.unplaced.iter().copied().collect();
+        for uid in waiting {
+            if self.held_back.get(&uid).is_some_and(|until| *until > now.mono) {
+                continue;
+            }
+            // A copy that may still run elsewhere must be gone before another starts.
+            if self.leaving.values().any(|leaving| leaving.id.uid == uid && !leaving.held.is_empty()) {
+                continue;
+            }
+            let Some(spec) = self.vm_record(uid).map(|vm| vm.spec.clone()) else { continue };
+            match scheduler::choose(&spec, self.workers.values().map(WorkerEntry::candidate)) {
+                Ok(placement) => self.assign(uid, placement, now, changes),
+                Err(why) => self.say(uid, &why.to_string(), changes),
+            }
+        }
+    }
+
+    fn assign(&mut self, uid: VmUid, placement: scheduler::Placement, now: Now, changes: &mut Changes) {
+        self.unplaced.remove(&uid);
+        self.held_back.remove(&uid);
+        let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
+        vm.worker = Some(placement.worker.clone());
+        vm.assigned_cpu = placement.cpu;
+        vm.assigned_memory = placement.memory;
+        vm.assigned = placement.taken;
+        vm.scheduled_at = Some(now.wall);
+        vm.status_message = format!("placed on {}", placement.worker);
+        if let Some(entry) = self.workers.get_mut(&placement.worker) {
+            entry.used.add(&vm.assigned);
+            entry.vms.insert(uid);
+        }
+        changes.vm_event(&mut self.last_event, now, vm, EventType::Scheduled, format!("on {}", placement.worker));
+        self.reassign(&placement.worker, changes);
+    }
+
+    fn say(&mut self, uid: VmUid, message: &str, changes: &mut Changes) {
+        if let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name))
+            && vm.status_message != message
+        {
+            message.clone_into(&mut vm.status_message);
+            changes.vms.insert(uid);
+        }
+    }
+
+    /// Notes that what `worker` shall run has changed.
+    fn reassign(&mut self, worker: &WorkerName, changes: &mut Changes) {
+        if let Some(live) = self.workers.get_mut(worker).and_then(|entry| entry.live.as_mut()) {
+            live.revision += 1;
+            changes.assign.insert(worker.clone());
+        }
+    }
+
+    fn insert_vm(&mut self, vm: Vm) {
+        match vm.worker.as_ref().and_then(|name| self.workers.get_mut(name)) {
+            Some(entry) => {
+                entry.used.add(&vm.assigned);
+                entry.vms.insert(vm.uid);
+            }
+            None if vm.status == VmStatus::Pending => {
+                self.unplaced.insert(vm.uid);
+            }
+            None => {}
+        }
+        self.names.insert(vm.uid, vm.name.clone());
+        self.vms.insert(vm.name.clone(), vm);
+    }
+
+    fn insert_leaving(&mut self, leaving: Leaving) {
+        if let Some(entry) = self.workers.get_mut(&leaving.worker) {
+            entry.used.add(&leaving.held);
+            entry.leaving.insert(leaving.id);
+        }
+        self.leaving.insert(leaving.id, leaving);
+    }
+}
+
+impl WorkerEntry {
+    fn new(record: Worker, now: Now) -> Self {
+        Self {
+            record,
+            used: Resources::default(),
+            vms: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            live: None,
+            state: WorkerState::Unseen,
+            heard: now.mono,
+        }
+    }
+
+    fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            info: &self.record.info,
+            used: &self.used,
+            vms: self.vms.len(),
+            online: self.state == WorkerState::Online && self.live.is_some(),
+            paused: self.record.scheduling_paused,
+        }
+    }
+
+    fn view(&self) -> WorkerView {
+        WorkerView {
+            worker: self.record.clone(),
+            state: self.state,
+            connectable: false,
+            last_seen: self.live.as_ref().map(|live| live.seen.wall),
+            used: self.used.clone(),
+            vms: u64::try_from(self.vms.len()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

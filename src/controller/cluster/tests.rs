@@ -1,0 +1,389 @@
+//! The core's rules, each as a story; and a random walk that checks the invariants after every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::bus::message::{CreateVm, Heartbeat, Hello, LogLine, LogLines, Observation, Report};
+use crate::model::Timestamp;
+use crate::model::event::{EventType, LogStream};
+use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
+use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, VmSpec};
+use crate::model::worker::WorkerInfo;
+
+struct World {
+    cluster: Cluster,
+    changes: Changes,
+    now: Now,
+    next_id: u128,
+}
+
+fn at(millis: u64) -> Now {
+    Now { wall: Timestamp::from_millis(i64::try_from(millis).unwrap()), mono: Duration::from_millis(millis) }
+}
+
+fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let cluster = Cluster::load(Records::default(), Timing::default(), at(0));
+        Self { cluster, changes: Changes::default(), now: at(0), next_id: 0 }
+    }
+
+    fn id(&mut self) -> uuid::Uuid {
+        self.next_id += 1;
+        uuid::Uuid::from_u128(self.next_id)
+    }
+
+    fn pass(&mut self, millis: u64) {
+        let mono = self.now.mono + Duration::from_millis(millis);
+        self.now = at(u64::try_from(mono.as_millis()).unwrap());
+        self.cluster.tick(self.now, &mut self.changes);
+        self.cluster.place(self.now, &mut self.changes);
+    }
+
+    fn create(&mut self, vm: &str, spec: VmSpec) -> Result<VmUid, ApiError> {
+        let uid = VmUid(self.id());
+        let spec = VmSpec { image: "img".into(), ..spec };
+        let created = self.cluster.create_vm(CreateVm { name: name(vm), spec }, uid, self.now, &mut self.changes);
+        self.cluster.place(self.now, &mut self.changes);
+        created.map(|vm| vm.uid)
+    }
+
+    fn join(&mut self, worker: &str, cores: u64) -> SessionId {
+        let session = SessionId(self.id());
+        let info = WorkerInfo {
+            name: name(worker),
+            machine_id: worker.into(),
+            os: Os::Linux,
+            arch: Arch::Amd64,
+            runtime: RuntimeKind::Synthetic,
+            resources: [(LOGICAL_CORES, cores), (MEMORY_MIB, 1 << 20)].into(),
+            labels: BTreeMap::new(),
+            default_cpu: 4,
+            default_memory: 1024,
+            version: String::new(),
+        };
+        let hello = Hello { session, info };
+        self.cluster.hello(&name(worker), hello, self.now, &mut self.changes).unwrap();
+        session
+    }
+
+    fn report(&mut self, worker: &str, session: SessionId, id: CopyId, observation: Observation) -> Result<(), ApiError> {
+        let report = Report { session, uid: id.uid, attempt: id.attempt, observation };
+        let done = self.cluster.report(&name(worker), report, self.now, &mut self.changes);
+        self.cluster.place(self.now, &mut self.changes);
+        done
+    }
+
+    fn vm(&self, vm: &str) -> Vm {
+        self.cluster.vm(&name(vm), self.now).unwrap()
+    }
+
+    fn wants(&self, worker: &str) -> Vec<(CopyId, &'static str)> {
+        let copies = self.cluster.assignment(&name(worker)).unwrap().copies;
+        copies
+            .iter()
+            .map(|copy| {
+                let want = match copy.want {
+                    Want::Run(_) => "run",
+                    Want::Keep => "keep",
+                    Want::Absent => "absent",
+                };
+                (copy.id(), want)
+            })
+            .collect()
+    }
+
+    fn events(&self) -> Vec<EventType> {
+        self.changes.events.iter().map(|event| event.kind).collect()
+    }
+}
+
+fn running() -> Observation {
+    Observation::Running { message: "up".into(), ready: true, generation: 0 }
+}
+
+fn failed() -> Observation {
+    Observation::Failed { message: "broke".into() }
+}
+
+#[test]
+fn a_vm_is_placed_runs_and_is_deleted_and_every_event_has_the_next_number() {
+    let mut world = World::new();
+    let session = world.join("w", 4);
+    let uid = world.create("a", VmSpec::default()).unwrap();
+    let copy = CopyId { uid, attempt: 0 };
+    assert_eq!(world.wants("w"), [(copy, "run")]);
+    world.report("w", session, copy, running()).unwrap();
+    assert_eq!((world.vm("a").status, world.vm("a").ready), (VmStatus::Running, true));
+
+    world.cluster.delete_vm(&name("a"), world.now, &mut world.changes).unwrap();
+    assert_eq!(world.cluster.vm(&name("a"), world.now).unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(world.wants("w"), [(copy, "absent")]);
+    assert!(!world.cluster.worker(&name("w")).unwrap().used.lacking(&Resources::default(), &[(LOGICAL_CORES, 4)].into()).is_some());
+    world.report("w", session, copy, Observation::Absent).unwrap();
+    assert_eq!(world.wants("w"), []);
+
+    use EventType::*;
+    assert_eq!(world.events(), [Registered, Online, Created, Scheduled, Running, Ready, Deleting, Deleted]);
+    let numbers: Vec<_> = world.changes.events.iter().map(|event| event.number).collect();
+    assert_eq!(numbers, (1..=8).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_room_of_a_deleted_vm_is_free_only_once_its_copy_is_gone() {
+    let mut world = World::new();
+    let session = world.join("w", 1);
+    let a = world.create("a", VmSpec { cpu: 4, ..VmSpec::default() }).unwrap();
+    world.create("b", VmSpec { cpu: 4, ..VmSpec::default() }).unwrap();
+    assert!(world.vm("b").status_message.contains("logical-cores"), "{}", world.vm("b").status_message);
+    world.cluster.delete_vm(&name("a"), world.now, &mut world.changes).unwrap();
+    world.pass(1000);
+    assert_eq!(world.vm("b").worker, None);
+    world.report("w", session, CopyId { uid: a, attempt: 0 }, Observation::Absent).unwrap();
+    assert_eq!(world.vm("b").worker, Some(name("w")));
+}
+
+#[test]
+fn a_name_is_free_at_once_after_deletion_and_taken_before() {
+    let mut world = World::new();
+    world.join("w", 4);
+    let first = world.create("a", VmSpec::default()).unwrap();
+    assert_eq!(world.create("a", VmSpec::default()).unwrap_err().code, ErrorCode::Conflict);
+    world.cluster.delete_vm(&name("a"), world.now, &mut world.changes).unwrap();
+    assert_ne!(world.create("a", VmSpec::default()).unwrap(), first);
+}
+
+#[test]
+fn on_failure_starts_over_with_growing_pauses_and_a_new_attempt() {
+    let mut world = World::new();
+    let session = world.join("w", 4);
+    let uid = world.create("a", VmSpec { restart_policy: RestartPolicy::OnFailure, ..VmSpec::default() }).unwrap();
+    world.report("w", session, CopyId { uid, attempt: 0 }, failed()).unwrap();
+    // The first comes at once; the old copy is to be removed beside it.
+    assert_eq!(world.wants("w"), [(CopyId { uid, attempt: 1 }, "run"), (CopyId { uid, attempt: 0 }, "absent")]);
+    world.report("w", session, CopyId { uid, attempt: 1 }, failed()).unwrap();
+    assert_eq!(world.vm("a").worker, None);
+    world.pass(4_900);
+    assert_eq!(world.vm("a").worker, None);
+    world.pass(200);
+    assert_eq!(world.vm("a").worker, Some(name("w")));
+    assert_eq!(world.vm("a").restart_count, 2);
+    // A VM that ran for long starts at the beginning of the pauses again.
+    world.report("w", session, CopyId { uid, attempt: 2 }, running()).unwrap();
+    world.pass(700_000);
+    let session = world.join("w", 4);
+    world.report("w", session, CopyId { uid, attempt: 2 }, failed()).unwrap();
+    assert_eq!(world.vm("a").worker, Some(name("w")));
+}
+
+#[test]
+fn never_keeps_the_failed_copy_and_frees_its_room() {
+    let mut world = World::new();
+    let session = world.join("w", 1);
+    let uid = world.create("a", VmSpec { cpu: 4, ..VmSpec::default() }).unwrap();
+    world.report("w", session, CopyId { uid, attempt: 0 }, failed()).unwrap();
+    assert_eq!((world.vm("a").status, world.vm("a").status_message.as_str()), (VmStatus::Failed, "broke"));
+    assert_eq!(world.wants("w"), [(CopyId { uid, attempt: 0 }, "keep")]);
+    world.create("b", VmSpec { cpu: 4, ..VmSpec::default() }).unwrap();
+    assert_eq!(world.vm("b").worker, Some(name("w")));
+    // A late "running" does not bring it back.
+    world.report("w", session, CopyId { uid, attempt: 0 }, running()).unwrap();
+    assert_eq!(world.vm("a").status, VmStatus::Failed);
+}
+
+#[test]
+fn stale_reports_and_foreign_sessions_are_refused() {
+    let mut world = World::new();
+    let old = world.join("w", 4);
+    let uid = world.create("a", VmSpec::default()).unwrap();
+    let other = world.join("v", 4);
+    let copy = CopyId { uid, attempt: 0 };
+    assert_eq!(world.report("v", other, copy, failed()).unwrap_err().code, ErrorCode::Conflict);
+    let later = CopyId { uid, attempt: 1 };
+    assert_eq!(world.report("w", old, later, failed()).unwrap_err().code, ErrorCode::Conflict);
+    let new = world.join("w", 4);
+    assert_eq!(world.report("w", old, copy, failed()).unwrap_err().code, ErrorCode::Unauthenticated);
+    assert_eq!(world.report("w", new, copy, Observation::Absent).unwrap_err().code, ErrorCode::Conflict);
+    assert_eq!(world.vm("a").status, VmStatus::Pending);
+}
+
+#[test]
+fn silence_is_not_death() {
+    let mut world = World::new();
+    let session = world.join("w", 4);
+    let uid = world.create("a", VmSpec { restart_policy: RestartPolicy::OnFailure, ..VmSpec::default() }).unwrap();
+    world.report("w", session, CopyId { uid, attempt: 0 }, running()).unwrap();
+    world.join("v", 4);
+    world.pass(3_600_000);
+    let vm = world.vm("a");
+    assert_eq!((vm.status, vm.restart_count, vm.worker), (VmStatus::Running, 0, Some(name("w"))));
+    assert!(vm.status_message.contains("not been heard of for 3600 s"), "{}", vm.status_message);
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Unseen);
+    assert_eq!(world.events().iter().filter(|kind| **kind == EventType::Unseen).count(), 2);
+    // The same session goes on when the worker is heard again.
+    let beat = Heartbeat { session, revision: 0 };
+    world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes).unwrap();
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
+}
+
+#[test]
+fn nothing_new_is_placed_on_a_silent_worker() {
+    let mut world = World::new();
+    world.join("w", 4);
+    world.pass(60_000);
+    world.create("a", VmSpec::default()).unwrap();
+    assert!(world.vm("a").status_message.contains("1 not online"), "{}", world.vm("a").status_message);
+}
+
+#[test]
+fn a_second_machine_of_the_same_name_is_refused() {
+    let mut world = World::new();
+    world.join("w", 4);
+    let session = SessionId(world.id());
+    let mut info = world.cluster.worker(&name("w")).unwrap().worker.info;
+    info.machine_id = "other".into();
+    let refused = world.cluster.hello(&name("w"), Hello { session, info: info.clone() }, world.now, &mut world.changes);
+    assert_eq!(refused.unwrap_err().code, ErrorCode::Conflict);
+    let refused = world.cluster.hello(&name("v"), Hello { session, info }, world.now, &mut world.changes);
+    assert_eq!(refused.unwrap_err().code, ErrorCode::Forbidden);
+}
+
+#[test]
+fn repeated_log_lines_are_stored_once() {
+    let mut world = World::new();
+    let session = world.join("w", 4);
+    let uid = world.create("a", VmSpec::default()).unwrap();
+    let mut log = |first: u64, lines: &[&str]| {
+        let lines = lines.iter().map(|text| LogLine { stream: LogStream::Stdout, text: (*text).into() }).collect();
+        let log = LogLines { session, uid, attempt: 0, first, lines };
+        world.cluster.log(&name("w"), log, world.now, &mut world.changes).unwrap();
+    };
+    log(0, &["1", "2"]);
+    log(0, &["1", "2"]);
+    log(1, &["2", "3"]);
+    log(3, &["4"]);
+    let lines: Vec<_> = world.changes.events.iter().filter(|e| e.kind == EventType::Log).map(|e| e.message.as_str()).collect();
+    assert_eq!(lines, ["1", "2", "3", "4"]);
+}
+
+#[test]
+fn specifications_that_cannot_work_are_refused_and_change_nothing() {
+    let mut world = World::new();
+    for image in ["", "-rf", "a\nb"] {
+        let request = CreateVm { name: name("a"), spec: VmSpec { image: image.into(), ..VmSpec::default() } };
+        let refused = world.cluster.create_vm(request, VmUid(uuid::Uuid::nil()), world.now, &mut world.changes);
+        assert_eq!(refused.unwrap_err().code, ErrorCode::Invalid);
+    }
+    assert!(world.changes.is_empty());
+}
+
+/// A worker that does as it is told, for the random walk: what really runs on it.
+#[derive(Default)]
+struct FakeHost {
+    session: Option<SessionId>,
+    running: BTreeSet<CopyId>,
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Create(u8),
+    Delete(u8),
+    Work(bool, u8),
+    Fail(bool),
+    Pass(u16),
+    Join(bool),
+    RestartController,
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let one = prop_oneof![
+        3 => (0..6u8).prop_map(Move::Create),
+        2 => (0..6u8).prop_map(Move::Delete),
+        8 => (any::<bool>(), 0..8u8).prop_map(|(w, n)| Move::Work(w, n)),
+        2 => any::<bool>().prop_map(Move::Fail),
+        2 => (0..9000u16).prop_map(Move::Pass),
+        2 => any::<bool>().prop_map(Move::Join),
+        1 => Just(Move::RestartController),
+    ];
+    prop::collection::vec(one, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_happens_one_vm_runs_once_and_no_worker_is_overfilled(moves in moves()) {
+        let mut world = World::new();
+        let mut hosts: BTreeMap<&str, FakeHost> = [("v", FakeHost::default()), ("w", FakeHost::default())].into();
+        for step in moves {
+            match step {
+                Move::Create(n) => {
+                    let policy = if n % 2 == 0 { RestartPolicy::OnFailure } else { RestartPolicy::Never };
+                    let _ = world.create(&format!("vm{n}"), VmSpec { cpu: 2, restart_policy: policy, ..VmSpec::default() });
+                }
+                Move::Delete(n) => {
+                    let _ = world.cluster.delete_vm(&name(&format!("vm{n}")), world.now, &mut world.changes);
+                    world.cluster.place(world.now, &mut world.changes);
+                }
+                Move::Join(first) => {
+                    let worker = if first { "v" } else { "w" };
+                    hosts.get_mut(worker).unwrap().session = Some(world.join(worker, 1));
+                }
+                Move::Pass(millis) => world.pass(millis.into()),
+                Move::Work(first, n) => {
+                    let worker = if first { "v" } else { "w" };
+                    let host = hosts.get_mut(worker).unwrap();
+                    let Some(session) = host.session else { continue };
+                    if world.cluster.assignment(&name(worker)).is_none() { continue }
+                    let wants = world.wants(worker);
+                    let Some((copy, want)) = wants.get(usize::from(n) % wants.len().max(1)).copied() else { continue };
+                    let observation = match want {
+                        "run" => { host.running.insert(copy); running() }
+                        "absent" => { host.running.remove(&copy); Observation::Absent }
+                        _ => { prop_assert!(!host.running.contains(&copy), "a kept copy must be dead"); continue }
+                    };
+                    let _ = world.report(worker, session, copy, observation);
+                }
+                Move::Fail(first) => {
+                    let worker = if first { "v" } else { "w" };
+                    let host = hosts.get_mut(worker).unwrap();
+                    let (Some(session), Some(copy)) = (host.session, host.running.first().copied()) else { continue };
+                    if let Ok(()) = world.report(worker, session, copy, failed()) {
+                        host.running.remove(&copy);
+                    }
+                }
+                Move::RestartController => {
+                    let records = Records {
+                        vms: world.cluster.vms.values().cloned().collect(),
+                        workers: world.cluster.workers.values().map(|entry| entry.record.clone()).collect(),
+                        leaving: world.cluster.leaving.values().cloned().collect(),
+                        last_event: world.cluster.last_event,
+                    };
+                    world.cluster = Cluster::load(records, Timing::default(), world.now);
+                    hosts.values_mut().for_each(|host| host.session = None);
+                }
+            }
+            let mut uids = BTreeSet::new();
+            for copy in hosts.values().flat_map(|host| host.running.iter()) {
+                prop_assert!(uids.insert(copy.uid), "VM {} runs twice", copy.uid);
+            }
+            for (worker, entry) in &world.cluster.workers {
+                let mut sum = Resources::default();
+                entry.vms.iter().filter_map(|uid| world.cluster.vm_record(*uid)).for_each(|vm| sum.add(&vm.assigned));
+                entry.leaving.iter().filter_map(|id| world.cluster.leaving.get(id)).for_each(|leaving| sum.add(&leaving.held));
+                let used = |name| (entry.used.get(name), sum.get(name));
+                for (kept, counted) in [used(LOGICAL_CORES), used(MEMORY_MIB)] {
+                    prop_assert_eq!(kept, counted, "the books of {} are wrong", worker);
+                }
+                prop_assert!(entry.used.get(LOGICAL_CORES) <= 4, "{} is overfilled", worker);
+            }
+            let numbers: Vec<_> = world.changes.events.iter().map(|event| event.number).collect();
+            prop_assert_eq!(&numbers, &(1..=u64::try_from(numbers.len()).unwrap()).collect::<Vec<_>>());
+        }
+    }
+}

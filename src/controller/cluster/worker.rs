@@ -1,0 +1,150 @@
+//! Workers: registration, leases, silence.
+
+use std::time::Duration;
+
+use super::{Changes, Cluster, Live, WorkerEntry};
+use crate::bus::message::{Assignment, Heartbeat, HeartbeatAck, Hello};
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::event::EventType;
+use crate::model::worker::{Worker, WorkerState};
+use crate::model::{CopyId, Now, SessionId, WorkerName};
+
+/// Strays remembered per worker session; beyond that they are reported again, which harms nobody.
+const MAX_STRAYS: usize = 1024;
+
+impl Cluster {
+    /// Registers a worker and opens its session; yields what it shall run.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Forbidden`] when it speaks for another worker, [`ErrorCode::Conflict`] when another machine has
+    /// its name.
+    pub fn hello(
+        &mut self,
+        from: &WorkerName,
+        hello: Hello,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<Assignment, ApiError> {
+        let name = hello.info.name.clone();
+        if *from != name {
+            return Err(ApiError::new(ErrorCode::Forbidden, format!("{from} cannot register as {name}")));
+        }
+        let known = self.workers.get(&name);
+        if known.is_some_and(|entry| entry.record.info.machine_id != hello.info.machine_id) {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "another machine is registered as {name}; start this worker with another --name, or delete the old one first"
+                ),
+            ));
+        }
+        match self.workers.get_mut(&name) {
+            None => {
+                let record = Worker { info: hello.info, created_at: now.wall, scheduling_paused: false };
+                self.workers.insert(name.clone(), WorkerEntry::new(record, now));
+                changes.workers.insert(name.clone());
+                changes.worker_event(&mut self.last_event, now, &name, EventType::Registered, String::new());
+            }
+            Some(entry) if entry.record.info != hello.info => {
+                entry.record.info = hello.info;
+                changes.workers.insert(name.clone());
+            }
+            Some(_) => {}
+        }
+        if let Some(entry) = self.workers.get_mut(&name) {
+            entry.live = Some(Live { session: hello.session, revision: 1, seen: now, strays: Default::default() });
+        }
+        self.heard_of(&name, now, changes);
+        self.place_again = true;
+        self.place(now, changes);
+        // The answer carries the assignment, so none needs to be sent besides.
+        changes.assign.remove(&name);
+        self.assignment(&name).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a session just opened is not there"))
+    }
+
+    /// Renews a lease.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unauthenticated`] when the session is over: the worker must say hello again.
+    pub fn heartbeat(
+        &mut self,
+        worker: &WorkerName,
+        beat: &Heartbeat,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<HeartbeatAck, ApiError> {
+        self.check_session(worker, beat.session)?;
+        self.heard_of(worker, now, changes);
+        let revision = self.workers.get(worker).and_then(|entry| entry.live.as_ref()).map_or(0, |live| live.revision);
+        if beat.revision < revision {
+            // The message that told it was lost, or is on its way: once more does no harm.
+            changes.assign.insert(worker.clone());
+        }
+        Ok(HeartbeatAck { revision })
+    }
+
+    fn heard_of(&mut self, name: &WorkerName, now: Now, changes: &mut Changes) {
+        let Some(entry) = self.workers.get_mut(name) else { return };
+        entry.heard = now.mono;
+        if let Some(live) = &mut entry.live {
+            live.seen = now;
+        }
+        if entry.state != WorkerState::Online {
+            entry.state = WorkerState::Online;
+            self.place_again = true;
+            changes.worker_event(&mut self.last_event, now, name, EventType::Online, String::new());
+        }
+    }
+
+    /// Lets time pass: leases run out, pauses end.
+    pub fn tick(&mut self, now: Now, changes: &mut Changes) {
+        let lease = self.timing.lease;
+        for (name, entry) in &mut self.workers {
+            let silence = now.mono.saturating_sub(entry.heard);
+            if entry.state == WorkerState::Online && silence > lease {
+                entry.state = WorkerState::Unseen;
+                let message = format!("not heard of for {} s; its VMs are left alone", silence.as_secs());
+                changes.worker_event(&mut self.last_event, now, name, EventType::Unseen, message);
+            }
+        }
+        let due = |until: &Duration| *until <= now.mono;
+        if self.held_back.values().any(due) {
+            self.held_back.retain(|_, until| !due(until));
+            self.place_again = true;
+        }
+    }
+
+    /// Why `worker` cannot be reached now, in words; `None` when it is online.
+    pub fn silence_of(&self, worker: &WorkerName, now: Now) -> Option<String> {
+        let entry = self.workers.get(worker)?;
+        let silence = now.mono.saturating_sub(entry.heard).as_secs();
+        (entry.state == WorkerState::Unseen).then(|| format!("worker {worker} has been unseen for {silence} s"))
+    }
+
+    pub(super) fn check_session(&self, worker: &WorkerName, session: SessionId) -> Result<(), ApiError> {
+        match self.workers.get(worker).and_then(|entry| entry.live.as_ref()) {
+            Some(live) if live.session == session => Ok(()),
+            _ => Err(ApiError::new(
+                ErrorCode::Unauthenticated,
+                format!("session {session} of worker {worker} is not open here: register again"),
+            )),
+        }
+    }
+
+    pub(super) fn stray(
+        &mut self,
+        worker: &WorkerName,
+        id: CopyId,
+        name: &str,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<(), ApiError> {
+        let Some(live) = self.workers.get_mut(worker).and_then(|entry| entry.live.as_mut()) else { return Ok(()) };
+        if live.strays.len() < MAX_STRAYS && live.strays.insert(id) {
+            let shown: String = name.chars().take(crate::model::MAX_NAME_LEN).collect();
+            let message = format!("runs or holds VM {shown} ({id}), which is not known here; it is left alone");
+            changes.worker_event(&mut self.last_event, now, worker, EventType::Stray, message);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! API verbs: decode, do, encode.
+
+use std::time::Duration;
+
+use super::Context;
+use crate::bus::message::{
+    Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
+    ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
+};
+use crate::bus::subject;
+use crate::controller::store::StoreError;
+use crate::identity;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::vm::VmStatus;
+use crate::model::worker::WorkerView;
+use crate::model::{AccountName, VmUid};
+use crate::tunnel::ticket::Grant;
+
+/// How long a ticket is good for: the time to open a stream, with a slow link.
+const TICKET_TTL: Duration = Duration::from_secs(30);
+
+/// Answers one request.
+pub(super) async fn handle(context: &Context, subject: &str, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
+    let Some((account, resource, verb)) = subject::parse_api(subject) else {
+        return Err(ApiError::new(
+            ErrorCode::Invalid,
+            format!("{subject} is not orchard.v1.api.<account>.<resource>.<verb>"),
+        ));
+    };
+    macro_rules! verbs {
+        ($($call:ty => $handler:ident),+ $(,)?) => {
+            match (resource, verb) {
+                $((<$call>::RESOURCE, <$call>::VERB) => reply::<$call>($handler(context, account, decode(payload)?).await),)+
+                _ => Err(ApiError::new(
+                    ErrorCode::UnknownVerb,
+                    format!("this controller (release {}) knows no {resource}.{verb}; it may be older than the caller", env!("CARGO_PKG_VERSION")),
+                )),
+            }
+        };
+    }
+    verbs! {
+        CreateVm => create_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
+        GetWorker => get_worker, ListWorkers => list_workers,
+        ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
+    }
+}
+
+fn reply<C: ApiCall>(result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiError> {
+    encode(&Answer::from(result))
+}
+
+async fn create_vm(
+    context: &Context,
+    _: AccountName,
+    request: CreateVm,
+) -> Result<<CreateVm as ApiCall>::Reply, ApiError> {
+    // Version 7: sorts by age, which the scheduler and the store's key order both use.
+    let uid = VmUid(uuid::Uuid::now_v7());
+    context.writer.submit(move |step| step.cluster.create_vm(request, uid, step.now, step.changes)).await
+}
+
+async fn get_vm(context: &Context, _: AccountName, request: GetVm) -> Result<<GetVm as ApiCall>::Reply, ApiError> {
+    context.writer.submit(move |step| step.cluster.vm(&request.name, step.now)).await
+}
+
+async fn list_vms(context: &Context, _: AccountName, request: ListVms) -> Result<VmPage, ApiError> {
+    let limit = page(request.limit, MAX_PAGE);
+    let read = context.writer.submit(move |step| Ok(step.cluster.vms(request.after.as_ref(), limit, step.now)));
+    let (vms, more) = read.await?;
+    Ok(VmPage { vms, more })
+}
+
+async fn delete_vm(context: &Context, _: AccountName, request: DeleteVm) -> Result<Done, ApiError> {
+    context.writer.submit(move |step| step.cluster.delete_vm(&request.name, step.now, step.changes)).await?;
+    Ok(Done {})
+}
+
+async fn get_worker(context: &Context, _: AccountName, request: GetWorker) -> Result<WorkerView, ApiError> {
+    let view = context.writer.submit(move |step| step.cluster.worker(&request.name)).await?;
+    Ok(connectable(context, view))
+}
+
+async fn list_workers(context: &Context, _: AccountName, _: ListWorkers) -> Result<WorkerPage, ApiError> {
+    let views = context.writer.submit(|step| Ok(step.cluster.all_workers())).await?;
+    Ok(WorkerPage { workers: views.into_iter().map(|view| connectable(context, view)).collect() })
+}
+
+fn connectable(context: &Context, mut view: WorkerView) -> WorkerView {
+    view.connectable = context.gate.is_linked(&view.worker.info.name);
+    view
+}
+
+async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> Result<EventPage, ApiError> {
+    // First the highest durable number, then the events: none of them can be missing below it.
+    let last = context.writer.submit(|step| Ok(step.cluster.last_event())).await?;
+    let limit = page(request.limit, MAX_EVENT_PAGE);
+    let store = context.store.clone();
+    let read = tokio::task::spawn_blocking(move || store.events(request.after, limit, request.vm)).await;
+    let (events, first_kept) = read.map_err(|_| failed("read events"))?.map_err(|error| read_failed(&error))?;
+    let full = events.len() >= limit;
+    let next = events.last().filter(|_| full).map_or(last.max(request.after), |event| event.number);
+    Ok(EventPage { events, next, last, first_kept })
+}
+
+async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunnel) -> Result<TunnelTicket, ApiError> {
+    if request.port == 0 {
+        return Err(ApiError::new(ErrorCode::Invalid, "port 0 is no port; give one from 1 to 65535"));
+    }
+    let vm = context.writer.submit({
+        let name = request.vm.clone();
+        move |step| {
+            let vm = step.cluster.vm(&name, step.now)?;
+            if let Some(why) = vm.worker.as_ref().and_then(|worker| step.cluster.silence_of(worker, step.now)) {
+                return Err(ApiError::new(ErrorCode::Unavailable, why));
+            }
+            Ok(vm)
+        }
+    });
+    let vm = vm.await?;
+    let worker = match (vm.status, vm.worker) {
+        (VmStatus::Running, Some(worker)) => worker,
+        (VmStatus::Failed, _) => {
+            let why = format!("VM {} has failed: {}", vm.name, vm.status_message);
+            return Err(ApiError::new(ErrorCode::Conflict, why));
+        }
+        _ => {
+            let why = format!("VM {} is not running yet: {}", vm.name, vm.status_message);
+            return Err(ApiError::new(ErrorCode::Unavailable, why));
+        }
+    };
+    if !context.gate.is_linked(&worker) {
+        let why = format!("worker {worker} is online but its tunnel is not connected (UDP may be blocked on its way)");
+        return Err(ApiError::new(ErrorCode::Unavailable, why));
+    }
+    let copy = crate::model::CopyId { uid: vm.uid, attempt: vm.restart_count };
+    let grant = Grant { account, vm: vm.name, copy, worker, port: request.port };
+    let ticket = identity::new_token();
+    context.gate.issue(&ticket, grant, context.clock.now().mono, TICKET_TTL)?;
+    Ok(TunnelTicket { endpoint: context.tunnel.clone(), ticket, uid: vm.uid })
+}
+
+async fn get_info(context: &Context, _: AccountName, _: GetInfo) -> Result<ControllerInfo, ApiError> {
+    let last_event = context.writer.submit(|step| Ok(step.cluster.last_event())).await?;
+    Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event })
+}
+
+fn page(asked: u32, most: u32) -> usize {
+    let size = if asked == 0 { most } else { asked.min(most) };
+    usize::try_from(size).unwrap_or(usize::MAX)
+}
+
+fn failed(what: &str) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("the controller failed to {what}; its log says more"))
+}
+
+fn read_failed(error: &StoreError) -> ApiError {
+    tracing::error!(error = error as &dyn std::error::Error, "cannot read events");
+    failed("read events")
+}

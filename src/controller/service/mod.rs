@@ -1,0 +1,141 @@
+//! The API on the bus: subject → verb → core → answer. Every request is answered: done, refused with a reason, or
+//! "unknown verb".
+//!
+//! One endpoint of the NATS service API takes all verbs, so that an unknown one is answered as such instead of with
+//! silence; `nats service ls` shows it as `orchard`.
+
+mod api;
+mod worker;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::service::{Service as NatsService, ServiceExt};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::gate::Gate;
+use super::store::Store;
+use super::store::writer::Writer;
+use crate::bus::client::Bus;
+use crate::bus::message::{self, Answer, TunnelEndpoint};
+use crate::bus::subject::{self, WorkerVerb};
+use crate::model::Clock;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::task::{self, Task};
+
+/// Requests worked on at once; those beyond wait in the bus client's bounded subscription.
+const MAX_IN_FLIGHT: usize = 1_024;
+
+/// What a handler needs.
+pub(super) struct Context {
+    pub(super) writer: Writer,
+    pub(super) store: Store,
+    pub(super) gate: Arc<Gate>,
+    pub(super) clock: Clock,
+    pub(super) timing: super::cluster::Timing,
+    pub(super) tunnel: TunnelEndpoint,
+}
+
+/// The running service. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Service {
+    nats: NatsService,
+    tasks: Vec<Task>,
+}
+
+impl Service {
+    /// Starts to answer on `bus`; returns once the broker knows of it.
+    pub(super) async fn start(bus: &Bus, context: Arc<Context>) -> Result<Self, ApiError> {
+        let failed = |what: &str, error: async_nats::Error| {
+            ApiError::new(ErrorCode::Unavailable, format!("cannot {what} on the bus: {error}"))
+        };
+        let nats = bus
+            .raw()
+            .service_builder()
+            .description("Orchard controller: orchard.v1.api.<account>.<resource>.<verb>, MessagePack")
+            .start("orchard", env!("CARGO_PKG_VERSION"))
+            .await
+            .map_err(|error| failed("register the service", error))?;
+        let mut endpoint = nats
+            .endpoint_builder()
+            .name("api")
+            .add(subject::ALL_API)
+            .await
+            .map_err(|error| failed("register the API", error))?;
+        let mut tasks = Vec::new();
+        // Workers' messages have a lane each, so that a flood of API calls or log lines delays no heartbeat.
+        for verb in WorkerVerb::ALL {
+            let mut requests = bus.subscribe(&subject::all_workers(verb)).await?;
+            let (context, bus) = (context.clone(), bus.clone());
+            tasks.push(task::spawn(async move {
+                let mut lane = Lane::new();
+                while let Some(request) = requests.next().await {
+                    let (context, bus) = (context.clone(), bus.clone());
+                    lane.run(async move { answer_worker(&context, &bus, request).await }).await;
+                }
+            }));
+        }
+        tasks.push(task::spawn(async move {
+            let mut lane = Lane::new();
+            while let Some(request) = endpoint.next().await {
+                let context = context.clone();
+                lane.run(async move {
+                    let answer = api::handle(&context, &request.message.subject, &request.message.payload).await;
+                    if let Err(error) = request.respond(Ok(payload(answer))).await {
+                        tracing::warn!("an answer could not be sent: {error}");
+                    }
+                })
+                .await;
+            }
+        }));
+        bus.flush().await?;
+        Ok(Self { nats, tasks })
+    }
+
+    /// Stops answering; requests under way are dropped.
+    pub(super) async fn stop(self) {
+        for task in self.tasks {
+            task.abort().await;
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.nats.stop()).await;
+    }
+}
+
+async fn answer_worker(context: &Context, bus: &Bus, request: async_nats::Message) {
+    // What expects no answer, or comes from nobody, is nothing a worker of ours sends.
+    let (Some(reply), Some((from, verb))) = (request.reply, subject::parse_worker(&request.subject)) else { return };
+    let answer = worker::handle(context, from, verb, &request.payload).await;
+    if let Err(error) = bus.publish(reply.to_string(), None, payload(answer)).await {
+        tracing::warn!("an answer could not be sent: {error}");
+    }
+}
+
+/// The bytes of an answer, with errors encoded as such.
+fn payload(answer: Result<Vec<u8>, ApiError>) -> Bytes {
+    answer.or_else(|error| message::encode(&Answer::<()>::Error(error))).unwrap_or_default().into()
+}
+
+/// Works on a bounded number of requests at once.
+struct Lane {
+    permits: Arc<Semaphore>,
+    running: JoinSet<()>,
+}
+
+impl Lane {
+    fn new() -> Self {
+        Self { permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)), running: JoinSet::new() }
+    }
+
+    async fn run(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        while self.running.try_join_next().is_some() {}
+        let Ok(permit) = self.permits.clone().acquire_owned().await else { return };
+        self.running.spawn(async move {
+            let _permit = permit;
+            work.await;
+        });
+    }
+}

@@ -1,0 +1,72 @@
+//! What workers say: registration, leases, reports, log lines.
+
+use super::Context;
+use crate::bus::message::{
+    Answer, Done, Heartbeat, Hello, LogLines, MAX_LOG_BATCH, MAX_LOG_LINE, Report, Welcome, decode, encode,
+};
+use crate::bus::subject::WorkerVerb;
+use crate::identity;
+use crate::model::WorkerName;
+use crate::model::error::{ApiError, ErrorCode};
+
+/// Answers one message of `from`, whom the broker let speak under that name.
+pub(super) async fn handle(
+    context: &Context,
+    from: WorkerName,
+    verb: WorkerVerb,
+    payload: &[u8],
+) -> Result<Vec<u8>, ApiError> {
+    match verb {
+        WorkerVerb::Hello => encode(&Answer::from(hello(context, from, decode(payload)?).await)),
+        WorkerVerb::Heartbeat => {
+            let beat: Heartbeat = decode(payload)?;
+            let ack =
+                context.writer.submit(move |step| step.cluster.heartbeat(&from, &beat, step.now, step.changes)).await;
+            encode(&Answer::from(ack))
+        }
+        WorkerVerb::Report => {
+            let report: Report = decode(payload)?;
+            let done =
+                context.writer.submit(move |step| step.cluster.report(&from, report, step.now, step.changes)).await;
+            encode(&Answer::from(done.map(|()| Done {})))
+        }
+        WorkerVerb::Log => {
+            let log: LogLines = decode(payload)?;
+            check_log(&log)?;
+            let done = context.writer.submit(move |step| step.cluster.log(&from, log, step.now, step.changes)).await;
+            encode(&Answer::from(done.map(|()| Done {})))
+        }
+    }
+}
+
+async fn hello(context: &Context, from: WorkerName, hello: Hello) -> Result<Welcome, ApiError> {
+    let session = hello.session;
+    let name = from.clone();
+    let assignment =
+        context.writer.submit(move |step| step.cluster.hello(&name, hello, step.now, step.changes)).await?;
+    let tunnel_secret = identity::new_token();
+    context.gate.open_session(from, session, tunnel_secret.clone());
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Ok(Welcome {
+        lease_ms: millis(context.timing.lease),
+        heartbeat_ms: millis(context.timing.heartbeat),
+        tunnel: context.tunnel.clone(),
+        tunnel_secret,
+        assignment,
+    })
+}
+
+fn check_log(log: &LogLines) -> Result<(), ApiError> {
+    let longest = log.lines.iter().map(|line| line.text.len()).max().unwrap_or(0);
+    // Lossy decoding of bytes that are no UTF-8 can make a line three times as long.
+    if log.lines.len() > MAX_LOG_BATCH || longest > 3 * MAX_LOG_LINE {
+        return Err(ApiError::new(
+            ErrorCode::LimitExceeded,
+            format!(
+                "{} log lines, the longest of {longest} bytes; at most {MAX_LOG_BATCH} of {MAX_LOG_LINE} are taken",
+                log.lines.len()
+            ),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,315 @@
+//! The LMDB environment: typed tables, opened once, read by anyone, written by [`writer`] alone.
+//!
+//! LMDB over a log-structured store: one file, readers that never block, a commit that is one `fdatasync`, nothing to
+//! repair after a crash. On Apple systems the LMDB that heed builds syncs with `F_FULLFSYNC`, which forces the drive.
+//! The map is opened far larger than it will get: it is address space, not memory or disk, so it need never be resized.
+
+pub mod writer;
+
+use std::fs::{File, TryLockError};
+use std::ops::Bound::{Included, Unbounded};
+use std::path::{Path, PathBuf};
+
+use heed::types::{Bytes, Str};
+use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, RoTxn, RwTxn};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::cluster::{Changes, Cluster, Records};
+use crate::identity;
+use crate::model::event::{Event, EventNumber, EventObject};
+use crate::model::{CopyId, VmUid};
+
+/// The version of what the tables hold; raised with every change that an older release cannot read.
+pub const SCHEMA: u32 = 1;
+
+/// Address space for the map: events of years fit.
+const MAP_SIZE: usize = if cfg!(target_pointer_width = "64") { 64 << 30 } else { 1 << 30 };
+/// How many events are kept; older ones go in the transaction that adds newer ones.
+const KEPT_EVENTS: u64 = 1_000_000;
+/// At most so many old events go in one transaction, so that no commit becomes slow after a change of the bound.
+const MAX_PRUNED: u64 = 4_096;
+
+const SCHEMA_KEY: &str = "schema";
+const LAST_EVENT_KEY: &str = "last-event";
+const PUBLISHED_KEY: &str = "published";
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder cannot be made or entered.
+    #[error("cannot use the data folder {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("another controller is running on the data folder {}; stop it or choose another --data-dir", .0.display())]
+    InUse(PathBuf),
+    /// A newer release wrote it.
+    #[error("the data folder {} was written by a newer release (schema {found}, this one knows up to {SCHEMA}); use that release, or another --data-dir", path.display())]
+    Newer {
+        /// The folder.
+        path: PathBuf,
+        /// Its schema.
+        found: u32,
+    },
+    /// LMDB refuses it, or a record cannot be read.
+    #[error("the database in {} cannot be read", path.display())]
+    Database {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// Why reading or writing failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// LMDB or the system under it.
+    #[error("the database failed")]
+    Lmdb(#[from] heed::Error),
+    /// A record is not what this release expects.
+    #[error("record {key} of table {table} is damaged or of another release")]
+    Damaged {
+        /// Where.
+        table: &'static str,
+        /// Which.
+        key: String,
+        /// How.
+        #[source]
+        source: rmp_serde::decode::Error,
+    },
+    /// A record cannot be written as MessagePack.
+    #[error("a record cannot be encoded")]
+    Encode(#[from] rmp_serde::encode::Error),
+}
+
+type Table = Database<'static, Bytes, Bytes>;
+
+/// The open store. Cheap to clone; the last clone closes it and lets the next process in.
+#[derive(Clone, Debug)]
+pub struct Store {
+    env: Env,
+    meta: Database<'static, Str, Bytes>,
+    vms: Table,
+    workers: Table,
+    leaving: Table,
+    events: Table,
+    events_of_vm: Table,
+    _lock: std::sync::Arc<File>,
+}
+
+impl Store {
+    /// Opens the store in `folder`, making it if there is none, and locks it against other processes.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing was changed then.
+    pub fn open(folder: &Path) -> Result<Self, OpenError> {
+        let folder_error = |source| OpenError::Folder { path: folder.to_owned(), source };
+        let database_error = |source: StoreError| OpenError::Database { path: folder.to_owned(), source };
+        identity::make_private_dir(folder).map_err(folder_error)?;
+        let lock = File::create(folder.join("controller.lock")).map_err(folder_error)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(folder.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(folder_error(source)),
+        }
+        let path = folder.join("db");
+        identity::make_private_dir(&path).map_err(folder_error)?;
+        let store = Self::open_tables(&path, lock).map_err(|source| database_error(source.into()))?;
+        let found = store.schema().map_err(database_error)?;
+        if found > SCHEMA {
+            return Err(OpenError::Newer { path: folder.to_owned(), found });
+        }
+        Ok(store)
+    }
+
+    #[allow(unsafe_code)] // LMDB maps the file; our lock keeps every other process from changing it
+    fn open_tables(path: &Path, lock: File) -> Result<Self, heed::Error> {
+        let mut options = EnvOpenOptions::new();
+        options.map_size(MAP_SIZE).max_dbs(8);
+        // SAFETY: the file lies in a folder of mode 0700 that this process has locked exclusively, so nobody else
+        // changes or truncates the mapped file, and it is opened once per `Store`.
+        let env = unsafe { options.open(path)? };
+        let wtxn = env.write_txn()?;
+        let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
+            let meta = open.create_database::<Str, Bytes>(wtxn, Some("meta"))?;
+            let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
+            let tables =
+                (table("vms")?, table("workers")?, table("leaving")?, table("events")?, table("events-of-vm")?);
+            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((
+                meta, tables.0, tables.1, tables.2, tables.3, tables.4,
+            )))
+        })?;
+        let (meta, vms, workers, leaving, events, events_of_vm) = match tables {
+            CommitOrAbort::Commit(tables) => tables,
+            CommitOrAbort::Abort(()) => return Err(heed::Error::Io(std::io::Error::other("no tables"))),
+        };
+        Ok(Self { env, meta, vms, workers, leaving, events, events_of_vm, _lock: lock.into() })
+    }
+
+    /// The schema of what is stored; a new store gets the current one.
+    fn schema(&self) -> Result<u32, StoreError> {
+        let mut txn = self.env.write_txn()?;
+        if let Some(bytes) = self.meta.get(&txn, SCHEMA_KEY)? {
+            return decode("meta", SCHEMA_KEY.as_bytes(), bytes);
+        }
+        self.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&SCHEMA)?)?;
+        txn.commit()?;
+        Ok(SCHEMA)
+    }
+
+    /// Reads everything the core needs.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] names the record.
+    pub fn records(&self) -> Result<Records, StoreError> {
+        let txn = self.env.read_txn()?;
+        Ok(Records {
+            vms: all(&txn, self.vms, "vms")?,
+            workers: all(&txn, self.workers, "workers")?,
+            leaving: all(&txn, self.leaving, "leaving")?,
+            last_event: self.number(&txn, LAST_EVENT_KEY)?,
+        })
+    }
+
+    /// Up to which number events have been published, as far as was noted: later ones may have been, too.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn published(&self) -> Result<EventNumber, StoreError> {
+        let txn = self.env.read_txn()?;
+        self.number(&txn, PUBLISHED_KEY)
+    }
+
+    fn number(&self, txn: &RoTxn<'_>, key: &'static str) -> Result<EventNumber, StoreError> {
+        self.meta.get(txn, key)?.map_or(Ok(0), |bytes| decode("meta", key.as_bytes(), bytes))
+    }
+
+    /// At most `limit` events with numbers above `after`, of one VM if `vm` is given; with the number of the oldest
+    /// event still kept (0 = none).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn events(
+        &self,
+        after: EventNumber,
+        limit: usize,
+        vm: Option<VmUid>,
+    ) -> Result<(Vec<Event>, EventNumber), StoreError> {
+        let txn = self.env.read_txn()?;
+        let first = self.events.first(&txn)?.map_or(0, |(key, _)| number_of(key));
+        let from = after.saturating_add(1);
+        let mut found = Vec::new();
+        match vm {
+            None => {
+                for entry in self.events.range(&txn, &(Included(from.to_be_bytes().as_slice()), Unbounded))?.take(limit)
+                {
+                    let (key, bytes) = entry?;
+                    found.push(decode("events", key, bytes)?);
+                }
+            }
+            Some(uid) => {
+                let (low, high) = (vm_event_key(uid, from), vm_event_key(uid, EventNumber::MAX));
+                let range = (Included(low.as_slice()), Included(high.as_slice()));
+                for entry in self.events_of_vm.range(&txn, &range)?.take(limit) {
+                    let (key, _) = entry?;
+                    let number = key.get(16..).unwrap_or_default();
+                    if let Some(bytes) = self.events.get(&txn, number)? {
+                        found.push(decode("events", number, bytes)?);
+                    }
+                }
+            }
+        }
+        Ok((found, first))
+    }
+
+    /// Stores the newest form of all that `changes` names, in one transaction that is durable on return.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing of it is stored.
+    pub fn commit(&self, cluster: &Cluster, changes: &Changes, published: EventNumber) -> Result<(), StoreError> {
+        let mut txn = self.env.write_txn()?;
+        for uid in &changes.vms {
+            put_or_delete(&mut txn, self.vms, uid.0.as_bytes(), cluster.vm_record(*uid))?;
+        }
+        for name in &changes.workers {
+            put_or_delete(&mut txn, self.workers, name.as_str().as_bytes(), cluster.worker_record(name))?;
+        }
+        for id in &changes.leaving {
+            put_or_delete(&mut txn, self.leaving, &copy_key(*id), cluster.leaving_record(*id))?;
+        }
+        for event in &changes.events {
+            self.events.put(&mut txn, &event.number.to_be_bytes(), &rmp_serde::to_vec_named(event)?)?;
+            if let EventObject::Vm { uid, .. } = &event.object {
+                self.events_of_vm.put(&mut txn, &vm_event_key(*uid, event.number), &[])?;
+            }
+        }
+        self.prune(&mut txn, cluster.last_event())?;
+        self.meta.put(&mut txn, LAST_EVENT_KEY, &rmp_serde::to_vec(&cluster.last_event())?)?;
+        self.meta.put(&mut txn, PUBLISHED_KEY, &rmp_serde::to_vec(&published)?)?;
+        txn.commit()?;
+        Ok(())
+    }
+
+    fn prune(&self, txn: &mut RwTxn<'_>, last: EventNumber) -> Result<(), StoreError> {
+        for _ in 0..MAX_PRUNED {
+            let Some((key, bytes)) = self.events.first(txn)? else { return Ok(()) };
+            let number = number_of(key);
+            if last.saturating_sub(number) < KEPT_EVENTS {
+                return Ok(());
+            }
+            let event: Event = decode("events", key, bytes)?;
+            if let EventObject::Vm { uid, .. } = event.object {
+                self.events_of_vm.delete(txn, &vm_event_key(uid, number))?;
+            }
+            self.events.delete(txn, &number.to_be_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+fn copy_key(id: CopyId) -> Vec<u8> {
+    [id.uid.0.as_bytes().as_slice(), &id.attempt.to_be_bytes()].concat()
+}
+
+fn vm_event_key(uid: VmUid, number: EventNumber) -> Vec<u8> {
+    [uid.0.as_bytes().as_slice(), &number.to_be_bytes()].concat()
+}
+
+fn number_of(key: &[u8]) -> EventNumber {
+    key.try_into().map_or(0, EventNumber::from_be_bytes)
+}
+
+fn decode<T: DeserializeOwned>(table: &'static str, key: &[u8], bytes: &[u8]) -> Result<T, StoreError> {
+    let key_text = || data_encoding::HEXLOWER.encode(key);
+    rmp_serde::from_slice(bytes).map_err(|source| StoreError::Damaged { table, key: key_text(), source })
+}
+
+fn all<T: DeserializeOwned>(txn: &RoTxn<'_>, table: Table, name: &'static str) -> Result<Vec<T>, StoreError> {
+    let mut found = Vec::new();
+    for entry in table.iter(txn)? {
+        let (key, bytes) = entry?;
+        found.push(decode(name, key, bytes)?);
+    }
+    Ok(found)
+}
+
+fn put_or_delete<T: Serialize>(
+    txn: &mut RwTxn<'_>,
+    table: Table,
+    key: &[u8],
+    record: Option<&T>,
+) -> Result<(), StoreError> {
+    match record {
+        Some(record) => table.put(txn, key, &rmp_serde::to_vec_named(record)?)?,
+        None => drop(table.delete(txn, key)?),
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! The one writer: a thread that owns the cluster's state, applies what is queued to it, commits the whole batch in one
+//! synced transaction, and only then lets the answers go.
+//!
+//! A thread and not a task, as LMDB's commit blocks. Reads go through the same queue: they see every write before them
+//! and nothing that is not durable. A batch costs one sync however many wait for it, which is worth 22 times at 100.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Store, StoreError};
+use crate::controller::cluster::{Changes, Cluster, Timing};
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::event::EventNumber;
+use crate::model::{Clock, Now, WorkerName};
+
+/// Steps waiting for the writer. Callers beyond wait in line in `submit`; each holds one request in memory.
+const QUEUE: usize = 4_096;
+/// Steps in one transaction: at 600 bytes each a commit stays below a few milliseconds.
+const MAX_BATCH: usize = 512;
+/// How long a caller waits for its turn and the commit; a disk that takes longer is as good as broken.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a step gets: the state, the moment, and where to note what changed.
+pub struct Step<'a> {
+    /// The state of the cluster.
+    pub cluster: &'a mut Cluster,
+    /// The moment of this batch.
+    pub now: Now,
+    /// What must be stored and told.
+    pub changes: &'a mut Changes,
+}
+
+/// Called once a batch is durable, or is not.
+type Answer = Box<dyn FnOnce(Result<(), ApiError>) + Send>;
+type Job = Box<dyn FnOnce(&mut Step<'_>) -> Answer + Send>;
+
+/// The way to the writer; cheap to clone. When the last one is dropped the writer ends.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    queue: mpsc::Sender<Job>,
+    published: Arc<AtomicU64>,
+}
+
+/// What the writer tells the shell after each durable batch.
+#[derive(Debug)]
+pub struct Signals {
+    /// The number of the last durable event.
+    pub events: watch::Receiver<EventNumber>,
+    /// Workers whose assignment changed. Level-triggered: when the queue is full the notice is dropped, and the
+    /// worker's next heartbeat shows the gap.
+    pub assign: mpsc::Receiver<WorkerName>,
+}
+
+/// Joins the writer's thread.
+#[derive(Debug)]
+pub struct WriterThread(JoinHandle<()>);
+
+/// Notices of changed assignments that may wait: one for each of thousands of workers.
+const ASSIGN_QUEUE: usize = 8_192;
+
+/// Loads the state and starts the thread.
+///
+/// # Errors
+/// [`StoreError`] when the stored state cannot be read.
+pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Signals, WriterThread), StoreError> {
+    let cluster = Cluster::load(store.records()?, timing, clock.now());
+    let published = Arc::new(AtomicU64::new(store.published()?));
+    let (queue, jobs) = mpsc::channel(QUEUE);
+    let (events_sender, events) = watch::channel(cluster.last_event());
+    let (assign_sender, assign) = mpsc::channel(ASSIGN_QUEUE);
+    let state = State {
+        store,
+        timing,
+        clock,
+        cluster,
+        published: published.clone(),
+        events: events_sender,
+        assign: assign_sender,
+    };
+    let thread = std::thread::Builder::new()
+        .name("orchard-writer".to_owned())
+        .spawn(move || state.run(jobs))
+        .map_err(|source| StoreError::Lmdb(heed::Error::Io(source)))?;
+    Ok((Writer { queue, published }, Signals { events, assign }, WriterThread(thread)))
+}
+
+impl Writer {
+    /// Applies `step` and yields its result once everything it changed is durable.
+    ///
+    /// # Errors
+    /// What `step` said, or [`ErrorCode::Unavailable`] when the change could not be stored (nothing of it remains) or
+    /// the controller is stopping, or [`ErrorCode::Timeout`]: then it is not known whether it was stored. Cancel safe
+    /// in that sense: a dropped call may still take effect.
+    pub async fn submit<T, F>(&self, step: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Step<'_>) -> Result<T, ApiError> + Send + 'static,
+    {
+        let (sender, receiver) = oneshot::channel();
+        let job: Job = Box::new(move |context| {
+            let result = step(context);
+            Box::new(move |stored| {
+                // A caller that has gone away needs no answer.
+                let _ = sender.send(stored.and(result));
+            })
+        });
+        let stopping = || ApiError::new(ErrorCode::Unavailable, "the controller is stopping");
+        let answer = async {
+            self.queue.send(job).await.map_err(|_| stopping())?;
+            receiver.await.map_err(|_| stopping())?
+        };
+        tokio::time::timeout(DEADLINE, answer).await.unwrap_or_else(|_| {
+            Err(ApiError::new(ErrorCode::Timeout, format!("the controller's disk did not answer within {DEADLINE:?}")))
+        })
+    }
+
+    /// Notes up to where events are published; stored with the next change, so it may fall back after a crash.
+    pub fn set_published(&self, number: EventNumber) {
+        self.published.fetch_max(number, Ordering::Relaxed);
+    }
+
+    /// Up to where events are published.
+    pub fn published(&self) -> EventNumber {
+        self.published.load(Ordering::Relaxed)
+    }
+}
+
+impl WriterThread {
+    /// Waits until the queue is worked off and the store is closed; all [`Writer`]s must have been dropped.
+    pub async fn join(self) {
+        let _ = tokio::task::spawn_blocking(move || self.0.join()).await;
+    }
+}
+
+struct State {
+    store: Store,
+    timing: Timing,
+    clock: Clock,
+    cluster: Cluster,
+    published: Arc<AtomicU64>,
+    events: watch::Sender<EventNumber>,
+    assign: mpsc::Sender<WorkerName>,
+}
+
+impl State {
+    fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let mut batch = Vec::with_capacity(MAX_BATCH);
+        while jobs.blocking_recv_many(&mut batch, MAX_BATCH) > 0 {
+            self.apply(batch.drain(..));
+        }
+    }
+
+    fn apply(&mut self, batch: impl Iterator<Item = Job>) {
+        let mut changes = Changes::default();
+        let now = self.clock.now();
+        let answers: Vec<Answer> =
+            batch.map(|job| job(&mut Step { cluster: &mut self.cluster, now, changes: &mut changes })).collect();
+        self.cluster.place(now, &mut changes);
+        let stored = if changes.is_empty() { Ok(()) } else { self.commit(&changes) };
+        if stored.is_ok() {
+            self.tell(&changes);
+        }
+        for answer in answers {
+            answer(stored.clone());
+        }
+    }
+
+    fn commit(&mut self, changes: &Changes) -> Result<(), ApiError> {
+        let published = self.published.load(Ordering::Relaxed);
+        let error = match self.store.commit(&self.cluster, changes, published) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "cannot store {} changes; they are refused",
+            changes.events.len()
+        );
+        // Back to what is stored, so that memory never says more than the disk.
+        match self.store.records() {
+            Ok(records) => {
+                let mut stored = Cluster::load(records, self.timing, self.clock.now());
+                stored.keep_liveness_of(&self.cluster);
+                self.cluster = stored;
+            }
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "nor can the stored state be read"),
+        }
+        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        Err(ApiError::new(
+            ErrorCode::Unavailable,
+            format!("the controller cannot store this: {cause}; nothing was changed"),
+        ))
+    }
+
+    fn tell(&self, changes: &Changes) {
+        if let Some(last) = changes.events.last() {
+            self.events.send_replace(last.number);
+        }
+        for worker in &changes.assign {
+            let _ = self.assign.try_send(worker.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! The reconciler: sees that every copy that is wished for or found on the host has a task, and that the task knows the
+//! newest wish. It takes no input but the current assignment, runs on a signal and on a period, and may run any time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::journal::Journal;
+use super::plan::{Seen, Wish};
+use super::runtime::{CopySpec, Found, FoundState, Runtime};
+use super::uplink::Uplink;
+use super::vm::{CopyTask, Host, Order};
+use crate::bus::message::{Assignment, DesiredCopy, Want};
+use crate::model::{CopyId, VmName};
+use crate::task::{self, Task};
+
+/// How often the host is looked at without a reason: an upper bound for how long a lost signal costs.
+const PERIOD: Duration = Duration::from_secs(5);
+/// How long the copies' tasks get to end when the worker stops.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// The reconciler and all copies' tasks. Dropping it ends them and leaves the VMs running.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    assignments: Arc<watch::Sender<Option<Assignment>>>,
+    reconciler: Task,
+}
+
+impl Fleet {
+    pub(super) fn start(runtime: Arc<dyn Runtime>, uplink: Uplink, journal: Journal) -> Self {
+        let (assignments, receiver) = watch::channel(None);
+        let boot_slots = Arc::new(Semaphore::new(runtime.boot_permits().clamp(1, Semaphore::MAX_PERMITS)));
+        let host = Host { runtime, uplink, journal, boot_slots };
+        let reconciler = Reconciler { host, assignments: receiver, copies: BTreeMap::new(), ended: Arc::default() };
+        Self { assignments: Arc::new(assignments), reconciler: task::spawn(reconciler.run()) }
+    }
+
+    /// Where the newest assignment is put.
+    pub(super) fn assignments(&self) -> Arc<watch::Sender<Option<Assignment>>> {
+        self.assignments.clone()
+    }
+
+    /// Ends all tasks; no VM is stopped.
+    pub(super) async fn stop(self) {
+        drop(self.assignments);
+        self.reconciler.stop_within(STOP_GRACE).await;
+    }
+}
+
+struct Reconciler {
+    host: Host,
+    assignments: watch::Receiver<Option<Assignment>>,
+    copies: BTreeMap<CopyId, Copy>,
+    ended: Arc<Notify>,
+}
+
+struct Copy {
+    orders: watch::Sender<Order>,
+    task: Task,
+}
+
+impl Reconciler {
+    async fn run(mut self) {
+        let mut period = tokio::time::interval(PERIOD);
+        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let assignment = self.assignments.borrow_and_update().clone();
+            // Before the first assignment nothing is known of what is wished, so nothing is touched.
+            if let Some(assignment) = assignment {
+                self.pass(&assignment).await;
+            }
+            // Cancel safe: each of these is only a reason to look again.
+            tokio::select! {
+                changed = self.assignments.changed() => if changed.is_err() { return },
+                () = self.ended.notified() => {}
+                _ = period.tick() => {}
+            }
+        }
+    }
+
+    async fn pass(&mut self, assignment: &Assignment) {
+        // Ended tasks are taken away before the host is listed, and the list is used only for copies without a task:
+        // so it can never be older than what a task did.
+        self.copies.retain(|_, copy| !copy.task.is_finished());
+        let found = match self.host.runtime.list().await {
+            Ok(found) => Some(found),
+            Err(error) => {
+                tracing::warn!("cannot list the VMs on this host, so no new one is begun: {error}");
+                None
+            }
+        };
+        let wished: BTreeMap<CopyId, &DesiredCopy> = assignment.copies.iter().map(|copy| (copy.id(), copy)).collect();
+        for (id, copy) in &self.copies {
+            let name = copy.orders.borrow().name.clone();
+            let order = order(*id, wished.get(id).copied(), &name);
+            copy.orders.send_if_modified(|current| {
+                let changed = *current != order;
+                *current = order;
+                changed
+            });
+        }
+        let Some(found) = found else { return };
+        let found: BTreeMap<CopyId, &Found> = found.iter().map(|found| (found.id, found)).collect();
+        let ids: BTreeSet<CopyId> = wished.keys().chain(found.keys()).copied().collect();
+        for id in ids {
+            if self.copies.contains_key(&id) {
+                continue;
+            }
+            let (wish, found) = (wished.get(&id).copied(), found.get(&id));
+            let Some(name) = wish.map(|wish| &wish.name).or(found.map(|found| &found.name)) else { continue };
+            self.begin(id, order(id, wish, name), found.map_or(Seen::Missing, |found| seen(found.state)));
+        }
+    }
+
+    fn begin(&mut self, id: CopyId, order: Order, seen: Seen) {
+        let (orders, receiver) = watch::channel(order);
+        let work = CopyTask { id, host: self.host.clone(), orders: receiver, seen };
+        let ended = Ended(self.ended.clone());
+        let task = task::spawn(async move {
+            let _ended = ended;
+            work.run().await;
+        });
+        self.copies.insert(id, Copy { orders, task });
+    }
+}
+
+/// Tells the reconciler that a task has ended, also when it panicked.
+struct Ended(Arc<Notify>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+fn seen(state: FoundState) -> Seen {
+    match state {
+        FoundState::Incomplete => Seen::Incomplete,
+        FoundState::Stopped => Seen::Ended,
+        FoundState::Running => Seen::Running,
+    }
+}
+
+fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
+    let name = name.clone();
+    let Some(desired) = desired else { return Order { wish: Wish::Unknown, name, copy: None, generation: 0 } };
+    match &desired.want {
+        Want::Run(run) => {
+            let copy = CopySpec { id, name: name.clone(), spec: run.spec.clone(), cpu: run.cpu.max(1), memory: run.memory.max(1) };
+            Order { wish: Wish::Run, name, copy: Some(Arc::new(copy)), generation: run.generation }
+        }
+        Want::Keep => Order { wish: Wish::Keep, name, copy: None, generation: 0 },
+        Want::Absent => Order { wish: Wish::Absent, name, copy: None, generation: 0 },
+    }
+}

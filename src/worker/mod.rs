@@ -1,0 +1,97 @@
+//! The worker: keeps what its host runs equal to what the controller wishes, and carries connections into the VMs.
+//!
+//! Parts, from the outside in: [`session`] registers, renews the lease and takes assignments; [`fleet`] reconciles them
+//! with what the runtime really runs; one task per copy ([`vm`]) drives it by the table in [`plan`]; [`uplink`] carries
+//! reports and log lines until they are acknowledged; [`attach`] serves tunnel streams. VM processes are not children
+//! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
+
+mod attach;
+mod fleet;
+mod journal;
+pub mod plan;
+pub mod runtime;
+mod session;
+mod uplink;
+mod vm;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use self::fleet::Fleet;
+use self::journal::Journal;
+use self::runtime::Runtime;
+use self::session::Agent;
+use self::uplink::Uplink;
+use crate::bus::client::{Bus, BusOptions};
+use crate::model::error::ApiError;
+use crate::model::worker::WorkerInfo;
+use crate::task::{self, Task};
+
+/// What a worker needs to start.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// The bus and how to log in there.
+    pub bus: BusOptions,
+    /// Where the worker keeps what it must remember; the runtime has a folder of its own.
+    pub data_dir: PathBuf,
+    /// What it says of itself.
+    pub info: WorkerInfo,
+    /// What runs its VMs.
+    pub runtime: Arc<dyn Runtime>,
+}
+
+/// Why a worker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data folder.
+    #[error("cannot use the data folder {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("another worker is running on the data folder {}; stop it or choose another --data-dir", .0.display())]
+    InUse(PathBuf),
+    /// The bus refuses it.
+    #[error("cannot use the bus")]
+    Bus(#[source] ApiError),
+}
+
+/// A running worker. Dropping it ends it at once and leaves its VMs running.
+#[derive(Debug)]
+pub struct Worker {
+    agent: Task,
+    fleet: Fleet,
+}
+
+impl Worker {
+    /// Starts the worker; it connects, and connects again whenever that is needed, by itself.
+    ///
+    /// # Errors
+    /// [`StartError`] for what will not get better by waiting.
+    pub async fn start(options: WorkerOptions) -> Result<Self, StartError> {
+        let journal = Journal::open(&options.data_dir)?;
+        let bus = Bus::connect(BusOptions { patient: true, ..options.bus.clone() }).await.map_err(StartError::Bus)?;
+        let uplink = Uplink::new(bus.clone(), options.info.name.clone());
+        let fleet = Fleet::start(options.runtime.clone(), uplink.clone(), journal);
+        let agent = Agent {
+            bus,
+            bus_url: options.bus.url,
+            info: options.info,
+            runtime: options.runtime,
+            uplink,
+            assignments: fleet.assignments(),
+        };
+        Ok(Self { agent: task::spawn(agent.run()), fleet })
+    }
+
+    /// Stops the worker and leaves its VMs running, for the next process to adopt. What is being created is left
+    /// half-made and made again then.
+    pub async fn shutdown(self) {
+        self.agent.abort().await;
+        self.fleet.stop().await;
+    }
+}

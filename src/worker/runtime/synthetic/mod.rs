@@ -1,0 +1,141 @@
+//! A runtime without guests, for scale and fault tests and for trying Orchard without a hypervisor. It is a peer of the
+//! real ones: the same steps, states and errors, only its VMs are entries in a [`SyntheticHost`].
+//!
+//! Port 22 of a running VM is a real SSH server ([`guest`]) with a tiny shell ([`shell`], [`parse`]); every other port
+//! echoes. The host is kept in memory: it outlives a worker in the same process (`Synthetic::on` with the same host),
+//! and ends with the process, so a worker process that restarts finds an empty host, as after a reboot with wiped disks.
+
+pub mod behaviour;
+mod guest;
+pub mod host;
+pub mod ledger;
+mod parse;
+mod shell;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use self::behaviour::Step;
+use self::host::SyntheticHost;
+use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError};
+use crate::model::CopyId;
+use crate::model::vm::RuntimeKind;
+use crate::ssh::cut::Cut;
+
+/// The runtime of one worker on a synthetic host.
+#[derive(Clone, Debug)]
+pub struct Synthetic {
+    host: Arc<SyntheticHost>,
+}
+
+impl Synthetic {
+    /// A runtime on a host of its own, where everything succeeds at once.
+    pub fn new() -> Self {
+        Self::on(Arc::default())
+    }
+
+    /// A runtime on `host`, with whatever is there already.
+    pub fn on(host: Arc<SyntheticHost>) -> Self {
+        Self { host }
+    }
+
+    /// The host.
+    pub fn host(&self) -> &Arc<SyntheticHost> {
+        &self.host
+    }
+}
+
+impl Default for Synthetic {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Runtime for Synthetic {
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::Synthetic
+    }
+
+    fn boot_permits(&self) -> usize {
+        self.host.behaviour().boot_permits
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
+        Ok(self.host.found())
+    }
+
+    async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {
+        self.host.begin(copy)?;
+        progress.say(format!("cloning {}", copy.spec.image));
+        self.host.take(Step::Create).await?;
+        self.host.complete(copy.id)
+    }
+
+    async fn start(&self, copy: &CopySpec) -> Result<(), RuntimeError> {
+        self.host.take(Step::Start).await?;
+        self.host.run(copy)
+    }
+
+    async fn booted(&self, id: CopyId) {
+        if let Some(process) = self.host.process(id) {
+            process.booted().await;
+        }
+    }
+
+    async fn wait_exit(&self, id: CopyId) -> Exit {
+        match self.host.process(id) {
+            Some(process) => process.exited().await,
+            None => Exit::Crashed("its process is gone".to_owned()),
+        }
+    }
+
+    async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError> {
+        let Some(process) = self.host.process(id) else { return Ok(()) };
+        let asked = tokio::select! {
+            asked = timeout(grace, self.host.take(Step::Stop)) => asked,
+            _ = process.exited() => return Ok(()),
+        };
+        let exit = match asked {
+            Ok(Ok(())) => Exit::PoweredOff,
+            Ok(Err(RuntimeError::Timeout(_))) | Err(_) => Exit::Crashed("it was killed after its grace".to_owned()),
+            Ok(Err(error)) => return Err(error),
+        };
+        self.host.end(id, exit);
+        Ok(())
+    }
+
+    async fn delete(&self, id: CopyId) -> Result<(), RuntimeError> {
+        if self.host.exists(id) {
+            self.host.spoil(id);
+            self.host.take(Step::Delete).await?;
+            self.host.remove(id);
+        }
+        Ok(())
+    }
+
+    async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError> {
+        let guest = self.host.guest(id)?;
+        if !guest.process.answers() || self.host.behaviour().refused_ports.contains(&port) {
+            return Err(RuntimeError::Refused(format!("VM {} refuses connections to port {port}", guest.spec.name)));
+        }
+        self.host.ledger().dialled();
+        if port == SSH_PORT {
+            return Ok(Box::new(guest::serve(&self.host, guest)));
+        }
+        // an echo that needs no task: what is written is what is read
+        let (read, write) = tokio::io::simplex(STREAM_BUFFER);
+        Ok(Box::new(Cut::new(tokio::io::join(read, write), &guest.process.gone)))
+    }
+}
+
+/// The guest's SSH port.
+const SSH_PORT: u16 = 22;
+/// Bytes that a connection into a guest holds in each direction.
+const STREAM_BUFFER: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests;

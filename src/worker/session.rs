@@ -1,0 +1,150 @@
+//! The session with the controller: register, renew the lease, take assignments, keep the data path; and again from
+//! the start whenever the controller does not know the session any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::watch;
+
+use super::attach::Attachments;
+use super::runtime::Runtime;
+use super::uplink::{SessionOver, Uplink};
+use crate::bus::client::Bus;
+use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, TunnelEndpoint, Welcome};
+use crate::bus::subject::{self, WorkerVerb};
+use crate::config::address;
+use crate::model::SessionId;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::worker::WorkerInfo;
+use crate::tunnel::header::WorkerHello;
+use crate::tunnel::worker::{LinkOptions, WorkerLink};
+use crate::tunnel::{Address, Transport};
+
+/// How long registering may take.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// First and longest pause before registering again.
+const HELLO_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// Everything the session needs.
+pub(super) struct Agent {
+    pub(super) bus: Bus,
+    pub(super) bus_url: String,
+    pub(super) info: WorkerInfo,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) uplink: Uplink,
+    pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
+}
+
+impl Agent {
+    /// Runs for the worker's life.
+    pub(super) async fn run(self) {
+        let mut pause = HELLO_PAUSE.0;
+        let mut link = None;
+        loop {
+            match self.session(&mut link).await {
+                Ok(SessionOver) => pause = HELLO_PAUSE.0,
+                Err(error) => {
+                    let hint = if error.code == ErrorCode::Conflict { "" } else { "; trying again" };
+                    tracing::warn!("cannot register with the controller: {error}{hint}");
+                    tokio::time::sleep(pause).await;
+                    pause = pause.saturating_mul(2).min(HELLO_PAUSE.1);
+                }
+            }
+        }
+    }
+
+    async fn session(&self, link: &mut Option<Link>) -> Result<SessionOver, ApiError> {
+        let name = &self.info.name;
+        // A session has a new id at each registration, so what is still under way from the one before is refused.
+        let session = SessionId(uuid::Uuid::now_v7());
+        let mut assignments = self.bus.subscribe(&subject::assign(name)).await?;
+        let hello = Hello { session, info: self.info.clone() };
+        let welcome: Welcome = self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
+        tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");
+        self.link(link, session, &welcome)?;
+        self.assignments.send_replace(Some(welcome.assignment));
+        let heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(10));
+        let take = async {
+            while let Some(sent) = assignments.next().await {
+                self.take(session, &sent.payload);
+            }
+            SessionOver
+        };
+        // Cancel safe: all three are only waiting; what they carry is sent again in the next session.
+        let over = tokio::select! {
+            over = self.beat(session, heartbeat) => over,
+            over = self.uplink.serve(session) => over,
+            over = take => over,
+        };
+        tracing::info!(worker = %name, "the controller does not know this session any more; registering again");
+        Ok(over)
+    }
+
+    /// Renews the lease, and does nothing else.
+    async fn beat(&self, session: SessionId, every: Duration) -> SessionOver {
+        let mut interval = tokio::time::interval(every);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let revision = self.assignments.borrow().as_ref().map_or(0, |assignment| assignment.revision);
+            let beat = Heartbeat { session, revision };
+            let subject = subject::worker(&self.info.name, WorkerVerb::Heartbeat);
+            match self.bus.request::<_, HeartbeatAck>(subject, &beat, every.saturating_mul(2)).await {
+                Ok(_) => {}
+                Err(error) if error.code == ErrorCode::Unauthenticated => return SessionOver,
+                Err(error) => tracing::debug!("heartbeat: {error}"),
+            }
+        }
+    }
+
+    /// Takes an assignment unless it is of another session or older than the one in force.
+    fn take(&self, session: SessionId, payload: &[u8]) {
+        let assignment: Assignment = match message::decode(payload) {
+            Ok(assignment) => assignment,
+            Err(error) => return tracing::warn!("an assignment is not readable, is the controller newer? {error}"),
+        };
+        if assignment.session != session {
+            return;
+        }
+        self.assignments.send_if_modified(|current| {
+            let newer = current.as_ref().is_none_or(|held| held.revision < assignment.revision);
+            if newer {
+                *current = Some(assignment);
+            }
+            newer
+        });
+    }
+
+    /// Keeps the data path: the one there is learns the new session, so that open streams go on; if the relay is
+    /// another one, it is dialled anew.
+    fn link(&self, held: &mut Option<Link>, session: SessionId, welcome: &Welcome) -> Result<(), ApiError> {
+        let hello = WorkerHello { worker: self.info.name.clone(), session, secret: welcome.tunnel_secret.clone() };
+        if let Some(link) = held.as_ref().filter(|link| link.endpoint == welcome.tunnel) {
+            link.connection.renew(hello);
+            return Ok(());
+        }
+        let endpoint = welcome.tunnel.clone();
+        let unreadable = |what: String| ApiError::new(ErrorCode::Invalid, what);
+        let host = match (&endpoint.host, address::host_of(&self.bus_url)) {
+            (Some(host), _) => host.clone(),
+            (None, Some(host)) => host.to_owned(),
+            (None, None) => return Err(unreadable(format!("no host in the bus address {:?}", self.bus_url))),
+        };
+        let fingerprint = endpoint
+            .fingerprint
+            .parse()
+            .map_err(|error| unreadable(format!("the controller sent an unreadable fingerprint: {error}")))?;
+        let address = Address { host, port: endpoint.port };
+        let options = LinkOptions { address, fingerprint, hello, transport: Transport::default() };
+        let connection = WorkerLink::start(options, Arc::new(Attachments { runtime: self.runtime.clone() }));
+        *held = Some(Link { endpoint, connection });
+        Ok(())
+    }
+}
+
+/// The data path and where it leads.
+struct Link {
+    endpoint: TunnelEndpoint,
+    connection: WorkerLink,
+}

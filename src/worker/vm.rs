@@ -1,0 +1,358 @@
+//! One task per copy: asks the table in [`plan`] for the next step, does it, and again, until the copy is gone.
+//!
+//! A wish that changes interrupts creating, booting and waiting, but never stopping or deleting, which are short and
+//! bounded. Knows no runtime by name.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::journal::{Journal, ScriptState};
+use super::plan::{self, Seen, Step, Wish};
+use super::runtime::{CopySpec, Exit, Progress, Runtime};
+use super::uplink::Uplink;
+use crate::bus::message::{MAX_LOG_LINE, Observation};
+use crate::model::vm::StartupScript;
+use crate::model::{CopyId, VmName};
+use crate::ssh::client::Session;
+use crate::ssh::{AcceptAny, Login, banner, script};
+use crate::task;
+
+/// What a guest gets to switch itself off before its process is ended.
+const STOP_GRACE: Duration = Duration::from_secs(20);
+/// The same for a VM that failed and whose guest's state matters less.
+const FAILED_GRACE: Duration = Duration::from_secs(3);
+/// How long a boot may keep others of the same host waiting.
+const BOOT_SLOT: Duration = Duration::from_secs(60);
+/// Pause between readiness probes while a guest boots.
+const PROBE_PAUSE: Duration = Duration::from_millis(250);
+/// The same once it has not answered for long: it may run no SSH server at all.
+const SLOW_PROBE_PAUSE: Duration = Duration::from_secs(10);
+/// After how long a guest that does not answer counts as such.
+const SILENT_AFTER: Duration = Duration::from_secs(120);
+/// How long one login for the startup script may take: key exchange is slow without hardware virtualisation.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(20);
+/// How often that is tried: the server may answer before it lets anybody in.
+const LOGIN_TRIES: u32 = 6;
+/// First and longest pause before a deletion that failed is tried again.
+const DELETE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What a copy's task is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    pub(super) wish: Wish,
+    pub(super) name: VmName,
+    /// What to run; present with [`Wish::Run`].
+    pub(super) copy: Option<Arc<CopySpec>>,
+    pub(super) generation: u64,
+}
+
+/// Shared by all copies of a worker.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) uplink: Uplink,
+    pub(super) journal: Journal,
+    pub(super) boot_slots: Arc<Semaphore>,
+}
+
+/// The task of one copy.
+pub(super) struct CopyTask {
+    pub(super) id: CopyId,
+    pub(super) host: Host,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) seen: Seen,
+}
+
+/// Why a running copy needs another step.
+enum Watched {
+    OrderChanged,
+    Exited(Exit),
+    ScriptFailed(String),
+}
+
+impl CopyTask {
+    /// Runs until the copy is gone or nobody owns the task any more.
+    pub(super) async fn run(mut self) {
+        let mut slot = None;
+        let mut fresh = false;
+        let mut delete_pause = DELETE_PAUSE.0;
+        loop {
+            let order = self.orders.borrow_and_update().clone();
+            let step = plan::step(order.wish, self.seen);
+            tracing::debug!(copy = %self.id, vm = %order.name, ?step, seen = ?self.seen, "next step");
+            match (step, order.copy.clone()) {
+                (Step::Create, Some(copy)) => self.create(&copy).await,
+                (Step::Start, Some(copy)) => {
+                    slot = self.start(&copy).await;
+                    fresh = true;
+                }
+                (Step::Watch, Some(copy)) => self.watch(&order, &copy, std::mem::take(&mut fresh), slot.take()).await,
+                (Step::Create | Step::Start | Step::Watch | Step::Rest, _) => self.rest().await,
+                (Step::ReportEnded, _) => {
+                    self.fail("the VM's process ended while its worker was not running, so nobody saw how").await;
+                }
+                (Step::Stop, _) => match self.host.runtime.stop(self.id, STOP_GRACE).await {
+                    Ok(()) => self.seen = Seen::Ended,
+                    Err(error) => self.pause(&mut delete_pause, &format!("cannot stop it: {error}")).await,
+                },
+                (Step::Delete, _) => match self.host.runtime.delete(self.id).await {
+                    Ok(()) => {
+                        self.host.journal.set_script(self.id, ScriptState::Unstarted);
+                        self.seen = Seen::Missing;
+                    }
+                    Err(error) => self.pause(&mut delete_pause, &format!("cannot delete it: {error}")).await,
+                },
+                (Step::ReportAbsent, _) => return self.host.uplink.observe(self.id, Observation::Absent),
+                (Step::ReportStray, _) => {
+                    self.host.uplink.observe(self.id, Observation::Stray { name: order.name.to_string() });
+                    self.rest().await;
+                }
+                (Step::Forget, _) => return self.host.uplink.forget(self.id),
+            }
+        }
+    }
+
+    /// Waits for another order; for ever when none can come, as the owner then ends the task.
+    async fn rest(&mut self) {
+        if self.orders.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits before another try, or for another order.
+    async fn pause(&mut self, pause: &mut Duration, why: &str) {
+        tracing::warn!(copy = %self.id, "{why}; trying again in {} s", pause.as_secs());
+        // Cancel safe: an order that comes is seen at the next look.
+        tokio::select! {
+            () = tokio::time::sleep(*pause) => *pause = pause.saturating_mul(2).min(DELETE_PAUSE.1),
+            () = self.rest() => {}
+        }
+    }
+
+    async fn fail(&mut self, message: impl Into<String>) {
+        self.seen = Seen::Failed;
+        self.host.uplink.observe(self.id, Observation::Failed { message: message.into() });
+    }
+
+    async fn create(&mut self, copy: &CopySpec) {
+        let (progress, mut told) = Progress::new();
+        progress.say("preparing");
+        self.host.journal.set_script(self.id, ScriptState::Unstarted);
+        let runtime = self.host.runtime.clone();
+        let creation = runtime.create(copy, &progress);
+        tokio::pin!(creation);
+        loop {
+            // Cancel safe: a creation that is given up leaves what `list` calls incomplete.
+            tokio::select! {
+                created = &mut creation => {
+                    return match created {
+                        Ok(()) => self.seen = Seen::Created,
+                        Err(error) => self.fail(format!("cannot create the VM: {error}")).await,
+                    };
+                }
+                Ok(()) = told.changed() => {
+                    let message = told.borrow_and_update().clone();
+                    self.host.uplink.observe(self.id, Observation::Preparing { message });
+                }
+                () = unwanted(&mut self.orders) => {
+                    self.seen = Seen::Incomplete;
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn start(&mut self, copy: &CopySpec) -> Option<OwnedSemaphorePermit> {
+        let slots = self.host.boot_slots.clone();
+        let slot = match slots.clone().try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => {
+                let message = "waiting until another VM on the worker has booted".to_owned();
+                self.host.uplink.observe(self.id, Observation::Preparing { message });
+                tokio::select! {
+                    slot = slots.acquire_owned() => slot.ok()?,
+                    () = unwanted(&mut self.orders) => return None,
+                }
+            }
+        };
+        match self.host.runtime.start(copy).await {
+            Ok(()) => {
+                self.seen = Seen::Running;
+                Some(slot)
+            }
+            Err(error) => {
+                self.fail(format!("cannot start the VM: {error}")).await;
+                None
+            }
+        }
+    }
+
+    /// Watches a running copy until it ends, fails or is no longer wished for. `fresh` when this task started it.
+    async fn watch(&mut self, order: &Order, copy: &CopySpec, fresh: bool, slot: Option<OwnedSemaphorePermit>) {
+        let host = self.host.clone();
+        let reporter = Reporter { uplink: host.uplink.clone(), id: self.id, generation: order.generation };
+        reporter.running(if fresh { "booting" } else { "adopted by a new worker process" }, false);
+        let outcome = {
+            let exit = host.runtime.wait_exit(self.id);
+            let up = bring_up(&host, copy, fresh, slot, &reporter);
+            tokio::pin!(exit, up);
+            let mut coming_up = true;
+            loop {
+                // Cancel safe: both futures are polled in place and go on; an order is looked at again by the caller.
+                tokio::select! {
+                    exit = &mut exit => break Watched::Exited(exit),
+                    result = &mut up, if coming_up => {
+                        coming_up = false;
+                        if let Err(message) = result {
+                            break Watched::ScriptFailed(message);
+                        }
+                    }
+                    () = changed_wish(&mut self.orders, order) => break Watched::OrderChanged,
+                }
+            }
+        };
+        match outcome {
+            Watched::OrderChanged => {}
+            Watched::Exited(Exit::PoweredOff) => self.fail("the guest switched itself off").await,
+            Watched::Exited(Exit::Crashed(how)) => self.fail(how).await,
+            Watched::ScriptFailed(message) => {
+                // Reported only once it certainly does not run any more.
+                if let Err(error) = host.runtime.stop(self.id, FAILED_GRACE).await {
+                    tracing::warn!(copy = %self.id, "cannot stop a VM whose startup script failed: {error}");
+                    let mut pause = DELETE_PAUSE.0;
+                    return self.pause(&mut pause, "it goes on running").await;
+                }
+                self.fail(message).await;
+            }
+        }
+    }
+}
+
+/// Returns once the copy is no longer wished to run.
+async fn unwanted(orders: &mut watch::Receiver<Order>) {
+    if orders.wait_for(|order| order.wish != Wish::Run).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns once there is an order that differs from `order`.
+async fn changed_wish(orders: &mut watch::Receiver<Order>, order: &Order) {
+    if orders.wait_for(|newer| newer != order).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+struct Reporter {
+    uplink: Uplink,
+    id: CopyId,
+    generation: u64,
+}
+
+impl Reporter {
+    fn running(&self, message: &str, ready: bool) {
+        let observation = Observation::Running { message: message.to_owned(), ready, generation: self.generation };
+        self.uplink.observe(self.id, observation);
+    }
+}
+
+/// Waits for the guest and runs its startup script. An error is the script's.
+async fn bring_up(
+    host: &Host,
+    copy: &CopySpec,
+    fresh: bool,
+    mut slot: Option<OwnedSemaphorePermit>,
+    reporter: &Reporter,
+) -> Result<(), String> {
+    let started = Instant::now();
+    if fresh {
+        host.runtime.booted(copy.id).await;
+    }
+    while !answers(host, copy.id).await {
+        let waited = started.elapsed();
+        if waited > BOOT_SLOT {
+            slot = None;
+        }
+        if waited > SILENT_AFTER {
+            reporter.running("running; the guest does not answer on port 22", false);
+        }
+        tokio::time::sleep(if waited > SILENT_AFTER { SLOW_PROBE_PAUSE } else { PROBE_PAUSE }).await;
+    }
+    drop(slot);
+    let Some(script) = &copy.spec.startup_script else {
+        reporter.running("ready", true);
+        return Ok(());
+    };
+    match (host.journal.script(copy.id), fresh) {
+        (ScriptState::Done, false) => reporter.running("ready", true),
+        (ScriptState::Begun, false) => reporter.running("startup script interrupted by a restart of the worker", true),
+        _ => {
+            reporter.running("running the startup script", false);
+            host.journal.set_script(copy.id, ScriptState::Begun);
+            run_script(host, copy, script).await?;
+            host.journal.set_script(copy.id, ScriptState::Done);
+            reporter.running("ready", true);
+        }
+    }
+    Ok(())
+}
+
+async fn answers(host: &Host, id: CopyId) -> bool {
+    match host.runtime.dial(id, SSH_PORT).await {
+        Ok(mut stream) => banner::probe(&mut stream, banner::PROBE_WAIT).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Where guests listen for SSH.
+const SSH_PORT: u16 = 22;
+
+async fn run_script(host: &Host, copy: &CopySpec, script: &StartupScript) -> Result<(), String> {
+    let session = log_in(host, copy).await.map_err(|error| format!("cannot run the startup script: {error}"))?;
+    let (lines, carry) = host.uplink.log(copy.id);
+    let carrier = task::spawn(carry);
+    let ended = script::run(&session, script, MAX_LOG_LINE, lines).await;
+    // Every line is acknowledged before the outcome is told, so whoever sees the outcome sees the log.
+    carrier.join().await;
+    match ended {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("the startup script failed: {status}; `orchard logs vm {}` shows its output", copy.name)),
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+async fn log_in(host: &Host, copy: &CopySpec) -> Result<Session, String> {
+    let mut last = String::new();
+    for attempt in 0..LOGIN_TRIES {
+        if attempt > 0 {
+            tokio::time::sleep(Duration::from_secs(1 << attempt.min(3))).await;
+        }
+        let login = Login { user: copy.spec.guest_user().to_owned(), password: copy.spec.guest_password() };
+        let stream = match host.runtime.dial(copy.id, SSH_PORT).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                last = error.to_string();
+                continue;
+            }
+        };
+        match Session::connect(stream, login, AcceptAny, LOGIN_DEADLINE).await {
+            Ok(session) => return Ok(session),
+            Err(error @ crate::ssh::SshError::AuthRefused { .. }) => return Err(chain(&error)),
+            Err(error) => last = chain(&error),
+        }
+    }
+    Err(format!("{last} ({LOGIN_TRIES} tries)"))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

