@@ -108,10 +108,10 @@ ensure_rust() {
   command -v cargo >/dev/null || die "Rust is not installed. Get it with
       curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh
     (see https://rustup.rs), open a new terminal and run this again: rustup then fetches Rust $pinned by itself."
-  if command -v rustup >/dev/null && [ -z "${RUSTUP_TOOLCHAIN:-}" ] && ! rustup toolchain list 2>/dev/null | grep -q "^$pinned\(-\| \|\$\)"; then
+  if command -v rustup >/dev/null && [ -z "${RUSTUP_TOOLCHAIN:-}" ] && ! (cd / && rustup toolchain list) 2>/dev/null | grep "^$pinned\(-\| \|\$\)" >/dev/null; then
     # The same release may be there under another name, such as "stable"; that saves a download, or makes do without one.
-    for toolchain in $(rustup toolchain list 2>/dev/null | awk '{print $1}'); do
-      case $(rustc "+$toolchain" --version 2>/dev/null) in
+    for toolchain in $(cd / && rustup toolchain list 2>/dev/null | awk '{print $1}'); do
+      case $(cd / && rustc "+$toolchain" --version 2>/dev/null) in
         "rustc $pinned "*) export RUSTUP_TOOLCHAIN=$toolchain; note "Rust $pinned: the installed toolchain $toolchain"; return ;;
       esac
     done

@@ -178,7 +178,7 @@ start_dev() {
     set +m
     echo "$$ $DEV" >"$PIDS"
     if wait_ready; then return 0; fi
-    if [ -z "$addresses" ] && ! alive && grep -qi 'in use' "$LOG"; then
+    if [ -z "$addresses" ] && ! alive && grep -qi 'address already in use' "$LOG"; then
       note "the usual ports (4222/tcp, 6120/udp) are in use: letting the system choose free ones"
       addresses='--listen 127.0.0.1:0 --bus-listen 127.0.0.1:0'
       continue
@@ -205,24 +205,31 @@ drop_leftover() {
   note "a VM \"$VM\" is left over from an earlier run: deleting it first"
   delete_vm || die_with_log "The leftover VM could not be deleted."
 }
-# delete_vm: returns once it is gone from the worker too
+# delete_vm: the name is free at once; returns when the worker has told that nothing is left of the VM
 delete_vm() {
-  local deadline=$((SECONDS + 30))
+  local deadline=$((SECONDS + 30)) last
+  last=$(last_event)
   bounded 30 orchard delete vm "$VM" >/dev/null || return 1
-  while bounded 10 orchard get vm "$VM" >/dev/null 2>&1; do
+  until bounded 10 orchard events --vm "$VM" --after "$last" 2>/dev/null | grep '  deleted' >/dev/null; do
     [ $SECONDS -lt $deadline ] || return 1
     sleep 0.2
   done
 }
 
 # ---------------------------------------------------------------- events
+# last_event: the number of the newest event, 0 when there is none
+last_event() {
+  local last
+  last=$(orchard events --output json 2>/dev/null | tail -n 1 | sed -n 's/.*"number": *\([0-9]*\).*/\1/p') || true
+  echo "${last:-0}"
+}
 # watch_events: a subscriber that runs beside the demo and writes down what it is sent
 watch_events() {
   local last # named, so that it does not matter how fast the subscriber starts
-  last=$(orchard events --output json | tail -n 1 | sed -n 's/.*"number": *\([0-9]*\).*/\1/p') || last=0
+  last=$(last_event)
   : >"$EVENTS"
   set -m
-  orchard events --follow --vm "$VM" --after "${last:-0}" >"$EVENTS" 2>&1 </dev/null &
+  orchard events --follow --vm "$VM" --after "$last" >"$EVENTS" 2>&1 </dev/null &
   WATCHER=$!
   set +m
 }

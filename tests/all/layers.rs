@@ -33,6 +33,7 @@ const PURE: &[&str] = &[
     "broker/trie.rs",
     "broker/session.rs",
     "broker/permission.rs",
+    "broker/subject.rs",
     "tunnel/header.rs",
     "tunnel/ticket.rs",
     "controller/cluster",

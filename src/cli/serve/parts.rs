@@ -1,13 +1,22 @@
 //! Where the commands that serve meet the parts that do the work: options in, something [`Running`] out.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::Running;
+use anyhow::Context as _;
+
+use super::{Running, runtime};
+use crate::bus::client::BusOptions;
+use crate::bus::subject;
+use crate::controller::cluster::Timing;
+use crate::controller::{BusSource, Controller, ControllerOptions};
+use crate::identity;
 use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
-use crate::model::vm::RuntimeKind;
+use crate::model::vm::{Arch, Os, RuntimeKind};
+use crate::model::worker::WorkerInfo;
+use crate::worker::{Worker, WorkerOptions};
 
 /// What a controller needs to start.
 #[derive(Debug)]
@@ -56,41 +65,89 @@ pub(super) struct RunningController {
     pub(super) bus_url: String,
     /// Where its broker listens; none with an outside bus.
     pub(super) bus_addr: Option<SocketAddr>,
-    /// Where its tunnels listen.
+    /// UDP address of the tunnels.
     pub(super) tunnel_addr: SocketAddr,
+    controller: Controller,
 }
 
-/// A worker that is registered.
+/// A worker that runs; it registers, and registers again when needed, by itself.
 #[derive(Debug)]
-pub(super) struct RunningWorker {}
+pub(super) struct RunningWorker {
+    worker: Worker,
+}
 
 /// Starts a controller and returns once it answers requests.
-///
-/// TO COMPLETE: `controller::Controller::start(ControllerOptions { .. })`, kept in [`RunningController`].
 pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<RunningController> {
-    let _ = (setup.data_dir, setup.listen, setup.bus_listen, setup.tunnel_host, setup.token);
-    if let Some(bus) = setup.outside_bus {
-        let _ = (bus.url, bus.user, bus.password);
-    }
-    anyhow::bail!("this build holds no controller")
+    let bus = match setup.outside_bus {
+        Some(OutsideBus { url, user, password }) => BusSource::Outside { url, user, password },
+        None => BusSource::Embedded { listen: setup.bus_listen, token: setup.token },
+    };
+    let controller = Controller::start(ControllerOptions {
+        data_dir: setup.data_dir,
+        bus,
+        listen: setup.listen,
+        tunnel_host: setup.tunnel_host,
+        timing: Timing::default(),
+    })
+    .await?;
+    Ok(RunningController {
+        bus_url: controller.bus_url().to_owned(),
+        bus_addr: controller.bus_addr(),
+        tunnel_addr: controller.tunnel_addr(),
+        controller,
+    })
 }
 
-/// Starts a worker and returns once it is registered.
-///
-/// TO COMPLETE: the runtime out of `setup.runtime`, then `worker::Worker::start(WorkerOptions { .. })`, kept in
-/// [`RunningWorker`].
+/// Starts a worker.
 pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWorker> {
-    let _ = (setup.name, setup.bus_url, setup.token, setup.data_dir, setup.runtime);
-    let _ = (setup.resources, setup.labels, setup.default_cpu, setup.default_memory);
-    anyhow::bail!("this build holds no worker")
+    identity::make_private_dir(&setup.data_dir)
+        .with_context(|| format!("cannot make the data folder {}", setup.data_dir.display()))?;
+    let runtime = runtime::open(setup.runtime, &setup.data_dir).await?;
+    let bus = BusOptions {
+        url: setup.bus_url,
+        user: subject::worker_user(&setup.name),
+        password: setup.token,
+        client_name: format!("orchard worker {}", setup.name),
+        patient: true,
+    };
+    let info = WorkerInfo {
+        machine_id: machine_id(&setup.data_dir)?,
+        name: setup.name,
+        os: if cfg!(target_os = "macos") { Os::Darwin } else { Os::Linux },
+        arch: Arch::HOST,
+        runtime: setup.runtime,
+        resources: setup.resources,
+        labels: setup.labels,
+        default_cpu: setup.default_cpu,
+        default_memory: setup.default_memory,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let worker = Worker::start(WorkerOptions { bus, data_dir: setup.data_dir, info, runtime }).await?;
+    Ok(RunningWorker { worker })
+}
+
+/// What tells this worker from another of the same name: made once, kept in its data folder. Not the operating system's
+/// id of the machine, which containers and cloned disks share.
+fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("machine-id");
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
+        _ => {
+            let id = uuid::Uuid::new_v4().to_string();
+            identity::write_private(&path, id.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(id)
+        }
+    }
 }
 
 impl Running for RunningController {
-    /// TO COMPLETE: `Controller::shutdown`.
-    async fn shutdown(self) {}
+    async fn shutdown(self) {
+        self.controller.shutdown().await;
+    }
 }
 
 impl Running for RunningWorker {
-    /// TO COMPLETE: `Worker::shutdown`, which leaves VMs running.
-    async fn shutdown(self) {}
+    async fn shutdown(self) {
+        self.worker.shutdown().await;
+    }
 }

@@ -1,8 +1,12 @@
 //! `--runtime`: one by name, or whichever this machine has.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::model::vm::{Arch, RuntimeKind};
+use crate::worker::runtime::Runtime;
+use crate::worker::runtime::qemu::{Qemu, QemuOptions};
+use crate::worker::runtime::synthetic::Synthetic;
 
 /// What `--runtime` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +26,17 @@ pub(super) fn parse(text: &str) -> Result<RuntimeChoice, String> {
             .map(RuntimeChoice::Kind)
             .map_err(|_| format!("{name:?} is not one of auto, tart, vetu, qemu, synthetic")),
     }
+}
+
+/// Prepares the runtime `kind`, which keeps its VMs in a folder of its own below `data_dir`.
+pub(super) async fn open(kind: RuntimeKind, data_dir: &Path) -> anyhow::Result<Arc<dyn Runtime>> {
+    Ok(match kind {
+        RuntimeKind::Qemu => Arc::new(Qemu::new(QemuOptions::new(data_dir.join("qemu"))).await?),
+        RuntimeKind::Tart | RuntimeKind::Vetu => {
+            anyhow::bail!("the runtime {kind} is not in this build yet")
+        }
+        RuntimeKind::Synthetic => Arc::new(Synthetic::new()),
+    })
 }
 
 /// What this machine has to run VMs with: Tart on macOS, QEMU on Linux.

@@ -1,0 +1,356 @@
+//! The publishing side of one connection: from a message to the frames for everyone who listens.
+//!
+//! Owned by the connection's task, so nothing here is shared: a cache of who listens to which subject, and one batch of
+//! frames per receiver, handed over under the receiver's lock once per read of the socket ([`Delivery::commit`]).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::outbound::{Batch, Fill};
+use super::protocol::{Fault, Publish, encode, parse};
+use super::router::{Client, Router, Subscription, Turn};
+use super::session::Verdict;
+use super::subject::covers;
+
+/// Subjects whose listeners are remembered; when full, everything is forgotten.
+const CACHED_SUBJECTS: usize = 2_048;
+/// Receivers that may have a batch; when full, everything is forgotten.
+const CACHED_RECEIVERS: usize = 8_192;
+/// A batch is handed over early at this size.
+const MAX_BATCH: usize = 64 * 1024;
+/// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
+const MAX_STALL: Duration = Duration::from_millis(5);
+/// Bytes a receiver must have taken since the last wait for it: below this rate (some 50 MB/s) nobody waits for it, its
+/// queue fills to the bound and it is cut off.
+const STALL_PROGRESS: u64 = 256 * 1024;
+
+/// A message's body: copied into each batch when small, shared when large.
+#[derive(Debug, Clone, Copy)]
+pub enum Body<'a> {
+    /// What the message carries is copied.
+    Copied,
+    /// The same bytes, shared.
+    Shared(&'a Bytes),
+}
+
+/// One who listens, and which batch is theirs.
+#[derive(Debug)]
+struct Receiver {
+    subscription: Arc<Subscription>,
+    batch: usize,
+}
+
+/// What this connection knows of one subject.
+#[derive(Debug)]
+struct Route {
+    generation: u64,
+    verdict: Verdict,
+    plain: Vec<Receiver>,
+    queues: Vec<Vec<Receiver>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    client: Arc<Client>,
+    batch: Batch,
+    touched: bool,
+    /// Bytes it had taken when we last waited for it.
+    waited_at: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    messages_in: u64,
+    bytes_in: u64,
+    messages_out: u64,
+    bytes_out: u64,
+}
+
+/// See the module.
+pub struct Delivery {
+    router: Arc<Router>,
+    /// The first is the connection's own.
+    slots: Vec<Slot>,
+    touched: Vec<usize>,
+    behind: Vec<usize>,
+    by_client: HashMap<u64, usize>,
+    routes: HashMap<Box<[u8]>, Arc<Route>>,
+    last: Option<(Box<[u8]>, Arc<Route>)>,
+    random: u64,
+    counts: Counts,
+    /// Whether the client gets its own messages.
+    pub echo: bool,
+}
+
+impl Delivery {
+    /// For the connection of `own`.
+    pub fn new(router: Arc<Router>, own: Arc<Client>) -> Self {
+        // Any odd start does; it only spreads messages over queue groups.
+        let random = own.id.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut delivery = Self {
+            router,
+            slots: Vec::new(),
+            touched: Vec::new(),
+            behind: Vec::new(),
+            by_client: HashMap::new(),
+            routes: HashMap::new(),
+            last: None,
+            random,
+            counts: Counts::default(),
+            echo: true,
+        };
+        delivery.slot_of(&own);
+        delivery
+    }
+
+    /// Appends frames for the connection's own client.
+    pub fn answer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(slot) = self.slots.get_mut(OWN) else { return };
+        if !slot.touched {
+            slot.touched = true;
+            self.touched.push(OWN);
+        }
+        write(slot.batch.tail());
+        if slot.batch.len() >= MAX_BATCH {
+            self.hand_over(OWN);
+        }
+    }
+
+    /// Forgets what was remembered: the client's rights have changed.
+    pub fn forget(&mut self) {
+        self.routes.clear();
+        self.last = None;
+    }
+
+    /// Counts a message that came in.
+    #[inline]
+    pub fn count_in(&mut self, bytes: usize) {
+        self.counts.messages_in += 1;
+        self.counts.bytes_in += bytes as u64;
+    }
+
+    /// What stands against publishing to `subject`, remembered with who listens; `judge` is asked when nothing is known.
+    pub fn verdict(&mut self, subject: &[u8], judge: impl FnOnce(&[u8]) -> Verdict) -> Verdict {
+        let generation = self.router.generation(subject);
+        if let Some((known, route)) = &self.last
+            && **known == *subject
+            && route.generation == generation
+        {
+            return route.verdict;
+        }
+        let route = match self.routes.get(subject) {
+            Some(route) if route.generation == generation => route.clone(),
+            _ => {
+                let route = Arc::new(self.build(subject, generation, judge(subject)));
+                self.routes.insert(subject.into(), route.clone());
+                route
+            }
+        };
+        let verdict = route.verdict;
+        self.last = Some((subject.into(), route));
+        verdict
+    }
+
+    /// Puts the message, whose subject [`Delivery::verdict`] was just asked about, into the batches of those who listen;
+    /// says whether anyone does.
+    pub fn publish(&mut self, message: &Publish<'_>, body: Body<'_>) -> bool {
+        let Some((subject, route)) = self.last.take() else { return false };
+        let mut heard = false;
+        for receiver in &route.plain {
+            heard |= self.deliver(receiver, message, body);
+        }
+        for group in &route.queues {
+            heard |= self.deliver_to_one(group, message, body);
+        }
+        self.last = Some((subject, route));
+        heard
+    }
+
+    /// Tells the client that nobody listens to its request: only if it listens to the reply subject itself.
+    pub fn no_responders(&mut self, subject: &[u8], reply: &[u8]) {
+        if let Some(listener) = self.own_listener(reply) {
+            self.answer(|out| encode::no_responders(out, reply, &listener.sid, subject));
+        }
+    }
+
+    /// The client's own subscription that `subject` reaches, if any.
+    pub fn own_listener(&self, subject: &[u8]) -> Option<Arc<Subscription>> {
+        let own = self.slots.first()?.client.id;
+        let found = self.router.matches(subject);
+        let grouped = found.queues.into_iter().flat_map(|(_, members)| members);
+        found.plain.into_iter().chain(grouped).find(|subscription| subscription.client.id == own)
+    }
+
+    /// Hands every batch over and tries to write it. Receivers over their bound are cut off here.
+    pub fn commit(&mut self) {
+        let counters = &self.router.counters;
+        let counts = std::mem::take(&mut self.counts);
+        if counts.messages_in > 0 {
+            counters.messages_in.fetch_add(counts.messages_in, Ordering::Relaxed);
+            counters.bytes_in.fetch_add(counts.bytes_in, Ordering::Relaxed);
+        }
+        if counts.messages_out > 0 {
+            counters.messages_out.fetch_add(counts.messages_out, Ordering::Relaxed);
+            counters.bytes_out.fetch_add(counts.bytes_out, Ordering::Relaxed);
+        }
+        let mut touched = std::mem::take(&mut self.touched);
+        for at in touched.drain(..) {
+            self.hand_over(at);
+            if let Some(slot) = self.slots.get_mut(at) {
+                slot.touched = false;
+                slot.client.outbound.flush_now();
+            }
+        }
+        self.touched = touched;
+        if self.routes.len() > CACHED_SUBJECTS || self.slots.len() > CACHED_RECEIVERS {
+            self.forget();
+            self.slots.truncate(1);
+            self.behind.clear();
+            self.by_client.retain(|_, at| *at == OWN);
+        }
+    }
+
+    /// Waits for receivers that are behind although they keep reading. Bounded by [`MAX_STALL`]; cancel safe.
+    pub async fn stall(&mut self) {
+        if self.behind.is_empty() {
+            return;
+        }
+        let low = self.router.limits.max_pending / 16;
+        let behind = std::mem::take(&mut self.behind);
+        let deadline = tokio::time::Instant::now() + MAX_STALL;
+        for at in behind {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            if let Some(slot) = self.slots.get(at)
+                && !left.is_zero()
+            {
+                slot.client.outbound.relief(left, low).await;
+            }
+        }
+    }
+
+    fn slot_of(&mut self, client: &Arc<Client>) -> usize {
+        if let Some(at) = self.by_client.get(&client.id) {
+            return *at;
+        }
+        let at = self.slots.len();
+        self.slots.push(Slot { client: client.clone(), batch: Batch::default(), touched: false, waited_at: 0 });
+        self.by_client.insert(client.id, at);
+        at
+    }
+
+    fn build(&mut self, subject: &[u8], generation: u64, verdict: Verdict) -> Route {
+        let found = if verdict.allowed { self.router.matches(subject) } else { Default::default() };
+        let mut receivers = |members: Vec<Arc<Subscription>>| -> Vec<Receiver> {
+            members
+                .into_iter()
+                .filter(|s| s.filter.is_empty() || !s.filter.iter().any(|pattern| covers(pattern, subject)))
+                .map(|subscription| Receiver { batch: self.slot_of(&subscription.client), subscription })
+                .collect()
+        };
+        let plain = receivers(found.plain);
+        let queues = found.queues.into_iter().map(|(_, members)| receivers(members)).collect();
+        Route { generation, verdict, plain, queues }
+    }
+
+    /// The message goes to one of the group, by chance; who cannot have it is passed over.
+    fn deliver_to_one(&mut self, group: &[Receiver], message: &Publish<'_>, body: Body<'_>) -> bool {
+        if group.is_empty() {
+            return false;
+        }
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        // The high bits are the better ones.
+        let start = (self.random >> 33) as usize % group.len();
+        let (tail, head) = group.split_at(start);
+        head.iter().chain(tail).any(|receiver| self.deliver(receiver, message, body))
+    }
+
+    #[inline]
+    fn deliver(&mut self, receiver: &Receiver, message: &Publish<'_>, body: Body<'_>) -> bool {
+        let subscription = &*receiver.subscription;
+        if subscription.is_closed() || (receiver.batch == OWN && !self.echo) {
+            return false;
+        }
+        let turn = subscription.take_turn();
+        if turn == Turn::Over {
+            return false;
+        }
+        self.append(receiver, message, body);
+        if turn == Turn::Last {
+            self.router.expire(subscription);
+        }
+        true
+    }
+
+    #[inline]
+    fn append(&mut self, receiver: &Receiver, message: &Publish<'_>, body: Body<'_>) {
+        self.counts.messages_out += 1;
+        self.counts.bytes_out += message.body.len() as u64;
+        let Some(slot) = self.slots.get_mut(receiver.batch) else { return };
+        if !slot.touched {
+            slot.touched = true;
+            self.touched.push(receiver.batch);
+        }
+        let sid = &receiver.subscription.sid;
+        if message.header_size.is_some() && !slot.client.headers.load(Ordering::Relaxed) {
+            append_plain(slot.batch.tail(), message, sid);
+        } else {
+            let tail = slot.batch.tail();
+            encode::message_line(tail, message, sid);
+            match body {
+                Body::Copied => {
+                    tail.reserve(message.body.len() + encode::CRLF.len());
+                    tail.extend_from_slice(message.body);
+                    tail.extend_from_slice(encode::CRLF);
+                }
+                Body::Shared(body) => {
+                    slot.batch.push_shared(body.clone());
+                    slot.batch.tail().extend_from_slice(encode::CRLF);
+                }
+            }
+        }
+        if slot.batch.len() >= MAX_BATCH {
+            self.hand_over(receiver.batch);
+        }
+    }
+
+    fn hand_over(&mut self, at: usize) {
+        let Some(slot) = self.slots.get_mut(at) else { return };
+        if slot.batch.is_empty() {
+            return;
+        }
+        match slot.client.outbound.enqueue(&mut slot.batch) {
+            Ok(Fill { pending, written }) => {
+                let high = self.router.limits.max_pending / 8;
+                if pending > high && written >= slot.waited_at + STALL_PROGRESS && !self.behind.contains(&at) {
+                    slot.waited_at = written;
+                    self.behind.push(at);
+                }
+            }
+            Err(Fault::SlowConsumer) => {
+                self.router.counters.slow_consumers.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(client = slot.client.id, "slow consumer cut off: too much pending");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Where the connection's own batch stands.
+const OWN: usize = 0;
+
+/// For a receiver that did not ask for headers: the message without them.
+fn append_plain(tail: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8]) {
+    let header = message.header_size.and_then(parse::size).unwrap_or(0);
+    let body = message.body.get(header..).unwrap_or_default();
+    let size = body.len().to_string();
+    let plain = Publish { header_size: None, total_size: size.as_bytes(), body, ..*message };
+    encode::message_line(tail, &plain, sid);
+    tail.extend_from_slice(body);
+    tail.extend_from_slice(encode::CRLF);
+}

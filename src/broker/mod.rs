@@ -1,0 +1,331 @@
+//! An embeddable NATS server: the client protocol over TCP, core NATS only, for stock clients.
+//!
+//! Knows nothing of virtual machines and could be lifted out of this crate. Several brokers in one process do not know of
+//! each other: there is no global state and no signal handler.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use orchard::broker::{Broker, Limits, auth::StaticUsers};
+//!
+//! let broker = Broker::builder()
+//!     .server_name("example")
+//!     .limits(Limits { max_payload: 64 * 1024, ..Limits::default() })
+//!     .authenticator(Arc::new(StaticUsers::default().with("ann", "s3cret", Default::default())))
+//!     .bind("127.0.0.1:0".parse()?)
+//!     .await?;
+//! println!("listening on {}", broker.local_addr());
+//! assert_eq!(broker.stats().connections, 0);
+//! broker.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # From socket to socket
+//!
+//! `connection` reads and owns everything of one client → `protocol::parse` finds operations in the bytes → `session` says
+//! what they mean (`permission`, `subject`) → `delivery` writes frames for everyone who listens (`router`, `trie`) →
+//! `outbound` of each receiver → `transport`.
+//!
+//! # Why it is fast
+//!
+//! * A publisher fills one batch per receiver for each read of its socket and hands it over under one lock: no lock,
+//!   allocation or task wake-up per message.
+//! * Whoever hands over also tries to write; the receiver's own task is woken only when the socket is full.
+//! * Who listens to a subject is remembered per connection and checked against a generation counter; the shared tree is
+//!   locked on a miss only.
+//! * Sizes are passed on as text, small bodies are copied once per receiver straight into its batch, large ones shared.
+//!
+//! # Slow receivers
+//!
+//! A receiver has a bound on pending bytes. While it keeps up a good rate, publishers wait for it a few milliseconds at a
+//! time when it is far behind; one that does not is not waited for, reaches its bound and is cut off.
+
+pub mod auth;
+mod connection;
+mod delivery;
+mod outbound;
+pub mod permission;
+pub mod protocol;
+mod router;
+mod session;
+pub mod subject;
+mod transport;
+pub mod trie;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::task::{self, Task};
+
+use auth::Authenticator;
+use protocol::{Fault, ServerInfo, encode};
+use router::Router;
+
+/// The nats-server release whose core features are here; clients choose what they may use by it.
+pub const COMPATIBLE_VERSION: &str = "2.10.29";
+/// Connections that may wait to be accepted: a reconnect storm of a thousand workers fits.
+const BACKLOG: u32 = 1_024;
+/// First pause after a failed accept (usually: out of file descriptors); it doubles up to [`MAX_ACCEPT_PAUSE`].
+const MIN_ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+/// Longest pause after a failed accept.
+const MAX_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How long a shutdown waits for clients to take their last bytes.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// What clients may use. The defaults are nats-server's, but for the time to authenticate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest message body in bytes, headers included.
+    pub max_payload: usize,
+    /// Longest line of an operation in bytes.
+    pub max_control_line: usize,
+    /// Subscriptions of one client.
+    pub max_subscriptions: usize,
+    /// Clients at a time.
+    pub max_connections: usize,
+    /// Bytes waiting for one client, above which it is cut off.
+    pub max_pending: usize,
+    /// Time within which a client must take what is written to it.
+    pub write_deadline: Duration,
+    /// Time between pings.
+    pub ping_interval: Duration,
+    /// Pings that may go unanswered.
+    pub max_pings_out: u32,
+    /// Time within which a client must say who it is. nats-server's two seconds are too few when a thousand workers come
+    /// back at once.
+    pub auth_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_payload: 1024 * 1024,
+            max_control_line: 4096,
+            max_subscriptions: usize::MAX,
+            max_connections: 64 * 1024,
+            max_pending: 64 * 1024 * 1024,
+            write_deadline: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(120),
+            max_pings_out: 2,
+            auth_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The broker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address cannot be listened on.
+    #[error("cannot listen for NATS clients on {address}: is another program there?")]
+    Listen {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What to start. From [`Broker::builder`].
+#[must_use]
+pub struct Builder {
+    server_name: Option<String>,
+    limits: Limits,
+    authenticator: Option<Arc<dyn Authenticator>>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("server_name", &self.server_name).field("limits", &self.limits).finish()
+    }
+}
+
+impl Builder {
+    /// The name that clients see; without one, the random server id.
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.server_name = Some(name.into());
+        self
+    }
+
+    /// What clients may use.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Who decides who may connect. Without one, everybody may, and may do everything.
+    pub fn authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
+        self.authenticator = Some(authenticator);
+        self
+    }
+
+    /// Listens on `address` (port 0 chooses a free one) and serves clients on the current runtime.
+    ///
+    /// # Errors
+    /// [`BindError`] when the address cannot be had.
+    pub async fn bind(self, address: SocketAddr) -> Result<Broker, BindError> {
+        let listen = || -> io::Result<(TcpListener, SocketAddr)> {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?; // come back on the same port at once after a restart
+            socket.bind(address)?;
+            let listener = socket.listen(BACKLOG)?;
+            let local = listener.local_addr()?;
+            Ok((listener, local))
+        };
+        let (listener, local) = listen().map_err(|source| BindError::Listen { address, source })?;
+        let server_id = uuid::Uuid::new_v4().simple().to_string().to_uppercase();
+        let info = ServerInfo {
+            server_name: self.server_name.unwrap_or_else(|| server_id.clone()),
+            server_id,
+            version: COMPATIBLE_VERSION.to_owned(),
+            proto: 1,
+            go: "rust".to_owned(),
+            host: local.ip().to_string(),
+            port: local.port(),
+            headers: true,
+            auth_required: self.authenticator.is_some(),
+            max_payload: self.limits.max_payload,
+            client_id: 0,
+            client_ip: String::new(),
+            nonce: None,
+            ldm: false,
+        };
+        let router = Arc::new(Router::new(info, self.limits, self.authenticator));
+        let stop = CancellationToken::new();
+        let accepting = task::spawn(accept(listener, router.clone(), stop.clone()));
+        Ok(Broker { router, stop, accepting, local })
+    }
+}
+
+/// A running broker. Dropping it ends every connection at once; [`Broker::shutdown`] is the polite way.
+#[must_use = "dropping a broker stops it"]
+pub struct Broker {
+    router: Arc<Router>,
+    stop: CancellationToken,
+    accepting: Task<JoinSet<()>>,
+    local: SocketAddr,
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").field("local_addr", &self.local).finish_non_exhaustive()
+    }
+}
+
+/// How a broker is doing; counters run since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Clients connected now.
+    pub connections: usize,
+    /// Clients accepted so far.
+    pub total_connections: u64,
+    /// Subscriptions now.
+    pub subscriptions: usize,
+    /// Messages published.
+    pub messages_in: u64,
+    /// Bytes of their bodies.
+    pub bytes_in: u64,
+    /// Messages delivered.
+    pub messages_out: u64,
+    /// Bytes of their bodies.
+    pub bytes_out: u64,
+    /// Clients cut off because they did not read.
+    pub slow_consumers: u64,
+}
+
+impl Broker {
+    /// Starts to describe a broker.
+    pub fn builder() -> Builder {
+        Builder { server_name: None, limits: Limits::default(), authenticator: None }
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// How it is doing.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.router.counters;
+        Stats {
+            connections: self.router.client_count(),
+            total_connections: counters.connections.load(Ordering::Relaxed),
+            subscriptions: self.router.subscription_count(),
+            messages_in: counters.messages_in.load(Ordering::Relaxed),
+            bytes_in: counters.bytes_in.load(Ordering::Relaxed),
+            messages_out: counters.messages_out.load(Ordering::Relaxed),
+            bytes_out: counters.bytes_out.load(Ordering::Relaxed),
+            slow_consumers: counters.slow_consumers.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends every connection of the user `name` now, as when its rights are taken away; says how many there were. The
+    /// authenticator should refuse the user first, or its clients come straight back.
+    pub fn disconnect_user(&self, name: &str) -> usize {
+        let clients = self.router.clients();
+        let of_user =
+            clients.iter().filter(|client| *client.user.lock().unwrap_or_else(PoisonError::into_inner) == name);
+        of_user.map(|client| client.outbound.finish(Some(&Fault::Revoked))).count()
+    }
+
+    /// Stops accepting, tells clients to go elsewhere, writes out what waits for them and closes. Takes no longer than a
+    /// few seconds. Cancel safe: dropping the future ends everything at once.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        let Some(mut connections) = self.accepting.join().await else { return };
+        let mut farewell = self.router.info.clone();
+        farewell.ldm = true;
+        for client in self.router.clients() {
+            if client.late_info.load(Ordering::Relaxed) {
+                farewell.client_id = client.id;
+                let mut batch = outbound::Batch::default();
+                encode::info(batch.tail(), &farewell);
+                let _ = client.outbound.enqueue(&mut batch); // whoever has no room for it is cut off anyway
+            }
+            client.outbound.finish(None);
+        }
+        let all = async { while connections.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, all).await;
+        connections.shutdown().await;
+    }
+}
+
+/// Accepts until told to stop, then hands over the connections' tasks. Dropping it ends them.
+async fn accept(listener: TcpListener, router: Arc<Router>, stop: CancellationToken) -> JoinSet<()> {
+    let mut connections = JoinSet::new();
+    let mut pause = MIN_ACCEPT_PAUSE;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return connections,
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%error, "a connection's task panicked; the others are unharmed");
+                }
+            }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    pause = MIN_ACCEPT_PAUSE;
+                    connections.spawn(connection::serve(router.clone(), stream, peer));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, ?pause, "cannot accept a client");
+                    tokio::select! {
+                        () = stop.cancelled() => return connections,
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                    pause = (pause * 2).min(MAX_ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+}

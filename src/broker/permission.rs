@@ -1,0 +1,172 @@
+//! Who may publish and subscribe where. Pure; the session asks on every SUB and on the first PUB to a subject.
+
+use serde::{Deserialize, Serialize};
+
+use super::subject::{covers, has_wildcard, overlaps};
+
+/// What a user may do. The default allows everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Permissions {
+    /// Where the user may publish.
+    pub publish: Rules,
+    /// What the user may subscribe to. An entry may name a queue group after a blank (`jobs.> workers`): it then speaks of
+    /// subscriptions in that group only; the group may hold wildcards.
+    pub subscribe: Rules,
+}
+
+/// Subject patterns allowed and denied.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rules {
+    /// `None` allows everything that is not denied, an empty list nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<String>>,
+    /// Wins over `allow`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+}
+
+impl Rules {
+    /// Rules that allow just `patterns`.
+    pub fn allow<S: Into<String>>(patterns: impl IntoIterator<Item = S>) -> Self {
+        Self { allow: Some(patterns.into_iter().map(Into::into).collect()), deny: Vec::new() }
+    }
+
+    /// The same rules, but none of `patterns`.
+    #[must_use]
+    pub fn deny<S: Into<String>>(mut self, patterns: impl IntoIterator<Item = S>) -> Self {
+        self.deny.extend(patterns.into_iter().map(Into::into));
+        self
+    }
+}
+
+/// The answer to a subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subscribe {
+    /// Refused.
+    Denied,
+    /// Granted in full.
+    Granted,
+    /// Granted, but messages on these patterns must be held back.
+    Filtered(Vec<Box<[u8]>>),
+}
+
+impl Permissions {
+    /// Whether a message may be published to `subject`.
+    pub fn may_publish(&self, subject: &[u8]) -> bool {
+        let allowed =
+            self.publish.allow.as_ref().is_none_or(|allow| allow.iter().any(|p| covers(p.as_bytes(), subject)));
+        allowed && !self.publish.deny.iter().any(|p| covers(p.as_bytes(), subject))
+    }
+
+    /// Whether `subject` may be subscribed to, in `queue` if given. One wider than what is allowed is refused; one that is
+    /// allowed but touches what is denied is granted with a filter.
+    pub fn may_subscribe(&self, subject: &[u8], queue: Option<&[u8]>) -> Subscribe {
+        let rules = &self.subscribe;
+        let allowed = rules.allow.as_ref().is_none_or(|allow| {
+            allow.iter().map(|entry| split(entry)).any(|(p, group)| covers(p, subject) && names(group, queue))
+        });
+        let denials = || rules.deny.iter().map(|entry| split(entry)).filter(|(_, group)| names(*group, queue));
+        if !allowed || denials().any(|(p, _)| covers(p, subject)) {
+            return Subscribe::Denied;
+        }
+        if has_wildcard(subject) {
+            let filter: Vec<Box<[u8]>> =
+                denials().filter(|(p, _)| overlaps(p, subject)).map(|(p, _)| p.into()).collect();
+            if !filter.is_empty() {
+                return Subscribe::Filtered(filter);
+            }
+        }
+        Subscribe::Granted
+    }
+}
+
+/// Splits an entry into its subject and its queue group.
+fn split(entry: &str) -> (&[u8], Option<&[u8]>) {
+    match entry.split_once(' ') {
+        Some((subject, group)) => (subject.as_bytes(), Some(group.trim().as_bytes())),
+        None => (entry.as_bytes(), None),
+    }
+}
+
+/// Whether an entry for `group` speaks of a subscription in `queue`.
+fn names(group: Option<&[u8]>, queue: Option<&[u8]>) -> bool {
+    match (group, queue) {
+        (None, _) => true,
+        (Some(group), Some(queue)) => covers(group, queue),
+        (Some(_), None) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::broker::subject::strategies::{literal, matches, pattern, universe};
+
+    fn subscribe(rules: &Rules, subject: &str) -> Subscribe {
+        let permissions = Permissions { subscribe: rules.clone(), ..Permissions::default() };
+        permissions.may_subscribe(subject.as_bytes(), None)
+    }
+
+    #[test]
+    fn a_subscription_wider_than_allowed_is_refused() {
+        let rules = Rules::allow(["s.>", "q.* qq"]).deny(["s.no", "s.x.>"]);
+        for denied in [">", "*", "s", "s.no", "s.x.y", "s.x.*", "s.x.>", "bar", "q.a", "*.>"] {
+            assert_eq!(subscribe(&rules, denied), Subscribe::Denied, "{denied}");
+        }
+        assert_eq!(subscribe(&rules, "s.a"), Subscribe::Granted);
+        assert_eq!(subscribe(&rules, "s.*"), Subscribe::Filtered(vec![b"s.no"[..].into()]));
+        assert_eq!(subscribe(&rules, "s.a.*"), Subscribe::Granted);
+    }
+
+    #[test]
+    fn an_entry_with_a_queue_speaks_of_that_queue() {
+        let rules = Rules::allow(["q.* qq", "v.> dev.*"]).deny(["v.no dev.a"]);
+        let permissions = Permissions { subscribe: rules, ..Permissions::default() };
+        let ask = |subject: &str, queue: Option<&str>| {
+            permissions.may_subscribe(subject.as_bytes(), queue.map(str::as_bytes)) != Subscribe::Denied
+        };
+        assert!(ask("q.a", Some("qq")) && !ask("q.a", None) && !ask("q.a", Some("other")));
+        assert!(ask("v.a", Some("dev.a")) && ask("v.no", Some("dev.b")) && !ask("v.no", Some("dev.a")));
+    }
+
+    #[test]
+    fn nothing_allowed_is_not_everything_allowed() {
+        let none = Permissions { publish: Rules::allow(Vec::<String>::new()), ..Permissions::default() };
+        assert!(!none.may_publish(b"a") && Permissions::default().may_publish(b"a"));
+    }
+
+    fn rules() -> impl Strategy<Value = Rules> {
+        (prop::option::of(prop::collection::vec(pattern(), 0..4)), prop::collection::vec(pattern(), 0..3))
+            .prop_map(|(allow, deny)| Rules { allow, deny })
+    }
+
+    fn naive(rules: &Rules, subject: &str) -> bool {
+        rules.allow.as_ref().is_none_or(|allow| allow.iter().any(|p| matches(p, subject)))
+            && !rules.deny.iter().any(|p| matches(p, subject))
+    }
+
+    proptest! {
+        #[test]
+        fn publishing_agrees_with_the_definition(rules in rules(), subject in literal()) {
+            let permissions = Permissions { publish: rules.clone(), ..Permissions::default() };
+            prop_assert_eq!(permissions.may_publish(subject.as_bytes()), naive(&rules, &subject));
+        }
+
+        #[test]
+        fn no_subscription_shows_what_the_rules_hide(rules in rules(), wanted in pattern()) {
+            let filter = match subscribe(&rules, &wanted) {
+                Subscribe::Denied => return Ok(()),
+                Subscribe::Granted => Vec::new(),
+                Subscribe::Filtered(filter) => filter,
+            };
+            for subject in universe().iter().filter(|subject| matches(&wanted, subject)) {
+                let shown = !filter.iter().any(|p| covers(p, subject.as_bytes()));
+                prop_assert_eq!(shown, naive(&rules, subject), "{}", subject);
+            }
+        }
+    }
+}

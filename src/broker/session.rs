@@ -1,0 +1,296 @@
+//! One client's standing with the broker: its options, its user, its subscriptions, and what each operation it sends
+//! means. Pure: the connection task feeds it operations and performs the [`Step`] that comes out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::auth::User;
+use super::permission::Subscribe;
+use super::protocol::{ConnectOptions, Fault, Op, Publish};
+use super::subject;
+
+/// What to do about an operation.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// Nothing to do, nothing to say.
+    Nothing,
+    /// Accepted without effect; a verbose client hears `+OK`.
+    Accepted,
+    /// Answer with PONG.
+    Pong,
+    /// Check the credentials, then call [`Session::connected`].
+    Authenticate(Box<ConnectOptions>),
+    /// Route the message, if [`Session::judge`] does not object.
+    Publish(Publish<'a>),
+    /// Make the subscription, then call [`Session::subscribed`].
+    Subscribe(Wanted<'a>),
+    /// Call [`Session::unsubscribe`] or limit the subscription to `max` messages.
+    Unsubscribe {
+        /// The client's id of the subscription.
+        sid: &'a [u8],
+        /// 0 means now.
+        max: u64,
+    },
+    /// Tell the client; the connection ends if [`Fault::closes`].
+    Refuse(Fault),
+}
+
+/// A subscription that the client may have.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    /// Valid subject, perhaps with wildcards.
+    pub subject: &'a [u8],
+    /// Queue group.
+    pub queue: Option<&'a [u8]>,
+    /// The client's id for it.
+    pub sid: &'a [u8],
+    /// Patterns whose messages are held back.
+    pub filter: Vec<Box<[u8]>>,
+}
+
+/// What stands against publishing to a subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the user may.
+    pub allowed: bool,
+    /// Whether it is a valid subject without wildcards; matters to pedantic clients only.
+    pub literal: bool,
+}
+
+/// What the session must know of a subscription that someone else keeps.
+pub trait Held {
+    /// Its subject.
+    fn subject(&self) -> &[u8];
+    /// Its queue group.
+    fn queue(&self) -> Option<&[u8]>;
+}
+
+/// See the module. `S` is the shell's handle of a subscription.
+#[derive(Debug)]
+pub struct Session<S> {
+    max_subscriptions: usize,
+    options: ConnectOptions,
+    user: Option<Arc<User>>,
+    subscriptions: HashMap<Box<[u8]>, S>,
+}
+
+impl<S: Held> Session<S> {
+    /// A client that has just connected. Without `auth_required` it is anonymous and may do everything at once.
+    pub fn new(auth_required: bool, max_subscriptions: usize) -> Self {
+        let user = (!auth_required).then(|| Arc::new(User::anonymous()));
+        let options = ConnectOptions::default();
+        Self { max_subscriptions, options, user, subscriptions: HashMap::new() }
+    }
+
+    /// The options of the last accepted CONNECT.
+    pub fn options(&self) -> &ConnectOptions {
+        &self.options
+    }
+
+    /// Who the client is; `None` before it has said so.
+    pub fn user(&self) -> Option<&Arc<User>> {
+        self.user.as_ref()
+    }
+
+    /// Whether the only thing that this client may send now is CONNECT.
+    pub fn awaits_connect(&self) -> bool {
+        self.user.is_none()
+    }
+
+    /// What `op` means.
+    pub fn handle<'a>(&mut self, op: Op<'a>) -> Step<'a> {
+        let Some(user) = &self.user else {
+            return match op {
+                Op::Connect(json) => connect(json),
+                _ => Step::Refuse(Fault::Authorization),
+            };
+        };
+        match op {
+            Op::Publish(message) if message.header_size.is_some() && !self.options.headers => {
+                Step::Refuse(Fault::Malformed)
+            }
+            Op::Publish(message) => Step::Publish(message),
+            Op::Ping => Step::Pong,
+            Op::Pong | Op::Noise => Step::Nothing,
+            Op::Connect(json) => connect(json),
+            Op::Unsubscribe { sid, max } => Step::Unsubscribe { sid, max },
+            Op::ClientError => Step::Refuse(Fault::Malformed),
+            Op::Subscribe { subject, queue, sid } => {
+                let filter = match user.permissions.may_subscribe(subject, queue) {
+                    Subscribe::Denied => return Step::Refuse(subscribe_denied(subject, queue)),
+                    Subscribe::Granted => Vec::new(),
+                    Subscribe::Filtered(filter) => filter,
+                };
+                if self.subscriptions.len() >= self.max_subscriptions {
+                    return Step::Refuse(Fault::Subscriptions);
+                }
+                if self.subscriptions.contains_key(sid) {
+                    return Step::Accepted;
+                }
+                if !subject::is_valid(subject) {
+                    return Step::Refuse(Fault::Subject);
+                }
+                Step::Subscribe(Wanted { subject, queue, sid, filter })
+            }
+        }
+    }
+
+    /// The credentials were accepted. Returns the subscriptions that the client may not keep: a second CONNECT can change
+    /// who it is.
+    pub fn connected(&mut self, options: ConnectOptions, user: User) -> Vec<S> {
+        self.options = options;
+        let changed = self.user.as_ref().is_some_and(|known| known.permissions != user.permissions);
+        self.user = Some(Arc::new(user));
+        if changed { self.forbidden() } else { Vec::new() }
+    }
+
+    fn forbidden(&mut self) -> Vec<S> {
+        let Some(user) = &self.user else { return Vec::new() };
+        let gone = self
+            .subscriptions
+            .extract_if(|_, held| user.permissions.may_subscribe(held.subject(), held.queue()) != Subscribe::Granted);
+        gone.map(|(_, held)| held).collect()
+    }
+
+    /// What stands against publishing to `subject`; the answer holds until the user changes.
+    pub fn judge(&self, subject: &[u8]) -> Verdict {
+        let allowed = self.user.as_ref().is_some_and(|user| user.permissions.may_publish(subject));
+        Verdict { allowed, literal: subject::is_literal(subject) }
+    }
+
+    /// Keeps the handle of a subscription made.
+    pub fn subscribed(&mut self, sid: &[u8], handle: S) {
+        self.subscriptions.insert(sid.into(), handle);
+    }
+
+    /// The handle of a subscription.
+    pub fn subscription(&self, sid: &[u8]) -> Option<&S> {
+        self.subscriptions.get(sid)
+    }
+
+    /// Forgets a subscription and hands back its handle.
+    pub fn unsubscribe(&mut self, sid: &[u8]) -> Option<S> {
+        self.subscriptions.remove(sid)
+    }
+
+    /// Forgets all of them.
+    pub fn take_subscriptions(&mut self) -> Vec<S> {
+        std::mem::take(&mut self.subscriptions).into_values().collect()
+    }
+}
+
+fn connect(json: &[u8]) -> Step<'_> {
+    match serde_json::from_slice::<ConnectOptions>(json) {
+        Ok(options) if options.no_responders && !options.headers => Step::Refuse(Fault::NoRespondersNeedHeaders),
+        Ok(options) => Step::Authenticate(Box::new(options)),
+        Err(_) => Step::Refuse(Fault::Malformed),
+    }
+}
+
+fn subscribe_denied(subject: &[u8], queue: Option<&[u8]>) -> Fault {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match queue {
+        None => Fault::SubscribeDenied(text(subject)),
+        Some(queue) => Fault::QueueDenied(text(subject), text(queue)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::permission::{Permissions, Rules};
+
+    #[derive(Debug, PartialEq)]
+    struct Fake(Vec<u8>);
+
+    impl Held for Fake {
+        fn subject(&self) -> &[u8] {
+            &self.0
+        }
+
+        fn queue(&self) -> Option<&[u8]> {
+            None
+        }
+    }
+
+    fn sub<'a>(subject: &'a [u8], sid: &'a [u8]) -> Op<'a> {
+        Op::Subscribe { subject, queue: None, sid }
+    }
+
+    fn user(subscribe: Rules) -> User {
+        User { name: "u".into(), permissions: Permissions { subscribe, ..Permissions::default() } }
+    }
+
+    fn open(max: usize) -> Session<Fake> {
+        Session::new(false, max)
+    }
+
+    fn message(header_size: Option<&[u8]>) -> Publish<'_> {
+        Publish { subject: b"a", reply: None, header_size, total_size: b"0", body: b"" }
+    }
+
+    #[test]
+    fn with_authentication_nothing_goes_before_connect() {
+        let mut session: Session<Fake> = Session::new(true, 9);
+        assert!(session.awaits_connect());
+        assert_eq!(session.handle(Op::Ping), Step::Refuse(Fault::Authorization));
+        assert_eq!(session.handle(sub(b"a", b"1")), Step::Refuse(Fault::Authorization));
+        assert!(matches!(session.handle(Op::Connect(b"{}")), Step::Authenticate(_)));
+        assert!(session.awaits_connect(), "asking is not being let in");
+        session.connected(ConnectOptions::default(), user(Rules::default()));
+        assert_eq!(session.handle(Op::Ping), Step::Pong);
+    }
+
+    #[test]
+    fn connect_is_read_strictly_and_defaults_as_nats_server() {
+        let mut session = open(9);
+        let Step::Authenticate(options) = session.handle(Op::Connect(br#"{"user":"a","new_field":[1]}"#)) else {
+            panic!("unknown fields are no fault")
+        };
+        assert!(options.verbose && options.pedantic && options.echo && !options.headers);
+        for (json, fault) in [
+            (&b""[..], Fault::Malformed),
+            (b"{", Fault::Malformed),
+            (br#"{"verbose":"yes"}"#, Fault::Malformed),
+            (br#"{"no_responders":true}"#, Fault::NoRespondersNeedHeaders),
+        ] {
+            assert_eq!(session.handle(Op::Connect(json)), Step::Refuse(fault));
+        }
+    }
+
+    #[test]
+    fn subscriptions_are_counted_checked_and_known_by_sid() {
+        let mut session = open(2);
+        assert_eq!(session.handle(sub(b"a..b", b"1")), Step::Refuse(Fault::Subject));
+        for sid in [b"1", b"2"] {
+            assert!(matches!(session.handle(sub(b"a", sid)), Step::Subscribe(_)));
+            session.subscribed(sid, Fake(b"a".to_vec()));
+        }
+        assert_eq!(session.handle(sub(b"a", b"3")), Step::Refuse(Fault::Subscriptions));
+        assert!(session.unsubscribe(b"1").is_some() && session.unsubscribe(b"1").is_none());
+        assert_eq!(session.handle(sub(b"b", b"2")), Step::Accepted, "a sid in use stays what it was");
+    }
+
+    #[test]
+    fn headers_need_to_be_agreed_on() {
+        let mut session = open(9);
+        assert_eq!(session.handle(Op::Publish(message(Some(b"0")))), Step::Refuse(Fault::Malformed));
+        assert_eq!(session.handle(Op::Publish(message(None))), Step::Publish(message(None)));
+        session.connected(ConnectOptions { headers: true, ..ConnectOptions::default() }, User::anonymous());
+        assert!(matches!(session.handle(Op::Publish(message(Some(b"0")))), Step::Publish(_)));
+    }
+
+    #[test]
+    fn becoming_someone_else_costs_what_they_may_not_hear() {
+        let mut session = open(9);
+        session.subscribed(b"1", Fake(b"a".to_vec()));
+        session.subscribed(b"2", Fake(b"b".to_vec()));
+        assert!(session.connected(ConnectOptions::default(), User::anonymous()).is_empty());
+        let gone = session.connected(ConnectOptions::default(), user(Rules::allow(["a"])));
+        assert_eq!(gone, [Fake(b"b".to_vec())]);
+        assert_eq!(
+            session.handle(Op::Subscribe { subject: b"b", queue: Some(b"q"), sid: b"3" }),
+            Step::Refuse(Fault::QueueDenied("b".into(), "q".into()))
+        );
+    }
+}

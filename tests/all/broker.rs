@@ -1,0 +1,6 @@
+//! The embedded broker seen by raw sockets and by `async-nats`.
+
+mod clients;
+mod hostile;
+mod protocol;
+mod support;
