@@ -1,18 +1,22 @@
 //! Streams into VMs for `ssh` and `port-forward`: a ticket over the bus, then one stream of the tunnel.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Mutex;
 
 use super::client::Client;
-use crate::bus::message::{OpenTunnel, TunnelTicket};
+use crate::bus::message::{OpenTunnel, TunnelEndpoint};
 use crate::config::address;
+use crate::identity::ca::Fingerprint;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{VmName, VmUid};
+use crate::tunnel::{self, Address, Transport};
 
-/// How long it may take to open a stream once the ticket is there: the path to the worker and into the guest.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long it may take to open a stream once the ticket is there: a little more than the relay gives the worker, so that
+/// the worker's reason arrives.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(tunnel::OPEN_DEADLINE.as_secs() + 2);
 
 /// What carries a session's bytes.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -26,52 +30,69 @@ pub(super) struct Opened {
     pub(super) uid: VmUid,
 }
 
-/// Opens streams into VMs.
+/// Opens streams into VMs; all clones share one connection of the tunnel.
 #[derive(Clone, Debug)]
 pub(super) struct Dialer {
     client: Client,
+    tunnel: Arc<Mutex<Option<Connected>>>,
+}
+
+/// The tunnel's connection, and which endpoint it leads to: a controller that was set up anew has another one.
+#[derive(Debug)]
+struct Connected {
+    endpoint: TunnelEndpoint,
+    tunnel: Arc<tunnel::client::Client>,
 }
 
 impl Dialer {
     /// A dialer that asks for its tickets through `client`.
     pub(super) fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, tunnel: Arc::default() }
     }
 
     /// Opens a stream to TCP port `port` of `vm`. Cancel safe: a ticket that is not used lapses.
     ///
     /// # Errors
-    /// What the controller refused; [`ErrorCode::Unavailable`] and [`ErrorCode::Timeout`] when the way is not open.
+    /// What the controller or the worker refused; [`ErrorCode::Unavailable`] and [`ErrorCode::Timeout`] when the way is
+    /// not open.
     pub(super) async fn open(&self, vm: &VmName, port: u16) -> Result<Opened, ApiError> {
         let ticket = self.client.call(&OpenTunnel { vm: vm.clone(), port }).await?;
-        let address = self.resolve(&ticket).await?;
-        let opened = tokio::time::timeout(OPEN_TIMEOUT, open_stream(address, &ticket)).await;
-        let stream = opened.map_err(|_| {
-            ApiError::new(ErrorCode::Timeout, format!("port {port} of VM {vm} did not answer within {OPEN_TIMEOUT:?}"))
-        })??;
-        Ok(Opened { stream, uid: ticket.uid })
+        let tunnel = self.connect(&ticket.endpoint).await?;
+        let stream = tunnel.open(&ticket.ticket, OPEN_TIMEOUT).await?;
+        Ok(Opened { stream: Box::new(stream), uid: ticket.uid })
     }
 
-    /// Where the tunnel endpoint is: where the ticket says, else beside the bus.
-    async fn resolve(&self, ticket: &TunnelTicket) -> Result<SocketAddr, ApiError> {
-        let host = match &ticket.endpoint.host {
-            Some(host) => host.as_str(),
-            None => address::host_of(&self.client.target().url).unwrap_or_default(),
-        };
-        let port = ticket.endpoint.port;
-        let unknown = |why: String| {
-            ApiError::new(ErrorCode::Unavailable, format!("cannot find the tunnel endpoint {host:?}: {why}"))
-        };
-        let mut addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| unknown(error.to_string()))?;
-        addresses.next().ok_or_else(|| unknown("it has no address".to_owned()))
+    /// The connection to `endpoint`; one that was lost is brought back by the tunnel's own client.
+    async fn connect(&self, endpoint: &TunnelEndpoint) -> Result<Arc<tunnel::client::Client>, ApiError> {
+        let mut connected = self.tunnel.lock().await;
+        if let Some(known) = connected.as_ref().filter(|known| known.endpoint == *endpoint) {
+            return Ok(Arc::clone(&known.tunnel));
+        }
+        let fingerprint: Fingerprint = endpoint.fingerprint.parse().map_err(|error| {
+            ApiError::new(ErrorCode::Internal, format!("the controller names no usable tunnel endpoint: {error}"))
+        })?;
+        let address = locate(endpoint, &self.client.target().url);
+        let tunnel = Arc::new(tunnel::client::Client::connect(address, fingerprint, Transport::default()).await?);
+        *connected = Some(Connected { endpoint: endpoint.clone(), tunnel: Arc::clone(&tunnel) });
+        Ok(tunnel)
     }
 }
 
-/// Opens one stream at the endpoint `address` with `ticket`.
-///
-/// TO COMPLETE where the tunnel's client is at hand: `tunnel::client::Client::connect(address, fingerprint)`, kept in
-/// [`Dialer`] for the next stream, then `open(&ticket.ticket, deadline)`.
-async fn open_stream(address: SocketAddr, ticket: &TunnelTicket) -> Result<Stream, ApiError> {
-    let _ = ticket;
-    Err(ApiError::new(ErrorCode::UnknownVerb, format!("this build cannot open the tunnel at {address}")))
+/// Where the tunnel endpoint is: on the host that it names, else beside the bus.
+fn locate(endpoint: &TunnelEndpoint, bus_url: &str) -> Address {
+    let host = endpoint.host.as_deref().or_else(|| address::host_of(bus_url)).unwrap_or_default();
+    Address { host: host.to_owned(), port: endpoint.port }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_names_no_host_is_beside_the_bus() {
+        let mut endpoint = TunnelEndpoint { host: None, port: 6120, fingerprint: String::new() };
+        assert_eq!(locate(&endpoint, "nats://[::1]:4222").to_string(), "[::1]:6120");
+        endpoint.host = Some("tunnels.example".into());
+        assert_eq!(locate(&endpoint, "nats://ctl:4222").to_string(), "tunnels.example:6120");
+    }
 }

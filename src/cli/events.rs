@@ -135,7 +135,7 @@ pub(super) fn is_passing(error: &anyhow::Error) -> bool {
         .is_some_and(|error| matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout))
 }
 
-fn print(arguments: &EventsArgs, events: Vec<Event>) -> std::io::Result<()> {
+fn print(arguments: &EventsArgs, events: Vec<Event>) -> Result<(), output::OutputError> {
     let wanted = |event: &&Event| match (&arguments.vm, &event.object) {
         (None, _) => true,
         (Some(wanted), EventObject::Vm { name, .. }) => wanted == name,

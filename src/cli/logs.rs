@@ -112,7 +112,7 @@ async fn print_rest(arguments: &LogsArgs, reader: &mut Reader<'_>) -> anyhow::Re
 }
 
 /// Log lines go out as they are, colours included: they are the output of the user's own script.
-fn print(arguments: &LogsArgs, lines: impl IntoIterator<Item = Event>) -> std::io::Result<()> {
+fn print(arguments: &LogsArgs, lines: impl IntoIterator<Item = Event>) -> Result<(), output::OutputError> {
     lines.into_iter().try_for_each(|event| match arguments.output.output {
         Format::Json => output::json_line(&event),
         Format::Table => output::line(&event.message),

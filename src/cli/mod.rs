@@ -138,9 +138,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
 
 /// Tells on standard error, in one line, why a command failed, and yields the exit code.
 pub fn report(error: &anyhow::Error) -> u8 {
-    let gone = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::BrokenPipe;
-    if error.chain().any(|cause| cause.downcast_ref().is_some_and(gone)) {
-        // Whoever read our output has enough, as `head` has: not a failure, and nobody is left to tell.
+    if matches!(error.downcast_ref(), Some(output::OutputError::ReaderGone)) {
         return 0;
     }
     eprintln!("error: {}", output::clean(&format!("{error:#}")));

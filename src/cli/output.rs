@@ -28,21 +28,44 @@ pub struct OutputArgs {
     pub output: Format,
 }
 
+/// Why something cannot be printed.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// Whoever read the output has enough, as `head` has. No failure of the command.
+    #[error("nobody reads the output any more")]
+    ReaderGone,
+    /// The system refuses.
+    #[error("cannot write the output")]
+    Io(#[source] io::Error),
+    /// A value has no JSON form; does not happen for the types here.
+    #[error("cannot write the output as JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+impl From<io::Error> for OutputError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => OutputError::ReaderGone,
+            _ => OutputError::Io(error),
+        }
+    }
+}
+
 /// Prints one line. Unlike `println!` it does not panic when the reader has gone.
 ///
 /// # Errors
-/// What the system says; a reader that has gone is [`io::ErrorKind::BrokenPipe`].
-pub fn line(text: &str) -> io::Result<()> {
+/// See [`OutputError`].
+pub fn line(text: &str) -> Result<(), OutputError> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
-    out.flush()
+    Ok(out.flush()?)
 }
 
 /// Prints `value` as JSON over several lines.
 ///
 /// # Errors
 /// As for [`line`].
-pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
+pub fn json<T: Serialize>(value: &T) -> Result<(), OutputError> {
     line(&serde_json::to_string_pretty(value)?)
 }
 
@@ -50,7 +73,7 @@ pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
 ///
 /// # Errors
 /// As for [`line`].
-pub fn json_line<T: Serialize>(value: &T) -> io::Result<()> {
+pub fn json_line<T: Serialize>(value: &T) -> Result<(), OutputError> {
     line(&serde_json::to_string(value)?)
 }
 
@@ -92,7 +115,7 @@ impl Table {
     ///
     /// # Errors
     /// As for [`line`].
-    pub fn print(self) -> io::Result<()> {
+    pub fn print(self) -> Result<(), OutputError> {
         line(&self.text())
     }
 }

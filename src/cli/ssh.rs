@@ -4,17 +4,20 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use tokio::time::Instant;
 
 use super::client::Client;
 use super::connect::{Dialer, Stream};
-use super::output::Progress;
+use super::output::{OutputError, Progress};
 use crate::config::duration;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::vm::{DEFAULT_GUEST_PASSWORD, DEFAULT_GUEST_USER, RestartPolicy, Vm, VmStatus};
 use crate::model::{VmName, VmUid};
+use crate::ssh::client::{Program, Session, Stdio};
+use crate::ssh::{AcceptAny, ExitStatus, Login, SshError, stdin, terminal};
 
 /// The guest's SSH port.
 const SSH_PORT: u16 = 22;
@@ -22,6 +25,12 @@ const SSH_PORT: u16 = 22;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between tries: what a user hardly notices after a boot.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// The least time for an attempt, even when `--wait` has nearly run out: what one takes over a slow line.
+const MIN_ATTEMPT: Duration = Duration::from_secs(5);
+/// The most time for a handshake: one that hangs because the guest rebooted is better tried anew.
+const MAX_LOGIN: Duration = Duration::from_secs(20);
+/// What reads a script that is piped in without a command.
+const SCRIPT_SHELL: &str = "sh -s";
 /// How soon the waiting is told of: a guest that is up answers faster.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -57,13 +66,6 @@ pub(super) struct SshArgs {
     command: Vec<String>,
 }
 
-/// Who logs into the guest.
-#[derive(Clone, Debug)]
-struct Login {
-    user: String,
-    password: Secret,
-}
-
 /// Yields the exit code.
 pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
     let Ssh::Vm(arguments) = command;
@@ -76,7 +78,7 @@ pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
     let session = target.connect(&login, arguments.wait).await?;
     // As `ssh` does: the words are joined, and the guest's shell takes them apart.
     let command = (!arguments.command.is_empty()).then(|| arguments.command.join(" "));
-    session.run(command.as_deref()).await
+    execute(session, command.as_deref()).await
 }
 
 /// Why an attempt failed.
@@ -141,11 +143,15 @@ impl Target {
     }
 
     async fn attempt(&self, login: &Login, deadline: Instant) -> Result<Session, Failure> {
-        let opened = self.dialer.open(&self.name, SSH_PORT).await?;
+        let deadline = deadline.max(Instant::now() + MIN_ATTEMPT);
+        let opened = tokio::time::timeout_at(deadline, self.dialer.open(&self.name, SSH_PORT))
+            .await
+            .map_err(|_| Failure::Passing("no way into it was open in time".to_owned()))??;
         if opened.uid != self.uid {
             return Err(Failure::Final(anyhow::anyhow!(replaced(&self.name))));
         }
-        log_in(opened.stream, login, deadline).await
+        let left = deadline.saturating_duration_since(Instant::now()).min(MAX_LOGIN);
+        log_in(opened.stream, login, left).await
     }
 }
 
@@ -165,35 +171,45 @@ fn standing(waited_for: VmUid, vm: &Vm) -> Result<String, String> {
     }
 }
 
-/// A guest that has let us in.
-struct Session {}
-
-/// Logs in over `stream`.
-///
-/// TO COMPLETE with `ssh::Session::connect`. A refused login is [`Failure::Final`] with [`refused`], everything else
-/// [`Failure::Passing`]: a booting guest closes connections.
-async fn log_in(stream: Stream, login: &Login, deadline: Instant) -> Result<Session, Failure> {
-    let _ = (stream, &login.password, deadline);
-    Err(Failure::Final(anyhow::anyhow!("this build cannot speak SSH; {}", refused(login))))
+/// Logs in over `stream`. The host key is not checked: the tunnel's ends know each other, the stream ends in the guest's
+/// own port, and the guest makes its keys at its first boot.
+async fn log_in(stream: Stream, login: &Login, deadline: Duration) -> Result<Session, Failure> {
+    Session::connect(stream, login.clone(), AcceptAny, deadline).await.map_err(|error| match error {
+        SshError::AuthRefused { .. } => Failure::Final(anyhow::anyhow!(
+            "{error}; it is not shown to readers, so give both with -u and -p if they are not admin/admin"
+        )),
+        SshError::HostKeyRefused { .. } => Failure::Final(error.into()),
+        // A guest that boots accepts connections and closes them.
+        error => Failure::Passing(format!("{:#}", anyhow::Error::new(error))),
+    })
 }
 
-impl Session {
-    /// Runs `command`, or a shell: on a terminal an interactive one, else one that reads its script from standard input.
-    /// Yields the exit code.
-    ///
-    /// TO COMPLETE with `ssh::Session::exec` and the interactive shell.
-    async fn run(self, command: Option<&str>) -> anyhow::Result<u8> {
-        anyhow::bail!("this build cannot run {command:?}")
+/// Runs `command`, or a shell: on a terminal an interactive one, else one that reads its script from standard input.
+/// Yields the exit code.
+async fn execute(session: Session, command: Option<&str>) -> anyhow::Result<u8> {
+    let status = match command {
+        None if terminal::is_interactive() => terminal::interactive(&session, Program::LoginShell).await?,
+        command => {
+            let input = stdin::stdin().context("cannot read the standard input")?;
+            let stdio = Stdio { stdin: input, stdout: tokio::io::stdout(), stderr: tokio::io::stderr() };
+            session.exec(command.unwrap_or(SCRIPT_SHELL), stdio).await.map_err(|error| match error {
+                SshError::Local { what: "standard output", source } => OutputError::from(source).into(),
+                error => anyhow::Error::new(error),
+            })?
+        }
+    };
+    session.close().await;
+    if let ExitStatus::Signal(_) | ExitStatus::Unknown = status {
+        eprintln!("the remote command {}", describe(&status));
     }
+    Ok(u8::try_from(status.code()).unwrap_or(u8::MAX))
 }
 
-/// What to tell when the guest refuses the login.
-fn refused(login: &Login) -> String {
-    format!(
-        "the guest refuses user {:?} with the password given; a VM's own password is never shown to readers, so give \
-         user and password with -u and -p",
-        login.user
-    )
+fn describe(status: &ExitStatus) -> String {
+    match status {
+        ExitStatus::Signal(_) => format!("was {status}"),
+        _ => status.to_string(),
+    }
 }
 
 #[cfg(test)]
