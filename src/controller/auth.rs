@@ -3,8 +3,8 @@
 //! For now one shared random token opens the bus for the first account and for workers; proper identities follow. The
 //! name given decides the subjects all the same, so a worker's connection cannot speak for another worker or an account.
 
-use crate::broker::permission::{Permissions, Rules};
 use crate::broker::auth::{Authenticator, Credentials, Denied, User};
+use crate::broker::permission::{Permissions, Rules};
 use crate::bus::subject;
 use crate::identity::same_secret;
 use crate::model::AccountName;
@@ -32,7 +32,8 @@ impl Authenticator for BusUsers {
         if !same_secret(expected.expose(), given) {
             return Err(Denied::because(format!("wrong token for {name:?}")));
         }
-        let permissions = permissions_of(name).ok_or_else(|| Denied::because(format!("there is no account {name:?}")))?;
+        let permissions =
+            permissions_of(name).ok_or_else(|| Denied::because(format!("there is no account {name:?}")))?;
         Ok(User { name: name.to_owned(), permissions })
     }
 }

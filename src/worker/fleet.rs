@@ -148,7 +148,13 @@ fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
     let Some(desired) = desired else { return Order { wish: Wish::Unknown, name, copy: None, generation: 0 } };
     match &desired.want {
         Want::Run(run) => {
-            let copy = CopySpec { id, name: name.clone(), spec: run.spec.clone(), cpu: run.cpu.max(1), memory: run.memory.max(1) };
+            let copy = CopySpec {
+                id,
+                name: name.clone(),
+                spec: run.spec.clone(),
+                cpu: run.cpu.max(1),
+                memory: run.memory.max(1),
+            };
             Order { wish: Wish::Run, name, copy: Some(Arc::new(copy)), generation: run.generation }
         }
         Want::Keep => Order { wish: Wish::Keep, name, copy: None, generation: 0 },

@@ -75,7 +75,9 @@ pub fn step(wish: Wish, seen: Seen) -> Step {
         (Wish::Absent, Seen::Incomplete | Seen::Created | Seen::Running | Seen::Ended | Seen::Failed) => Step::Delete,
 
         (Wish::Unknown, Seen::Missing) => Step::Forget,
-        (Wish::Unknown, Seen::Incomplete | Seen::Created | Seen::Running | Seen::Ended | Seen::Failed) => Step::ReportStray,
+        (Wish::Unknown, Seen::Incomplete | Seen::Created | Seen::Running | Seen::Ended | Seen::Failed) => {
+            Step::ReportStray
+        }
     }
 }
 

@@ -60,7 +60,8 @@ impl Agent {
         let session = SessionId(uuid::Uuid::now_v7());
         let mut assignments = self.bus.subscribe(&subject::assign(name)).await?;
         let hello = Hello { session, info: self.info.clone() };
-        let welcome: Welcome = self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
+        let welcome: Welcome =
+            self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
         tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");
         self.link(link, session, &welcome)?;
         self.assignments.send_replace(Some(welcome.assignment));

@@ -107,7 +107,12 @@ impl Uplink {
         }
     }
 
-    async fn send_report(&self, session: SessionId, id: CopyId, observation: Observation) -> (CopyId, Result<(), SessionOver>) {
+    async fn send_report(
+        &self,
+        session: SessionId,
+        id: CopyId,
+        observation: Observation,
+    ) -> (CopyId, Result<(), SessionOver>) {
         let report = Report { session, uid: id.uid, attempt: id.attempt, observation };
         let sent = self.request(WorkerVerb::Report, &report).await;
         let outcome = match sent {
@@ -136,7 +141,10 @@ impl Uplink {
 
     /// The way for a copy's log lines, and the work that carries them up; it ends when all senders are gone and all
     /// lines acknowledged, or when the controller does not want them any more.
-    pub(super) fn log(&self, id: CopyId) -> (mpsc::Sender<(LogStream, String)>, impl Future<Output = ()> + Send + use<>) {
+    pub(super) fn log(
+        &self,
+        id: CopyId,
+    ) -> (mpsc::Sender<(LogStream, String)>, impl Future<Output = ()> + Send + use<>) {
         let (sender, receiver) = mpsc::channel(LOG_QUEUE);
         let uplink = self.clone();
         (sender, async move { uplink.carry_log(id, receiver).await })
@@ -152,10 +160,16 @@ impl Uplink {
             loop {
                 let Ok(current) = session.wait_for(Option::is_some).await.map(|session| *session) else { return };
                 let Some(current) = current else { continue };
-                let message = LogLines { session: current, uid: id.uid, attempt: id.attempt, first, lines: lines.clone() };
+                let message =
+                    LogLines { session: current, uid: id.uid, attempt: id.attempt, first, lines: lines.clone() };
                 match self.request(WorkerVerb::Log, &message).await {
                     Ok(Done {}) => break,
-                    Err(error) if matches!(error.code, ErrorCode::Conflict | ErrorCode::Invalid | ErrorCode::LimitExceeded) => {
+                    Err(error)
+                        if matches!(
+                            error.code,
+                            ErrorCode::Conflict | ErrorCode::Invalid | ErrorCode::LimitExceeded
+                        ) =>
+                    {
                         tracing::debug!("log of {id} is not wanted: {error}");
                         return;
                     }

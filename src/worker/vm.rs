@@ -31,6 +31,8 @@ const PROBE_PAUSE: Duration = Duration::from_millis(250);
 const SLOW_PROBE_PAUSE: Duration = Duration::from_secs(10);
 /// After how long a guest that does not answer counts as such.
 const SILENT_AFTER: Duration = Duration::from_secs(120);
+/// How often progress is told: each time is a durable event, and people read no faster.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(2);
 /// How long one login for the startup script may take: key exchange is slow without hardware virtualisation.
 const LOGIN_DEADLINE: Duration = Duration::from_secs(20);
 /// How often that is tried: the server may answer before it lets anybody in.
@@ -137,12 +139,13 @@ impl CopyTask {
     }
 
     async fn create(&mut self, copy: &CopySpec) {
-        let (progress, mut told) = Progress::new();
+        let (progress, told) = Progress::new();
         progress.say("preparing");
         self.host.journal.set_script(self.id, ScriptState::Unstarted);
         let runtime = self.host.runtime.clone();
         let creation = runtime.create(copy, &progress);
         tokio::pin!(creation);
+        let mut look = tokio::time::interval(PROGRESS_PERIOD);
         loop {
             // Cancel safe: a creation that is given up leaves what `list` calls incomplete.
             tokio::select! {
@@ -152,8 +155,8 @@ impl CopyTask {
                         Err(error) => self.fail(format!("cannot create the VM: {error}")).await,
                     };
                 }
-                Ok(()) = told.changed() => {
-                    let message = told.borrow_and_update().clone();
+                _ = look.tick() => {
+                    let message = told.borrow().clone();
                     self.host.uplink.observe(self.id, Observation::Preparing { message });
                 }
                 () = unwanted(&mut self.orders) => {
@@ -317,7 +320,9 @@ async fn run_script(host: &Host, copy: &CopySpec, script: &StartupScript) -> Res
     carrier.join().await;
     match ended {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("the startup script failed: {status}; `orchard logs vm {}` shows its output", copy.name)),
+        Ok(status) => {
+            Err(format!("the startup script failed: {status}; `orchard logs vm {}` shows its output", copy.name))
+        }
         Err(error) => Err(chain(&error)),
     }
 }

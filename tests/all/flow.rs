@@ -84,7 +84,8 @@ pub async fn echo_through_forward(cluster: &Cluster, vm: &str, port: u16, data: 
     let mut line = String::new();
     let read = tokio::io::AsyncBufReadExt::read_line(&mut lines, &mut line);
     tokio::time::timeout(LIMIT, read).await.expect("port-forward says nothing").unwrap();
-    let address = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap_or_else(|| panic!("{line:?}"));
+    let address =
+        line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap_or_else(|| panic!("{line:?}"));
 
     let expected = Sha256::digest(&data);
     let (mut from, mut to) = TcpStream::connect(address).await.unwrap().into_split();
@@ -115,6 +116,7 @@ async fn bytes_pass_a_port_forward_unchanged() {
     let mut cluster = Cluster::start().await;
     cluster.add_worker("w1", Arc::new(Synthetic::new())).await;
     cluster.run(&["create", "vm", "echo", "--image", "any", "--wait"]).await;
-    let data: Vec<u8> = (0..16_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes().into_iter().take(1)).collect();
+    let data: Vec<u8> =
+        (0..16_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes().into_iter().take(1)).collect();
     echo_through_forward(&cluster, "echo", 7, data).await;
 }

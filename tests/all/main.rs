@@ -1,10 +1,12 @@
 //! The one integration binary: every theme is a module, so that a rebuild links once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a failed test says so by panicking
 
+mod broker;
 mod cli;
+mod crash;
 mod flow;
 mod harness;
-mod broker;
 mod layers;
+mod processes;
 mod tunnel;
 mod wait;

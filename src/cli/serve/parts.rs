@@ -134,7 +134,8 @@ fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
         Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
         _ => {
             let id = uuid::Uuid::new_v4().to_string();
-            identity::write_private(&path, id.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+            identity::write_private(&path, id.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()))?;
             Ok(id)
         }
     }

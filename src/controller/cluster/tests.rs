@@ -73,7 +73,13 @@ impl World {
         session
     }
 
-    fn report(&mut self, worker: &str, session: SessionId, id: CopyId, observation: Observation) -> Result<(), ApiError> {
+    fn report(
+        &mut self,
+        worker: &str,
+        session: SessionId,
+        id: CopyId,
+        observation: Observation,
+    ) -> Result<(), ApiError> {
         let report = Report { session, uid: id.uid, attempt: id.attempt, observation };
         let done = self.cluster.report(&name(worker), report, self.now, &mut self.changes);
         self.cluster.place(self.now, &mut self.changes);
@@ -125,7 +131,15 @@ fn a_vm_is_placed_runs_and_is_deleted_and_every_event_has_the_next_number() {
     world.cluster.delete_vm(&name("a"), world.now, &mut world.changes).unwrap();
     assert_eq!(world.cluster.vm(&name("a"), world.now).unwrap_err().code, ErrorCode::NotFound);
     assert_eq!(world.wants("w"), [(copy, "absent")]);
-    assert!(!world.cluster.worker(&name("w")).unwrap().used.lacking(&Resources::default(), &[(LOGICAL_CORES, 4)].into()).is_some());
+    assert!(
+        !world
+            .cluster
+            .worker(&name("w"))
+            .unwrap()
+            .used
+            .lacking(&Resources::default(), &[(LOGICAL_CORES, 4)].into())
+            .is_some()
+    );
     world.report("w", session, copy, Observation::Absent).unwrap();
     assert_eq!(world.wants("w"), []);
 
@@ -268,7 +282,8 @@ fn repeated_log_lines_are_stored_once() {
     log(0, &["1", "2"]);
     log(1, &["2", "3"]);
     log(3, &["4"]);
-    let lines: Vec<_> = world.changes.events.iter().filter(|e| e.kind == EventType::Log).map(|e| e.message.as_str()).collect();
+    let lines: Vec<_> =
+        world.changes.events.iter().filter(|e| e.kind == EventType::Log).map(|e| e.message.as_str()).collect();
     assert_eq!(lines, ["1", "2", "3", "4"]);
 }
 

@@ -1,0 +1,79 @@
+//! Controller and workers as processes of their own, as an operator runs them.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use orchard::model::secret::Secret;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::harness::{Access, LIMIT};
+
+/// A serving `orchard` process; killed when dropped.
+pub struct Server {
+    pub child: Child,
+    _lines: Lines<BufReader<ChildStdout>>,
+    /// What it said until it was ready.
+    pub said: Vec<String>,
+}
+
+impl Server {
+    /// Starts `command` and waits until it says that it is ready.
+    pub async fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut said = Vec::new();
+        let ready = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let is_ready = line.contains(" ready");
+                said.push(line);
+                if is_ready {
+                    return true;
+                }
+            }
+            false
+        };
+        let is_ready = tokio::time::timeout(LIMIT, ready).await.unwrap_or_else(|_| panic!("{command:?} is not ready"));
+        if is_ready {
+            // The lines that follow the first belong to it.
+            while said.last().is_none_or(|line| !line.trim_start().starts_with("data")) {
+                let Ok(Ok(Some(line))) = tokio::time::timeout(LIMIT, lines.next_line()).await else { break };
+                said.push(line);
+            }
+        }
+        assert!(is_ready, "{command:?} ended before it was ready: {said:?}, {:?}", child.wait().await);
+        Self { child, _lines: lines, said }
+    }
+
+    /// The value that stands behind `key` in what it said.
+    pub fn value(&self, key: &str) -> String {
+        let mut words = self.said.iter().filter_map(|line| line.trim().strip_prefix(key)).map(str::trim);
+        words.next().unwrap_or_else(|| panic!("no {key:?} in {:?}", self.said)).split(' ').next().unwrap().to_owned()
+    }
+
+    /// SIGKILL, and gone.
+    pub async fn kill(mut self) {
+        self.child.start_kill().unwrap();
+        self.child.wait().await.unwrap();
+    }
+}
+
+/// `orchard controller run` on `data`, with these addresses.
+pub async fn controller(home: &Path, data: &Path, bus: &str, tunnels: &str) -> (Server, Access) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orchard"));
+    command.env("ORCHARD_HOME", home).args([
+        "controller",
+        "run",
+        "--bus-listen",
+        bus,
+        "--listen",
+        tunnels,
+        "--data-dir",
+    ]);
+    command.arg(data);
+    let server = Server::start(command).await;
+    let token = std::fs::read_to_string(data.join("token")).unwrap();
+    let access = Access { url: server.value("bus"), token: Secret::new(token.trim()) };
+    (server, access)
+}
