@@ -24,3 +24,4 @@ pub mod bus;
 pub mod identity;
 pub mod model;
 pub mod task;
+pub mod worker;
