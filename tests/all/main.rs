@@ -9,4 +9,7 @@ mod harness;
 mod layers;
 mod processes;
 mod tunnel;
+mod guest;
+mod layers;
+mod qemu;
 mod wait;

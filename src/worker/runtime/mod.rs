@@ -4,6 +4,9 @@
 //! in processes of their own that outlive the worker; [`Runtime::list`] finds them again.
 
 pub mod synthetic;
+pub mod process;
+pub mod qemu;
+pub mod tool;
 
 use std::fmt;
 use std::time::Duration;
