@@ -35,9 +35,13 @@ const PURE: &[&str] = &[
     "broker/permission.rs",
     "tunnel/header.rs",
     "tunnel/ticket.rs",
+    "ssh/lines.rs",
+    "ssh/quote.rs",
     "controller/cluster",
     "controller/scheduler.rs",
     "worker/plan.rs",
+    "worker/runtime/synthetic/behaviour.rs",
+    "worker/runtime/synthetic/parse.rs",
 ];
 
 /// What pure code does not contain.

@@ -1,9 +1,10 @@
 //! The SSH client against three servers: the synthetic guest's, OpenSSH's and dropbear's.
 
-use std::io;
+use std::env;
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio as ChildStdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,14 @@ use orchard::model::vm::{StartupScript, VmSpec};
 use orchard::model::{CopyId, VmUid};
 use orchard::ssh::client::{Program, Pty, Session, Stdio};
 use orchard::ssh::script::{self, ScriptError};
-use orchard::ssh::terminal::Size;
+use orchard::ssh::terminal::{self, Size};
 use orchard::ssh::{AcceptAny, ExitStatus, HostKey, Login, SshError, banner};
 use orchard::worker::runtime::synthetic::Synthetic;
 use orchard::worker::runtime::{CopySpec, GuestStream, Progress, Runtime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, empty, sink};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -302,6 +304,90 @@ async fn a_log_that_nobody_reads_ends_the_script() {
     let ended = script::run(&session, &startup_script("seq 10", &[]), 8192, sender).await;
     assert!(matches!(ended, Err(ScriptError::Ssh(SshError::Local { .. }))), "{ended:?}");
     assert!(exec(&session, "true", b"").await.0.success(), "the session is still good");
+}
+
+/// Passes bytes between the two ends until `silent`, then drops everything that comes, as a broken network does.
+async fn pass_on(near: tokio::io::DuplexStream, far: GuestStream, silent: CancellationToken) {
+    let (mut near_read, mut near_write) = tokio::io::split(near);
+    let (mut far_read, mut far_write) = tokio::io::split(far);
+    tokio::select! {
+        _ = tokio::io::copy(&mut near_read, &mut far_write) => {}
+        _ = tokio::io::copy(&mut far_read, &mut near_write) => {}
+        () = silent.cancelled() => {}
+    }
+    let _ = tokio::io::copy(&mut near_read, &mut sink()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_falls_silent_is_given_up_after_a_minute() {
+    let vm = Vm::start(VmSpec::default()).await;
+    let (near, far) = tokio::io::duplex(1024 * 1024);
+    let silent = CancellationToken::new();
+    let _network = orchard::task::spawn(pass_on(far, vm.dial().await, silent.clone()));
+    let session = Session::connect(near, login("admin", "admin"), AcceptAny, DEADLINE).await.unwrap();
+
+    let stdio = Stdio { stdin: empty(), stdout: sink(), stderr: sink() };
+    let quiet = session.exec("sleep 1800", stdio).await.unwrap();
+    assert!(quiet.success(), "a quiet command is not a silent peer");
+
+    silent.cancel();
+    let begun = tokio::time::Instant::now();
+    let stdio = Stdio { stdin: empty(), stdout: sink(), stderr: sink() };
+    let ended = session.exec("true", stdio).await.unwrap_err();
+    assert!(matches!(ended, SshError::Timeout { .. }), "{ended:?}");
+    let gone = async {
+        while !session.is_closed() {
+            tokio::task::yield_now().await;
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    };
+    gone.await;
+    assert!(begun.elapsed() < Duration::from_secs(70), "{:?}", begun.elapsed());
+}
+
+/// Run by the next test within a terminal of its own.
+#[tokio::test]
+#[ignore = "needs a terminal; the_users_terminal_is_used_and_restored runs it in one"]
+async fn inner_terminal() {
+    if !terminal::is_interactive() {
+        return eprintln!("SKIPPED: inner_terminal needs a terminal");
+    }
+    let settings = || Command::new("stty").arg("-g").stdin(ChildStdio::inherit()).output().unwrap().stdout;
+    let before = settings();
+    let (_vm, session) = session().await;
+    let status = terminal::interactive(&session, Program::LoginShell).await.unwrap();
+    let restored = if settings() == before { "restored" } else { "CHANGED" };
+    println!("inner: {status}, terminal {restored}");
+}
+
+#[test]
+fn the_users_terminal_is_used_and_restored() {
+    if !Path::new("/usr/bin/script").exists() {
+        return eprintln!("SKIPPED: the terminal test needs script (package bsdutils)");
+    }
+    let inner = format!("{} --ignored --exact ssh::inner_terminal --nocapture", env::current_exe().unwrap().display());
+    let mut script = Command::new("script");
+    script.args(["-qec", &inner, "/dev/null"]).env("TERM", "xterm").env("SHELL", "/bin/sh");
+    let mut child = script.stdin(ChildStdio::piped()).stdout(ChildStdio::piped()).spawn().unwrap();
+    let mut keyboard = child.stdin.take().unwrap();
+    let mut screen = child.stdout.take().unwrap();
+    let mut seen = Vec::new();
+    let mut until = |what: &str| {
+        let mut chunk = [0; 1024];
+        while !String::from_utf8_lossy(&seen).contains(what) {
+            let count = screen.read(&mut chunk).unwrap();
+            assert!(count > 0, "ended before {what:?}: {}", String::from_utf8_lossy(&seen));
+            seen.extend_from_slice(&chunk[..count]);
+        }
+    };
+    until("guest-1$ ");
+    keyboard.write_all(b"hostname\r").unwrap(); // a carriage return ends the line only in raw mode
+    until("hostname\r\nguest-1\r\n");
+    keyboard.write_all(b"exit 6\r").unwrap();
+    until("inner: exit status 6, terminal restored");
+    // no further key: the keyboard is still there, and yet the program ends
+    assert!(child.wait().unwrap().success());
+    drop(keyboard);
 }
 
 /// A real server in inetd mode: it talks over its standard input and output. It runs in a mount namespace of its own
