@@ -36,12 +36,19 @@ const PURE: &[&str] = &[
     "broker/subject.rs",
     "tunnel/header.rs",
     "tunnel/ticket.rs",
+    "ssh/lines.rs",
+    "ssh/quote.rs",
     "controller/cluster",
     "controller/scheduler.rs",
     "worker/plan.rs",
+<<<<<<< HEAD
     "config/duration.rs",
     "cli/event_order.rs",
     "cli/pairs.rs",
+=======
+    "worker/runtime/synthetic/behaviour.rs",
+    "worker/runtime/synthetic/parse.rs",
+>>>>>>> ssh
 ];
 
 /// What pure code does not contain.

@@ -12,4 +12,5 @@ mod tunnel;
 mod guest;
 mod layers;
 mod qemu;
+mod ssh;
 mod wait;

@@ -14,7 +14,6 @@ use tokio::io::DuplexStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::STREAM_BUFFER;
 use super::host::{Guest, SyntheticHost};
 use super::parse::Target;
 use super::shell::{End, Input, Shell};
@@ -28,9 +27,14 @@ use crate::ssh::terminal::Size;
 /// full the connection reads nothing, not even that the client has room for the command's output again.
 const INPUT_QUEUE: usize = 1024;
 
+/// Bytes on their way between client and server in each direction. Both ends are the same library, whose connection
+/// task does not read while it waits to write: two that wait for each other would wait for ever. So more fits than
+/// several channels' windows (2 MiB each) let them send; only what is under way takes memory.
+const CONNECTION_BUFFER: usize = 16 * 1024 * 1024;
+
 /// Starts to serve one connection and returns the client's end.
 pub(super) fn serve(host: &Arc<SyntheticHost>, guest: Guest) -> Cut<DuplexStream> {
-    let (near, far) = tokio::io::duplex(STREAM_BUFFER);
+    let (near, far) = tokio::io::duplex(CONNECTION_BUFFER);
     let (near, far) = (Cut::new(near, &guest.process.gone), Cut::new(far, &guest.process.gone));
     let config = guest.server.get_or_init(config).clone();
     let connection = Connection {
@@ -78,7 +82,8 @@ impl server::Handler for Connection {
 
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, russh::Error> {
         let known = user == self.user && same_secret(password, self.password.expose());
-        Ok(if known { Auth::Accept } else { Auth::reject() })
+        let again = Some(MethodSet::from([MethodKind::Password].as_slice())); // as real servers let one try again
+        Ok(if known { Auth::Accept } else { Auth::Reject { proceed_with_methods: again, partial_success: false } })
     }
 
     async fn channel_open_session(
@@ -184,6 +189,7 @@ async fn serve_channel(channel: Channel<Msg>, vm: String, user: String, power_of
         power_off,
         last: 0,
         stop_on_error: false,
+        no_input: false,
         depth: 0,
     };
     let run = async {

@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(words(r#"echo a"b c"'d $x' \e"#), [["echo", "ab cd $x", "e"]]);
         assert_eq!(words("a;b && c || d # e"), [["a"], ["b"], ["c"], ["d"]]);
         assert_eq!(words(r#"echo "$A${B}" $? $"#), [["echo", "<A><B>", "<?>", "$"]]);
-        assert_eq!(words(r"echo '' it'\''s"), [["echo", "", "it's"]]);
+        assert_eq!(words(r"echo '' 'it'\''s'"), [["echo", "", "it's"]]);
         assert_eq!(words("a \\\nb"), [["a", "b"]]);
     }
 

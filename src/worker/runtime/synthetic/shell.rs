@@ -63,6 +63,8 @@ pub(super) struct Shell {
     pub(super) power_off: Box<dyn Fn() + Send + Sync>,
     pub(super) last: u32,
     pub(super) stop_on_error: bool,
+    /// Within an `eval` or `sh -c` whose standard input is `/dev/null`.
+    pub(super) no_input: bool,
     pub(super) depth: usize,
 }
 
@@ -183,6 +185,7 @@ impl Shell {
 
     async fn builtin(&mut self, name: &str, arguments: &[String], command: &Command) -> Result<Done, End> {
         let first = arguments.first().map(String::as_str);
+        let no_input = self.no_input || command.no_input;
         Ok(match (name, first) {
             ("true" | ":" | "cd", _) => Done::Code(0),
             ("false", _) => Done::Code(1),
@@ -222,25 +225,26 @@ impl Shell {
                 Done::Say(format!("{} {}\n", size.rows, size.columns))
             }
             ("stty", _) => Done::Fail(1, "standard input is not a terminal".to_owned()),
-            ("cat", None) if command.no_input => Done::Code(0),
+            ("cat", None) if no_input => Done::Code(0),
             ("cat", None) => self.cat(command.stdout).await?,
             ("cat", Some(file)) => Done::Fail(1, format!("{file}: No such file or directory")),
             ("poweroff" | "shutdown" | "halt", _) => {
                 (self.power_off)();
                 return Err(End::Gone);
             }
-            ("eval", _) => self.nested(&arguments.join(" ")).await?,
+            ("eval", _) => self.nested(&arguments.join(" "), no_input).await?,
             ("sh" | "bash", Some("-c")) => {
                 let before = (self.variables.clone(), self.stop_on_error);
                 let text = arguments.get(1).cloned().unwrap_or_default();
-                let ended = self.nested(&text).await;
+                let ended = self.nested(&text, no_input).await;
                 (self.variables, self.stop_on_error) = before;
                 match ended {
                     Err(End::Exit(code)) => Done::Code(code),
                     other => other?,
                 }
             }
-            ("sh" | "bash", None | Some("-s" | "-l" | "-")) if !command.no_input => match self.run_input().await {
+            ("sh" | "bash", None | Some("-s" | "-l" | "-")) if no_input => Done::Code(0),
+            ("sh" | "bash", None | Some("-s" | "-l" | "-")) => match self.run_input().await {
                 Ok(code) | Err(End::Exit(code)) => Done::Code(code),
                 Err(End::Gone) => return Err(End::Gone),
             },
@@ -248,14 +252,16 @@ impl Shell {
         })
     }
 
-    async fn nested(&mut self, text: &str) -> Result<Done, End> {
+    async fn nested(&mut self, text: &str, no_input: bool) -> Result<Done, End> {
         if self.depth >= MAX_DEPTH {
             return Ok(Done::Fail(2, format!("nested more than {MAX_DEPTH} deep")));
         }
+        let outer = std::mem::replace(&mut self.no_input, no_input);
         self.depth += 1;
         self.last = 0;
         let ended = self.eval(text).await;
         self.depth -= 1;
+        self.no_input = outer;
         ended.map(|()| Done::Code(self.last))
     }
 

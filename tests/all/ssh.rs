@@ -1,0 +1,507 @@
+//! The SSH client against three servers: the synthetic guest's, OpenSSH's and dropbear's.
+
+use std::env;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio as ChildStdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use orchard::model::event::LogStream;
+use orchard::model::secret::Secret;
+use orchard::model::vm::{StartupScript, VmSpec};
+use orchard::model::{CopyId, VmUid};
+use orchard::ssh::client::{Program, Pty, Session, Stdio};
+use orchard::ssh::script::{self, ScriptError};
+use orchard::ssh::terminal::{self, Size};
+use orchard::ssh::{AcceptAny, ExitStatus, HostKey, Login, SshError, banner};
+use orchard::worker::runtime::synthetic::Synthetic;
+use orchard::worker::runtime::{CopySpec, GuestStream, Progress, Runtime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, empty, sink};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Vm {
+    runtime: Synthetic,
+    copy: CopySpec,
+}
+
+impl Vm {
+    async fn start(spec: VmSpec) -> Vm {
+        let id = CopyId { uid: VmUid(uuid::Uuid::new_v4()), attempt: 0 };
+        let copy = CopySpec { id, name: "guest-1".parse().unwrap(), spec, cpu: 1, memory: 1 };
+        let runtime = Synthetic::new();
+        runtime.create(&copy, &Progress::new().0).await.unwrap();
+        runtime.start(&copy).await.unwrap();
+        Vm { runtime, copy }
+    }
+
+    async fn dial(&self) -> GuestStream {
+        self.runtime.dial(self.copy.id, 22).await.unwrap()
+    }
+
+    async fn session(&self) -> Session {
+        let login = login(self.copy.spec.guest_user(), self.copy.spec.guest_password().expose());
+        Session::connect(self.dial().await, login, AcceptAny, DEADLINE).await.unwrap()
+    }
+}
+
+fn login(user: &str, password: &str) -> Login {
+    Login { user: user.to_owned(), password: Secret::new(password) }
+}
+
+async fn session() -> (Vm, Session) {
+    let vm = Vm::start(VmSpec::default()).await;
+    let session = vm.session().await;
+    (vm, session)
+}
+
+async fn exec(session: &Session, command: &str, input: &[u8]) -> (ExitStatus, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let stdio = Stdio { stdin: input, stdout: &mut out, stderr: &mut err };
+    let status = timeout(DEADLINE, session.exec(command, stdio)).await.unwrap().unwrap();
+    (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+fn code(code: u32) -> ExitStatus {
+    ExitStatus::Code(code)
+}
+
+fn startup_script(content: &str, env: &[(&str, &str)]) -> StartupScript {
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), Secret::new(*value))).collect();
+    StartupScript { script_content: content.to_owned(), env }
+}
+
+type Lines = Vec<(LogStream, String)>;
+
+async fn run_script(session: &Session, script: &StartupScript) -> (Result<ExitStatus, ScriptError>, Lines) {
+    let (sender, mut receiver) = mpsc::channel(1); // the smallest: back-pressure all the way
+    let collect = async {
+        let mut lines = Vec::new();
+        while let Some(line) = receiver.recv().await {
+            lines.push(line);
+        }
+        lines
+    };
+    timeout(DEADLINE, async { tokio::join!(script::run(session, script, 8192, sender), collect) }).await.unwrap()
+}
+
+/// What every server must pass. Only uses what the synthetic guest's shell knows.
+async fn commands_work(session: &Session) {
+    assert_eq!(exec(session, "echo out; echo err >&2; exit 7", b"").await, (code(7), "out\n".into(), "err\n".into()));
+    assert_eq!(
+        exec(session, "sh -s", b"echo one\necho two\nexit 5\n").await,
+        (code(5), "one\ntwo\n".into(), "".into())
+    );
+    assert_eq!(exec(session, "cat", b"through").await.1, "through");
+
+    let big: Vec<u8> = (0..1_000_000u32).flat_map(|i| [(i % 95 + 32) as u8]).collect();
+    let (status, echoed, _) = exec(session, "cat", &big).await;
+    assert!(status.success() && echoed.as_bytes() == big, "1 MB in and out again");
+
+    let (status, long, _) = exec(session, "seq 1200000", b"").await;
+    assert!(status.success() && long.len() == 8_488_896 && long.ends_with("1200000\n"), "{} bytes", long.len());
+}
+
+async fn a_command_ends_though_its_input_is_open(session: &Session) {
+    let (near, _open) = tokio::io::duplex(16);
+    let stdio = Stdio { stdin: near, stdout: sink(), stderr: sink() };
+    let status = timeout(Duration::from_secs(20), session.exec("exit 3", stdio)).await.unwrap().unwrap();
+    assert_eq!(status, code(3));
+}
+
+async fn a_closed_output_ends_the_command(session: &Session) {
+    let (mut reader, writer) = tokio::io::duplex(64);
+    let stdio = Stdio { stdin: empty(), stdout: writer, stderr: sink() };
+    let head = async {
+        reader.read_exact(&mut [0; 16]).await.unwrap();
+        drop(reader);
+    };
+    let (ended, ()) =
+        timeout(DEADLINE, async { tokio::join!(session.exec("seq 100000000", stdio), head) }).await.unwrap();
+    match ended {
+        Err(SshError::Local { source, .. }) => assert_eq!(source.kind(), io::ErrorKind::BrokenPipe),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn scripts_work(session: &Session) {
+    let odd = "it's \"$(exit 1)\" `x` \\ $HOME !\n second line\n";
+    let script = startup_script("echo \"$ODD\"\necho $FOO\ncat\necho on stderr >&2", &[("ODD", odd), ("FOO", "Bar")]);
+    let (status, lines) = run_script(session, &script).await;
+    assert_eq!(status.unwrap(), code(0));
+    let (out, err): (Lines, Lines) = lines.into_iter().partition(|(stream, _)| *stream == LogStream::Stdout);
+    let text = |lines: Lines| lines.into_iter().map(|(_, line)| line + "\n").collect::<String>();
+    assert_eq!((text(out), text(err)), (format!("{odd}\nBar\n"), "on stderr\n".to_owned()));
+
+    let (status, lines) = run_script(session, &startup_script("seq 1000", &[])).await;
+    assert_eq!(status.unwrap(), code(0));
+    let numbers: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
+    assert_eq!(numbers, (1..=1000).map(|n| n.to_string()).collect::<Vec<_>>());
+
+    let (status, lines) = run_script(session, &startup_script("echo -n half a line\nexit 123\necho never", &[])).await;
+    assert_eq!(status.unwrap(), code(123));
+    assert_eq!(lines, [(LogStream::Stdout, "half a line".to_owned())]);
+
+    let (status, lines) = run_script(session, &startup_script("true\nfalse\necho never", &[])).await;
+    assert_eq!((status.unwrap(), lines), (code(1), vec![]));
+
+    let (status, _) = run_script(session, &startup_script("echo x", &[("1A", "")])).await;
+    assert!(matches!(status, Err(ScriptError::Text(_))));
+}
+
+/// `stty size` before and after the window changes.
+async fn terminals_work(session: &Session) {
+    let (sizes, resized) = watch::channel(Size { columns: 80, rows: 24 });
+    let pty = Pty { term: "xterm".into(), size: Size { columns: 80, rows: 24 }, resized };
+    let (keys, mut keyboard) = tokio::io::duplex(1024);
+    let (screen, mut shown) = tokio::io::duplex(64 * 1024);
+    let user = async move {
+        let mut seen = String::new();
+        keyboard.write_all(b"stty size\r").await.unwrap();
+        see(&mut shown, &mut seen, "24 80").await;
+        sizes.send_replace(Size { columns: 120, rows: 40 });
+        while !seen.contains("40 120") {
+            keyboard.write_all(b"stty size\r").await.unwrap();
+            see(&mut shown, &mut seen, "\n").await;
+        }
+        keyboard.write_all(b"exit 4\r").await.unwrap();
+        while shown.read_buf(&mut Vec::with_capacity(1024)).await.unwrap() > 0 {}
+    };
+    let stdio = Stdio { stdin: keys, stdout: screen, stderr: sink() };
+    let run = session.exec_in_terminal(Program::LoginShell, pty, stdio);
+    let (status, ()) = timeout(DEADLINE, async { tokio::join!(run, user) }).await.unwrap();
+    assert_eq!(status.unwrap(), code(4));
+}
+
+async fn see(shown: &mut (impl AsyncReadExt + Unpin), seen: &mut String, what: &str) {
+    let from = seen.len();
+    while !seen[from..].contains(what) {
+        let mut bytes = Vec::with_capacity(1024);
+        assert!(shown.read_buf(&mut bytes).await.unwrap() > 0, "ended before {what:?}: {seen:?}");
+        seen.push_str(&String::from_utf8_lossy(&bytes));
+    }
+}
+
+#[tokio::test]
+async fn a_synthetic_guest_runs_commands() {
+    let (_vm, session) = session().await;
+    commands_work(&session).await;
+    a_command_ends_though_its_input_is_open(&session).await;
+    a_closed_output_ends_the_command(&session).await;
+    assert_eq!(exec(&session, "frobnicate -x", b"").await.0, code(127));
+    assert!(exec(&session, "uname -a", b"").await.1.starts_with("Linux guest-1 synthetic"));
+    session.close().await;
+}
+
+#[tokio::test]
+async fn a_synthetic_guest_runs_scripts_and_terminals() {
+    let (_vm, session) = session().await;
+    scripts_work(&session).await;
+    terminals_work(&session).await;
+}
+
+#[tokio::test]
+async fn many_commands_share_a_session() {
+    let (_vm, session) = session().await;
+    let runs = (0..32).map(|n| {
+        let session = &session;
+        async move { assert_eq!(exec(session, &format!("echo {n}; exit {n}"), b"").await.0, code(n)) }
+    });
+    futures_util::future::join_all(runs).await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_or_user_is_refused() {
+    let vm = Vm::start(VmSpec { password: Some(Secret::new("right")), ..VmSpec::default() }).await;
+    for (user, password) in [("admin", "wrong"), ("root", "right"), ("admin", "")] {
+        let refused = Session::connect(vm.dial().await, login(user, password), AcceptAny, DEADLINE).await.unwrap_err();
+        assert!(matches!(&refused, SshError::AuthRefused { user: named, .. } if named == user), "{refused:?}");
+    }
+    vm.session().await;
+}
+
+#[tokio::test]
+async fn the_host_key_check_decides() {
+    let vm = Vm::start(VmSpec::default()).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    for _ in 0..2 {
+        let seen = seen.clone();
+        let note = move |key: &HostKey| {
+            seen.lock().unwrap().push(key.clone());
+            Ok(())
+        };
+        Session::connect(vm.dial().await, login("admin", "admin"), note, DEADLINE).await.unwrap();
+    }
+    let seen = seen.lock().unwrap().clone();
+    assert!(seen[0] == seen[1] && seen[0].fingerprint.starts_with("SHA256:") && seen[0].algorithm == "ssh-ed25519");
+    let refuse = |_: &HostKey| Err("another one is known".to_owned());
+    let refused = Session::connect(vm.dial().await, login("admin", "admin"), refuse, DEADLINE).await.unwrap_err();
+    assert!(matches!(refused, SshError::HostKeyRefused { key, reason } if key == seen[0] && reason.contains("known")));
+}
+
+#[tokio::test]
+async fn silence_garbage_and_absence_are_told_apart() {
+    let (near, _far) = tokio::io::duplex(64);
+    let started = Instant::now();
+    let silent = Session::connect(near, login("a", "b"), AcceptAny, Duration::from_millis(50)).await.unwrap_err();
+    assert!(matches!(silent, SshError::Timeout { .. }) && started.elapsed() < DEADLINE, "{silent:?}");
+
+    let (near, far) = tokio::io::duplex(64);
+    drop(far);
+    let absent = Session::connect(near, login("a", "b"), AcceptAny, DEADLINE).await.unwrap_err();
+    assert!(matches!(absent, SshError::Closed), "{absent:?}");
+
+    let (near, mut far) = tokio::io::duplex(4096);
+    far.write_all(b"SSH-2.0-x\r\nthis is not a packet, whatever its length may be").await.unwrap();
+    let garbage = Session::connect(near, login("a", "b"), AcceptAny, Duration::from_secs(5)).await.unwrap_err();
+    assert!(matches!(garbage, SshError::Protocol(_) | SshError::Timeout { .. }), "{garbage:?}");
+}
+
+#[tokio::test]
+async fn a_given_up_connect_closes_its_stream() {
+    let (near, mut far) = tokio::io::duplex(4096);
+    let connect = Session::connect(near, login("a", "b"), AcceptAny, Duration::from_millis(200));
+    far.write_all(b"SSH-2.0-x\r\n").await.unwrap(); // so that a task of its own has the stream by then
+    assert!(matches!(connect.await, Err(SshError::Timeout { .. })));
+    let mut rest = Vec::new();
+    timeout(DEADLINE, far.read_to_end(&mut rest)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_dies_ends_what_runs_on_it() {
+    let (vm, session) = session().await;
+    let (sender, mut lines) = mpsc::channel::<(LogStream, String)>(4);
+    let script = startup_script("echo begun\nsleep 600", &[]);
+    let crash = async {
+        assert_eq!(lines.recv().await.unwrap().1, "begun");
+        vm.runtime.host().crash(vm.copy.id, "power cut");
+    };
+    let (ended, ()) =
+        timeout(DEADLINE, async { tokio::join!(script::run(&session, &script, 8192, sender), crash) }).await.unwrap();
+    assert!(matches!(ended, Err(ScriptError::Ssh(SshError::Lost(_)))), "{ended:?}");
+    let stdio = Stdio { stdin: empty(), stdout: sink(), stderr: sink() };
+    assert!(matches!(session.exec("true", stdio).await, Err(SshError::Lost(_))) && session.is_closed());
+}
+
+#[tokio::test]
+async fn a_guest_can_switch_itself_off() {
+    let (vm, session) = session().await;
+    let stdio = Stdio { stdin: empty(), stdout: sink(), stderr: sink() };
+    let (exit, _) = tokio::join!(vm.runtime.wait_exit(vm.copy.id), session.exec("poweroff", stdio));
+    assert_eq!(exit, orchard::worker::runtime::Exit::PoweredOff);
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_ends_the_script() {
+    let (_vm, session) = session().await;
+    let (sender, lines) = mpsc::channel(1);
+    drop(lines);
+    let ended = script::run(&session, &startup_script("seq 10", &[]), 8192, sender).await;
+    assert!(matches!(ended, Err(ScriptError::Ssh(SshError::Local { .. }))), "{ended:?}");
+    assert!(exec(&session, "true", b"").await.0.success(), "the session is still good");
+}
+
+/// Passes bytes between the two ends until `silent`, then drops everything that comes, as a broken network does.
+async fn pass_on(near: tokio::io::DuplexStream, far: GuestStream, silent: CancellationToken) {
+    let (mut near_read, mut near_write) = tokio::io::split(near);
+    let (mut far_read, mut far_write) = tokio::io::split(far);
+    tokio::select! {
+        _ = tokio::io::copy(&mut near_read, &mut far_write) => {}
+        _ = tokio::io::copy(&mut far_read, &mut near_write) => {}
+        () = silent.cancelled() => {}
+    }
+    let _ = tokio::io::copy(&mut near_read, &mut sink()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_falls_silent_is_given_up_after_a_minute() {
+    let vm = Vm::start(VmSpec::default()).await;
+    let (near, far) = tokio::io::duplex(1024 * 1024);
+    let silent = CancellationToken::new();
+    let _network = orchard::task::spawn(pass_on(far, vm.dial().await, silent.clone()));
+    let session = Session::connect(near, login("admin", "admin"), AcceptAny, DEADLINE).await.unwrap();
+
+    let stdio = Stdio { stdin: empty(), stdout: sink(), stderr: sink() };
+    let quiet = session.exec("sleep 1800", stdio).await.unwrap();
+    assert!(quiet.success(), "a quiet command is not a silent peer");
+
+    silent.cancel();
+    let begun = tokio::time::Instant::now();
+    let stdio = Stdio { stdin: empty(), stdout: sink(), stderr: sink() };
+    let ended = session.exec("true", stdio).await.unwrap_err();
+    assert!(matches!(ended, SshError::Timeout { .. }), "{ended:?}");
+    let gone = async {
+        while !session.is_closed() {
+            tokio::task::yield_now().await;
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    };
+    gone.await;
+    assert!(begun.elapsed() < Duration::from_secs(70), "{:?}", begun.elapsed());
+}
+
+/// Run by the next test within a terminal of its own.
+#[tokio::test]
+#[ignore = "needs a terminal; the_users_terminal_is_used_and_restored runs it in one"]
+async fn inner_terminal() {
+    if !terminal::is_interactive() {
+        return eprintln!("SKIPPED: inner_terminal needs a terminal");
+    }
+    let settings = || Command::new("stty").arg("-g").stdin(ChildStdio::inherit()).output().unwrap().stdout;
+    let before = settings();
+    let (_vm, session) = session().await;
+    let status = terminal::interactive(&session, Program::LoginShell).await.unwrap();
+    let restored = if settings() == before { "restored" } else { "CHANGED" };
+    println!("inner: {status}, terminal {restored}");
+}
+
+#[test]
+fn the_users_terminal_is_used_and_restored() {
+    if !Path::new("/usr/bin/script").exists() {
+        return eprintln!("SKIPPED: the terminal test needs script (package bsdutils)");
+    }
+    let inner = format!("{} --ignored --exact ssh::inner_terminal --nocapture", env::current_exe().unwrap().display());
+    let mut script = Command::new("script");
+    script.args(["-qec", &inner, "/dev/null"]).env("TERM", "xterm").env("SHELL", "/bin/sh");
+    let mut child = script.stdin(ChildStdio::piped()).stdout(ChildStdio::piped()).spawn().unwrap();
+    let mut keyboard = child.stdin.take().unwrap();
+    let mut screen = child.stdout.take().unwrap();
+    let mut seen = Vec::new();
+    let mut until = |what: &str| {
+        let mut chunk = [0; 1024];
+        while !String::from_utf8_lossy(&seen).contains(what) {
+            let count = screen.read(&mut chunk).unwrap();
+            assert!(count > 0, "ended before {what:?}: {}", String::from_utf8_lossy(&seen));
+            seen.extend_from_slice(&chunk[..count]);
+        }
+    };
+    until("guest-1$ ");
+    keyboard.write_all(b"hostname\r").unwrap(); // a carriage return ends the line only in raw mode
+    until("hostname\r\nguest-1\r\n");
+    keyboard.write_all(b"exit 6\r").unwrap();
+    until("inner: exit status 6, terminal restored");
+    // no further key: the keyboard is still there, and yet the program ends
+    assert!(child.wait().unwrap().success());
+    drop(keyboard);
+}
+
+/// A real server in inetd mode: it talks over its standard input and output. It runs in a mount namespace of its own
+/// with a user file of ours, so that a password is known and nothing of the host is changed. That needs root or sudo.
+struct RealServer {
+    child: Child,
+    stream: Option<tokio::net::UnixStream>,
+    home: tempfile::TempDir,
+}
+
+const TESTER: &str = "tester";
+const PASSWORD: &str = "let me in";
+/// SHA-512 crypt of [`PASSWORD`].
+const SHADOW: &str =
+    "$6$4i3wr2Q4gYjVKjhY$8xRUvITNjCWtv2KET78vBhpmqYdxNAJNtchRYk3iax04RXeiolDTzkWvvQEXT2MG0g4UNQg3xpJfWb4q2U23z.";
+
+impl RealServer {
+    /// Starts `command` (a shell line that sees `$HOME_DIR`); none, loudly, where it cannot run.
+    fn start(what: &str, files: &[&str], command: &str) -> Option<RealServer> {
+        let skip = |why: String| eprintln!("SKIPPED: the test against {what} did not run: {why}");
+        if let Some(missing) = files.iter().find(|file| !Path::new(file).exists()) {
+            skip(format!("{missing} is not there; install openssh-server, dropbear-bin and util-linux"));
+            return None;
+        }
+        let root = Command::new("unshare").args(["--mount", "true"]).output().is_ok_and(|out| out.status.success());
+        let sudo = ["-n", "unshare", "--mount", "true"];
+        if !root && !Command::new("sudo").args(sudo).output().is_ok_and(|out| out.status.success()) {
+            skip("it needs root, or sudo without a password, for a mount namespace".to_owned());
+            return None;
+        }
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().to_str().unwrap();
+        let write = |name: &str, text: String| std::fs::write(home.path().join(name), text).unwrap();
+        let other = "root:x:0:0:root:/root:/bin/sh\nsshd:x:105:65534::/run/sshd:/usr/sbin/nologin\n";
+        write("passwd", format!("{TESTER}:x:0:0::{dir}:/bin/sh\n{other}"));
+        write("shadow", format!("{TESTER}:{SHADOW}:19000:0:99999:7:::\nroot:*:19000:0:99999:7:::\n"));
+        let keys = format!("HostKey {dir}/host_key\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication yes\n");
+        write("sshd_config", format!("{keys}PidFile none\nStrictModes no\n"));
+        let prepare = "mount --bind $HOME_DIR/passwd /etc/passwd && mount --bind $HOME_DIR/shadow /etc/shadow && \
+            mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/sshd";
+        let line = format!("HOME_DIR={dir}; {prepare} && {command}");
+        let mut launch = Command::new(if root { "unshare" } else { "sudo" });
+        if !root {
+            launch.args(["-n", "unshare"]);
+        }
+        let (near, far) = StdUnixStream::pair().unwrap();
+        let far: std::os::fd::OwnedFd = far.into();
+        launch.args(["--mount", "sh", "-c", &line]).stdin(far.try_clone().unwrap()).stdout(far);
+        let child = launch.stderr(std::fs::File::create(home.path().join("log")).unwrap()).spawn().unwrap();
+        near.set_nonblocking(true).unwrap();
+        Some(RealServer { child, stream: Some(tokio::net::UnixStream::from_std(near).unwrap()), home })
+    }
+
+    fn openssh() -> Option<RealServer> {
+        let line = "ssh-keygen -q -t ed25519 -N '' -f $HOME_DIR/host_key >&2 </dev/null && \
+            exec /usr/sbin/sshd -i -e -f $HOME_DIR/sshd_config";
+        RealServer::start("OpenSSH", &["/usr/sbin/sshd", "/usr/bin/unshare", "/usr/bin/ssh-keygen"], line)
+    }
+
+    fn dropbear() -> Option<RealServer> {
+        let line = "dropbearkey -t ed25519 -f $HOME_DIR/key >&2 </dev/null && \
+            exec /usr/sbin/dropbear -i -r $HOME_DIR/key";
+        RealServer::start("dropbear", &["/usr/sbin/dropbear", "/usr/bin/unshare", "/usr/bin/dropbearkey"], line)
+    }
+
+    async fn connect(&mut self, password: &str) -> Result<Session, SshError> {
+        let connected =
+            Session::connect(self.stream.take().unwrap(), login(TESTER, password), AcceptAny, DEADLINE).await;
+        if connected.is_err() {
+            eprintln!("the server's log:\n{}", std::fs::read_to_string(self.home.path().join("log")).unwrap());
+        }
+        connected
+    }
+}
+
+impl Drop for RealServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn all_works_with(server: Option<RealServer>) {
+    let Some(mut server) = server else { return };
+    let session = server.connect(PASSWORD).await.unwrap();
+    commands_work(&session).await;
+    a_command_ends_though_its_input_is_open(&session).await;
+    a_closed_output_ends_the_command(&session).await;
+    assert_eq!(exec(&session, "kill -TERM $$", b"").await.0, ExitStatus::Signal("TERM".to_owned()));
+    scripts_work(&session).await;
+    let background = startup_script("sleep 600 &\necho left one behind", &[]);
+    let (status, lines) = run_script(&session, &background).await;
+    assert_eq!((status.unwrap(), lines.len()), (code(0), 1));
+    terminals_work(&session).await;
+    session.close().await;
+}
+
+#[tokio::test]
+async fn openssh_is_understood() {
+    all_works_with(RealServer::openssh()).await;
+}
+
+#[tokio::test]
+async fn dropbear_is_understood() {
+    all_works_with(RealServer::dropbear()).await;
+}
+
+#[tokio::test]
+async fn real_servers_refuse_a_wrong_password_and_greet_a_probe() {
+    for start in [RealServer::openssh, RealServer::dropbear] {
+        let Some(mut server) = start() else { continue };
+        let refused = server.connect("wrong").await.unwrap_err();
+        assert!(matches!(refused, SshError::AuthRefused { .. }), "{refused:?}");
+        let mut server = start().unwrap();
+        banner::probe(server.stream.as_mut().unwrap(), DEADLINE).await.unwrap();
+    }
+}
