@@ -53,6 +53,10 @@ const MAX_INCOMING: usize = 1_024;
 const INCOMING_BUFFER: u64 = 16 << 10;
 const INCOMING_BUFFER_TOTAL: u64 = 4 << 20;
 
+/// What the round-trip time is taken for before it was measured: a lost first packet is sent again after three of these.
+/// Shorter than the standard's 333 ms so that a dial during a relay's restart is answered within a blink after it.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+
 /// Settings that depend on the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
@@ -264,6 +268,7 @@ fn common(largest_payload: u16) -> TransportConfig {
     let idle = u32::try_from(IDLE_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     let mut settings = TransportConfig::default();
     settings
+        .initial_rtt(INITIAL_RTT)
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle))))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .send_window(SEND_WINDOW)

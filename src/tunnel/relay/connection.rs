@@ -19,6 +19,9 @@ use crate::tunnel::stream::TunnelStream;
 /// How long a refused worker may take to read why.
 const REFUSAL_LINGER: Duration = Duration::from_secs(2);
 
+/// How long a worker whose control stream has ended may take to close the connection with a reason.
+const FAREWELL_LINGER: Duration = Duration::from_millis(200);
+
 /// Streams a worker may open: the one over which it proves itself.
 const WORKER_STREAMS: u32 = 1;
 
@@ -109,7 +112,11 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
             break;
         }
     }
-    connection.close(Reason::Closed.code(), b"");
+    // The news of why usually follows the end of the control stream at once.
+    if timeout(FAREWELL_LINGER, connection.closed()).await.is_err() {
+        // Only then: closing a closed connection would overwrite the peer's reason.
+        connection.close(Reason::Protocol.code(), b"");
+    }
     let why = connection.close_reason().map_or_else(String::new, |error| reason::describe(&error));
     info!(worker = %name, %why, "the worker's connection has ended");
 }
