@@ -75,6 +75,7 @@ pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: SocketAddr) {
         client.outbound.finish(fault.as_ref());
         let _ = tokio::time::timeout(LINGER, &mut writing).await;
     }
+    drop(connection); // nobody counts or routes to it any more
     transport.shutdown_write();
     discard(&transport).await;
 }
@@ -205,11 +206,6 @@ impl Connection {
 
     /// Performs every whole operation in `buffer` and leaves the rest in it.
     fn perform(&mut self, buffer: &mut BytesMut) -> Option<Fault> {
-        for (id, sid) in self.client.take_expired() {
-            if self.session.subscription(&sid).is_some_and(|held| held.id == id) {
-                self.session.unsubscribe(&sid);
-            }
-        }
         let mut done = 0;
         loop {
             let input = buffer.get(done..).unwrap_or_default();
@@ -256,6 +252,9 @@ impl Connection {
 
     #[inline]
     fn operation(&mut self, op: Op<'_>, shared: Option<&Bytes>) -> Option<Fault> {
+        if !matches!(op, Op::Publish(_)) {
+            self.forget_expired();
+        }
         match self.session.handle(op) {
             Step::Publish(message) => self.publish(&message, shared),
             Step::Nothing => {}
@@ -278,6 +277,15 @@ impl Connection {
             Step::Refuse(fault) => self.delivery.answer(|out| encode::error(out, &fault)),
         }
         None
+    }
+
+    /// Forgets subscriptions that had their last message.
+    fn forget_expired(&mut self) {
+        for (id, sid) in self.client.take_expired() {
+            if self.session.subscription(&sid).is_some_and(|held| held.id == id) {
+                self.session.unsubscribe(&sid);
+            }
+        }
     }
 
     fn accept(&mut self) {

@@ -22,9 +22,12 @@ struct Node<T> {
     /// The token on the way here from the parent.
     token: Box<[u8]>,
     children: HashMap<Box<[u8]>, usize>,
-    plain: Vec<(u64, T)>,
-    queues: Vec<(Box<[u8]>, Vec<(u64, T)>)>,
+    plain: Members<T>,
+    queues: Vec<(Box<[u8]>, Members<T>)>,
 }
+
+/// Values and the ids they were added under.
+type Members<T> = Vec<(u64, T)>;
 
 /// What matched a subject.
 #[derive(Debug, PartialEq, Eq)]
@@ -191,7 +194,7 @@ impl<T: Clone> Trie<T> {
     }
 }
 
-fn take<T>(values: &mut Vec<(u64, T)>, id: u64) -> Option<T> {
+fn take<T>(values: &mut Members<T>, id: u64) -> Option<T> {
     let at = values.iter().position(|(known, _)| *known == id)?;
     Some(values.swap_remove(at).1)
 }

@@ -101,7 +101,6 @@ async fn who_leaves_pings_unanswered_is_stale() {
     let mut raw = Raw::with(&broker, QUIET).await;
     let seen = raw.until_closed().await;
     assert!(seen.ends_with("PING\r\nPING\r\n-ERR 'Stale Connection'\r\n"), "{seen}");
-    assert_eq!(broker.stats().connections, 0);
     broker.shutdown().await;
 }
 

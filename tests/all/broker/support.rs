@@ -73,6 +73,19 @@ impl Raw {
         self.read_until(b"PONG\r\n").await
     }
 
+    /// The next `length` bytes.
+    pub async fn exactly(&mut self, length: usize) -> String {
+        while self.seen.len() < length {
+            let mut buffer = [0; 4096];
+            let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut buffer)).await;
+            let count = read.unwrap_or_else(|_| panic!("too little: {}", self.seen.escape_ascii())).unwrap();
+            assert!(count > 0, "closed; rest: {}", self.seen.escape_ascii());
+            self.seen.extend_from_slice(&buffer[..count]);
+        }
+        let text: Vec<u8> = self.seen.drain(..length).collect();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     pub async fn read_until(&mut self, end: &[u8]) -> String {
         loop {
             if let Some(at) = self.seen.windows(end.len()).position(|window| window == end) {
