@@ -141,6 +141,8 @@ pub(super) mod tests {
             assigned_cpu: 0,
             assigned_memory: 0,
             restart_count: 0,
+            quick_failures: 0,
+            log_lines: 0,
             restarted_at: None,
             scheduled_at: None,
             started_at: None,

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a failed test says so by panicking
 
 mod cli;
+mod flow;
+mod harness;
 mod broker;
 mod layers;
 mod tunnel;

@@ -3,7 +3,10 @@
 //! A runtime keeps no wish and decides nothing: it does one step to one copy and tells what is on the host. Copies run
 //! in processes of their own that outlive the worker; [`Runtime::list`] finds them again.
 
+mod process;
+pub mod qemu;
 pub mod synthetic;
+mod tool;
 
 use std::fmt;
 use std::time::Duration;

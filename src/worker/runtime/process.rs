@@ -1,0 +1,179 @@
+//! A process that outlives the worker: found again by pid *and* start time, so that a reused pid fools nobody, watched
+//! and ended the same way whether this worker process started it or an earlier one did.
+//!
+//! The runtimes start such a process with [`spawn_detached`] and keep its [`Process`] in a file beside the VM. It gets a
+//! process group of its own: Ctrl-C in the worker's terminal does not reach it, and nothing ends it with the worker.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+use tokio::task::JoinSet;
+
+/// One process, told from all others that ever had its pid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The process id.
+    pub pid: i32,
+    /// When it started, as the system writes it; on Linux with the id of the boot.
+    started: String,
+}
+
+/// How often a process is looked for where the system cannot tell of its end.
+const POLL: Duration = Duration::from_millis(200);
+
+impl Process {
+    /// The living process with that pid; `None` when there is none, or only its unreaped remains.
+    pub async fn of(pid: i32) -> Option<Self> {
+        start_time(pid).await.map(|started| Self { pid, started })
+    }
+
+    /// Whether it still lives. A zombie does not.
+    pub async fn alive(&self) -> bool {
+        start_time(self.pid).await.as_deref() == Some(&self.started)
+    }
+
+    /// Sends a signal, unless the process is gone already.
+    pub async fn signal(&self, signal: Signal) {
+        let Some(pid) = Pid::from_raw(self.pid) else { return };
+        #[cfg(target_os = "linux")]
+        {
+            // The handle is taken before the start time is checked: from then on no reuse of the pid can be hit.
+            let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return };
+            if self.alive().await {
+                let _ = rustix::process::pidfd_send_signal(&handle, signal);
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        if self.alive().await {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Waits until the process is certainly gone. Cancel safe.
+    pub async fn gone(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some(pid) = Pid::from_raw(self.pid)
+            && let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)
+            && let Ok(handle) = tokio::io::unix::AsyncFd::new(handle)
+            && self.alive().await
+        {
+            let _ = handle.readable().await;
+        }
+        while self.alive().await {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// [`Process::gone`] within `limit`; whether it is.
+    pub async fn gone_within(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.gone()).await.is_ok() || !self.alive().await
+    }
+}
+
+#[cfg(target_os = "linux")]
+async fn start_time(pid: i32) -> Option<String> {
+    // Both files are answered by the kernel from memory: nothing here blocks.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&stat).map(|ticks| format!("{}/{ticks}", boot.trim()))
+}
+
+/// The start time out of `/proc/PID/stat`, unless the process is a zombie. The second field, the program's name, may
+/// hold spaces and brackets; what follows the last bracket does not.
+#[cfg(target_os = "linux")]
+fn parse_stat(stat: &str) -> Option<&str> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    // Field 22 of the file; the state is field 3.
+    fields.nth(18).filter(|_| !matches!(state, "Z" | "X" | "x"))
+}
+
+#[cfg(not(target_os = "linux"))]
+async fn start_time(pid: i32) -> Option<String> {
+    let pid = pid.to_string();
+    let output = Command::new("ps").args(["-o", "stat=,lstart=", "-p", &pid]).env("LC_ALL", "C").output();
+    let output = tokio::time::timeout(Duration::from_secs(5), output).await.ok()?.ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (state, started) = text.trim().split_once(char::is_whitespace)?;
+    (!state.starts_with('Z')).then(|| started.trim().to_owned())
+}
+
+/// Collects the exits of this worker's children, so that none stays a zombie. Dropping it ends no process.
+#[derive(Debug, Default)]
+pub struct Reaper(JoinSet<()>);
+
+/// Starts `program` in folder `cwd`, detached: no input, output appended to `log`, a process group of its own.
+///
+/// # Errors
+/// When it cannot be started, or is gone at once.
+pub async fn spawn_detached(
+    program: &Path,
+    args: &[String],
+    cwd: &Path,
+    log: File,
+    reaper: &std::sync::Mutex<Reaper>,
+) -> io::Result<Process> {
+    let mut child = Command::new(program)
+        .args(args)
+        .current_dir(cwd)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    // The pid cannot be reused before the reaper below has collected the child.
+    let process = match pid {
+        Some(pid) => Process::of(pid).await,
+        None => None,
+    };
+    {
+        let mut reaper = reaper.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        while reaper.0.try_join_next().is_some() {}
+        reaper.0.spawn(async move {
+            let _ = child.wait().await;
+        });
+    }
+    process.ok_or_else(|| io::Error::other("the process ended at once"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_start_time_is_found_behind_an_odd_program_name() {
+        let stat = "42 (a) R (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21";
+        assert_eq!(parse_stat(stat), Some("777"));
+        assert_eq!(parse_stat(&stat.replace(") S", ") Z")), None);
+    }
+
+    #[tokio::test]
+    async fn another_process_of_the_same_pid_is_not_taken_for_it() {
+        let me = Process::of(i32::try_from(std::process::id()).unwrap()).await.unwrap();
+        assert!(me.alive().await);
+        let earlier = Process { started: "earlier".into(), ..me };
+        assert!(!earlier.alive().await);
+        earlier.signal(Signal::KILL).await;
+        earlier.gone().await;
+    }
+
+    #[tokio::test]
+    async fn a_detached_process_is_seen_to_end_and_leaves_no_zombie() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = File::create(dir.path().join("log")).unwrap();
+        let reaper = std::sync::Mutex::default();
+        let process =
+            spawn_detached(Path::new("sleep"), &["1000".to_owned()], dir.path(), log, &reaper).await.unwrap();
+        assert!(process.alive().await);
+        process.signal(Signal::KILL).await;
+        assert!(process.gone_within(Duration::from_secs(10)).await);
+    }
+}

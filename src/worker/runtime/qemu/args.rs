@@ -1,0 +1,219 @@
+//! The command lines of `qemu-system-…` and `qemu-img`, and what makes up their words. Pure; called by `mod.rs`.
+//!
+//! QEMU runs in the VM's folder, so every file is named by a short relative name (socket paths are limited to some 100
+//! bytes). No text of a user becomes an option or part of a comma list: names and ids are the only such text, their
+//! alphabet holds no comma, and they never stand at the start of a word.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::folder::{CONSOLE_LOG, DISK, PID_FILE, QMP_SOCKET, VNC_SOCKET};
+use crate::model::CopyId;
+use crate::model::vm::Arch;
+
+/// How guest instructions are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Accel {
+    /// Linux's hypervisor.
+    Kvm,
+    /// macOS's hypervisor.
+    Hvf,
+    /// Translation in software: works everywhere, some ten times slower.
+    Tcg,
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Accel::Kvm => "kvm",
+            Accel::Hvf => "hvf",
+            Accel::Tcg => "tcg",
+        })
+    }
+}
+
+impl FromStr for Accel {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "kvm" => Ok(Accel::Kvm),
+            "hvf" => Ok(Accel::Hvf),
+            "tcg" => Ok(Accel::Tcg),
+            _ => Err(format!("{text:?} is not an accelerator: give kvm, hvf, tcg or auto")),
+        }
+    }
+}
+
+/// What a VM's command line depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine<'a> {
+    /// Host name of the guest and title of the process.
+    pub name: &'a str,
+    /// Becomes the guest's instance id: a new copy is a new instance.
+    pub id: CopyId,
+    /// Cores.
+    pub cpu: u64,
+    /// MiB.
+    pub memory: u64,
+    /// `52:54:00:…`
+    pub mac: &'a str,
+    /// Guest and host architecture.
+    pub arch: Arch,
+    /// See [`Accel`].
+    pub accel: Accel,
+    /// UEFI firmware in the folder's parent chain or the system; only arm64 needs one.
+    pub firmware: Option<&'a str>,
+    /// Whether this QEMU was built with seccomp.
+    pub sandbox: bool,
+}
+
+/// Keeps the translation cache small: the default takes 50 to 100 MB more per idle guest and is no faster.
+const TCG: &str = "tcg,tb-size=32";
+
+/// Shuts doors that this command line never needs.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// The words after `qemu-system-…`.
+pub fn run(machine: &Machine<'_>) -> Vec<String> {
+    let mut args: Vec<String> = Vec::with_capacity(48);
+    let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
+    add("-name", format!("guest={}", machine.name));
+    add("-display", "none".to_owned());
+    match machine.arch {
+        Arch::Amd64 => add("-machine", "q35".to_owned()),
+        Arch::Arm64 => add("-machine", "virt,gic-version=max".to_owned()),
+    }
+    let (accel, cpu) = match machine.accel {
+        Accel::Tcg => (TCG.to_owned(), "max"),
+        other => (other.to_string(), "host"),
+    };
+    add("-accel", accel);
+    add("-cpu", cpu.to_owned());
+    add("-smp", machine.cpu.to_string());
+    add("-m", format!("{}M", machine.memory));
+    if let Some(firmware) = machine.firmware {
+        add("-bios", firmware.to_owned());
+    }
+    add("-drive", format!("if=none,id=disk0,file={DISK},format=qcow2,discard=unmap,cache=writeback"));
+    add("-device", "virtio-blk-pci,drive=disk0,bootindex=1".to_owned());
+    add("-netdev", format!("user,id={NETDEV}"));
+    add("-device", format!("virtio-net-pci,netdev={NETDEV},mac={},romfile=", machine.mac));
+    add("-device", "virtio-rng-pci".to_owned());
+    match machine.arch {
+        Arch::Amd64 => add("-vga", "std".to_owned()),
+        Arch::Arm64 => add("-device", "ramfb".to_owned()),
+    }
+    add("-vnc", format!("unix:{VNC_SOCKET}"));
+    add("-smbios", format!("type=1,serial=ds=nocloud;h={};i={}", host_name(machine.name), machine.id));
+    add("-chardev", format!("file,id=console,path={CONSOLE_LOG},append=on"));
+    add("-serial", "chardev:console".to_owned());
+    add("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off"));
+    add("-pidfile", PID_FILE.to_owned());
+    if machine.sandbox {
+        add("-sandbox", SANDBOX.to_owned());
+    }
+    args.extend(["-nodefaults".to_owned(), "-no-user-config".to_owned()]);
+    args
+}
+
+/// The network device's name, in the command line and in forwards.
+pub const NETDEV: &str = "net0";
+
+/// The words after `qemu-img` that make a VM's disk on top of an image. `base` is relative to the VM's folder, where the
+/// command runs. `size` in bytes; none = the image's own.
+pub fn make_overlay(base: &str, format: &str, size: Option<u64>) -> Vec<String> {
+    let mut args: Vec<String> =
+        ["create", "-q", "-f", "qcow2", "-F", format, "-b", base, DISK].map(str::to_owned).into();
+    args.extend(size.map(|bytes| bytes.to_string()));
+    args
+}
+
+/// A VM name as a guest's host name: letters, digits and hyphens, at most 63 of them.
+pub fn host_name(name: &str) -> String {
+    let label: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    label.trim_matches('-').to_owned()
+}
+
+/// A network address of QEMU's own range, the same for a copy at each start and different between copies.
+pub fn mac_address(id: CopyId) -> String {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(id.to_string().as_bytes());
+    let tail: Vec<String> = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+    format!("52:54:00:{}", tail.join(":"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::VmName;
+
+    fn id() -> CopyId {
+        CopyId { uid: "00000000-0000-7000-8000-000000000001".parse().unwrap(), attempt: 2 }
+    }
+
+    fn machine(accel: Accel) -> Machine<'static> {
+        Machine {
+            name: "vm.1",
+            id: id(),
+            cpu: 2,
+            memory: 128,
+            mac: "52:54:00:01:02:03",
+            arch: Arch::Amd64,
+            accel,
+            firmware: None,
+            sandbox: true,
+        }
+    }
+
+    #[test]
+    fn the_exact_command_line() {
+        let expected = [
+            "-name guest=vm.1 -display none -machine q35 -accel tcg,tb-size=32 -cpu max -smp 2 -m 128M",
+            "-drive if=none,id=disk0,file=disk.qcow2,format=qcow2,discard=unmap,cache=writeback",
+            "-device virtio-blk-pci,drive=disk0,bootindex=1 -netdev user,id=net0",
+            "-device virtio-net-pci,netdev=net0,mac=52:54:00:01:02:03,romfile= -device virtio-rng-pci -vga std",
+            "-vnc unix:vnc.sock",
+            "-smbios type=1,serial=ds=nocloud;h=vm-1;i=00000000-0000-7000-8000-000000000001-2",
+            "-chardev file,id=console,path=console.log,append=on -serial chardev:console",
+            "-qmp unix:qmp.sock,server=on,wait=off -pidfile qemu.pid",
+            "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+            "-nodefaults -no-user-config",
+        ];
+        assert_eq!(run(&machine(Accel::Tcg)).join(" "), expected.join(" "));
+    }
+
+    #[test]
+    fn a_hypervisor_gets_the_hosts_processor() {
+        let line = run(&machine(Accel::Kvm)).join(" ");
+        assert!(line.contains("-accel kvm -cpu host"), "{line}");
+    }
+
+    #[test]
+    fn the_overlay_names_format_and_size() {
+        let line = make_overlay("../../images/sha256-ab", "raw", Some(512)).join(" ");
+        assert_eq!(line, "create -q -f qcow2 -F raw -b ../../images/sha256-ab disk.qcow2 512");
+    }
+
+    #[test]
+    fn copies_have_addresses_of_their_own() {
+        let other = CopyId { attempt: 3, ..id() };
+        assert_ne!(mac_address(id()), mac_address(other));
+        assert_eq!(mac_address(id()), mac_address(id()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_vm_name_adds_an_option_or_a_list_element(name in "[A-Za-z0-9][A-Za-z0-9:_.-]{0,127}") {
+            name.parse::<VmName>().unwrap();
+            let plain = run(&machine(Accel::Tcg));
+            let named = run(&Machine { name: &name, ..machine(Accel::Tcg) });
+            prop_assert_eq!(plain.len(), named.len());
+            for (a, b) in plain.iter().zip(&named) {
+                prop_assert_eq!(a.matches(',').count(), b.matches(',').count());
+                prop_assert_eq!(a.starts_with('-'), b.starts_with('-'));
+            }
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What lies on disk for one copy, and nothing about running it: `DATA/vms/<uid>-<attempt>/` with
+//!
+//! | file | what |
+//! |---|---|
+//! | `vm.json` | the [`Record`]; written before anything else, so that an interrupted creation is seen as one |
+//! | `disk.qcow2` | overlay on an image in `DATA/images` |
+//! | `process.json` | the process of the last start ([`Process`]) |
+//! | `qemu.pid` | written by QEMU and removed by it when it ends in order: left over means it crashed |
+//! | `qmp.sock`, `vnc.sock` | control and screen |
+//! | `qemu.log`, `console.log` | QEMU's own output of the last start; the guest's serial console |
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+
+use super::super::{FoundState, RuntimeError};
+use crate::identity::{make_private_dir, write_private};
+use crate::model::{CopyId, VmName};
+use crate::worker::runtime::process::Process;
+
+/// The overlay.
+pub const DISK: &str = "disk.qcow2";
+/// QEMU's control socket.
+pub const QMP_SOCKET: &str = "qmp.sock";
+/// The screen.
+pub const VNC_SOCKET: &str = "vnc.sock";
+/// QEMU's own pid file.
+pub const PID_FILE: &str = "qemu.pid";
+/// The guest's serial console.
+pub const CONSOLE_LOG: &str = "console.log";
+/// What QEMU itself wrote.
+pub const QEMU_LOG: &str = "qemu.log";
+const RECORD: &str = "vm.json";
+const PROCESS: &str = "process.json";
+
+/// The longest path of a Unix socket that every system takes: macOS has 104 bytes with the closing zero, Linux 108.
+pub const MAX_SOCKET_PATH: usize = 103;
+
+/// `vm.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Which copy.
+    pub id: CopyId,
+    /// The VM's name.
+    pub name: VmName,
+    /// Cores at creation; a start may give others.
+    pub cpu: u64,
+    /// MiB at creation; a start may give others.
+    pub memory: u64,
+    /// Network address.
+    pub mac: String,
+    /// File name in `DATA/images` that the overlay stands on.
+    pub image: String,
+    /// Whether the overlay is complete.
+    pub created: bool,
+}
+
+/// The folder of one copy, whether it exists or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Under `vms`.
+    pub fn of(vms: &Path, id: CopyId) -> Self {
+        Self(vms.join(format!("{}-{}", id.uid.0.simple(), id.attempt)))
+    }
+
+    /// The copy that a folder name stands for; `None` for names that Orchard did not give.
+    pub fn parse_name(name: &str) -> Option<CopyId> {
+        let (uid, attempt) = name.split_once('-')?;
+        let id = CopyId { uid: uid.parse().ok()?, attempt: attempt.parse().ok()? };
+        (format!("{}-{}", id.uid.0.simple(), id.attempt) == name).then_some(id)
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Whether there is anything.
+    pub fn exists(&self) -> bool {
+        self.0.exists()
+    }
+
+    /// Makes the folder for its owner alone: whoever reaches the sockets in it owns the guest.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn make(&self) -> Result<(), RuntimeError> {
+        make_private_dir(&self.0).map_err(RuntimeError::io(format!("cannot make {}", self.0.display())))
+    }
+
+    /// `vm.json`; `None` when it is missing or unreadable.
+    pub fn record(&self) -> Option<Record> {
+        self.read(RECORD)
+    }
+
+    /// Replaces `vm.json`, whole.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn write_record(&self, record: &Record) -> Result<(), RuntimeError> {
+        self.write(RECORD, record)
+    }
+
+    /// Notes the process of this start.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn write_process(&self, process: &Process) -> Result<(), RuntimeError> {
+        self.write(PROCESS, process)
+    }
+
+    /// The copy's living process. Also finds one whose start was cut short before it was noted: by who listens on its
+    /// control socket.
+    pub async fn process(&self) -> Option<Process> {
+        if let Some(process) = self.read::<Process>(PROCESS)
+            && process.alive().await
+        {
+            return Some(process);
+        }
+        let stream = self.connect(QMP_SOCKET).await.ok()?;
+        let process = Process::of(stream.peer_cred().ok()?.pid()?).await?;
+        let _ = self.write_process(&process);
+        Some(process)
+    }
+
+    /// What an onlooker sees.
+    pub async fn state(&self) -> FoundState {
+        match self.record() {
+            _ if self.process().await.is_some() => FoundState::Running,
+            Some(record) if record.created => FoundState::Stopped,
+            _ => FoundState::Incomplete,
+        }
+    }
+
+    /// Removes what the last run left and would mislead the next.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn clear_run(&self) -> Result<(), RuntimeError> {
+        for name in [QMP_SOCKET, VNC_SOCKET, PID_FILE, PROCESS, QEMU_LOG, CONSOLE_LOG] {
+            match std::fs::remove_file(self.file(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(RuntimeError::io(format!("cannot remove {}", self.file(name).display()))(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all of it, the record first: what is left by an interruption counts as incomplete.
+    ///
+    /// # Errors
+    /// Whatever the file system says, except that nothing is there.
+    pub async fn remove(&self) -> Result<(), RuntimeError> {
+        let path = self.0.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            let _ = std::fs::remove_file(path.join(RECORD));
+            std::fs::remove_dir_all(&path)
+        });
+        match removed.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(RuntimeError::io(format!("cannot remove {}", self.0.display()))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Connects to a Unix socket in the folder, however deep the folder lies where the system allows it.
+    ///
+    /// # Errors
+    /// Whatever the system says; a path that is too long is named as such.
+    pub async fn connect(&self, socket: &str) -> io::Result<UnixStream> {
+        let path = self.file(socket);
+        if path.as_os_str().len() <= MAX_SOCKET_PATH {
+            return UnixStream::connect(path).await;
+        }
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::fd::AsRawFd;
+            // The open folder has a short name of its own.
+            let folder = std::fs::File::open(&self.0)?;
+            UnixStream::connect(format!("/proc/self/fd/{}/{socket}", folder.as_raw_fd())).await
+        }
+        #[cfg(not(target_os = "linux"))]
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("the path {} is longer than the {MAX_SOCKET_PATH} bytes a socket may have", path.display()),
+        ))
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_json::from_slice(&std::fs::read(self.file(name)).ok()?).ok()
+    }
+
+    fn write(&self, name: &str, value: &impl Serialize) -> Result<(), RuntimeError> {
+        let what = || format!("cannot write {}", self.file(name).display());
+        let text = serde_json::to_vec_pretty(value).map_err(|e| RuntimeError::io(what())(io::Error::other(e)))?;
+        write_private(&self.file(name), &text).map_err(RuntimeError::io(what()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> CopyId {
+        CopyId { uid: "00000000-0000-7000-8000-000000000001".parse().unwrap(), attempt: 7 }
+    }
+
+    #[test]
+    fn folder_names_are_read_back_and_foreign_ones_ignored() {
+        let folder = Folder::of(Path::new("/v"), id());
+        let name = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(Folder::parse_name(&name), Some(id()));
+        for foreign in ["x", "", "lost+found", "00000000000070008000000000000001-007", "00000000000070008000000000000001"]
+        {
+            assert_eq!(Folder::parse_name(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_incomplete_until_its_record_says_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::of(dir.path(), id());
+        folder.make().unwrap();
+        assert_eq!(folder.state().await, FoundState::Incomplete);
+        let mut record = Record {
+            id: id(),
+            name: "a".parse().unwrap(),
+            cpu: 1,
+            memory: 128,
+            mac: "52:54:00:00:00:01".into(),
+            image: "sha256-x".into(),
+            created: false,
+        };
+        folder.write_record(&record).unwrap();
+        assert_eq!(folder.state().await, FoundState::Incomplete);
+        record.created = true;
+        folder.write_record(&record).unwrap();
+        assert_eq!((folder.state().await, folder.record()), (FoundState::Stopped, Some(record)));
+        folder.remove().await.unwrap();
+        folder.remove().await.unwrap();
+        assert!(!folder.exists());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_socket_in_a_very_deep_folder_is_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(150));
+        let folder = Folder::of(&deep, id());
+        folder.make().unwrap();
+        let short = std::fs::File::open(folder.path()).unwrap();
+        use std::os::fd::AsRawFd;
+        let path = format!("/proc/self/fd/{}/{QMP_SOCKET}", short.as_raw_fd());
+        let listener = tokio::net::UnixListener::bind(path).unwrap();
+        folder.connect(QMP_SOCKET).await.unwrap();
+        listener.accept().await.unwrap();
+    }
+}

@@ -1,0 +1,131 @@
+//! What this host offers: which QEMU programs are installed, and which accelerator really works.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+
+use super::super::tool;
+use super::args::Accel;
+use crate::model::vm::Arch;
+
+/// How long a program may take to tell its version, on a busy host.
+const VERSION_LIMIT: Duration = Duration::from_secs(20);
+/// How long the trial of an accelerator may take.
+const TRIAL_LIMIT: Duration = Duration::from_secs(5);
+/// How long a trial machine runs before it is asked whether it still does.
+const TRIAL_RUN: Duration = Duration::from_millis(300);
+
+/// Where arm64 firmware is kept by the packages that bring it.
+const FIRMWARE: &[&str] = &[
+    "/usr/share/AAVMF/AAVMF_CODE.fd",
+    "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
+    "/usr/share/edk2/aarch64/QEMU_EFI.fd",
+    "/opt/homebrew/share/qemu/edk2-aarch64-code.fd",
+    "/usr/local/share/qemu/edk2-aarch64-code.fd",
+];
+
+/// The QEMU found on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Programs {
+    /// `qemu-system-…` of the host's architecture.
+    pub system: PathBuf,
+    /// `qemu-img`.
+    pub img: PathBuf,
+    /// As QEMU tells it, such as `7.2.22`.
+    pub version: String,
+}
+
+/// Looks for QEMU on PATH.
+///
+/// # Errors
+/// What is missing and how to install it, for people.
+pub async fn programs() -> Result<Programs, String> {
+    let system = match Arch::HOST {
+        Arch::Amd64 => "qemu-system-x86_64",
+        Arch::Arm64 => "qemu-system-aarch64",
+    };
+    let install = if cfg!(target_os = "macos") {
+        "brew install qemu"
+    } else {
+        "apt-get install qemu-system-x86 qemu-utils (or qemu-system-arm on arm64)"
+    };
+    let version = |program: &'static str| async move {
+        let out = tool::run(Path::new(program), &["--version"], None, VERSION_LIMIT).await;
+        out.map_err(|error| format!("{error}: {install}"))
+    };
+    let text = version(system).await?;
+    version("qemu-img").await?;
+    let version = text.split_ascii_whitespace().nth(3).unwrap_or("unknown").to_owned();
+    Ok(Programs { system: system.into(), img: "qemu-img".into(), version })
+}
+
+/// The firmware an arm64 machine boots with; none is needed, nor given, on amd64.
+///
+/// # Errors
+/// Where it was looked for.
+pub fn firmware() -> Result<Option<&'static str>, String> {
+    match Arch::HOST {
+        Arch::Amd64 => Ok(None),
+        Arch::Arm64 => FIRMWARE.iter().copied().find(|path| Path::new(path).exists()).map(Some).ok_or_else(|| {
+            format!("no UEFI firmware for arm64 guests; install qemu-efi-aarch64. Looked for {}", FIRMWARE.join(", "))
+        }),
+    }
+}
+
+/// The best accelerator that works. `/dev/kvm` may well open and yet run nothing (nested virtualisation, rights,
+/// another hypervisor), so a machine is run for a moment.
+pub async fn best_accel(system: &Path) -> Accel {
+    let candidate = if cfg!(target_os = "macos") { Accel::Hvf } else { Accel::Kvm };
+    if candidate == Accel::Kvm && !Path::new("/dev/kvm").exists() {
+        return Accel::Tcg;
+    }
+    match tokio::time::timeout(TRIAL_LIMIT, trial(system, candidate)).await {
+        Ok(Some(())) => candidate,
+        _ => {
+            tracing::info!(accel = %candidate, "this accelerator does not work here; guests run in software");
+            Accel::Tcg
+        }
+    }
+}
+
+/// Runs an empty machine and asks it whether it runs. Dropped early, it kills the machine.
+async fn trial(system: &Path, accel: Accel) -> Option<()> {
+    let machine = if Arch::HOST == Arch::Arm64 { "virt,gic-version=max" } else { "q35" };
+    let mut child = Command::new(system)
+        .args(["-accel", &accel.to_string(), "-cpu", "host", "-machine", machine, "-m", "64M"])
+        .args(["-display", "none", "-nodefaults", "-no-user-config", "-qmp", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .ok()?;
+    let (mut input, output) = (child.stdin.take()?, child.stdout.take()?);
+    let mut lines = BufReader::new(output).lines();
+    lines.next_line().await.ok()??;
+    input.write_all(b"{\"execute\":\"qmp_capabilities\"}\n").await.ok()?;
+    tokio::time::sleep(TRIAL_RUN).await;
+    input.write_all(b"{\"execute\":\"query-status\"}\n").await.ok()?;
+    loop {
+        let line = lines.next_line().await.ok()??;
+        if line.contains("\"status\"") {
+            let runs = line.contains("\"running\": true");
+            let _ = child.kill().await;
+            return runs.then_some(());
+        }
+    }
+}
+
+/// Whether this QEMU knows `-sandbox` (built with seccomp: Linux only, and not everywhere there).
+pub async fn has_sandbox(system: &Path) -> bool {
+    if !cfg!(target_os = "linux") {
+        return false;
+    }
+    // A machine of nothing, with the option; the version is printed only once options are parsed.
+    let args = ["-sandbox", "on", "-machine", "none", "-version"];
+    let help = tool::run(system, &["-help"], None, VERSION_LIMIT).await;
+    help.is_ok_and(|text| text.contains("-sandbox on")) && tool::run(system, &args, None, VERSION_LIMIT).await.is_ok()
+}

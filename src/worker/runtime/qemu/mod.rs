@@ -1,0 +1,358 @@
+//! The QEMU runtime: Linux guests on Linux and macOS hosts, with hardware help or without.
+//!
+//! ```text
+//! DATA/images/sha256-….qcow2        see image.rs: source.rs (what was asked for), fetch.rs (copy or download)
+//! DATA/vms/<uid>-<attempt>/         see folder.rs; QEMU runs in there with the command line of args.rs
+//! ```
+//!
+//! A running VM is a [`vm::Machine`]: a process (`runtime/process.rs`) and its one QMP connection (qmp.rs). This file keeps
+//! the table of them and adopts those that an earlier worker process started.
+//!
+//! QEMU is started as a child in a process group of its own, not with `-daemonize`: that option forks (which the sandbox
+//! forbids), leaves the folder that the relative socket paths need, and throws away what QEMU says later, which is all
+//! there is to explain a crash. Own group: Ctrl-C does not reach it. Output to files: it survives us without a broken
+//! pipe. Nobody but us signals it when the worker is killed; a service manager must be told to leave it alone
+//! (`KillMode=process`).
+//!
+//! Forwards listen on the host's loopback address, as QEMU offers nothing narrower: other users of the host can reach
+//! the guest's ports that were dialled.
+
+pub mod args;
+mod fetch;
+pub mod folder;
+pub mod host;
+pub mod image;
+pub mod qmp;
+pub mod source;
+pub mod usernet;
+pub mod vm;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Mutex as AsyncMutex;
+
+use self::args::Accel;
+use self::folder::{Folder, MAX_SOCKET_PATH, QEMU_LOG, Record, VNC_SOCKET};
+use self::host::Programs;
+use self::image::Images;
+use self::vm::Machine;
+use super::process::{Reaper, spawn_detached};
+use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, tool};
+use crate::identity::make_private_dir;
+use crate::model::CopyId;
+use crate::model::vm::{Arch, RuntimeKind};
+
+/// Forces an accelerator (`kvm`, `hvf`, `tcg`), for hosts where the trial is wrong and for tests.
+pub const ACCEL_ENV: &str = "ORCHARD_QEMU_ACCEL";
+/// The port that reaches the VM's screen, drawn by QEMU, rather than the guest.
+const VNC_PORT: u16 = 5900;
+/// Making an overlay takes 15 ms; a slow disk may take seconds.
+const OVERLAY_LIMIT: Duration = Duration::from_secs(60);
+/// `diskSize` counts decimal gigabytes.
+const GIGABYTE: u64 = 1_000_000_000;
+
+/// Where and how VMs run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuOptions {
+    /// Images and VMs lie below; must be absolute, and not shared by two workers.
+    pub data_dir: PathBuf,
+    /// None = the environment's [`ACCEL_ENV`], else the best that works.
+    pub accel: Option<Accel>,
+    /// Local images are taken from this folder only; none = from anywhere the worker can read. Set it where those who
+    /// may create VMs may not read the host's files.
+    pub image_dir: Option<PathBuf>,
+}
+
+impl QemuOptions {
+    /// The usual, in `data_dir`.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self { data_dir: data_dir.into(), accel: None, image_dir: None }
+    }
+}
+
+/// A copy's place in the table: the machine that runs, or was the last to.
+type Slot = AsyncMutex<Option<Arc<Machine>>>;
+
+/// The runtime. Dropping it closes the connections to its VMs and stops none.
+#[derive(Debug)]
+pub struct Qemu {
+    vms: PathBuf,
+    programs: Programs,
+    accel: Accel,
+    sandbox: bool,
+    images: Images,
+    slots: Mutex<HashMap<CopyId, Arc<Slot>>>,
+    reaper: Mutex<Reaper>,
+}
+
+impl Qemu {
+    /// Whether QEMU can be used here, and which; for choosing a runtime.
+    ///
+    /// # Errors
+    /// What is missing, for people.
+    pub async fn detect() -> Result<Programs, String> {
+        let programs = host::programs().await?;
+        host::firmware()?;
+        Ok(programs)
+    }
+
+    /// Prepares the data folder and tries the accelerator. Touches no VM.
+    ///
+    /// # Errors
+    /// When QEMU is not installed, or the folder cannot be used.
+    pub async fn new(options: QemuOptions) -> Result<Self, RuntimeError> {
+        let programs = Self::detect().await.map_err(RuntimeError::Tool)?;
+        let accel = match options.accel {
+            Some(accel) => accel,
+            None => match std::env::var(ACCEL_ENV).as_deref() {
+                Err(_) | Ok("" | "auto") => host::best_accel(&programs.system).await,
+                Ok(text) => {
+                    text.parse().map_err(|why| RuntimeError::Tool(format!("environment variable {ACCEL_ENV}: {why}")))?
+                }
+            },
+        };
+        let vms = options.data_dir.join("vms");
+        check_depth(&vms)?;
+        make_private_dir(&vms).map_err(RuntimeError::io(format!("cannot make {}", vms.display())))?;
+        let images = Images::open(options.data_dir.join("images"), programs.img.clone(), options.image_dir)?;
+        let sandbox = host::has_sandbox(&programs.system).await;
+        tracing::info!(version = programs.version, %accel, sandbox, "QEMU runtime");
+        Ok(Self { vms, programs, accel, sandbox, images, slots: Mutex::default(), reaper: Mutex::default() })
+    }
+
+    /// How guests are executed here.
+    pub fn accel(&self) -> Accel {
+        self.accel
+    }
+
+    fn folder(&self, id: CopyId) -> Folder {
+        Folder::of(&self.vms, id)
+    }
+
+    fn slot(&self, id: CopyId) -> Arc<Slot> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
+    }
+
+    /// The running machine of a copy, adopted if need be; `None` when nothing runs.
+    async fn machine(&self, id: CopyId) -> Result<Option<Arc<Machine>>, RuntimeError> {
+        let folder = self.folder(id);
+        if !folder.exists() {
+            return Ok(None);
+        }
+        let slot = self.slot(id);
+        let mut slot = slot.lock().await;
+        if let Some(machine) = &*slot {
+            if !machine.process().alive().await {
+                return Ok(None);
+            }
+            if machine.connected() {
+                return Ok(Some(machine.clone()));
+            }
+        }
+        let Some(process) = folder.process().await else { return Ok(None) };
+        let machine = Arc::new(Machine::connect(folder, process, true).await?);
+        *slot = Some(machine.clone());
+        Ok(Some(machine))
+    }
+
+    /// The running machine, or why not.
+    async fn running(&self, id: CopyId) -> Result<Arc<Machine>, RuntimeError> {
+        match self.machine(id).await? {
+            Some(machine) => Ok(machine),
+            None if self.folder(id).exists() => Err(RuntimeError::Refused("the VM does not run".to_owned())),
+            None => Err(RuntimeError::NotFound),
+        }
+    }
+
+    async fn launch(&self, folder: &Folder, record: &Record, copy: &CopySpec) -> Result<Machine, RuntimeError> {
+        folder.clear_run()?;
+        let args = args::run(&args::Machine {
+            name: copy.name.as_str(),
+            id: copy.id,
+            cpu: copy.cpu,
+            memory: copy.memory,
+            mac: &record.mac,
+            arch: Arch::HOST,
+            accel: self.accel,
+            firmware: host::firmware().map_err(RuntimeError::Tool)?,
+            sandbox: self.sandbox,
+        });
+        let path = folder.file(QEMU_LOG);
+        let log = File::options().append(true).create(true).open(&path);
+        let log = log.map_err(RuntimeError::io(format!("cannot write {}", path.display())))?;
+        let process = spawn_detached(&self.programs.system, &args, folder.path(), log, &self.reaper).await;
+        let process = process.map_err(|error| {
+            let said = tool::tail(&path, 2048);
+            RuntimeError::Tool(format!("cannot start {}: {error} {said}", self.programs.system.display()))
+        })?;
+        folder.write_process(&process)?;
+        let machine = Machine::connect(folder.clone(), process.clone(), false).await;
+        if machine.is_err() {
+            vm::kill(&process).await?;
+        }
+        machine
+    }
+}
+
+/// Refuses a data folder so deep that sockets in it could not be reached.
+fn check_depth(vms: &Path) -> Result<(), RuntimeError> {
+    const NAME_LEN: usize = 32 + 1 + 10 + 1 + 8; // uid, hyphen, attempt, slash, socket
+    if !vms.is_absolute() {
+        let vms = vms.display();
+        return Err(RuntimeError::State(format!("the data folder must be an absolute path; this is {vms}")));
+    }
+    // Linux has a way round, see Folder::connect.
+    let longest = vms.as_os_str().len() + 1 + NAME_LEN;
+    if cfg!(target_os = "linux") || longest <= MAX_SOCKET_PATH {
+        return Ok(());
+    }
+    Err(RuntimeError::State(format!(
+        "the data folder {} is too deep: sockets in it would have paths of {longest} bytes, and the system allows \
+         {MAX_SOCKET_PATH}; choose one that is at least {} bytes shorter",
+        vms.display(),
+        longest - MAX_SOCKET_PATH
+    )))
+}
+
+#[async_trait]
+impl Runtime for Qemu {
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::Qemu
+    }
+
+    fn boot_permits(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if self.accel == Accel::Tcg { cores } else { cores * 2 }
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
+        let what = || format!("cannot list {}", self.vms.display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.vms).map_err(RuntimeError::io(what()))? {
+            let name = entry.map_err(RuntimeError::io(what()))?.file_name().to_string_lossy().into_owned();
+            let Some(id) = Folder::parse_name(&name) else {
+                tracing::warn!(name, "not a VM's folder, left alone");
+                continue;
+            };
+            let folder = self.folder(id);
+            // Without its record the name is lost with it; the id alone is enough to remove it.
+            let name = folder.record().map(|record| record.name).or_else(|| id.to_string().parse().ok());
+            if let Some(name) = name {
+                found.push(Found { id, name, state: folder.state().await });
+            }
+        }
+        Ok(found)
+    }
+
+    async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {
+        let folder = self.folder(copy.id);
+        if folder.process().await.is_some() {
+            return Err(RuntimeError::State("the VM runs already".to_owned()));
+        }
+        let image = self.images.get(&copy.spec.image, progress).await?;
+        let size = match copy.spec.disk_size {
+            0 => None,
+            wanted => Some(wanted.saturating_mul(GIGABYTE)),
+        };
+        if let Some(size) = size.filter(|size| *size < image.size) {
+            return Err(RuntimeError::Image(format!(
+                "diskSize asks for {}, less than the image's own {}; give 0 or at least {}",
+                fetch::megabytes(size),
+                fetch::megabytes(image.size),
+                image.size.div_ceil(GIGABYTE)
+            )));
+        }
+        progress.say("making the disk");
+        folder.remove().await?;
+        folder.make()?;
+        let mut record = Record {
+            id: copy.id,
+            name: copy.name.clone(),
+            cpu: copy.cpu,
+            memory: copy.memory,
+            mac: args::mac_address(copy.id),
+            image: image.file.clone(),
+            created: false,
+        };
+        folder.write_record(&record)?;
+        let base = format!("../../images/{}", image.file);
+        let args = args::make_overlay(&base, image.format.as_str(), size);
+        tool::run(&self.programs.img, &args, Some(folder.path()), OVERLAY_LIMIT).await?;
+        record.created = true;
+        folder.write_record(&record)
+    }
+
+    async fn start(&self, copy: &CopySpec) -> Result<(), RuntimeError> {
+        if self.machine(copy.id).await?.is_some() {
+            return Ok(());
+        }
+        let folder = self.folder(copy.id);
+        let record = folder.record().filter(|record| record.created).ok_or(RuntimeError::NotFound)?;
+        let slot = self.slot(copy.id);
+        let mut slot = slot.lock().await;
+        *slot = None;
+        *slot = Some(Arc::new(self.launch(&folder, &record, copy).await?));
+        Ok(())
+    }
+
+    async fn booted(&self, id: CopyId) {
+        match self.machine(id).await {
+            Ok(Some(machine)) => machine.booted().await,
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%id, %error, "cannot ask QEMU whether the guest is up"),
+        }
+    }
+
+    async fn wait_exit(&self, id: CopyId) -> Exit {
+        let folder = self.folder(id);
+        if let Err(error) = self.machine(id).await {
+            tracing::warn!(%id, %error, "QEMU runs but does not answer; only its process is watched");
+            if let Some(process) = folder.process().await {
+                process.gone().await;
+            }
+        }
+        let last = self.slot(id).lock().await.clone();
+        match last {
+            Some(machine) => machine.wait_exit().await,
+            None => vm::exit_of(&folder, None),
+        }
+    }
+
+    async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError> {
+        match self.machine(id).await {
+            Ok(Some(machine)) => machine.stop(grace).await,
+            Ok(None) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%id, %error, "QEMU does not answer and is killed");
+                match self.folder(id).process().await {
+                    Some(process) => vm::kill(&process).await,
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    async fn delete(&self, id: CopyId) -> Result<(), RuntimeError> {
+        let folder = self.folder(id);
+        if let Some(process) = folder.process().await {
+            vm::kill(&process).await?;
+        }
+        folder.remove().await?;
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        Ok(())
+    }
+
+    async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError> {
+        let machine = self.running(id).await?;
+        if port == VNC_PORT {
+            let stream = self.folder(id).connect(VNC_SOCKET).await;
+            return Ok(Box::new(stream.map_err(RuntimeError::io("cannot reach the VM's screen"))?));
+        }
+        Ok(Box::new(machine.dial(port).await?))
+    }
+}

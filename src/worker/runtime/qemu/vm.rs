@@ -1,0 +1,246 @@
+//! One running VM: its process and its control connection. Made by a start and by an adoption alike, after which nobody
+//! can tell the two apart.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::super::process::Process;
+use super::super::{Exit, RuntimeError, tool};
+use super::folder::{CONSOLE_LOG, Folder, PID_FILE, QEMU_LOG, QMP_SOCKET};
+use super::qmp::{Qmp, Shutdown};
+use super::usernet::{self, Forward, Forwards};
+use crate::task::{self, Task};
+
+/// A fresh QEMU opens its control socket within some 40 ms; a loaded host may need seconds.
+const SOCKET_LIMIT: Duration = Duration::from_secs(20);
+/// How often the control socket is tried.
+const SOCKET_PAUSE: Duration = Duration::from_millis(20);
+/// A power button pressed before the guest listens is lost, so it is pressed again.
+const POWERDOWN_PAUSE: Duration = Duration::from_secs(3);
+/// How long QEMU has to end after `quit` (it takes some 30 ms).
+const QUIT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the system has to end a killed process: long only when its disk hangs.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// A connect to QEMU's own listener on the loopback address.
+const DIAL_LIMIT: Duration = Duration::from_secs(5);
+/// A started guest that has not switched its network on by then has a network card that does not tell.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// For an adopted guest the event has most likely passed.
+const ADOPTED_BOOT_LIMIT: Duration = Duration::from_secs(10);
+/// How much of QEMU's own output an exit report shows.
+const LOG_TAIL: u64 = 2048;
+/// The size at which a log is emptied: a guest may write to its serial console for years.
+const MAX_LOG: u64 = 8 << 20;
+/// How often the size of the logs is looked at.
+const LOG_PERIOD: Duration = Duration::from_secs(30);
+
+/// A VM that runs, or ran a moment ago.
+#[derive(Debug)]
+pub struct Machine {
+    folder: Folder,
+    process: Process,
+    qmp: Qmp,
+    forwards: Mutex<Forwards>,
+    boot_limit: Duration,
+    _logs: Task,
+}
+
+impl Machine {
+    /// Connects to the process of a folder, waiting until its control socket is there.
+    ///
+    /// # Errors
+    /// When the process ends instead (with what it wrote), or does not answer.
+    pub async fn connect(folder: Folder, process: Process, adopted: bool) -> Result<Self, RuntimeError> {
+        let deadline = Instant::now() + SOCKET_LIMIT;
+        let stream = loop {
+            match folder.connect(QMP_SOCKET).await {
+                Ok(stream) => break stream,
+                Err(_) if !process.alive().await => {
+                    let said = tool::tail(&folder.file(QEMU_LOG), LOG_TAIL);
+                    return Err(RuntimeError::Tool(format!("QEMU did not start: {said}")));
+                }
+                Err(error) if Instant::now() > deadline => {
+                    return Err(RuntimeError::io("cannot reach QEMU's control socket")(error));
+                }
+                Err(_) => tokio::time::sleep(SOCKET_PAUSE).await,
+            }
+        };
+        let qmp = Qmp::open(stream).await?;
+        let logs = task::spawn(bound_logs([folder.file(CONSOLE_LOG), folder.file(QEMU_LOG)]));
+        let mut forwards = Forwards::default();
+        if adopted {
+            forwards.replace(usernet::parse(&qmp.monitor("info usernet").await?));
+        }
+        let boot_limit = if adopted { ADOPTED_BOOT_LIMIT } else { BOOT_LIMIT };
+        Ok(Self { folder, process, qmp, forwards: Mutex::new(forwards), boot_limit, _logs: logs })
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Whether commands can still be given.
+    pub fn connected(&self) -> bool {
+        !self.qmp.seen().borrow().closed
+    }
+
+    /// Waits for the guest's network, QEMU's end or the limit.
+    pub async fn booted(&self) {
+        let mut seen = self.qmp.seen();
+        let up = seen.wait_for(|seen| seen.network_up || seen.closed);
+        let _ = tokio::time::timeout(self.boot_limit, up).await;
+    }
+
+    /// Waits for the end of the process and tells how it came.
+    pub async fn wait_exit(&self) -> Exit {
+        self.process.gone().await;
+        // All that QEMU sent before its end is in the socket by now; the task reads it up to the end.
+        let mut seen = self.qmp.seen();
+        let _ = tokio::time::timeout(QUIT_LIMIT, seen.wait_for(|seen| seen.closed)).await;
+        let shutdown = seen.borrow().shutdown.clone();
+        exit_of(&self.folder, shutdown)
+    }
+
+    /// Presses the power button until the guest is off or `grace` is over, then ends QEMU, gently and at last not.
+    ///
+    /// # Errors
+    /// When the process withstands even that.
+    pub async fn stop(&self, grace: Duration) -> Result<(), RuntimeError> {
+        let deadline = Instant::now() + grace;
+        while Instant::now() < deadline {
+            if let Err(error) = self.qmp.execute("system_powerdown", json!({})).await {
+                tracing::debug!(%error, "the power button could not be pressed");
+                break;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.process.gone_within(left.min(POWERDOWN_PAUSE)).await {
+                return Ok(());
+            }
+        }
+        // The connection may close before the answer.
+        let _ = tokio::time::timeout(QUIT_LIMIT, self.qmp.execute("quit", json!({}))).await;
+        if self.process.gone_within(QUIT_LIMIT).await {
+            return Ok(());
+        }
+        kill(&self.process).await
+    }
+
+    /// Connects to a TCP port of the guest through a forward, which is made at the first use.
+    ///
+    /// QEMU accepts the connection itself: a port on which the guest does not listen shows as an immediate end of the
+    /// stream, not as a refusal here.
+    ///
+    /// # Errors
+    /// When QEMU cannot make the forward, or has ended.
+    pub async fn dial(&self, guest: u16) -> Result<TcpStream, RuntimeError> {
+        let host = self.forward(guest).await?;
+        let connect = TcpStream::connect((Ipv4Addr::LOCALHOST, host));
+        match tokio::time::timeout(DIAL_LIMIT, connect).await {
+            Ok(Ok(stream)) => {
+                let _ = stream.set_nodelay(true);
+                Ok(stream)
+            }
+            Ok(Err(error)) => Err(RuntimeError::Refused(format!("QEMU's forward to port {guest}: {error}"))),
+            Err(_) => Err(RuntimeError::Timeout(format!("QEMU's forward to port {guest} does not answer"))),
+        }
+    }
+
+    async fn forward(&self, guest: u16) -> Result<u16, RuntimeError> {
+        let mut forwards = self.forwards.lock().await;
+        if let Some(host) = forwards.host_port(guest) {
+            return Ok(host);
+        }
+        if let Some(old) = forwards.evict() {
+            self.qmp.monitor(&usernet::remove_command(old.host)).await?;
+        }
+        let answer = self.qmp.monitor(&usernet::add_command(guest)).await?;
+        let listed = usernet::parse(&self.qmp.monitor("info usernet").await?);
+        let Some(forward) = listed.iter().find(|f: &&Forward| f.guest == guest) else {
+            let said = answer.trim();
+            return Err(RuntimeError::Tool(format!("QEMU made no forward to port {guest}: {said}")));
+        };
+        forwards.add(*forward);
+        Ok(forward.host)
+    }
+}
+
+/// Ends a process that no longer answers, or need not be asked.
+///
+/// # Errors
+/// When it is still there after [`KILL_LIMIT`].
+pub async fn kill(process: &Process) -> Result<(), RuntimeError> {
+    process.signal(Signal::KILL).await;
+    if process.gone_within(KILL_LIMIT).await {
+        return Ok(());
+    }
+    let seconds = KILL_LIMIT.as_secs();
+    Err(RuntimeError::Timeout(format!("QEMU process {} is still there {seconds} s after it was killed", process.pid)))
+}
+
+/// How a process that is gone ended: by its own last words if they were heard, else by what it left.
+pub fn exit_of(folder: &Folder, shutdown: Option<Shutdown>) -> Exit {
+    let crashed = folder.file(PID_FILE).exists();
+    verdict(shutdown, crashed, &tool::tail(&folder.file(QEMU_LOG), LOG_TAIL))
+}
+
+/// QEMU writes this to its log when a signal ends it, in order.
+const BY_SIGNAL: &str = "terminating on signal";
+
+fn verdict(shutdown: Option<Shutdown>, pid_file_left: bool, log: &str) -> Exit {
+    let with_log = |what: String| {
+        Exit::Crashed(if log.is_empty() { what } else { format!("{what}; its last words: {log}") })
+    };
+    match shutdown {
+        Some(Shutdown { guest: true, reason }) if reason != "guest-panic" => Exit::PoweredOff,
+        Some(Shutdown { guest: true, .. }) => with_log("the guest's kernel panicked".to_owned()),
+        Some(Shutdown { reason, .. }) => with_log(format!("QEMU was ended from outside the guest ({reason})")),
+        None if pid_file_left => with_log("QEMU crashed or was killed".to_owned()),
+        None if log.contains(BY_SIGNAL) => with_log("QEMU was ended by a signal".to_owned()),
+        None => Exit::PoweredOff,
+    }
+}
+
+/// Empties logs that have grown too large. QEMU appends, so it goes on at the new end.
+async fn bound_logs(paths: [PathBuf; 2]) {
+    loop {
+        tokio::time::sleep(LOG_PERIOD).await;
+        for path in &paths {
+            if std::fs::metadata(path).is_ok_and(|file| file.len() > MAX_LOG)
+                && let Err(error) = std::fs::OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(0))
+            {
+                tracing::warn!(%error, path = %path.display(), "cannot empty a log that has grown too large");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_power_off_is_told_from_a_crash() {
+        let said = |guest, reason: &str| Some(Shutdown { guest, reason: reason.into() });
+        assert_eq!(verdict(said(true, "guest-shutdown"), false, ""), Exit::PoweredOff);
+        assert_eq!(verdict(None, false, "some warning"), Exit::PoweredOff);
+        for (shutdown, left, log) in [
+            (None, true, "assertion failed"),
+            (None, false, "qemu: terminating on signal 15 from pid 1"),
+            (said(false, "host-qmp-quit"), false, ""),
+            (said(true, "guest-panic"), false, ""),
+        ] {
+            match verdict(shutdown, left, log) {
+                Exit::Crashed(text) => assert!(text.contains(log), "{text}"),
+                Exit::PoweredOff => panic!("taken for a power-off: {left} {log:?}"),
+            }
+        }
+    }
+}
