@@ -176,7 +176,7 @@ fn standing(waited_for: VmUid, vm: &Vm) -> Result<String, String> {
 async fn log_in(stream: Stream, login: &Login, deadline: Duration) -> Result<Session, Failure> {
     Session::connect(stream, login.clone(), AcceptAny, deadline).await.map_err(|error| match error {
         SshError::AuthRefused { .. } => Failure::Final(anyhow::anyhow!(
-            "{error}; it is not shown to readers, so give both with -u and -p if they are not admin/admin"
+            "{error}, which is never shown to readers: give both with -u and -p if they are not admin/admin"
         )),
         SshError::HostKeyRefused { .. } => Failure::Final(error.into()),
         // A guest that boots accepts connections and closes them.

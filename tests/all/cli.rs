@@ -234,4 +234,6 @@ fn a_data_folder_in_use_is_left_alone() {
         assert!(ran.stderr.contains("in use") && ran.stderr.contains("--data-dir"), "{}", ran.stderr);
     }
     assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1, "nothing was made in it");
+    let home = std::fs::metadata(user.home.path().join("home")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&home.permissions()) & 0o777, 0o700);
 }

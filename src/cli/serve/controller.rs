@@ -61,6 +61,7 @@ pub(in crate::cli) struct RunArgs {
 pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyhow::Result<u8> {
     let ControllerCommand::Run(arguments) = command;
     let outside_bus = outside_bus(&arguments)?;
+    home.prepare()?;
     let folder = DataFolder::claim(&arguments.data_dir.unwrap_or_else(|| home.path().join("controller")))?;
     let token = folder.token()?;
     let start = parts::start_controller(ControllerSetup {

@@ -67,6 +67,7 @@ impl Running for Cluster {
 }
 
 pub(in crate::cli) async fn run(arguments: DevArgs, home: Home) -> anyhow::Result<u8> {
+    home.prepare()?;
     let folder = DataFolder::claim(&arguments.data_dir.clone().unwrap_or_else(|| home.path().join("dev")))?;
     let token = folder.token()?;
     let kind = kind(arguments.runtime);

@@ -69,7 +69,13 @@ pub(in crate::cli) struct RunArgs {
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
     let WorkerCommand::Run(arguments) = command;
     let token = token(&arguments)?;
-    let data_dir = arguments.data_dir.clone().unwrap_or_else(|| home.path().join("worker"));
+    let data_dir = match arguments.data_dir.clone() {
+        Some(given) => given,
+        None => {
+            home.prepare()?;
+            home.path().join("worker")
+        }
+    };
     let kind = kind(arguments.runtime)?;
     let mut setup = setup(arguments, kind, token)?;
     let folder = DataFolder::claim(&data_dir)?;
@@ -77,8 +83,7 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
     let (name, url) = (setup.name.clone(), setup.bus_url.clone());
     let start = parts::start_worker(setup);
     until_stopped(start, |_| {
-        tracing::info!(worker = %name, controller = %url, "the worker is up");
-        output::line(&format!("orchard worker {name} ({kind}) has joined {url}"))?;
+        output::line(&format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}"))?;
         Ok(())
     })
     .await
