@@ -41,14 +41,11 @@ const PURE: &[&str] = &[
     "controller/cluster",
     "controller/scheduler.rs",
     "worker/plan.rs",
-<<<<<<< HEAD
     "config/duration.rs",
     "cli/event_order.rs",
     "cli/pairs.rs",
-=======
     "worker/runtime/synthetic/behaviour.rs",
     "worker/runtime/synthetic/parse.rs",
->>>>>>> ssh
 ];
 
 /// What pure code does not contain.

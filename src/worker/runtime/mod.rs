@@ -3,9 +3,9 @@
 //! A runtime keeps no wish and decides nothing: it does one step to one copy and tells what is on the host. Copies run
 //! in processes of their own that outlive the worker; [`Runtime::list`] finds them again.
 
-pub mod synthetic;
 pub mod process;
 pub mod qemu;
+pub mod synthetic;
 pub mod tool;
 
 use std::fmt;
@@ -47,9 +47,9 @@ pub struct Found {
 /// What is on the host of one copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FoundState {
-    /// A creation was interrupted; only good for being created again or deleted.
+    /// A creation was interrupted, or it was never started; only good for being created again or deleted.
     Incomplete,
-    /// Its disk is complete, no process runs.
+    /// Its process ran once, and does not run.
     Stopped,
     /// Its process runs.
     Running,
