@@ -4,4 +4,5 @@
 mod guest;
 mod layers;
 mod qemu;
+mod tart;
 mod wait;

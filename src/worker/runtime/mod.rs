@@ -5,6 +5,7 @@
 
 pub mod process;
 pub mod qemu;
+pub mod tart;
 pub mod tool;
 
 use std::fmt;
