@@ -13,4 +13,5 @@ mod qemu;
 mod real;
 mod ssh;
 mod tunnel;
+mod tart;
 mod wait;

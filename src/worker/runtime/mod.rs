@@ -6,6 +6,7 @@
 pub mod process;
 pub mod qemu;
 pub mod synthetic;
+pub mod tart;
 pub mod tool;
 
 use std::fmt;

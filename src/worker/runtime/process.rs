@@ -55,6 +55,15 @@ impl Process {
         }
     }
 
+    /// Sends a signal to all of the process's group, which [`spawn_detached`] made for it.
+    pub async fn signal_group(&self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(self.pid)
+            && self.alive().await
+        {
+            let _ = rustix::process::kill_process_group(pid, signal);
+        }
+    }
+
     /// Waits until the process is certainly gone. Cancel safe.
     pub async fn gone(&self) {
         #[cfg(target_os = "linux")]
@@ -91,6 +100,18 @@ async fn start_time(pid: i32) -> Option<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     parse_stat(&stat).map(|ticks| format!("{}/{ticks}", boot.trim()))
+}
+
+/// Lets a process open as many files as its hard limit allows; where that cannot be set, it stays as it is.
+pub fn raise_file_limit(process: &Process) {
+    #[cfg(target_os = "linux")]
+    if let Some(pid) = Pid::from_raw(process.pid) {
+        use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let _ = prlimit(Some(pid), Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = process;
 }
 
 /// The start time out of `/proc/PID/stat`, unless the process is a zombie. The second field, the program's name, may

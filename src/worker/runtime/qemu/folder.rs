@@ -119,6 +119,16 @@ impl Folder {
         self.write(PROCESS, process)
     }
 
+    /// Whether a process was noted since the last start began.
+    pub fn was_started(&self) -> bool {
+        self.file(PROCESS).exists()
+    }
+
+    /// Takes the note of a start back that failed.
+    pub fn forget_process(&self) {
+        let _ = std::fs::remove_file(self.file(PROCESS));
+    }
+
     /// The copy's living process. Also finds one whose start was cut short before it was noted: by who listens on its
     /// control socket.
     pub async fn process(&self) -> Option<Process> {

@@ -41,7 +41,7 @@ use self::folder::{Folder, MAX_SOCKET_PATH, QEMU_LOG, Record, VNC_SOCKET};
 use self::host::Programs;
 use self::image::Images;
 use self::vm::Machine;
-use super::process::{Reaper, spawn_detached};
+use super::process::{Reaper, raise_file_limit, spawn_detached};
 use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, tool};
 use crate::identity::make_private_dir;
 use crate::model::CopyId;
@@ -191,9 +191,12 @@ impl Qemu {
             RuntimeError::Tool(format!("cannot start {}: {error} {said}", self.programs.system.display()))
         })?;
         folder.write_process(&process)?;
+        // A forwarded connection keeps its descriptor for a while after its end.
+        raise_file_limit(&process);
         let machine = Machine::connect(folder.clone(), process.clone(), false).await;
         if machine.is_err() {
             vm::kill(&process).await?;
+            folder.forget_process();
         }
         machine
     }

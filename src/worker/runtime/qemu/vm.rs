@@ -190,6 +190,9 @@ pub fn exit_of(folder: &Folder, shutdown: Option<Shutdown>) -> Exit {
     if !folder.exists() {
         return Exit::Crashed("there is nothing of the VM on this host".to_owned());
     }
+    if !folder.was_started() {
+        return Exit::Crashed("the VM was not started".to_owned());
+    }
     let crashed = folder.file(PID_FILE).exists();
     verdict(shutdown, crashed, &tool::tail(&folder.file(QEMU_LOG), LOG_TAIL))
 }
