@@ -1,10 +1,9 @@
-//! The SSH client against three servers: the synthetic guest's, OpenSSH's and dropbear's.
+//! The SSH client against the synthetic guest; `real` runs the same checks against OpenSSH and dropbear.
 
-use std::env;
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio as ChildStdio};
+mod real;
+mod terminal;
+
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,10 +13,14 @@ use orchard::model::vm::{StartupScript, VmSpec};
 use orchard::model::{CopyId, VmUid};
 use orchard::ssh::client::{Program, Pty, Session, Stdio};
 use orchard::ssh::script::{self, ScriptError};
-use orchard::ssh::terminal::{self, Size};
-use orchard::ssh::{AcceptAny, ExitStatus, HostKey, Login, SshError, banner};
+use orchard::ssh::terminal::Size;
+use orchard::ssh::{AcceptAny, ExitStatus, HostKey, Login, SshError};
 use orchard::worker::runtime::synthetic::Synthetic;
 use orchard::worker::runtime::{CopySpec, GuestStream, Progress, Runtime};
+use russh::keys::PrivateKey;
+use russh::keys::ssh_key::private::Ed25519Keypair;
+use russh::server::{self, Auth};
+use russh::{MethodKind, MethodSet};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, empty, sink};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -225,6 +228,50 @@ async fn a_wrong_password_or_user_is_refused() {
     vm.session().await;
 }
 
+/// A server that takes no password as such but asks for it, as PAM may be set up.
+struct Asking;
+
+impl server::Handler for Asking {
+    type Error = russh::Error;
+
+    async fn auth_keyboard_interactive<'a>(
+        &'a mut self,
+        _: &str,
+        _: &str,
+        response: Option<server::Response<'a>>,
+    ) -> Result<Auth, russh::Error> {
+        let answers: Vec<Vec<u8>> = response.into_iter().flatten().map(|answer| answer.to_vec()).collect();
+        Ok(match answers.as_slice() {
+            [] => Auth::Partial {
+                name: "".into(),
+                instructions: "".into(),
+                prompts: vec![("Your pet's name? ".into(), true), ("Password: ".into(), false)].into(),
+            },
+            [pet, password] if pet.is_empty() && password == b"right" => Auth::Accept,
+            _ => Auth::reject(),
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_the_password_gets_it_and_nothing_else_does() {
+    for (password, accepted) in [("right", true), ("wrong", false)] {
+        let (near, far) = tokio::io::duplex(1024 * 1024);
+        let config = server::Config {
+            methods: MethodSet::from([MethodKind::KeyboardInteractive].as_slice()),
+            auth_rejection_time: Duration::ZERO,
+            keys: vec![PrivateKey::from(Ed25519Keypair::from_seed(&[7; 32]))],
+            ..server::Config::default()
+        };
+        let _server = orchard::task::spawn(async move {
+            let running = server::run_stream(Arc::new(config), far, Asking).await?;
+            running.await
+        });
+        let connected = Session::connect(near, login("admin", password), AcceptAny, DEADLINE).await;
+        assert_eq!(connected.is_ok(), accepted, "{connected:?}");
+    }
+}
+
 #[tokio::test]
 async fn the_host_key_check_decides() {
     let vm = Vm::start(VmSpec::default()).await;
@@ -343,165 +390,4 @@ async fn a_peer_that_falls_silent_is_given_up_after_a_minute() {
     };
     gone.await;
     assert!(begun.elapsed() < Duration::from_secs(70), "{:?}", begun.elapsed());
-}
-
-/// Run by the next test within a terminal of its own.
-#[tokio::test]
-#[ignore = "needs a terminal; the_users_terminal_is_used_and_restored runs it in one"]
-async fn inner_terminal() {
-    if !terminal::is_interactive() {
-        return eprintln!("SKIPPED: inner_terminal needs a terminal");
-    }
-    let settings = || Command::new("stty").arg("-g").stdin(ChildStdio::inherit()).output().unwrap().stdout;
-    let before = settings();
-    let (_vm, session) = session().await;
-    let status = terminal::interactive(&session, Program::LoginShell).await.unwrap();
-    let restored = if settings() == before { "restored" } else { "CHANGED" };
-    println!("inner: {status}, terminal {restored}");
-}
-
-#[test]
-fn the_users_terminal_is_used_and_restored() {
-    if !Path::new("/usr/bin/script").exists() {
-        return eprintln!("SKIPPED: the terminal test needs script (package bsdutils)");
-    }
-    let inner = format!("{} --ignored --exact ssh::inner_terminal --nocapture", env::current_exe().unwrap().display());
-    let mut script = Command::new("script");
-    script.args(["-qec", &inner, "/dev/null"]).env("TERM", "xterm").env("SHELL", "/bin/sh");
-    let mut child = script.stdin(ChildStdio::piped()).stdout(ChildStdio::piped()).spawn().unwrap();
-    let mut keyboard = child.stdin.take().unwrap();
-    let mut screen = child.stdout.take().unwrap();
-    let mut seen = Vec::new();
-    let mut until = |what: &str| {
-        let mut chunk = [0; 1024];
-        while !String::from_utf8_lossy(&seen).contains(what) {
-            let count = screen.read(&mut chunk).unwrap();
-            assert!(count > 0, "ended before {what:?}: {}", String::from_utf8_lossy(&seen));
-            seen.extend_from_slice(&chunk[..count]);
-        }
-    };
-    until("guest-1$ ");
-    keyboard.write_all(b"hostname\r").unwrap(); // a carriage return ends the line only in raw mode
-    until("hostname\r\nguest-1\r\n");
-    keyboard.write_all(b"exit 6\r").unwrap();
-    until("inner: exit status 6, terminal restored");
-    // no further key: the keyboard is still there, and yet the program ends
-    assert!(child.wait().unwrap().success());
-    drop(keyboard);
-}
-
-/// A real server in inetd mode: it talks over its standard input and output. It runs in a mount namespace of its own
-/// with a user file of ours, so that a password is known and nothing of the host is changed. That needs root or sudo.
-struct RealServer {
-    child: Child,
-    stream: Option<tokio::net::UnixStream>,
-    home: tempfile::TempDir,
-}
-
-const TESTER: &str = "tester";
-const PASSWORD: &str = "let me in";
-/// SHA-512 crypt of [`PASSWORD`].
-const SHADOW: &str =
-    "$6$4i3wr2Q4gYjVKjhY$8xRUvITNjCWtv2KET78vBhpmqYdxNAJNtchRYk3iax04RXeiolDTzkWvvQEXT2MG0g4UNQg3xpJfWb4q2U23z.";
-
-impl RealServer {
-    /// Starts `command` (a shell line that sees `$HOME_DIR`); none, loudly, where it cannot run.
-    fn start(what: &str, files: &[&str], command: &str) -> Option<RealServer> {
-        let skip = |why: String| eprintln!("SKIPPED: the test against {what} did not run: {why}");
-        if let Some(missing) = files.iter().find(|file| !Path::new(file).exists()) {
-            skip(format!("{missing} is not there; install openssh-server, dropbear-bin and util-linux"));
-            return None;
-        }
-        let root = Command::new("unshare").args(["--mount", "true"]).output().is_ok_and(|out| out.status.success());
-        let sudo = ["-n", "unshare", "--mount", "true"];
-        if !root && !Command::new("sudo").args(sudo).output().is_ok_and(|out| out.status.success()) {
-            skip("it needs root, or sudo without a password, for a mount namespace".to_owned());
-            return None;
-        }
-        let home = tempfile::tempdir().unwrap();
-        let dir = home.path().to_str().unwrap();
-        let write = |name: &str, text: String| std::fs::write(home.path().join(name), text).unwrap();
-        let other = "root:x:0:0:root:/root:/bin/sh\nsshd:x:105:65534::/run/sshd:/usr/sbin/nologin\n";
-        write("passwd", format!("{TESTER}:x:0:0::{dir}:/bin/sh\n{other}"));
-        write("shadow", format!("{TESTER}:{SHADOW}:19000:0:99999:7:::\nroot:*:19000:0:99999:7:::\n"));
-        let keys = format!("HostKey {dir}/host_key\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication yes\n");
-        write("sshd_config", format!("{keys}PidFile none\nStrictModes no\n"));
-        let prepare = "mount --bind $HOME_DIR/passwd /etc/passwd && mount --bind $HOME_DIR/shadow /etc/shadow && \
-            mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/sshd";
-        let line = format!("HOME_DIR={dir}; {prepare} && {command}");
-        let mut launch = Command::new(if root { "unshare" } else { "sudo" });
-        if !root {
-            launch.args(["-n", "unshare"]);
-        }
-        let (near, far) = StdUnixStream::pair().unwrap();
-        let far: std::os::fd::OwnedFd = far.into();
-        launch.args(["--mount", "sh", "-c", &line]).stdin(far.try_clone().unwrap()).stdout(far);
-        let child = launch.stderr(std::fs::File::create(home.path().join("log")).unwrap()).spawn().unwrap();
-        near.set_nonblocking(true).unwrap();
-        Some(RealServer { child, stream: Some(tokio::net::UnixStream::from_std(near).unwrap()), home })
-    }
-
-    fn openssh() -> Option<RealServer> {
-        let line = "ssh-keygen -q -t ed25519 -N '' -f $HOME_DIR/host_key >&2 </dev/null && \
-            exec /usr/sbin/sshd -i -e -f $HOME_DIR/sshd_config";
-        RealServer::start("OpenSSH", &["/usr/sbin/sshd", "/usr/bin/unshare", "/usr/bin/ssh-keygen"], line)
-    }
-
-    fn dropbear() -> Option<RealServer> {
-        let line = "dropbearkey -t ed25519 -f $HOME_DIR/key >&2 </dev/null && \
-            exec /usr/sbin/dropbear -i -r $HOME_DIR/key";
-        RealServer::start("dropbear", &["/usr/sbin/dropbear", "/usr/bin/unshare", "/usr/bin/dropbearkey"], line)
-    }
-
-    async fn connect(&mut self, password: &str) -> Result<Session, SshError> {
-        let connected =
-            Session::connect(self.stream.take().unwrap(), login(TESTER, password), AcceptAny, DEADLINE).await;
-        if connected.is_err() {
-            eprintln!("the server's log:\n{}", std::fs::read_to_string(self.home.path().join("log")).unwrap());
-        }
-        connected
-    }
-}
-
-impl Drop for RealServer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-async fn all_works_with(server: Option<RealServer>) {
-    let Some(mut server) = server else { return };
-    let session = server.connect(PASSWORD).await.unwrap();
-    commands_work(&session).await;
-    a_command_ends_though_its_input_is_open(&session).await;
-    a_closed_output_ends_the_command(&session).await;
-    assert_eq!(exec(&session, "kill -TERM $$", b"").await.0, ExitStatus::Signal("TERM".to_owned()));
-    scripts_work(&session).await;
-    let background = startup_script("sleep 600 &\necho left one behind", &[]);
-    let (status, lines) = run_script(&session, &background).await;
-    assert_eq!((status.unwrap(), lines.len()), (code(0), 1));
-    terminals_work(&session).await;
-    session.close().await;
-}
-
-#[tokio::test]
-async fn openssh_is_understood() {
-    all_works_with(RealServer::openssh()).await;
-}
-
-#[tokio::test]
-async fn dropbear_is_understood() {
-    all_works_with(RealServer::dropbear()).await;
-}
-
-#[tokio::test]
-async fn real_servers_refuse_a_wrong_password_and_greet_a_probe() {
-    for start in [RealServer::openssh, RealServer::dropbear] {
-        let Some(mut server) = start() else { continue };
-        let refused = server.connect("wrong").await.unwrap_err();
-        assert!(matches!(refused, SshError::AuthRefused { .. }), "{refused:?}");
-        let mut server = start().unwrap();
-        banner::probe(server.stream.as_mut().unwrap(), DEADLINE).await.unwrap();
-    }
 }

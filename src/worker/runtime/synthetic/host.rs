@@ -37,12 +37,19 @@ struct State {
 struct Copy {
     spec: CopySpec,
     complete: bool,
+    /// The newest, also after its end.
     process: Option<Arc<Process>>,
     /// The guest's identity, made when first needed and kept as on a disk.
     server: Arc<OnceLock<Arc<russh::server::Config>>>,
 }
 
-/// A running copy.
+impl Copy {
+    fn running(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| !process.gone.is_cancelled())
+    }
+}
+
+/// A process of a copy.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) gone: CancellationToken,
@@ -130,10 +137,10 @@ impl SyntheticHost {
 
     /// What is on the host.
     pub fn found(&self) -> Vec<Found> {
-        let state = |copy: &Copy| match (&copy.process, copy.complete) {
-            (Some(_), _) => FoundState::Running,
-            (None, true) => FoundState::Stopped,
-            (None, false) => FoundState::Incomplete,
+        let state = |copy: &Copy| match (copy.running(), copy.complete) {
+            (true, _) => FoundState::Running,
+            (false, true) => FoundState::Stopped,
+            (false, false) => FoundState::Incomplete,
         };
         let lock = self.lock();
         let found = |(id, copy): (&CopyId, &Copy)| Found { id: *id, name: copy.spec.name.clone(), state: state(copy) };
@@ -164,7 +171,7 @@ impl SyntheticHost {
     /// Begins a creation: what is there of an earlier one goes.
     pub(super) fn begin(&self, spec: &CopySpec) -> Result<(), RuntimeError> {
         let mut state = self.lock();
-        if state.copies.get(&spec.id).is_some_and(|copy| copy.process.is_some()) {
+        if state.copies.get(&spec.id).is_some_and(Copy::running) {
             return Err(RuntimeError::State(format!("VM {} runs already, so it cannot be created", spec.name)));
         }
         let copy = Copy { spec: spec.clone(), complete: false, process: None, server: Arc::default() };
@@ -182,18 +189,19 @@ impl SyntheticHost {
     /// Starts the process, with what the guest is given now.
     pub(super) fn run(&self, spec: &CopySpec) -> Result<(), RuntimeError> {
         let state = &mut *self.lock();
-        let running = state.copies.values().filter(|copy| copy.process.is_some()).count();
+        if let Some(most) = state.behaviour.max_running
+            && state.copies.values().filter(|copy| copy.running()).count() >= most
+        {
+            return Err(RuntimeError::Tool(format!("the host runs {most} VMs already and cannot run more")));
+        }
         let never = state.failures.get_mut(&Step::Boot).and_then(VecDeque::pop_front).is_some();
         let boot = state.behaviour.length(Step::Boot, &mut state.dice).filter(|_| !never);
         let copy = state.copies.get_mut(&spec.id).ok_or(RuntimeError::NotFound)?;
-        if copy.process.is_some() {
+        if copy.running() {
             return Err(RuntimeError::State(format!("VM {} runs already", spec.name)));
         }
         if !copy.complete {
             return Err(RuntimeError::State(format!("VM {} is not completely created", spec.name)));
-        }
-        if let Some(most) = state.behaviour.max_running.filter(|most| running >= *most) {
-            return Err(RuntimeError::Tool(format!("the host runs {running} VMs already; it can run at most {most}")));
         }
         copy.spec = spec.clone();
         copy.process = Some(Arc::new(Process {
@@ -205,6 +213,7 @@ impl SyntheticHost {
         Ok(())
     }
 
+    /// The newest process of a copy, running or not.
     pub(super) fn process(&self, id: CopyId) -> Option<Arc<Process>> {
         self.lock().copies.get(&id)?.process.clone()
     }
@@ -217,7 +226,7 @@ impl SyntheticHost {
         let state = self.lock();
         let copy = state.copies.get(&id).ok_or(RuntimeError::NotFound)?;
         let not_running = || RuntimeError::Refused(format!("VM {} does not run", copy.spec.name));
-        let process = copy.process.clone().ok_or_else(not_running)?;
+        let process = copy.process.clone().filter(|_| copy.running()).ok_or_else(not_running)?;
         Ok(Guest { spec: copy.spec.clone(), process, server: copy.server.clone() })
     }
 
@@ -235,10 +244,11 @@ impl SyntheticHost {
     }
 
     pub(super) fn end(&self, id: CopyId, exit: Exit) -> bool {
-        let process = self.lock().copies.get_mut(&id).and_then(|copy| copy.process.take());
-        let Some(process) = process else { return false };
+        let state = self.lock();
+        let running = state.copies.get(&id).filter(|copy| copy.running());
+        let Some(process) = running.and_then(|copy| copy.process.as_ref()) else { return false };
         self.ledger.ended(id.uid);
-        let _ = process.exit.set(exit);
+        let _ = process.exit.set(exit); // first, so that whoever sees the end can read it
         process.gone.cancel();
         true
     }

@@ -1,7 +1,7 @@
 //! A runtime without guests, for scale and fault tests and for trying Orchard without a hypervisor. It is a peer of the
 //! real ones: the same steps, states and errors, only its VMs are entries in a [`SyntheticHost`].
 //!
-//! Port 22 of a running VM is a real SSH server ([`guest`]) with a tiny shell ([`shell`], [`parse`]); every other port
+//! Port 22 of a running VM is a real SSH server (`guest`) with a tiny shell (`shell`, `parse`); every other port
 //! echoes. The host is kept in memory: it outlives a worker in the same process (`Synthetic::on` with the same host),
 //! and ends with the process, so a worker process that restarts finds an empty host, as after a reboot with wiped disks.
 
@@ -89,15 +89,16 @@ impl Runtime for Synthetic {
     async fn wait_exit(&self, id: CopyId) -> Exit {
         match self.host.process(id) {
             Some(process) => process.exited().await,
-            None => Exit::Crashed("its process is gone".to_owned()),
+            None => Exit::Crashed("it never ran".to_owned()),
         }
     }
 
     async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError> {
         let Some(process) = self.host.process(id) else { return Ok(()) };
         let asked = tokio::select! {
-            asked = timeout(grace, self.host.take(Step::Stop)) => asked,
+            biased; // not to ask one that is gone
             _ = process.exited() => return Ok(()),
+            asked = timeout(grace, self.host.take(Step::Stop)) => asked,
         };
         let exit = match asked {
             Ok(Ok(())) => Exit::PoweredOff,
