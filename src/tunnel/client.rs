@@ -8,7 +8,8 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use super::Address;
-use super::endpoint::{DialError, Dialled, Transport, dial};
+use super::dial::{DialError, Dialled, dial};
+use super::endpoint::Transport;
 use super::header::Frame;
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;

@@ -14,6 +14,7 @@
 
 pub mod backoff;
 pub mod client;
+mod dial;
 mod endpoint;
 pub mod header;
 mod reason;
@@ -27,7 +28,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use self::endpoint::{DialError, Transport};
+pub use self::dial::DialError;
+pub use self::endpoint::{Packets, Transport};
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"orchard/1";

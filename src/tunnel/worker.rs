@@ -14,7 +14,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::backoff::Backoff;
-use super::endpoint::{Dialled, Transport, dial};
+use super::dial::{Dialled, dial};
+use super::endpoint::Transport;
 use super::header::{Frame, WorkerHello};
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;

@@ -433,6 +433,35 @@ async fn worker_and_client_come_back_after_the_relay_was_restarted_on_the_same_p
     wait_connected(&relay, false).await;
 }
 
+#[test]
+fn peers_learn_at_once_that_a_killed_relay_is_back() {
+    // The relay has a runtime of its own: ending that ends it like a kill, without a farewell to anybody.
+    let relays = || tokio::runtime::Runtime::new().unwrap();
+    let (first, second, peers) = (relays(), relays(), relays());
+    let gate = Arc::new(Gate::default());
+    let identity = Identity::generate().unwrap();
+    let relay = first.block_on(async { bind(any(), &identity, &gate, Limits::default()).unwrap() });
+    let address = relay.local_addr();
+    let (mut stream, _worker, _echo) = peers.block_on(async {
+        let worker = link(&relay, gate.session("w1"));
+        let (port, echo) = echo().await;
+        wait_connected(&relay, true).await;
+        let client = connect(&relay).await;
+        (client.open(&gate.ticket("w1", port), LIMIT).await.unwrap(), worker, echo)
+    });
+    first.shutdown_timeout(LIMIT);
+    drop(relay);
+    let started = Instant::now();
+    let _relay =
+        second.block_on(until("the port", LIMIT, || async { bind(address, &identity, &gate, Limits::default()) }));
+    peers.block_on(async {
+        stream.write_all(b"anybody there?").await.unwrap();
+        let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert!(error.to_string().contains("has restarted"), "{error}");
+    });
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_sessions_at_once_do_not_mix() {
     let world = Arc::new(World::start().await);

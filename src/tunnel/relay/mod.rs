@@ -23,7 +23,7 @@ use tracing::{Instrument, debug, info, info_span};
 pub use self::links::LinkInfo;
 use self::links::Links;
 use super::MAX_SESSIONS;
-use super::endpoint::{DialError, ServerConfigs, Transport};
+use super::endpoint::{ServerConfigs, Transport};
 use super::reason::Reason;
 use super::ticket::Grant;
 use crate::identity::ca::{Fingerprint, Identity};
@@ -103,7 +103,7 @@ pub enum RelayError {
     },
     /// The identity cannot be used.
     #[error("cannot set up the tunnel endpoint")]
-    Setup(#[source] DialError),
+    Setup(#[source] rustls::Error),
 }
 
 /// What every connection's task needs.
