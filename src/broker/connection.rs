@@ -12,7 +12,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 
-use super::auth::{Credentials, User};
+use super::auth::{Credentials, Denied, User};
+use super::backlog::Batch;
 use super::delivery::{Body, Delivery};
 use super::outbound::{LINGER, Outbound};
 use super::protocol::parse::{Bounds, Parser};
@@ -25,6 +26,8 @@ use super::transport::Transport;
 const MIN_READ: usize = 4 * 1024;
 /// Room for a read of a client that fills it every time.
 const MAX_READ: usize = 64 * 1024;
+/// Reads after which a client that always has more lets others run: half a megabyte.
+const READS_PER_TURN: u32 = 8;
 /// Bodies from here on are shared between receivers instead of copied: below, counting references and writing in more
 /// pieces costs more than the copy, and a small body would keep a whole read buffer alive.
 const SHARE_FROM: usize = 16 * 1024;
@@ -121,7 +124,7 @@ async fn heartbeat(client: &Client, router: &Router) -> Fault {
             return Fault::Stale;
         }
         unanswered += 1;
-        let mut batch = super::outbound::Batch::default();
+        let mut batch = Batch::default();
         batch.tail().extend_from_slice(encode::PING);
         if client.outbound.enqueue(&mut batch).is_ok() {
             client.outbound.flush_now();
@@ -173,6 +176,7 @@ impl Connection {
     async fn read(&mut self, transport: &Transport) -> Option<Fault> {
         let mut buffer = BytesMut::new();
         let mut room = MIN_READ;
+        let mut turns = 0u32;
         loop {
             // A body on its way is given room step by step: announcing much costs the peer nothing.
             let missing = self.parser.need().saturating_sub(buffer.len()).min(buffer.len().max(MAX_READ));
@@ -188,7 +192,10 @@ impl Connection {
                         return fault;
                     }
                     self.delivery.stall().await;
-                    tokio::task::consume_budget().await;
+                    turns = turns.wrapping_add(1);
+                    if turns % READS_PER_TURN == 0 {
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if buffer.is_empty() {
@@ -350,28 +357,21 @@ impl Connection {
     }
 
     fn authenticate(&mut self, options: ConnectOptions) -> Option<Fault> {
-        let user = match &self.router.authenticator {
-            None => User::anonymous(),
-            Some(authenticator) => {
-                let credentials = Credentials {
-                    user: options.user.as_deref(),
-                    password: options.pass.as_deref(),
-                    token: options.auth_token.as_deref(),
-                    nkey: options.nkey.as_deref(),
-                    sig: options.sig.as_deref(),
-                    nonce: self.nonce.as_deref(),
-                    peer: self.peer,
-                };
-                match authenticator.authenticate(&credentials) {
-                    Ok(user) => user,
-                    Err(denied) => {
-                        tracing::info!(client = self.client.id, peer = %self.peer, %denied, "client refused");
-                        return Some(Fault::Authorization);
-                    }
+        let user = loop {
+            let revocations = self.router.revocations();
+            let user = match self.ask_who(&options) {
+                Ok(user) => user,
+                Err(denied) => {
+                    tracing::info!(client = self.client.id, peer = %self.peer, %denied, "client refused");
+                    return Some(Fault::Authorization);
                 }
+            };
+            self.client.user.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&user.name);
+            // Rights taken away while we asked may have been these, and the search may have missed us.
+            if self.router.revocations() == revocations {
+                break user;
             }
         };
-        self.client.user.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&user.name);
         self.client.headers.store(options.headers, Ordering::Relaxed);
         self.client.late_info.store(options.protocol >= 1, Ordering::Relaxed);
         self.client.admitted.store(true, Ordering::Relaxed);
@@ -382,5 +382,18 @@ impl Connection {
         }
         self.accept();
         None
+    }
+
+    fn ask_who(&self, options: &ConnectOptions) -> Result<User, Denied> {
+        let Some(authenticator) = &self.router.authenticator else { return Ok(User::anonymous()) };
+        authenticator.authenticate(&Credentials {
+            user: options.user.as_deref(),
+            password: options.pass.as_deref(),
+            token: options.auth_token.as_deref(),
+            nkey: options.nkey.as_deref(),
+            sig: options.sig.as_deref(),
+            nonce: self.nonce.as_deref(),
+            peer: self.peer,
+        })
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::outbound::{Batch, Fill};
+use super::backlog::Batch;
+use super::outbound::Fill;
 use super::protocol::{Fault, Publish, encode, parse};
 use super::router::{Client, Router, Subscription, Turn};
 use super::session::Verdict;
@@ -20,6 +21,8 @@ use super::subject::covers;
 const CACHED_SUBJECTS: usize = 2_048;
 /// Receivers that may have a batch; when full, everything is forgotten.
 const CACHED_RECEIVERS: usize = 8_192;
+/// Entries in all that the remembered subjects may have; when full, everything is forgotten. 2 MiB.
+const CACHED_ENTRIES: usize = 128 * 1024;
 /// A batch is handed over early at this size.
 const MAX_BATCH: usize = 64 * 1024;
 /// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
@@ -79,6 +82,8 @@ pub struct Delivery {
     behind: Vec<usize>,
     by_client: HashMap<u64, usize>,
     routes: HashMap<Box<[u8]>, Arc<Route>>,
+    /// Entries made since everything was forgotten last.
+    entries: usize,
     last: Option<(Box<[u8]>, Arc<Route>)>,
     random: u64,
     counts: Counts,
@@ -98,6 +103,7 @@ impl Delivery {
             behind: Vec::new(),
             by_client: HashMap::new(),
             routes: HashMap::new(),
+            entries: 0,
             last: None,
             random,
             counts: Counts::default(),
@@ -123,6 +129,7 @@ impl Delivery {
     /// Forgets what was remembered: the client's rights have changed.
     pub fn forget(&mut self) {
         self.routes.clear();
+        self.entries = 0;
         self.last = None;
     }
 
@@ -206,7 +213,7 @@ impl Delivery {
             }
         }
         self.touched = touched;
-        if self.routes.len() > CACHED_SUBJECTS || self.slots.len() > CACHED_RECEIVERS {
+        if self.routes.len() > CACHED_SUBJECTS || self.slots.len() > CACHED_RECEIVERS || self.entries > CACHED_ENTRIES {
             self.forget();
             self.slots.truncate(1);
             self.behind.clear();
@@ -251,8 +258,9 @@ impl Delivery {
                 .map(|subscription| Receiver { batch: self.slot_of(&subscription.client), subscription })
                 .collect()
         };
-        let plain = receivers(found.plain);
-        let queues = found.queues.into_iter().map(|(_, members)| receivers(members)).collect();
+        let plain: Vec<Receiver> = receivers(found.plain);
+        let queues: Vec<Vec<Receiver>> = found.queues.into_iter().map(|(_, members)| receivers(members)).collect();
+        self.entries += plain.len() + queues.iter().map(Vec::len).sum::<usize>();
         Route { generation, verdict, plain, queues }
     }
 

@@ -43,6 +43,7 @@
 //! time when it is far behind; one that does not is not waited for, reaches its bound and is cut off.
 
 pub mod auth;
+mod backlog;
 mod connection;
 mod delivery;
 mod outbound;
@@ -57,8 +58,8 @@ pub mod trie;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
@@ -68,7 +69,8 @@ use tokio_util::sync::CancellationToken;
 use crate::task::{self, Task};
 
 use auth::Authenticator;
-use protocol::{Fault, ServerInfo, encode};
+use backlog::Batch;
+use protocol::{ServerInfo, encode};
 use router::Router;
 
 /// The nats-server release whose core features are here; clients choose what they may use by it.
@@ -82,7 +84,8 @@ const MAX_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How long a shutdown waits for clients to take their last bytes.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
-/// What clients may use. The defaults are nats-server's, but for the time to authenticate.
+/// What clients may use. The defaults are nats-server's, but for the time to authenticate and the subscriptions, which
+/// it does not bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Largest message body in bytes, headers included.
@@ -111,7 +114,7 @@ impl Default for Limits {
         Self {
             max_payload: 1024 * 1024,
             max_control_line: 4096,
-            max_subscriptions: usize::MAX,
+            max_subscriptions: 100_000,
             max_connections: 64 * 1024,
             max_pending: 64 * 1024 * 1024,
             write_deadline: Duration::from_secs(10),
@@ -272,10 +275,7 @@ impl Broker {
     /// Ends every connection of the user `name` now, as when its rights are taken away; says how many there were. The
     /// authenticator should refuse the user first, or its clients come straight back.
     pub fn disconnect_user(&self, name: &str) -> usize {
-        let clients = self.router.clients();
-        let of_user =
-            clients.iter().filter(|client| *client.user.lock().unwrap_or_else(PoisonError::into_inner) == name);
-        of_user.map(|client| client.outbound.finish(Some(&Fault::Revoked))).count()
+        self.router.disconnect(name)
     }
 
     /// Stops accepting, tells clients to go elsewhere, writes out what waits for them and closes. Takes no longer than a
@@ -288,7 +288,7 @@ impl Broker {
         for client in self.router.clients() {
             if client.late_info.load(Ordering::Relaxed) {
                 farewell.client_id = client.id;
-                let mut batch = outbound::Batch::default();
+                let mut batch = Batch::default();
                 encode::info(batch.tail(), &farewell);
                 let _ = client.outbound.enqueue(&mut batch); // whoever has no room for it is cut off anyway
             }

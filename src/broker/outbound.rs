@@ -3,97 +3,32 @@
 //!
 //! The queue is bounded in bytes: a client over its bound is cut off with "Slow Consumer", and nobody waits for it.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::backlog::{Backlog, Batch, MAX_PIECES};
 use super::protocol::{Fault, encode};
 use super::transport::Transport;
 
-/// Pieces per write call; the kernel takes at most 1,024.
-const MAX_PIECES: usize = 64;
 /// Write calls in one visit, so that a busy client does not keep a publisher from its own socket.
 const MAX_ROUNDS: usize = 4;
-/// Batches below this are copied behind the last piece instead of becoming one of their own.
-const COALESCE: usize = 4 * 1024;
-/// A piece does not grow beyond this by coalescing: 64 KiB stays below the allocator's threshold for mapped memory.
-const MAX_PIECE: usize = 64 * 1024;
 /// Bytes that must go out per write deadline: a client that takes less is no better than one that takes nothing.
 const DEADLINE_GOAL: u64 = 1024 * 1024;
 /// How long a closing connection may take to hand over its last bytes.
 pub const LINGER: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
-enum Storage {
-    Copied(Vec<u8>),
-    Shared(Bytes),
-}
-
-#[derive(Debug)]
-struct Piece {
-    bytes: Storage,
-    /// Whether a frame ends with this piece, so that another kind of frame may follow.
-    ends_frame: bool,
-}
-
-impl Piece {
-    fn as_slice(&self) -> &[u8] {
-        match &self.bytes {
-            Storage::Copied(bytes) => bytes,
-            Storage::Shared(bytes) => bytes,
-        }
-    }
-}
-
-/// Frames that one publisher has for one client and not yet handed over.
-#[derive(Debug, Default)]
-pub struct Batch {
-    pieces: Vec<Piece>,
-    tail: Vec<u8>,
-    len: usize,
-}
-
-impl Batch {
-    /// Where to append frames. Call [`Batch::appended`] afterwards.
-    #[inline]
-    pub fn tail(&mut self) -> &mut Vec<u8> {
-        &mut self.tail
-    }
-
-    /// Bytes held.
-    #[inline]
-    pub fn len(&self) -> usize {
-        self.len + self.tail.len()
-    }
-
-    /// Whether nothing is held.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Appends `body` without copying it, in the middle of a frame.
-    pub fn push_shared(&mut self, body: Bytes) {
-        let tail = std::mem::take(&mut self.tail);
-        self.len += tail.len() + body.len();
-        self.pieces.push(Piece { bytes: Storage::Copied(tail), ends_frame: false });
-        self.pieces.push(Piece { bytes: Storage::Shared(body), ends_frame: false });
-    }
-}
-
 #[derive(Debug, Default)]
 struct Queue {
-    pieces: VecDeque<Piece>,
-    /// Bytes of the first piece that are written.
-    offset: usize,
+    backlog: Backlog,
+    /// Bytes of the backlog, also while someone has taken it out.
     pending: usize,
     written: u64,
-    /// Someone is writing, with the pieces taken out.
+    /// Someone is writing, with the backlog taken out.
     flushing: bool,
     /// The socket was full; only the client's own task tries again.
     blocked: bool,
@@ -171,25 +106,7 @@ impl Outbound {
             return Err(Fault::SlowConsumer);
         }
         queue.pending += len;
-        queue.pieces.extend(batch.pieces.drain(..));
-        batch.len = 0;
-        if !batch.tail.is_empty() {
-            match queue.pieces.back_mut() {
-                Some(Piece { bytes: Storage::Copied(last), ends_frame: true })
-                    if batch.tail.len() < COALESCE && last.len() + batch.tail.len() <= MAX_PIECE =>
-                {
-                    last.append(&mut batch.tail);
-                }
-                _ if batch.tail.len() < COALESCE => {
-                    queue.pieces.push_back(Piece { bytes: Storage::Copied(batch.tail.clone()), ends_frame: true });
-                    batch.tail.clear();
-                }
-                _ => {
-                    let tail = std::mem::take(&mut batch.tail);
-                    queue.pieces.push_back(Piece { bytes: Storage::Copied(tail), ends_frame: true });
-                }
-            }
-        }
+        queue.backlog.push(batch);
         Ok(Fill { pending: queue.pending, written: queue.written })
     }
 
@@ -284,42 +201,38 @@ impl Outbound {
             }
         }
         self.finish(None);
-        let mut queue = self.lock();
-        queue.pieces.clear();
-        queue.pending = 0;
-        queue.transport = None;
+        self.lock().let_go();
         if slow { Err(Fault::SlowConsumer) } else { Ok(()) }
     }
 
     /// Lets go of the socket and of everything queued, for a connection whose task is no more.
     pub fn abandon(&self) {
         self.finish(None);
-        let mut queue = self.lock();
-        queue.pieces.clear();
-        queue.pending = 0;
-        queue.transport = None;
+        self.lock().let_go();
     }
 
     fn flush(&self, own_task: bool) -> Outcome {
         for _ in 0..MAX_ROUNDS {
-            let (transport, mut taken, offset) = {
+            let (transport, mut taken) = {
                 let mut queue = self.lock();
                 if queue.flushing || (queue.blocked && !own_task) {
                     return Outcome::Busy;
                 }
-                if queue.pieces.is_empty() {
+                if queue.backlog.is_empty() {
                     return Outcome::Empty;
                 }
                 let Some(transport) = queue.transport.clone() else { return Outcome::Failed };
                 queue.flushing = true;
-                (transport, std::mem::take(&mut queue.pieces), queue.offset)
+                (transport, std::mem::take(&mut queue.backlog))
             };
-            let written = write(&transport, &taken, offset);
+            let written = write(&transport, &taken);
             let mut queue = self.lock();
             queue.flushing = false;
             let outcome = match written {
                 Ok(count) => {
-                    queue.advance(&mut taken, count);
+                    taken.advance(count);
+                    queue.written += count as u64;
+                    queue.pending = queue.pending.saturating_sub(count);
                     queue.blocked = false;
                     None
                 }
@@ -330,8 +243,12 @@ impl Outbound {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
                 Err(_) => Some(Outcome::Failed),
             };
-            taken.append(&mut queue.pieces);
-            queue.pieces = taken;
+            taken.append(&mut queue.backlog);
+            queue.backlog = taken;
+            if queue.transport.is_none() {
+                queue.let_go(); // the connection ended meanwhile
+                return Outcome::Failed;
+            }
             if queue.closing.is_some() {
                 queue.settle();
             }
@@ -347,61 +264,106 @@ impl Outbound {
                 return outcome;
             }
         }
-        if self.lock().pieces.is_empty() { Outcome::Empty } else { Outcome::More }
+        if self.lock().backlog.is_empty() { Outcome::Empty } else { Outcome::More }
     }
 }
 
 impl Queue {
-    /// Drops what is written: `count` bytes from the front of `taken`.
-    fn advance(&mut self, taken: &mut VecDeque<Piece>, count: usize) {
-        self.written += count as u64;
-        self.pending = self.pending.saturating_sub(count);
-        let mut done = self.offset + count;
-        while let Some(first) = taken.front() {
-            let len = first.as_slice().len();
-            if done < len {
-                break;
-            }
-            done -= len;
-            taken.pop_front();
-        }
-        self.offset = done;
-    }
-
     /// Once closing: cuts what is not to be sent, and puts the last words behind the rest.
     fn settle(&mut self) {
         if std::mem::take(&mut self.cut) {
-            let keep = if self.offset == 0 {
-                0
-            } else {
-                self.pieces.iter().position(|piece| piece.ends_frame).map_or(self.pieces.len(), |at| at + 1)
-            };
-            self.pieces.truncate(keep);
-            self.pending = self.pieces.iter().map(|piece| piece.as_slice().len()).sum::<usize>() - self.offset;
+            self.pending = self.backlog.cut();
         }
         if !self.last_words.is_empty() {
             let words = std::mem::take(&mut self.last_words);
             self.pending += words.len();
-            self.pieces.push_back(Piece { bytes: Storage::Copied(words), ends_frame: true });
+            self.backlog.push_frames(words);
         }
     }
 
     fn is_done(&self) -> bool {
-        self.pieces.is_empty() && !self.flushing
+        self.backlog.is_empty() && !self.flushing
+    }
+
+    fn let_go(&mut self) {
+        self.backlog.clear();
+        self.pending = 0;
+        self.transport = None;
     }
 }
 
-fn write(transport: &Transport, pieces: &VecDeque<Piece>, offset: usize) -> io::Result<usize> {
+fn write(transport: &Transport, backlog: &Backlog) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); MAX_PIECES];
-    let mut count = 0;
-    for (slot, piece) in slices.iter_mut().zip(pieces) {
-        let bytes = piece.as_slice();
-        let skip = if count == 0 { offset } else { 0 };
-        *slot = IoSlice::new(bytes.get(skip..).unwrap_or_default());
-        count += 1;
-    }
+    let count = backlog.slices(&mut slices);
     match transport.try_write(slices.get(..count).unwrap_or_default()) {
         Ok(0) => Err(io::ErrorKind::WriteZero.into()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn pair(max_pending: usize) -> (Outbound, Arc<Transport>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let transport = Arc::new(Transport::plain(accepted.unwrap().0));
+        (Outbound::new(transport.clone(), max_pending), transport, peer.unwrap())
+    }
+
+    fn batch(frames: &[u8]) -> Batch {
+        let mut batch = Batch::default();
+        batch.tail().extend_from_slice(frames);
+        batch
+    }
+
+    #[tokio::test]
+    async fn what_was_queued_goes_out_before_the_last_words() {
+        let (outbound, transport, mut peer) = pair(100).await;
+        outbound.enqueue(&mut batch(b"one ")).unwrap();
+        outbound.finish(Some(&Fault::Stale));
+        outbound.enqueue(&mut batch(b"too late")).unwrap();
+        outbound.run(&transport, LINGER).await.unwrap();
+        transport.shutdown_write();
+        let mut seen = String::new();
+        peer.read_to_string(&mut seen).await.unwrap();
+        assert_eq!(seen, "one -ERR 'Stale Connection'\r\n");
+    }
+
+    #[tokio::test]
+    async fn over_the_bound_only_the_last_words_are_left() {
+        let (outbound, transport, mut peer) = pair(10).await;
+        outbound.enqueue(&mut batch(b"12345678")).unwrap();
+        assert_eq!(outbound.enqueue(&mut batch(b"901")).unwrap_err(), Fault::SlowConsumer);
+        assert!(outbound.is_closed());
+        outbound.enqueue(&mut batch(b"901")).unwrap();
+        outbound.run(&transport, LINGER).await.unwrap();
+        transport.shutdown_write();
+        let mut seen = String::new();
+        peer.read_to_string(&mut seen).await.unwrap();
+        assert_eq!(seen, "-ERR 'Slow Consumer'\r\n");
+    }
+
+    #[tokio::test]
+    async fn relief_ends_when_the_backlog_is_gone_or_time_is_up() {
+        let (outbound, _transport, _peer) = pair(1_000).await;
+        outbound.enqueue(&mut batch(&[b'x'; 500])).unwrap();
+        outbound.relief(Duration::from_millis(1), 100).await;
+        let relieved = async {
+            outbound.relief(Duration::from_secs(60), 100).await;
+        };
+        let flushing = async {
+            tokio::task::yield_now().await;
+            while !outbound.lock().is_done() {
+                outbound.flush_now();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(relieved, flushing) }).await.unwrap();
     }
 }

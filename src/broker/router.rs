@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::Limits;
 use super::auth::Authenticator;
 use super::outbound::Outbound;
-use super::protocol::ServerInfo;
+use super::protocol::{Fault, ServerInfo};
 use super::session::Held;
 use super::subject::tokens;
 use super::trie::{Matches, Trie};
@@ -182,6 +182,8 @@ pub struct Router {
     tree: RwLock<Trie<Arc<Subscription>>>,
     clients: Mutex<HashMap<u64, Arc<Client>>>,
     next_id: AtomicU64,
+    /// How often rights were taken away: a client that was let in meanwhile is asked again.
+    revocations: AtomicU64,
     classes: [AtomicU64; CLASSES],
     all_classes: AtomicU64,
 }
@@ -197,6 +199,7 @@ impl Router {
             tree: RwLock::default(),
             clients: Mutex::default(),
             next_id: AtomicU64::new(1),
+            revocations: AtomicU64::new(0),
             classes: std::array::from_fn(|_| AtomicU64::new(0)),
             all_classes: AtomicU64::new(0),
         }
@@ -205,6 +208,21 @@ impl Router {
     /// A number never given out before by this broker.
     pub fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Ends every connection of the user `name`; says how many there were.
+    pub fn disconnect(&self, name: &str) -> usize {
+        // First the number, then the search: who is let in between the two sees that the number has changed.
+        self.revocations.fetch_add(1, Ordering::SeqCst);
+        let clients = self.clients();
+        let of_user =
+            clients.iter().filter(|client| *client.user.lock().unwrap_or_else(PoisonError::into_inner) == name);
+        of_user.map(|client| client.outbound.finish(Some(&Fault::Revoked))).count()
+    }
+
+    /// Changes with every [`Router::disconnect`].
+    pub fn revocations(&self) -> u64 {
+        self.revocations.load(Ordering::SeqCst)
     }
 
     /// Adds `client`; `false` when there are as many as there may be.

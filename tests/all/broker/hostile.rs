@@ -1,7 +1,9 @@
 //! Clients that do not behave: the broker cuts them off and nobody else notices.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use orchard::broker::auth::{Authenticator, Credentials, Denied, User};
 use orchard::broker::{Broker, Limits};
 
 use super::support::{PATIENCE, Raw, plain, start};
@@ -73,6 +75,31 @@ async fn silent_connections_do_not_keep_others_out() {
     let mut busy = Raw::with(&broker, QUIET).await;
     busy.send(b"SUB a 1\r\nPUB a 1\r\nx\r\n").await;
     assert_eq!(busy.until_pong().await, "MSG a 1 1\r\nx\r\n");
+    broker.shutdown().await;
+}
+
+/// Lets everybody in, but for one user whose name makes it panic.
+struct Brittle;
+
+impl Authenticator for Brittle {
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<User, Denied> {
+        assert_ne!(credentials.user, Some("boom"));
+        Ok(User::anonymous())
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_one_connection_harms_no_other() {
+    let broker = start(Broker::builder().authenticator(Arc::new(Brittle))).await;
+    let mut well = Raw::with(&broker, QUIET).await;
+    well.send(b"SUB a 1\r\n").await;
+    well.until_pong().await;
+    let mut ill = Raw::with(&broker, "{\"user\":\"boom\"}").await;
+    ill.until_closed().await;
+    well.send(b"PUB a 1\r\nx\r\n").await;
+    assert_eq!(well.until_pong().await, "MSG a 1 1\r\nx\r\n");
+    assert_eq!(broker.stats().connections, 1, "nothing is left of it");
+    Raw::with(&broker, QUIET).await.until_pong().await;
     broker.shutdown().await;
 }
 
