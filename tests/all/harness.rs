@@ -108,7 +108,7 @@ pub async fn succeed(command: tokio::process::Command) -> String {
 /// A controller with workers.
 pub struct Cluster {
     pub access: Access,
-    pub controller: Option<Controller>,
+    _controller: Controller,
     pub workers: Vec<Worker>,
     pub dir: tempfile::TempDir,
 }
@@ -136,7 +136,7 @@ impl Cluster {
         .await
         .unwrap();
         let access = Access { url: controller.bus_url().to_owned(), token };
-        Self { access, controller: Some(controller), workers: Vec::new(), dir }
+        Self { access, _controller: controller, workers: Vec::new(), dir }
     }
 
     /// Adds a worker.

@@ -59,6 +59,19 @@ impl Server {
     }
 }
 
+/// `orchard worker run` for the controller of `access`, reached at `url`, within `prefix` (such as `ip netns exec NAME`).
+pub async fn worker(access: &Access, url: &str, folder: &Path, runtime: &str, prefix: &[&str]) -> Server {
+    std::fs::create_dir_all(folder).unwrap();
+    let token = folder.join("token");
+    std::fs::write(&token, access.token.expose()).unwrap();
+    let words: Vec<&str> = prefix.iter().copied().chain([env!("CARGO_BIN_EXE_orchard")]).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env("ORCHARD_HOME", folder).args(["worker", "run", url, "--name", "far"]);
+    command.args(["--default-cpu", "1", "--default-memory", "128", "--runtime", runtime]);
+    command.arg("--token-file").arg(token).arg("--data-dir").arg(folder.join("data"));
+    Server::start(command).await
+}
+
 /// `orchard controller run` on `data`, with these addresses.
 pub async fn controller(home: &Path, data: &Path, bus: &str, tunnels: &str) -> (Server, Access) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orchard"));

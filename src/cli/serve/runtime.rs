@@ -7,6 +7,7 @@ use crate::model::vm::{Arch, RuntimeKind};
 use crate::worker::runtime::Runtime;
 use crate::worker::runtime::qemu::{Qemu, QemuOptions};
 use crate::worker::runtime::synthetic::Synthetic;
+use crate::worker::runtime::tart::{Tart, TartOptions};
 
 /// What `--runtime` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,10 @@ pub(super) async fn open(kind: RuntimeKind, data_dir: &Path) -> anyhow::Result<A
     Ok(match kind {
         RuntimeKind::Qemu => Arc::new(Qemu::new(QemuOptions::new(data_dir.join("qemu"))).await?),
         RuntimeKind::Tart | RuntimeKind::Vetu => {
-            anyhow::bail!("the runtime {kind} is not in this build yet")
+            let program = PathBuf::from(kind.as_str());
+            let version = Tart::detect(&program).await.map_err(anyhow::Error::msg)?;
+            tracing::info!(%kind, version, "runtime");
+            Arc::new(Tart::new(TartOptions { kind, program, data_dir: data_dir.join(kind.as_str()) })?)
         }
         RuntimeKind::Synthetic => Arc::new(Synthetic::new()),
     })

@@ -37,6 +37,7 @@ struct State {
 struct Copy {
     spec: CopySpec,
     complete: bool,
+    started: bool,
     /// The newest, also after its end.
     process: Option<Arc<Process>>,
     /// The guest's identity, made when first needed and kept as on a disk.
@@ -174,7 +175,7 @@ impl SyntheticHost {
         if state.copies.get(&spec.id).is_some_and(Copy::running) {
             return Err(RuntimeError::State(format!("VM {} runs already, so it cannot be created", spec.name)));
         }
-        let copy = Copy { spec: spec.clone(), complete: false, process: None, server: Arc::default() };
+        let copy = Copy { spec: spec.clone(), complete: false, started: false, process: None, server: Arc::default() };
         state.copies.insert(spec.id, copy);
         drop(state);
         self.ledger.created();
@@ -204,6 +205,7 @@ impl SyntheticHost {
             return Err(RuntimeError::State(format!("VM {} is not completely created", spec.name)));
         }
         copy.spec = spec.clone();
+        copy.started = true;
         copy.process = Some(Arc::new(Process {
             gone: self.power.child_token(),
             exit: OnceLock::new(),
