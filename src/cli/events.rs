@@ -141,10 +141,11 @@ fn print(arguments: &EventsArgs, events: Vec<Event>) -> Result<(), output::Outpu
         (Some(wanted), EventObject::Vm { name, .. }) => wanted == name,
         (Some(_), EventObject::Worker { .. }) => false,
     };
-    events.iter().filter(wanted).try_for_each(|event| match arguments.output.output {
+    let show = |event: &Event| match arguments.output.output {
         Format::Json => output::json_line(event),
-        Format::Table => output::line(&describe(event)),
-    })
+        Format::Table => Ok(describe(event)),
+    };
+    output::lines(events.iter().filter(wanted).map(show).collect::<Result<Vec<_>, _>>()?)
 }
 
 /// An event as a line for people.

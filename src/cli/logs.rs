@@ -113,8 +113,9 @@ async fn print_rest(arguments: &LogsArgs, reader: &mut Reader<'_>) -> anyhow::Re
 
 /// Log lines go out as they are, colours included: they are the output of the user's own script.
 fn print(arguments: &LogsArgs, lines: impl IntoIterator<Item = Event>) -> Result<(), output::OutputError> {
-    lines.into_iter().try_for_each(|event| match arguments.output.output {
+    let show = |event: Event| match arguments.output.output {
         Format::Json => output::json_line(&event),
-        Format::Table => output::line(&event.message),
-    })
+        Format::Table => Ok(event.message),
+    };
+    output::lines(lines.into_iter().map(show).collect::<Result<Vec<_>, _>>()?)
 }

@@ -56,8 +56,21 @@ impl From<io::Error> for OutputError {
 /// # Errors
 /// See [`OutputError`].
 pub fn line(text: &str) -> Result<(), OutputError> {
+    lines([text.to_owned()])
+}
+
+/// Prints lines, all at once: a page of events costs one write.
+///
+/// # Errors
+/// As for [`line`].
+pub fn lines(lines: impl IntoIterator<Item = String>) -> Result<(), OutputError> {
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(&line);
+        text.push('\n');
+    }
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
+    out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
 }
 
@@ -69,12 +82,12 @@ pub fn json<T: Serialize>(value: &T) -> Result<(), OutputError> {
     line(&serde_json::to_string_pretty(value)?)
 }
 
-/// Prints `value` as JSON on one line, for streams of values.
+/// `value` as JSON on one line, for streams of values.
 ///
 /// # Errors
-/// As for [`line`].
-pub fn json_line<T: Serialize>(value: &T) -> Result<(), OutputError> {
-    line(&serde_json::to_string(value)?)
+/// [`OutputError::Json`].
+pub fn json_line<T: Serialize>(value: &T) -> Result<String, OutputError> {
+    Ok(serde_json::to_string(value)?)
 }
 
 /// A table without borders: the columns wide enough for their longest cell, nothing cut off.

@@ -124,18 +124,17 @@ impl Target {
                 Err(error) if error.code == ErrorCode::NotFound => return Err(error.into()),
                 Err(error) => error.message,
             };
+            let why = join(&reason, &state);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 anyhow::bail!(
-                    "VM {} did not answer SSH within {}: {reason} ({state}); --wait gives it more time",
+                    "VM {} did not answer SSH within {}: {why}; --wait gives it more time",
                     self.name,
                     duration::show(wait)
                 );
             }
             if started.elapsed() > QUIET {
-                progress
-                    .get_or_insert_with(Progress::start)
-                    .say(&format!("waiting for VM {}: {reason} ({state})", self.name));
+                progress.get_or_insert_with(Progress::start).say(&format!("waiting for VM {}: {why}", self.name));
             }
             tokio::time::sleep(pause.min(left)).await;
             pause = (pause * 2).min(MAX_PAUSE);
@@ -169,6 +168,12 @@ fn standing(waited_for: VmUid, vm: &Vm) -> Result<String, String> {
         (VmStatus::Failed, RestartPolicy::Never) => Err(format!("VM {} has failed{why}", vm.name)),
         _ => Ok(format!("the VM is {}{why}", vm.status)),
     }
+}
+
+/// The reason with the VM's state behind it, unless it tells as much itself.
+fn join(reason: &str, state: &str) -> String {
+    let told = state.split_once(": ").is_some_and(|(_, message)| reason.contains(message));
+    if told { reason.to_owned() } else { format!("{reason} ({state})") }
 }
 
 /// Logs in over `stream`. The host key is not checked: the tunnel's ends know each other, the stream ends in the guest's
@@ -252,6 +257,18 @@ mod tests {
         assert!(standing(seen.uid, &seen).unwrap_err().contains("has failed: no worker fits"));
         seen.spec.restart_policy = RestartPolicy::OnFailure;
         assert!(standing(seen.uid, &seen).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_told_twice() {
+        assert_eq!(
+            join("not running yet: no worker fits", "the VM is pending: no worker fits"),
+            "not running yet: no worker fits"
+        );
+        assert_eq!(
+            join("the guest refused", "the VM is running: booting"),
+            "the guest refused (the VM is running: booting)"
+        );
     }
 
     #[test]

@@ -7,11 +7,12 @@ use clap::{Args, Subcommand};
 
 use super::folder::{self, DataFolder};
 use super::parts::{self, ControllerSetup, OutsideBus, RunningController};
-use super::{BOOTSTRAP_ACCOUNT, host, until_stopped};
+use super::{host, until_stopped};
 use crate::cli::{UsageError, output};
 use crate::config::Home;
 use crate::config::address::{normalise_bus_url, parse_listen};
 use crate::config::context::{Context, ContextFile};
+use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::model::secret::Secret;
 
 /// The context of the first account, on the controller's own machine.
@@ -97,7 +98,7 @@ fn announce(controller: &RunningController, folder: &DataFolder, token: Secret, 
     let file = ContextFile::new(home);
     let context = Context {
         url: controller.bus_url.clone(),
-        account: Some(BOOTSTRAP_ACCOUNT.parse()?),
+        account: Some(BOOTSTRAP_ADMIN.parse()?),
         token: Some(token),
         other: Default::default(),
     };
@@ -114,7 +115,7 @@ orchard controller is ready
   tunnels  {tunnels} (udp)
   data     {data}
   context  {CONTEXT}{default} in {file}
-
+{outside}
 To join a worker, copy {token_file} to it and run there:
   orchard worker run {join} --token-file FILE",
         bus = controller.bus_url,
@@ -122,6 +123,15 @@ To join a worker, copy {token_file} to it and run there:
         data = folder.path().display(),
         default = if is_default { ", the default" } else { ", to be named with --context" },
         file = file.path().display(),
+        outside = match controller.bus_addr {
+            Some(_) => String::new(),
+            None => format!(
+                "\nThe server at {} decides who gets in: give its users {BOOTSTRAP_ADMIN} and worker/NAME the password that\n\
+                 stands in {}.\n",
+                controller.bus_url,
+                folder.token_path().display()
+            ),
+        },
         token_file = folder.token_path().display(),
         join = join_url(controller),
     ))?;

@@ -10,11 +10,12 @@ use super::folder::DataFolder;
 use super::host::Capacity;
 use super::parts::{self, ControllerSetup, RunningController, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
-use super::{BOOTSTRAP_ACCOUNT, Running, until_stopped};
+use super::{Running, until_stopped};
 use crate::cli::output;
 use crate::config::Home;
 use crate::config::address::parse_listen;
 use crate::config::context::{Context, ContextFile};
+use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::model::WorkerName;
 use crate::model::secret::Secret;
 use crate::model::vm::RuntimeKind;
@@ -138,7 +139,7 @@ fn announce(
     let file = ContextFile::new(home);
     let context = Context {
         url: controller.bus_url.clone(),
-        account: Some(BOOTSTRAP_ACCOUNT.parse()?),
+        account: Some(BOOTSTRAP_ADMIN.parse()?),
         token: Some(token),
         other: Default::default(),
     };

@@ -15,8 +15,6 @@ use std::time::Duration;
 use self::signals::Signals;
 use super::FAILED;
 
-/// The account that a fresh controller has, which may do everything.
-const BOOTSTRAP_ACCOUNT: &str = "bootstrap-admin";
 /// How long an orderly stop may take before the process ends anyhow: nothing durable is lost by it.
 const STOP_GRACE: Duration = Duration::from_secs(20);
 
