@@ -26,7 +26,7 @@ impl Server {
         let mut said = Vec::new();
         let ready = async {
             while let Some(line) = lines.next_line().await.unwrap() {
-                let is_ready = line.contains(" ready");
+                let is_ready = line.contains(" is ready") || line.contains(" runs and keeps itself joined");
                 said.push(line);
                 if is_ready {
                     return true;
@@ -36,8 +36,10 @@ impl Server {
         };
         let is_ready = tokio::time::timeout(LIMIT, ready).await.unwrap_or_else(|_| panic!("{command:?} is not ready"));
         if is_ready {
-            // The lines that follow the first belong to it.
-            while said.last().is_none_or(|line| !line.trim_start().starts_with("data")) {
+            // The lines that follow the first of a controller belong to it.
+            while said.last().is_some_and(|line| !line.contains(" runs and "))
+                && said.last().is_none_or(|line| !line.trim_start().starts_with("data"))
+            {
                 let Ok(Ok(Some(line))) = tokio::time::timeout(LIMIT, lines.next_line()).await else { break };
                 said.push(line);
             }
