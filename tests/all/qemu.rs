@@ -256,3 +256,48 @@ async fn images_that_cannot_be_used_are_refused_with_the_reason() {
     let left = std::fs::read_dir(host.dir.path().join("images")).unwrap().flatten();
     assert!(!left.map(|e| e.file_name()).any(|name| name.to_string_lossy().ends_with(".part")));
 }
+
+#[tokio::test]
+async fn a_start_that_qemu_refuses_tells_its_reason_and_leaves_no_process() {
+    let host = Host::new();
+    let qemu = host.qemu().await;
+    let mut vm = copy("greedy", &guest_image());
+    create(&qemu, &vm).await.unwrap();
+    vm.cpu = 100_000;
+    let error = qemu.start(&vm).await.unwrap_err();
+    assert!(error.to_string().contains("CPUs"), "{error}");
+    assert_eq!((states(&qemu).await, host.processes()), (vec![FoundState::Stopped], vec![]));
+    assert!(matches!(qemu.wait_exit(vm.id).await, Exit::Crashed(_)));
+    qemu.delete(vm.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_data_folder_too_deep_for_socket_paths_still_works() {
+    let host = Host::new();
+    let deep = host.dir.path().join("d".repeat(120));
+    let options = QemuOptions { accel: Some(Accel::Tcg), ..QemuOptions::new(deep) };
+    std::fs::create_dir_all(host.dir.path().join("vms")).unwrap();
+    let qemu = Qemu::new(options).await.unwrap();
+    let vm = copy("deep", &guest_image());
+    create(&qemu, &vm).await.unwrap();
+    let _turn = turn().await;
+    qemu.start(&vm).await.unwrap();
+    assert_eq!(states(&qemu).await, [FoundState::Running]);
+    qemu.delete(vm.id).await.unwrap();
+    assert_eq!(host.processes(), Vec::<i32>::new());
+}
+
+#[tokio::test]
+async fn an_interrupted_creation_is_seen_and_made_good() {
+    let host = Host::new();
+    let vm = copy("half", &guest_image());
+    let folder = host.dir.path().join(format!("vms/{}-0", vm.id.uid.0.simple()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk.qcow2"), "half").unwrap();
+    std::fs::create_dir(host.dir.path().join("vms/lost+found")).unwrap();
+    let qemu = host.qemu().await;
+    assert_eq!(states(&qemu).await, [FoundState::Incomplete]);
+    assert!(matches!(qemu.start(&vm).await, Err(RuntimeError::NotFound)));
+    create(&qemu, &vm).await.unwrap();
+    assert_eq!(states(&qemu).await, [FoundState::Stopped]);
+}
