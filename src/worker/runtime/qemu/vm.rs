@@ -183,7 +183,7 @@ fn did_not_start(folder: &Folder) -> RuntimeError {
 /// Ends a process that no longer answers, or need not be asked.
 ///
 /// # Errors
-/// When it is still there after [`KILL_LIMIT`].
+/// When it is still there long after.
 pub async fn kill(process: &Process) -> Result<(), RuntimeError> {
     process.signal(Signal::KILL).await;
     if process.gone_within(KILL_LIMIT).await {
