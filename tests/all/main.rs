@@ -7,6 +7,7 @@ mod crash;
 mod flow;
 mod guest;
 mod harness;
+mod images;
 mod layers;
 mod netns;
 mod processes;

@@ -131,11 +131,15 @@ async fn a_vm_lives_through_power_off_restart_crash_and_deletion() {
     boot(&qemu, &vm).await;
     assert_eq!(states(&qemu).await, [FoundState::Running]);
     qemu.start(&vm).await.unwrap();
-    assert_eq!(host.processes().len(), 1, "a second start does nothing");
+    let [pid] = host.processes()[..] else { panic!("a second start does nothing") };
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    assert_eq!(rustix::process::getpgid(Some(pid)), Ok(pid), "signals to the worker's group do not reach it");
     let (exit, stopped) = tokio::join!(qemu.wait_exit(vm.id), qemu.stop(vm.id, BOOT));
     stopped.unwrap();
     assert_eq!((exit, host.processes()), (Exit::PoweredOff, vec![]));
     assert_eq!(states(&qemu).await, [FoundState::Stopped]);
+    let remains = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    wait::until("the zombie to be collected", BOOT, || async { if remains.exists() { Err(()) } else { Ok(()) } }).await;
 
     boot(&qemu, &vm).await;
     kill(host.processes()[0]);
@@ -154,18 +158,48 @@ async fn a_vm_lives_through_power_off_restart_crash_and_deletion() {
     assert!(matches!(qemu.dial(vm.id, 22).await, Err(RuntimeError::NotFound)));
 }
 
+/// Names the data folder to the process that [`a_worker_process_that_another_test_kills`] becomes.
+const WORKER_ENV: &str = "ORCHARD_TEST_WORKER_FOLDER";
+
 #[tokio::test]
-async fn a_new_worker_adopts_a_vm_that_runs() {
-    let host = Host::new();
+async fn a_worker_process_that_another_test_kills() {
+    let Some(folder) = std::env::var_os(WORKER_ENV).map(PathBuf::from) else { return };
+    let options = QemuOptions { accel: Some(Accel::Tcg), ..QemuOptions::new(&folder) };
+    let qemu = Qemu::new(options).await.unwrap();
     let vm = copy("adopted", &guest_image());
-    let first = host.qemu().await;
-    create(&first, &vm).await.unwrap();
-    boot(&first, &vm).await;
+    create(&qemu, &vm).await.unwrap();
+    boot(&qemu, &vm).await;
+    std::fs::write(folder.join("booted"), "").unwrap();
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn a_vm_outlives_its_worker_and_is_adopted_by_the_next() {
+    let host = Host::new();
+    guest_image();
+    let turn = turn().await;
+    let mut worker = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "qemu::a_worker_process_that_another_test_kills", "--nocapture"])
+        .env(WORKER_ENV, host.dir.path())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let booted = host.dir.path().join("booted");
+    wait::until("the worker process to boot a VM", BOOT, || async { booted.exists().then_some(()).ok_or("not yet") })
+        .await;
+    drop(turn);
     let before = host.processes();
-    drop(first);
+    assert_eq!(before.len(), 1);
+    // Like Ctrl-C to the whole group, and like kill -9: nothing in it can tidy up.
+    let group = rustix::process::Pid::from_raw(worker.id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+    worker.wait().await.unwrap();
 
     let second = host.qemu().await;
-    assert_eq!(states(&second).await, [FoundState::Running]);
+    let found = second.list().await.unwrap().remove(0);
+    assert_eq!(found.state, FoundState::Running);
+    let vm = CopySpec { id: found.id, ..copy("adopted", &guest_image()) };
     ssh_banner(&second, vm.id).await;
     second.start(&vm).await.unwrap();
     assert_eq!(host.processes(), before, "the same process goes on");
@@ -255,4 +289,60 @@ async fn images_that_cannot_be_used_are_refused_with_the_reason() {
     assert_eq!(host.vm_folders(), Vec::<PathBuf>::new());
     let left = std::fs::read_dir(host.dir.path().join("images")).unwrap().flatten();
     assert!(!left.map(|e| e.file_name()).any(|name| name.to_string_lossy().ends_with(".part")));
+}
+
+#[tokio::test]
+async fn a_start_that_qemu_refuses_tells_its_reason_and_leaves_no_process() {
+    let host = Host::new();
+    let qemu = host.qemu().await;
+    let mut vm = copy("greedy", &guest_image());
+    create(&qemu, &vm).await.unwrap();
+    vm.cpu = 100_000;
+    let error = qemu.start(&vm).await.unwrap_err();
+    assert!(error.to_string().contains("CPUs"), "{error}");
+    assert_eq!((states(&qemu).await, host.processes()), (vec![FoundState::Stopped], vec![]));
+    assert!(matches!(qemu.wait_exit(vm.id).await, Exit::Crashed(_)));
+    qemu.delete(vm.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_data_folder_too_deep_for_socket_paths_still_works() {
+    let host = Host::new();
+    let deep = host.dir.path().join("d".repeat(120));
+    let options = QemuOptions { accel: Some(Accel::Tcg), ..QemuOptions::new(deep) };
+    std::fs::create_dir_all(host.dir.path().join("vms")).unwrap();
+    let qemu = Qemu::new(options).await.unwrap();
+    let vm = copy("deep", &guest_image());
+    create(&qemu, &vm).await.unwrap();
+    let _turn = turn().await;
+    qemu.start(&vm).await.unwrap();
+    assert_eq!(states(&qemu).await, [FoundState::Running]);
+    qemu.delete(vm.id).await.unwrap();
+    assert_eq!(host.processes(), Vec::<i32>::new());
+}
+
+#[tokio::test]
+async fn an_interrupted_creation_is_seen_and_made_good() {
+    let host = Host::new();
+    let vm = copy("half", &guest_image());
+    let folder = host.dir.path().join(format!("vms/{}-0", vm.id.uid.0.simple()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk.qcow2"), "half").unwrap();
+    std::fs::create_dir(host.dir.path().join("vms/lost+found")).unwrap();
+    let qemu = host.qemu().await;
+    assert_eq!(states(&qemu).await, [FoundState::Incomplete]);
+    assert!(matches!(qemu.start(&vm).await, Err(RuntimeError::NotFound)));
+    create(&qemu, &vm).await.unwrap();
+    assert_eq!(states(&qemu).await, [FoundState::Stopped]);
+}
+
+#[tokio::test]
+async fn the_accelerator_chosen_by_trial_runs_a_guest() {
+    let host = Host::new();
+    let qemu = Qemu::new(QemuOptions::new(host.dir.path())).await.unwrap();
+    let vm = copy("chosen", &guest_image());
+    create(&qemu, &vm).await.unwrap();
+    boot(&qemu, &vm).await;
+    eprintln!("chosen: {}", qemu.accel());
+    qemu.delete(vm.id).await.unwrap();
 }

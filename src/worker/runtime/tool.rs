@@ -16,6 +16,9 @@ use super::RuntimeError;
 /// How much of each output stream is kept: enough for `tart list` of thousands of VMs, and bounded.
 const MAX_OUTPUT: u64 = 4 << 20;
 
+/// How long the output is waited for once the tool itself has ended.
+const LEFTOVER_LIMIT: Duration = Duration::from_secs(5);
+
 /// Kills the tool's process group unless it ended by itself.
 struct Group(Option<Pid>);
 
@@ -49,8 +52,16 @@ pub async fn run<S: AsRef<OsStr>>(
     let mut group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw));
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let finish = async {
-        let (out, err) = tokio::join!(capture(out), capture(err));
-        (child.wait().await, out, err)
+        let output = async { tokio::join!(capture(out), capture(err)) };
+        let mut output = std::pin::pin!(output);
+        // A child of the tool's own may hold the pipes open for as long as it likes.
+        tokio::select! {
+            (out, err) = &mut output => (child.wait().await, out, err),
+            status = child.wait() => {
+                let (out, err) = tokio::time::timeout(LEFTOVER_LIMIT, output).await.unwrap_or_default();
+                (status, out, err)
+            }
+        }
     };
     let what = || {
         let args: Vec<_> = args.iter().map(|a| a.as_ref().to_string_lossy()).collect();

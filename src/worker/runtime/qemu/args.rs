@@ -46,7 +46,7 @@ impl FromStr for Accel {
 
 /// What a VM's command line depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Machine<'a> {
+pub struct Parameters<'a> {
     /// Host name of the guest and title of the process.
     pub name: &'a str,
     /// Becomes the guest's instance id: a new copy is a new instance.
@@ -74,7 +74,7 @@ const TCG: &str = "tcg,tb-size=32";
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// The words after `qemu-system-…`.
-pub fn run(machine: &Machine<'_>) -> Vec<String> {
+pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     let mut args: Vec<String> = Vec::with_capacity(48);
     let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
     add("-name", format!("guest={}", machine.name));
@@ -153,8 +153,8 @@ mod tests {
         CopyId { uid: "00000000-0000-7000-8000-000000000001".parse().unwrap(), attempt: 2 }
     }
 
-    fn machine(accel: Accel) -> Machine<'static> {
-        Machine {
+    fn machine(accel: Accel) -> Parameters<'static> {
+        Parameters {
             name: "vm.1",
             id: id(),
             cpu: 2,
@@ -208,7 +208,7 @@ mod tests {
         fn no_vm_name_adds_an_option_or_a_list_element(name in "[A-Za-z0-9][A-Za-z0-9:_.-]{0,127}") {
             name.parse::<VmName>().unwrap();
             let plain = run(&machine(Accel::Tcg));
-            let named = run(&Machine { name: &name, ..machine(Accel::Tcg) });
+            let named = run(&Parameters { name: &name, ..machine(Accel::Tcg) });
             prop_assert_eq!(plain.len(), named.len());
             for (a, b) in plain.iter().zip(&named) {
                 prop_assert_eq!(a.matches(',').count(), b.matches(',').count());

@@ -125,6 +125,7 @@ fn copy_blocking(from: &Path, to: &Path, stop: &AtomicBool, progress: &Progress)
     let mut done = 0u64;
     loop {
         if stop.load(Ordering::Relaxed) {
+            let _ = std::fs::remove_file(to); // made after its Part was dropped, perhaps
             return Err(RuntimeError::State("the creation was cancelled".to_owned()));
         }
         let read = if shared { target.read(&mut block) } else { source.read(&mut block) };
@@ -162,7 +163,7 @@ fn told(doing: &str, done: u64, total: Option<u64>) -> String {
     match total.filter(|total| *total > 0) {
         Some(total) => {
             let percent = u128::from(done) * 100 / u128::from(total);
-            format!("{doing} the image: {percent} % of {}", megabytes(total))
+            format!("{doing} the image: {percent} % ({} of {})", megabytes(done), megabytes(total))
         }
         None => format!("{doing} the image: {}", megabytes(done)),
     }

@@ -171,7 +171,7 @@ impl Qemu {
 
     async fn launch(&self, folder: &Folder, record: &Record, copy: &CopySpec) -> Result<Machine, RuntimeError> {
         folder.clear_run()?;
-        let args = args::run(&args::Machine {
+        let args = args::run(&args::Parameters {
             name: copy.name.as_str(),
             id: copy.id,
             cpu: copy.cpu,

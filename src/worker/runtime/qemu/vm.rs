@@ -22,6 +22,8 @@ use crate::task::{self, Task};
 const SOCKET_LIMIT: Duration = Duration::from_secs(20);
 /// How often the control socket is tried.
 const SOCKET_PAUSE: Duration = Duration::from_millis(20);
+/// How long a process that closed its control socket has to be gone.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 /// A power button pressed before the guest listens is lost, so it is pressed again.
 const POWERDOWN_PAUSE: Duration = Duration::from_secs(3);
 /// How long QEMU has to end after `quit` (it takes some 30 ms).
@@ -62,17 +64,19 @@ impl Machine {
         let stream = loop {
             match folder.connect(QMP_SOCKET).await {
                 Ok(stream) => break stream,
-                Err(_) if !process.alive().await => {
-                    let said = tool::tail(&folder.file(QEMU_LOG), LOG_TAIL);
-                    return Err(RuntimeError::Tool(format!("QEMU did not start: {said}")));
-                }
+                Err(_) if !process.alive().await => return Err(did_not_start(&folder)),
                 Err(error) if Instant::now() > deadline => {
                     return Err(RuntimeError::io("cannot reach QEMU's control socket")(error));
                 }
                 Err(_) => tokio::time::sleep(SOCKET_PAUSE).await,
             }
         };
-        let qmp = Qmp::open(stream).await?;
+        let qmp = match Qmp::open(stream).await {
+            Ok(qmp) => qmp,
+            // QEMU opens the socket before it has looked at all of its command line.
+            Err(_) if process.gone_within(SETTLE_LIMIT).await => return Err(did_not_start(&folder)),
+            Err(error) => return Err(error),
+        };
         let logs = task::spawn(bound_logs([folder.file(CONSOLE_LOG), folder.file(QEMU_LOG)]));
         let mut forwards = Forwards::default();
         if adopted {
@@ -172,10 +176,14 @@ impl Machine {
     }
 }
 
+fn did_not_start(folder: &Folder) -> RuntimeError {
+    RuntimeError::Tool(format!("QEMU did not start: {}", tool::tail(&folder.file(QEMU_LOG), LOG_TAIL)))
+}
+
 /// Ends a process that no longer answers, or need not be asked.
 ///
 /// # Errors
-/// When it is still there after [`KILL_LIMIT`].
+/// When it is still there long after.
 pub async fn kill(process: &Process) -> Result<(), RuntimeError> {
     process.signal(Signal::KILL).await;
     if process.gone_within(KILL_LIMIT).await {
