@@ -177,19 +177,20 @@ impl Delivery {
         heard
     }
 
-    /// Tells the client that nobody listens to its request: only if it listens to the reply subject itself.
+    /// Tells the client that nobody listens to its request: only if it listens to the reply subject itself, and not in a
+    /// queue group.
     pub fn no_responders(&mut self, subject: &[u8], reply: &[u8]) {
-        if let Some(listener) = self.own_listener(reply) {
+        if let Some(listener) = self.own_listener(reply, false) {
             self.answer(|out| encode::no_responders(out, reply, &listener.sid, subject));
         }
     }
 
-    /// The client's own subscription that `subject` reaches, if any.
-    pub fn own_listener(&self, subject: &[u8]) -> Option<Arc<Subscription>> {
+    /// The client's own subscription that `subject` reaches, if any; `grouped` takes those in queue groups too.
+    pub fn own_listener(&self, subject: &[u8], grouped: bool) -> Option<Arc<Subscription>> {
         let own = self.slots.first()?.client.id;
         let found = self.router.matches(subject);
-        let grouped = found.queues.into_iter().flat_map(|(_, members)| members);
-        found.plain.into_iter().chain(grouped).find(|subscription| subscription.client.id == own)
+        let groups = found.queues.into_iter().filter(|_| grouped).flat_map(|(_, members)| members);
+        found.plain.into_iter().chain(groups).find(|subscription| subscription.client.id == own)
     }
 
     /// Hands every batch over and tries to write it. Receivers over their bound are cut off here.

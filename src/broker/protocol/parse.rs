@@ -61,6 +61,7 @@ impl Parser {
             Verb::Connect => (Op::Connect(line), after),
             Verb::Ping => (Op::Ping, after),
             Verb::Pong => (Op::Pong, after),
+            Verb::Info if line.is_empty() => return Err(Fault::Malformed),
             Verb::Ok | Verb::Info => (Op::Noise, after),
             Verb::Err => (Op::ClientError, after),
         };
@@ -181,7 +182,7 @@ enum Body<'a> {
 #[inline]
 fn publish<'a>(verb: Verb, line: &'a [u8], rest: &'a [u8], bounds: &Bounds) -> Result<Body<'a>, Fault> {
     let (parts, count) = split::<4>(line).ok_or(Fault::Malformed)?;
-    let (subject, reply, header_size, total_size) = match (verb, parts, count) {
+    let (subject, reply, mut header_size, total_size) = match (verb, parts, count) {
         (Verb::Pub, [subject, total, ..], 2) => (subject, None, None, total),
         (Verb::Pub, [subject, reply, total, _], 3) => (subject, Some(reply), None, total),
         (Verb::Hpub, [subject, header, total, _], 3) => (subject, None, Some(header), total),
@@ -190,9 +191,10 @@ fn publish<'a>(verb: Verb, line: &'a [u8], rest: &'a [u8], bounds: &Bounds) -> R
     };
     let total = size(total_size).ok_or(Fault::Malformed)?;
     if let Some(header) = header_size {
-        let header = size(header).ok_or(Fault::Malformed)?;
-        if header > total {
-            return Err(Fault::Malformed);
+        match size(header) {
+            Some(0) => header_size = None, // no headers: to subscribers it is as if published by PUB
+            Some(header) if header <= total => {}
+            _ => return Err(Fault::Malformed),
         }
     }
     if total > bounds.payload {
@@ -289,6 +291,7 @@ mod tests {
         assert_eq!(one(b"pub  a\tr 02 \r\n\r\n\r\n"), Ok(Some(Op::Publish(reply))));
         let headers = Publish { header_size: Some(b"1"), body: b"xy", ..plain };
         assert_eq!(one(b"HPUB a 1 2\r\nxy\r\n"), Ok(Some(Op::Publish(headers))));
+        assert_eq!(one(b"HPUB a 0 2\r\n\r\n\r\n"), Ok(Some(Op::Publish(plain))));
         let both = Publish { reply: Some(b"r"), ..headers };
         assert_eq!(one(b"HPUB a r 1 2\r\nxy\r\n"), Ok(Some(Op::Publish(both))));
     }
@@ -319,6 +322,7 @@ mod tests {
             (b"SUB a\r\n", Fault::Malformed),
             (b"SUB a b c d\r\n", Fault::Malformed),
             (b"UNSUB \r\n", Fault::Malformed),
+            (b"INFO\r\n", Fault::Malformed),
             (b"UNSUB 1 2 3\r\n", Fault::Malformed),
             (&long, Fault::ControlLine),
             (&endless, Fault::ControlLine),
