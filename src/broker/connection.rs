@@ -347,6 +347,7 @@ impl Connection {
             header_size: None,
             total_size: size.as_bytes(),
             body: body.as_bytes(),
+            rest: None,
         };
         if let Some(listener) = self.delivery.own_listener(reply, true) {
             self.delivery.answer(|out| {

@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn message(header_size: Option<&[u8]>) -> Publish<'_> {
-        Publish { subject: b"a", reply: None, header_size, total_size: b"0", body: b"" }
+        Publish { subject: b"a", reply: None, header_size, total_size: b"0", body: b"", rest: None }
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub struct Publish<'a> {
     pub total_size: &'a [u8],
     /// Headers (if any) and payload, without the closing CRLF.
     pub body: &'a [u8],
+    /// Everything behind the subject as it came, to the closing CRLF, when it is spaced just as subscribers get it: then
+    /// it can be passed on in one piece.
+    pub rest: Option<&'a [u8]>,
 }
 
 /// What the server says of itself in INFO.

@@ -49,7 +49,10 @@ impl Parser {
         let after = end + 1;
         let whole = match verb {
             Verb::Pub | Verb::Hpub => match publish(verb, line, input.get(after..).unwrap_or_default(), bounds)? {
-                Body::Whole(message, length) => (Op::Publish(message), after + length),
+                Body::Whole(mut message, length) => {
+                    message.rest = rest(&message, input.get(args_start..after + length).unwrap_or_default());
+                    (Op::Publish(message), after + length)
+                }
                 Body::Needs(length) => {
                     self.scanned = end;
                     self.need = after + length;
@@ -202,11 +205,29 @@ fn publish<'a>(verb: Verb, line: &'a [u8], rest: &'a [u8], bounds: &Bounds) -> R
     }
     match (rest.get(..total), rest.get(total..total + 2)) {
         (Some(body), Some(b"\r\n")) => {
-            Ok(Body::Whole(Publish { subject, reply, header_size, total_size, body }, total + 2))
+            Ok(Body::Whole(Publish { subject, reply, header_size, total_size, body, rest: None }, total + 2))
         }
         (_, Some(_)) => Err(Fault::UnknownOperation),
         _ => Ok(Body::Needs(total + 2)),
     }
+}
+
+/// What of `frame`, which begins with the arguments, can be passed on as it is: see [`Publish::rest`].
+#[inline]
+fn rest<'a>(message: &Publish<'_>, frame: &'a [u8]) -> Option<&'a [u8]> {
+    let mut at = 0;
+    for part in [Some(message.subject), message.reply, message.header_size].into_iter().flatten() {
+        at += part.len();
+        if frame.get(at) != Some(&b' ') {
+            return None;
+        }
+        at += 1;
+    }
+    let after_subject = message.subject.len() + 1;
+    let line_end = at + message.total_size.len();
+    let whole = line_end + 2 + message.body.len() + 2;
+    // Only if nothing stands between the parts does everything add up.
+    (frame.len() == whole && frame.get(line_end) == Some(&b'\r')).then(|| frame.get(after_subject..)).flatten()
 }
 
 fn subscribe(line: &[u8]) -> Result<Op<'_>, Fault> {
@@ -285,14 +306,22 @@ mod tests {
 
     #[test]
     fn messages() {
-        let plain = Publish { subject: b"a", reply: None, header_size: None, total_size: b"2", body: b"\r\n" };
+        let plain = Publish {
+            subject: b"a",
+            reply: None,
+            header_size: None,
+            total_size: b"2",
+            body: b"\r\n",
+            rest: Some(b"2\r\n\r\n\r\n"),
+        };
         assert_eq!(one(b"PUB a 2\r\n\r\n\r\n"), Ok(Some(Op::Publish(plain))));
-        let reply = Publish { reply: Some(b"r"), total_size: b"02", ..plain };
+        let reply = Publish { reply: Some(b"r"), total_size: b"02", rest: None, ..plain };
         assert_eq!(one(b"pub  a\tr 02 \r\n\r\n\r\n"), Ok(Some(Op::Publish(reply))));
-        let headers = Publish { header_size: Some(b"1"), body: b"xy", ..plain };
+        let headers = Publish { header_size: Some(b"1"), body: b"xy", rest: Some(b"1 2\r\nxy\r\n"), ..plain };
         assert_eq!(one(b"HPUB a 1 2\r\nxy\r\n"), Ok(Some(Op::Publish(headers))));
-        assert_eq!(one(b"HPUB a 0 2\r\n\r\n\r\n"), Ok(Some(Op::Publish(plain))));
-        let both = Publish { reply: Some(b"r"), ..headers };
+        let empty = Publish { rest: None, ..plain };
+        assert_eq!(one(b"HPUB a 0 2\r\n\r\n\r\n"), Ok(Some(Op::Publish(empty))));
+        let both = Publish { reply: Some(b"r"), rest: Some(b"r 1 2\r\nxy\r\n"), ..headers };
         assert_eq!(one(b"HPUB a r 1 2\r\nxy\r\n"), Ok(Some(Op::Publish(both))));
     }
 
@@ -328,6 +357,24 @@ mod tests {
             (&endless, Fault::ControlLine),
         ] {
             assert_eq!(one(input), Err(fault), "{}", input.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn only_what_is_spaced_like_a_message_is_passed_on_as_it_is() {
+        for (input, expected) in [
+            (&b"PUB a 1\r\nx\r\n"[..], Some(&b"1\r\nx\r\n"[..])),
+            (b"PUB a r 1\r\nx\r\n", Some(b"r 1\r\nx\r\n")),
+            (b"PUB  a 1\r\nx\r\n", None),
+            (b"PUB a  1\r\nx\r\n", None),
+            (b"PUB a 1 \r\nx\r\n", None),
+            (b"PUB a 1\nx\r\n", None),
+            (b"PUB a\t1\r\nx\r\n", None),
+            (b"PUB a r  1\r\nx\r\n", None),
+            (b"HPUB a 0 1\r\nx\r\n", None),
+        ] {
+            let Ok(Some(Op::Publish(message))) = one(input) else { panic!("{}", input.escape_ascii()) };
+            assert_eq!(message.rest, expected, "{}", input.escape_ascii());
         }
     }
 
