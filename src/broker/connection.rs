@@ -16,8 +16,9 @@ use super::auth::{Credentials, Denied, User};
 use super::backlog::Batch;
 use super::delivery::{Body, Delivery};
 use super::outbound::{LINGER, Outbound};
+use super::protocol::connect::ConnectOptions;
 use super::protocol::parse::{Bounds, Parser};
-use super::protocol::{ConnectOptions, Fault, Op, Publish, ServerInfo, encode};
+use super::protocol::{Fault, Op, Publish, ServerInfo, encode};
 use super::router::{Client, Router, Subscription};
 use super::session::{Session, Step};
 use super::transport::Transport;
@@ -346,8 +347,9 @@ impl Connection {
             header_size: None,
             total_size: size.as_bytes(),
             body: body.as_bytes(),
+            rest: None,
         };
-        if let Some(listener) = self.delivery.own_listener(reply) {
+        if let Some(listener) = self.delivery.own_listener(reply, true) {
             self.delivery.answer(|out| {
                 encode::message_line(out, &message, &listener.sid);
                 out.extend_from_slice(message.body);

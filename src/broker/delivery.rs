@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::backlog::Batch;
 use super::outbound::Fill;
 use super::protocol::{Fault, Publish, encode, parse};
-use super::router::{Client, Router, Subscription, Turn};
+use super::router::{Class, Client, Router, Subscription, Turn};
 use super::session::Verdict;
 use super::subject::covers;
 
@@ -45,11 +45,14 @@ pub enum Body<'a> {
 struct Receiver {
     subscription: Arc<Subscription>,
     batch: usize,
+    /// How every message on this subject begins for this subscription.
+    prefix: Box<[u8]>,
 }
 
 /// What this connection knows of one subject.
 #[derive(Debug)]
 struct Route {
+    class: Class,
     generation: u64,
     verdict: Verdict,
     plain: Vec<Receiver>,
@@ -142,17 +145,18 @@ impl Delivery {
 
     /// What stands against publishing to `subject`, remembered with who listens; `judge` is asked when nothing is known.
     pub fn verdict(&mut self, subject: &[u8], judge: impl FnOnce(&[u8]) -> Verdict) -> Verdict {
-        let generation = self.router.generation(subject);
         if let Some((known, route)) = &self.last
             && **known == *subject
-            && route.generation == generation
+            && route.generation == self.router.generation(route.class)
         {
             return route.verdict;
         }
+        let class = Class::of(subject);
+        let generation = self.router.generation(class);
         let route = match self.routes.get(subject) {
             Some(route) if route.generation == generation => route.clone(),
             _ => {
-                let route = Arc::new(self.build(subject, generation, judge(subject)));
+                let route = Arc::new(self.build(subject, (class, generation), judge(subject)));
                 self.routes.insert(subject.into(), route.clone());
                 route
             }
@@ -177,19 +181,20 @@ impl Delivery {
         heard
     }
 
-    /// Tells the client that nobody listens to its request: only if it listens to the reply subject itself.
+    /// Tells the client that nobody listens to its request: only if it listens to the reply subject itself, and not in a
+    /// queue group.
     pub fn no_responders(&mut self, subject: &[u8], reply: &[u8]) {
-        if let Some(listener) = self.own_listener(reply) {
+        if let Some(listener) = self.own_listener(reply, false) {
             self.answer(|out| encode::no_responders(out, reply, &listener.sid, subject));
         }
     }
 
-    /// The client's own subscription that `subject` reaches, if any.
-    pub fn own_listener(&self, subject: &[u8]) -> Option<Arc<Subscription>> {
+    /// The client's own subscription that `subject` reaches, if any; `grouped` takes those in queue groups too.
+    pub fn own_listener(&self, subject: &[u8], grouped: bool) -> Option<Arc<Subscription>> {
         let own = self.slots.first()?.client.id;
         let found = self.router.matches(subject);
-        let grouped = found.queues.into_iter().flat_map(|(_, members)| members);
-        found.plain.into_iter().chain(grouped).find(|subscription| subscription.client.id == own)
+        let groups = found.queues.into_iter().filter(|_| grouped).flat_map(|(_, members)| members);
+        found.plain.into_iter().chain(groups).find(|subscription| subscription.client.id == own)
     }
 
     /// Hands every batch over and tries to write it. Receivers over their bound are cut off here.
@@ -249,19 +254,23 @@ impl Delivery {
         at
     }
 
-    fn build(&mut self, subject: &[u8], generation: u64, verdict: Verdict) -> Route {
+    fn build(&mut self, subject: &[u8], (class, generation): (Class, u64), verdict: Verdict) -> Route {
         let found = if verdict.allowed { self.router.matches(subject) } else { Default::default() };
         let mut receivers = |members: Vec<Arc<Subscription>>| -> Vec<Receiver> {
             members
                 .into_iter()
                 .filter(|s| s.filter.is_empty() || !s.filter.iter().any(|pattern| covers(pattern, subject)))
-                .map(|subscription| Receiver { batch: self.slot_of(&subscription.client), subscription })
+                .map(|subscription| Receiver {
+                    batch: self.slot_of(&subscription.client),
+                    prefix: encode::prefix(subject, &subscription.sid),
+                    subscription,
+                })
                 .collect()
         };
         let plain: Vec<Receiver> = receivers(found.plain);
         let queues: Vec<Vec<Receiver>> = found.queues.into_iter().map(|(_, members)| receivers(members)).collect();
         self.entries += plain.len() + queues.iter().map(Vec::len).sum::<usize>();
-        Route { generation, verdict, plain, queues }
+        Route { class, generation, verdict, plain, queues }
     }
 
     /// The message goes to one of the group, by chance; who cannot have it is passed over.
@@ -305,22 +314,20 @@ impl Delivery {
             self.touched.push(receiver.batch);
         }
         let sid = &receiver.subscription.sid;
-        if message.header_size.is_some() && !slot.client.headers.load(Ordering::Relaxed) {
+        let has_headers = message.header_size.is_some();
+        if has_headers && !slot.client.headers.load(Ordering::Relaxed) {
             append_plain(slot.batch.tail(), message, sid);
+        } else if let Body::Shared(body) = body {
+            encode::message_line(slot.batch.tail(), message, sid);
+            slot.batch.push_shared(body.clone());
+            slot.batch.tail().extend_from_slice(encode::CRLF);
+        } else if let Some(rest) = message.rest {
+            encode::passed_on(slot.batch.tail(), &receiver.prefix, has_headers, rest);
         } else {
             let tail = slot.batch.tail();
             encode::message_line(tail, message, sid);
-            match body {
-                Body::Copied => {
-                    tail.reserve(message.body.len() + encode::CRLF.len());
-                    tail.extend_from_slice(message.body);
-                    tail.extend_from_slice(encode::CRLF);
-                }
-                Body::Shared(body) => {
-                    slot.batch.push_shared(body.clone());
-                    slot.batch.tail().extend_from_slice(encode::CRLF);
-                }
-            }
+            tail.extend_from_slice(message.body);
+            tail.extend_from_slice(encode::CRLF);
         }
         if slot.batch.len() >= MAX_BATCH {
             self.hand_over(receiver.batch);
@@ -357,7 +364,7 @@ fn append_plain(tail: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8]) {
     let header = message.header_size.and_then(parse::size).unwrap_or(0);
     let body = message.body.get(header..).unwrap_or_default();
     let size = body.len().to_string();
-    let plain = Publish { header_size: None, total_size: size.as_bytes(), body, ..*message };
+    let plain = Publish { header_size: None, total_size: size.as_bytes(), body, rest: None, ..*message };
     encode::message_line(tail, &plain, sid);
     tail.extend_from_slice(body);
     tail.extend_from_slice(encode::CRLF);

@@ -303,12 +303,13 @@ impl Router {
         self.tree.read().unwrap_or_else(PoisonError::into_inner).matches(subject)
     }
 
-    /// Changes whenever the answer of [`Router::matches`] for `subject` may have changed. Read it before asking.
+    /// Changes whenever the answer of [`Router::matches`] for a subject of this class may have changed. Read it before
+    /// asking.
     #[inline]
-    pub fn generation(&self, subject: &[u8]) -> u64 {
+    pub fn generation(&self, class: Class) -> u64 {
         // Both only grow, so their sum changes when either does.
-        let class = self.classes.get(class_of(first_token(subject))).map_or(0, |class| class.load(Ordering::Acquire));
-        class.wrapping_add(self.all_classes.load(Ordering::Acquire))
+        let own = self.classes.get(class.0).map_or(0, |count| count.load(Ordering::Acquire));
+        own.wrapping_add(self.all_classes.load(Ordering::Acquire))
     }
 
     /// Called with the tree locked for writing.
@@ -316,7 +317,7 @@ impl Router {
         let first = first_token(pattern);
         let counter = match first {
             b"*" | b">" => Some(&self.all_classes),
-            _ => self.classes.get(class_of(first)),
+            _ => self.classes.get(Class::of(pattern).0),
         };
         if let Some(counter) = counter {
             counter.fetch_add(1, Ordering::Release);
@@ -328,8 +329,15 @@ fn first_token(subject: &[u8]) -> &[u8] {
     tokens(subject).next().unwrap_or_default()
 }
 
-#[inline]
-fn class_of(token: &[u8]) -> usize {
-    let hash = token.iter().fold(0u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(*byte)));
-    (hash as usize) % CLASSES
+/// Subjects whose listeners are outdated together: those whose first tokens fall into the same class.
+#[derive(Debug, Clone, Copy)]
+pub struct Class(usize);
+
+impl Class {
+    /// The class of `subject`.
+    #[inline]
+    pub fn of(subject: &[u8]) -> Self {
+        let step = |hash: u32, byte: &u8| hash.wrapping_mul(31).wrapping_add(u32::from(*byte));
+        Self(first_token(subject).iter().fold(0, step) as usize % CLASSES)
+    }
 }

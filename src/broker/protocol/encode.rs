@@ -27,9 +27,8 @@ pub fn error(out: &mut Vec<u8>, fault: &Fault) {
     }
 }
 
-/// Appends the line in front of a message's body: `MSG`, or `HMSG` when the receiver understands headers. For
-/// one that does not, the caller takes them off first.
-#[inline]
+/// Appends the line in front of a message's body: `MSG`, or `HMSG` when it has headers. For a receiver that does not
+/// understand them, the caller takes them off first.
 pub fn message_line(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8]) {
     // 5 for HMSG, one space after each part, CRLF; all in one growth of the buffer.
     let reply = message.reply.map_or(0, <[u8]>::len);
@@ -50,6 +49,21 @@ pub fn message_line(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8]) {
     }
     out.extend_from_slice(message.total_size);
     out.extend_from_slice(CRLF);
+}
+
+/// `HMSG <subject> <sid> `: what every message on `subject` begins with for that subscription. Without its first byte it is
+/// for messages without headers.
+pub fn prefix(subject: &[u8], sid: &[u8]) -> Box<[u8]> {
+    [b"HMSG ", subject, b" ", sid, b" "].concat().into()
+}
+
+/// Appends a message that can be passed on as it came, behind the receiver's [`prefix`].
+#[inline]
+pub fn passed_on(out: &mut Vec<u8>, prefix: &[u8], has_headers: bool, rest: &[u8]) {
+    let prefix = prefix.get(usize::from(!has_headers)..).unwrap_or_default();
+    out.reserve(prefix.len() + rest.len());
+    out.extend_from_slice(prefix);
+    out.extend_from_slice(rest);
 }
 
 /// Appends the status that tells a requester at once that nobody listens on `subject`: 503, and which subject it was.
@@ -78,12 +92,21 @@ mod tests {
 
     #[test]
     fn message_lines_carry_what_was_published() {
-        let mut message = Publish { subject: b"a.b", reply: None, header_size: None, total_size: b"03", body: b"xyz" };
+        let mut message =
+            Publish { subject: b"a.b", reply: None, header_size: None, total_size: b"03", body: b"xyz", rest: None };
         assert_eq!(line(&message), "MSG a.b 7 03\r\n");
         message.reply = Some(b"r");
         assert_eq!(line(&message), "MSG a.b 7 r 03\r\n");
         message.header_size = Some(b"2");
         assert_eq!(line(&message), "HMSG a.b 7 r 2 03\r\n");
+    }
+
+    #[test]
+    fn passing_on_gives_the_same_frame() {
+        let mut out = Vec::new();
+        passed_on(&mut out, &prefix(b"a.b", b"7"), false, b"r 3\r\nxyz\r\n");
+        passed_on(&mut out, &prefix(b"a.b", b"7"), true, b"1 3\r\nxyz\r\n");
+        assert_eq!(out, b"MSG a.b 7 r 3\r\nxyz\r\nHMSG a.b 7 1 3\r\nxyz\r\n");
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! The NATS client protocol as data: operations, options, errors. `parse` reads operations, `encode` writes frames.
+//! The NATS client protocol as data: operations, options, errors. `parse` reads operations, `connect` the
+//! options in CONNECT, `encode` writes frames.
 //!
 //! Pure. Called by the connection task, which feeds [`parse::Parser`] and hands each [`Op`] to the session.
 
+pub mod connect;
 pub mod encode;
 pub mod parse;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// One operation from a client, borrowing from the read buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,67 +56,9 @@ pub struct Publish<'a> {
     pub total_size: &'a [u8],
     /// Headers (if any) and payload, without the closing CRLF.
     pub body: &'a [u8],
-}
-
-/// What a client says of itself in CONNECT. Absent booleans default as in nats-server.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
-#[serde(default)]
-pub struct ConnectOptions {
-    /// Whether each accepted operation is answered with `+OK`.
-    pub verbose: bool,
-    /// Whether published subjects are checked.
-    pub pedantic: bool,
-    /// Whether the client gets its own messages.
-    pub echo: bool,
-    /// Whether the client understands headers.
-    pub headers: bool,
-    /// Whether requests that nobody hears are answered with status 503.
-    pub no_responders: bool,
-    /// Client protocol: from 1 on, INFO may come at any time.
-    pub protocol: u8,
-    /// Whether the client insists on TLS.
-    pub tls_required: bool,
-    /// User name.
-    pub user: Option<String>,
-    /// Password.
-    pub pass: Option<String>,
-    /// Token.
-    pub auth_token: Option<String>,
-    /// Public key of the user.
-    pub nkey: Option<String>,
-    /// Signature of the nonce.
-    pub sig: Option<String>,
-    /// Signed user claims.
-    pub jwt: Option<String>,
-    /// Name of the connection.
-    pub name: Option<String>,
-    /// Language of the client library.
-    pub lang: Option<String>,
-    /// Version of the client library.
-    pub version: Option<String>,
-}
-
-impl Default for ConnectOptions {
-    fn default() -> Self {
-        Self {
-            verbose: true,
-            pedantic: true,
-            echo: true,
-            headers: false,
-            no_responders: false,
-            protocol: 0,
-            tls_required: false,
-            user: None,
-            pass: None,
-            auth_token: None,
-            nkey: None,
-            sig: None,
-            jwt: None,
-            name: None,
-            lang: None,
-            version: None,
-        }
-    }
+    /// Everything behind the subject as it came, to the closing CRLF, when it is spaced just as subscribers get it: then
+    /// it can be passed on in one piece.
+    pub rest: Option<&'a [u8]>,
 }
 
 /// What the server says of itself in INFO.
@@ -204,6 +148,9 @@ pub enum Fault {
     /// `no_responders` without `headers`.
     #[error("no responders requires headers support")]
     NoRespondersNeedHeaders,
+    /// A client protocol that does not exist.
+    #[error("invalid client protocol")]
+    Protocol,
     /// The user may not publish there.
     #[error("Permissions Violation for Publish to \"{0}\"")]
     PublishDenied(String),

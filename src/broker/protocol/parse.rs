@@ -49,7 +49,10 @@ impl Parser {
         let after = end + 1;
         let whole = match verb {
             Verb::Pub | Verb::Hpub => match publish(verb, line, input.get(after..).unwrap_or_default(), bounds)? {
-                Body::Whole(message, length) => (Op::Publish(message), after + length),
+                Body::Whole(mut message, length) => {
+                    message.rest = rest(&message, input.get(args_start..after + length).unwrap_or_default());
+                    (Op::Publish(message), after + length)
+                }
                 Body::Needs(length) => {
                     self.scanned = end;
                     self.need = after + length;
@@ -61,6 +64,7 @@ impl Parser {
             Verb::Connect => (Op::Connect(line), after),
             Verb::Ping => (Op::Ping, after),
             Verb::Pong => (Op::Pong, after),
+            Verb::Info if line.is_empty() => return Err(Fault::Malformed),
             Verb::Ok | Verb::Info => (Op::Noise, after),
             Verb::Err => (Op::ClientError, after),
         };
@@ -181,7 +185,7 @@ enum Body<'a> {
 #[inline]
 fn publish<'a>(verb: Verb, line: &'a [u8], rest: &'a [u8], bounds: &Bounds) -> Result<Body<'a>, Fault> {
     let (parts, count) = split::<4>(line).ok_or(Fault::Malformed)?;
-    let (subject, reply, header_size, total_size) = match (verb, parts, count) {
+    let (subject, reply, mut header_size, total_size) = match (verb, parts, count) {
         (Verb::Pub, [subject, total, ..], 2) => (subject, None, None, total),
         (Verb::Pub, [subject, reply, total, _], 3) => (subject, Some(reply), None, total),
         (Verb::Hpub, [subject, header, total, _], 3) => (subject, None, Some(header), total),
@@ -190,9 +194,10 @@ fn publish<'a>(verb: Verb, line: &'a [u8], rest: &'a [u8], bounds: &Bounds) -> R
     };
     let total = size(total_size).ok_or(Fault::Malformed)?;
     if let Some(header) = header_size {
-        let header = size(header).ok_or(Fault::Malformed)?;
-        if header > total {
-            return Err(Fault::Malformed);
+        match size(header) {
+            Some(0) => header_size = None, // no headers: to subscribers it is as if published by PUB
+            Some(header) if header <= total => {}
+            _ => return Err(Fault::Malformed),
         }
     }
     if total > bounds.payload {
@@ -200,11 +205,29 @@ fn publish<'a>(verb: Verb, line: &'a [u8], rest: &'a [u8], bounds: &Bounds) -> R
     }
     match (rest.get(..total), rest.get(total..total + 2)) {
         (Some(body), Some(b"\r\n")) => {
-            Ok(Body::Whole(Publish { subject, reply, header_size, total_size, body }, total + 2))
+            Ok(Body::Whole(Publish { subject, reply, header_size, total_size, body, rest: None }, total + 2))
         }
         (_, Some(_)) => Err(Fault::UnknownOperation),
         _ => Ok(Body::Needs(total + 2)),
     }
+}
+
+/// What of `frame`, which begins with the arguments, can be passed on as it is: see [`Publish::rest`].
+#[inline]
+fn rest<'a>(message: &Publish<'_>, frame: &'a [u8]) -> Option<&'a [u8]> {
+    let mut at = 0;
+    for part in [Some(message.subject), message.reply, message.header_size].into_iter().flatten() {
+        at += part.len();
+        if frame.get(at) != Some(&b' ') {
+            return None;
+        }
+        at += 1;
+    }
+    let after_subject = message.subject.len() + 1;
+    let line_end = at + message.total_size.len();
+    let whole = line_end + 2 + message.body.len() + 2;
+    // Only if nothing stands between the parts does everything add up.
+    (frame.len() == whole && frame.get(line_end) == Some(&b'\r')).then(|| frame.get(after_subject..)).flatten()
 }
 
 fn subscribe(line: &[u8]) -> Result<Op<'_>, Fault> {
@@ -283,13 +306,22 @@ mod tests {
 
     #[test]
     fn messages() {
-        let plain = Publish { subject: b"a", reply: None, header_size: None, total_size: b"2", body: b"\r\n" };
+        let plain = Publish {
+            subject: b"a",
+            reply: None,
+            header_size: None,
+            total_size: b"2",
+            body: b"\r\n",
+            rest: Some(b"2\r\n\r\n\r\n"),
+        };
         assert_eq!(one(b"PUB a 2\r\n\r\n\r\n"), Ok(Some(Op::Publish(plain))));
-        let reply = Publish { reply: Some(b"r"), total_size: b"02", ..plain };
+        let reply = Publish { reply: Some(b"r"), total_size: b"02", rest: None, ..plain };
         assert_eq!(one(b"pub  a\tr 02 \r\n\r\n\r\n"), Ok(Some(Op::Publish(reply))));
-        let headers = Publish { header_size: Some(b"1"), body: b"xy", ..plain };
+        let headers = Publish { header_size: Some(b"1"), body: b"xy", rest: Some(b"1 2\r\nxy\r\n"), ..plain };
         assert_eq!(one(b"HPUB a 1 2\r\nxy\r\n"), Ok(Some(Op::Publish(headers))));
-        let both = Publish { reply: Some(b"r"), ..headers };
+        let empty = Publish { rest: None, ..plain };
+        assert_eq!(one(b"HPUB a 0 2\r\n\r\n\r\n"), Ok(Some(Op::Publish(empty))));
+        let both = Publish { reply: Some(b"r"), rest: Some(b"r 1 2\r\nxy\r\n"), ..headers };
         assert_eq!(one(b"HPUB a r 1 2\r\nxy\r\n"), Ok(Some(Op::Publish(both))));
     }
 
@@ -319,11 +351,30 @@ mod tests {
             (b"SUB a\r\n", Fault::Malformed),
             (b"SUB a b c d\r\n", Fault::Malformed),
             (b"UNSUB \r\n", Fault::Malformed),
+            (b"INFO\r\n", Fault::Malformed),
             (b"UNSUB 1 2 3\r\n", Fault::Malformed),
             (&long, Fault::ControlLine),
             (&endless, Fault::ControlLine),
         ] {
             assert_eq!(one(input), Err(fault), "{}", input.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn only_what_is_spaced_like_a_message_is_passed_on_as_it_is() {
+        for (input, expected) in [
+            (&b"PUB a 1\r\nx\r\n"[..], Some(&b"1\r\nx\r\n"[..])),
+            (b"PUB a r 1\r\nx\r\n", Some(b"r 1\r\nx\r\n")),
+            (b"PUB  a 1\r\nx\r\n", None),
+            (b"PUB a  1\r\nx\r\n", None),
+            (b"PUB a 1 \r\nx\r\n", None),
+            (b"PUB a 1\nx\r\n", None),
+            (b"PUB a\t1\r\nx\r\n", None),
+            (b"PUB a r  1\r\nx\r\n", None),
+            (b"HPUB a 0 1\r\nx\r\n", None),
+        ] {
+            let Ok(Some(Op::Publish(message))) = one(input) else { panic!("{}", input.escape_ascii()) };
+            assert_eq!(message.rest, expected, "{}", input.escape_ascii());
         }
     }
 

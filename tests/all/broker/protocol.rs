@@ -74,6 +74,8 @@ async fn operations_answer_as_nats_server_does() {
             "HMSG r.1 7 38 38\r\nNATS/1.0 503\r\nNats-Subject: nobody\r\n\r\n\r\n",
         ),
         ("PUB nobody r.1 1\r\nx\r\n", ""),
+        ("SUB r.* q 7\r\nPUB nobody r.1 1\r\nx\r\n", ""),
+        ("SUB a 1\r\nhpub a 0 1\r\nx\r\n", "MSG a 1 1\r\nx\r\n"),
     ] {
         expect(&broker, &format!("{MODERN}{script}"), transcript, false).await;
     }
@@ -110,6 +112,7 @@ async fn faults_close_with_the_words_of_nats_server() {
         ("CONNECT\r\n", ""),
         ("CONNECT {\"verbose\":\"yes\"}\r\n", ""),
         ("CONNECT {\"no_responders\":true}\r\n", "-ERR 'no responders requires headers support'\r\n"),
+        ("CONNECT {\"protocol\":9}\r\n", "-ERR 'invalid client protocol'\r\n"),
         ("PUB foo 101\r\n", payload),
         (&long, line),
         (&long_connect, line),
