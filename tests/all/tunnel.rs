@@ -313,7 +313,7 @@ async fn what_was_shut_down_is_delivered_although_the_client_leaves_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_dropped_does_not_look_finished_to_the_guest() {
+async fn a_dropped_session_ends_at_the_guest_too() {
     let world = World::start().await;
     let (said, mut heard) = tokio::sync::mpsc::channel(1);
     let (port, _guest) = guest(move |mut stream| {
@@ -334,6 +334,77 @@ async fn a_session_that_is_dropped_does_not_look_finished_to_the_guest() {
     stream.read_exact(&mut tick).await.unwrap();
     drop(stream);
     tokio::time::timeout(LIMIT, heard.recv()).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_reads_nothing_slows_its_client_only_and_does_not_outlive_it() {
+    let world = World::start().await;
+    let (said, mut heard) = tokio::sync::mpsc::channel(1);
+    let (port, _guest) = guest(move |mut stream| {
+        let said = said.clone();
+        async move {
+            while stream.write_all(b"tick").await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+            said.send(()).await.unwrap();
+        }
+    })
+    .await;
+    let (echo_port, _echo) = echo().await;
+    let mut stream = world.open(port).await.unwrap();
+    let stuck = tokio::time::timeout(Duration::from_millis(500), stream.write_all(&noise(64 << 20, 4))).await;
+    assert!(stuck.is_err(), "64 MiB went to a guest that reads nothing");
+    converse(world.open(echo_port).await.unwrap(), &noise(100_000, 5)).await;
+    drop(stream);
+    tokio::time::timeout(LIMIT, heard.recv()).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_sessions_lose_and_cross_no_byte() {
+    let world = Arc::new(World::start().await);
+    // The guest echoes, slowly and in odd pieces.
+    let (port, _guest) = guest(|mut stream| async move {
+        let mut buffer = vec![0; 3_001];
+        loop {
+            match stream.read(&mut buffer).await {
+                Ok(read) if read > 0 => {
+                    if stream.write_all(&buffer[..read]).await.is_err() {
+                        return;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                _ => return,
+            }
+        }
+    })
+    .await;
+    let mut sessions = tokio::task::JoinSet::new();
+    for number in 0..120u64 {
+        let world = world.clone();
+        sessions.spawn(async move {
+            let bytes = noise(usize::try_from(number * 7_919 % 300_000).unwrap(), number);
+            let (mut read, mut write) = tokio::io::split(world.open(port).await.unwrap());
+            let send = async {
+                for piece in bytes.chunks(4_099) {
+                    write.write_all(piece).await.unwrap();
+                }
+                write.shutdown().await.unwrap();
+            };
+            match number % 4 {
+                // Broken off half-way: harms nobody else.
+                0 => {
+                    let _ = tokio::time::timeout(Duration::from_millis(number), send).await;
+                }
+                _ => {
+                    let mut back = Vec::new();
+                    let (read, ()) = tokio::join!(read.read_to_end(&mut back), send);
+                    read.unwrap();
+                    assert!(back == bytes, "session {number}");
+                }
+            }
+        });
+    }
+    sessions.join_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
