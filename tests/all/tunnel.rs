@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use orchard::identity::ca::Identity;
-use orchard::identity::new_token;
+use orchard::identity::ca::{Identity, SERVER_NAME};
+use orchard::identity::{new_token, tls};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::secret::Secret;
 use orchard::model::{CopyId, SessionId, VmUid, WorkerName};
 use orchard::task::{self, Task};
 use orchard::tunnel::client::Client;
-use orchard::tunnel::header::WorkerHello;
+use orchard::tunnel::header::{Frame, WorkerHello};
 use orchard::tunnel::relay::{Gatekeeper, Limits, Relay};
 use orchard::tunnel::stream::TunnelStream;
 use orchard::tunnel::ticket::{Grant, TICKET_TTL, Tickets};
 use orchard::tunnel::worker::{Attach, Duplex, LinkOptions, LinkState, WorkerLink};
-use orchard::tunnel::{Address, DialError, Transport};
+use orchard::tunnel::{ALPN, Address, DialError, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
@@ -451,6 +451,32 @@ async fn unknown_used_and_expired_tickets_open_nothing() {
     converse(world.open(port).await.unwrap(), b"still fine").await;
 }
 
+/// A connection to the relay that can send what a client would not.
+async fn raw(relay: &Relay) -> quinn::Connection {
+    let tls = tls::client_config(relay.fingerprint(), &[ALPN]).unwrap();
+    let config = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let endpoint = quinn::Endpoint::client(any()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(config));
+    endpoint.connect_with(config, relay.local_addr(), SERVER_NAME).unwrap().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_ticket_a_stream_gets_nothing_and_the_connection_ends() {
+    let world = World::with(Limits { unproven: Duration::from_millis(500), ..Limits::default() }).await;
+    let copy = CopyId { uid: VmUid(Uuid::nil()), attempt: 0 };
+    let attach = Frame::Attach { copy, port: 22 }.encode().unwrap();
+    for sent in [vec![], vec![0, 0], vec![0xff; 64], b"GET / HTTP/1.1\r\n\r\n".to_vec(), attach] {
+        let connection = raw(&world.relay).await;
+        let (mut write, mut read) = connection.open_bi().await.unwrap();
+        let _ = write.write_all(&sent).await;
+        let got = tokio::time::timeout(LIMIT, read.read_to_end(10_000)).await.unwrap().unwrap_or_default();
+        let refused = got.is_empty() || String::from_utf8_lossy(&got).contains("refused");
+        assert!(refused, "{sent:?} got {got:?}");
+        let closed = tokio::time::timeout(LIMIT, connection.closed()).await.unwrap();
+        assert!(matches!(closed, quinn::ConnectionError::ApplicationClosed(_)), "{closed:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_with_another_certificate_is_refused() {
     let world = World::start().await;
@@ -567,13 +593,11 @@ async fn silent_connections_block_nobody_and_are_cut_off() {
     converse(connect(&world.relay).await.open(&world.gate.ticket("w1", port), LIMIT).await.unwrap(), b"quick").await;
     // They are closed by the relay; a client that then has a ticket dials again by itself.
     for client in silent {
-        let ticket = world.gate.ticket("w1", port);
         until("the client works", LIMIT, || async {
             let ticket = world.gate.ticket("w1", port);
             client.open(&ticket, LIMIT).await.map(drop)
         })
         .await;
-        drop(ticket);
     }
 }
 
