@@ -8,7 +8,9 @@ use std::task::{Context, Poll, ready};
 
 use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
 
+use super::HEADER_DEADLINE;
 use super::header::{Decoder, Frame, HeaderError};
 use super::reason::{self, Reason};
 use crate::model::error::{ApiError, ErrorCode};
@@ -32,10 +34,13 @@ impl TunnelStream {
         Self { incoming, outgoing: Outgoing::new(outgoing), stopped: None }
     }
 
-    /// Sends one header.
+    /// Sends one header; a peer that grants no room for it within [`HEADER_DEADLINE`] gets none.
     pub(super) async fn write_frame(&mut self, frame: &Frame) -> Result<(), FrameError> {
         let bytes = frame.encode()?;
-        self.outgoing.stream.write_all(&bytes).await.map_err(|error| FrameError::Io(write_error(error)))
+        match timeout(HEADER_DEADLINE, self.outgoing.stream.write_all(&bytes)).await {
+            Ok(written) => written.map_err(|error| FrameError::Io(write_error(error))),
+            Err(_) => Err(FrameError::Io(io::ErrorKind::TimedOut.into())),
+        }
     }
 
     /// Reads one header and not a byte more. Not cancel safe: what was read is lost.

@@ -149,6 +149,8 @@ impl Keeper {
                     let connection = dialled.connection.clone();
                     self.dialled = Some(dialled);
                     let why = self.serve(&connection, control).await;
+                    // Sessions hold the connection too; one that is over for the link is over for them.
+                    connection.close(Reason::Closed.code(), b"");
                     self.dialled = None;
                     if started.elapsed() >= GOOD_CONNECTION {
                         backoff.reset();

@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use orchard::identity::ca::Identity;
-use orchard::identity::new_token;
+use orchard::identity::ca::{Identity, SERVER_NAME};
+use orchard::identity::{new_token, tls};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::secret::Secret;
 use orchard::model::{CopyId, SessionId, VmUid, WorkerName};
 use orchard::task::{self, Task};
 use orchard::tunnel::client::Client;
-use orchard::tunnel::header::WorkerHello;
+use orchard::tunnel::header::{Frame, WorkerHello};
 use orchard::tunnel::relay::{Gatekeeper, Limits, Relay};
 use orchard::tunnel::stream::TunnelStream;
 use orchard::tunnel::ticket::{Grant, TICKET_TTL, Tickets};
 use orchard::tunnel::worker::{Attach, Duplex, LinkOptions, LinkState, WorkerLink};
-use orchard::tunnel::{Address, DialError, Transport};
+use orchard::tunnel::{ALPN, Address, DialError, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
@@ -313,7 +313,7 @@ async fn what_was_shut_down_is_delivered_although_the_client_leaves_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_dropped_does_not_look_finished_to_the_guest() {
+async fn a_dropped_session_ends_at_the_guest_too() {
     let world = World::start().await;
     let (said, mut heard) = tokio::sync::mpsc::channel(1);
     let (port, _guest) = guest(move |mut stream| {
@@ -334,6 +334,77 @@ async fn a_session_that_is_dropped_does_not_look_finished_to_the_guest() {
     stream.read_exact(&mut tick).await.unwrap();
     drop(stream);
     tokio::time::timeout(LIMIT, heard.recv()).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_reads_nothing_slows_its_client_only_and_does_not_outlive_it() {
+    let world = World::start().await;
+    let (said, mut heard) = tokio::sync::mpsc::channel(1);
+    let (port, _guest) = guest(move |mut stream| {
+        let said = said.clone();
+        async move {
+            while stream.write_all(b"tick").await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+            said.send(()).await.unwrap();
+        }
+    })
+    .await;
+    let (echo_port, _echo) = echo().await;
+    let mut stream = world.open(port).await.unwrap();
+    let stuck = tokio::time::timeout(Duration::from_millis(500), stream.write_all(&noise(64 << 20, 4))).await;
+    assert!(stuck.is_err(), "64 MiB went to a guest that reads nothing");
+    converse(world.open(echo_port).await.unwrap(), &noise(100_000, 5)).await;
+    drop(stream);
+    tokio::time::timeout(LIMIT, heard.recv()).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_sessions_lose_and_cross_no_byte() {
+    let world = Arc::new(World::start().await);
+    // The guest echoes, slowly and in odd pieces.
+    let (port, _guest) = guest(|mut stream| async move {
+        let mut buffer = vec![0; 3_001];
+        loop {
+            match stream.read(&mut buffer).await {
+                Ok(read) if read > 0 => {
+                    if stream.write_all(&buffer[..read]).await.is_err() {
+                        return;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                _ => return,
+            }
+        }
+    })
+    .await;
+    let mut sessions = tokio::task::JoinSet::new();
+    for number in 0..120u64 {
+        let world = world.clone();
+        sessions.spawn(async move {
+            let bytes = noise(usize::try_from(number * 7_919 % 300_000).unwrap(), number);
+            let (mut read, mut write) = tokio::io::split(world.open(port).await.unwrap());
+            let send = async {
+                for piece in bytes.chunks(4_099) {
+                    write.write_all(piece).await.unwrap();
+                }
+                write.shutdown().await.unwrap();
+            };
+            match number % 4 {
+                // Broken off half-way: harms nobody else.
+                0 => {
+                    let _ = tokio::time::timeout(Duration::from_millis(number), send).await;
+                }
+                _ => {
+                    let mut back = Vec::new();
+                    let (read, ()) = tokio::join!(read.read_to_end(&mut back), send);
+                    read.unwrap();
+                    assert!(back == bytes, "session {number}");
+                }
+            }
+        });
+    }
+    sessions.join_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -378,6 +449,32 @@ async fn unknown_used_and_expired_tickets_open_nothing() {
     assert_eq!(refused(&ticket).await, ErrorCode::Unauthenticated);
     // Refusals harm nobody else on the same connection.
     converse(world.open(port).await.unwrap(), b"still fine").await;
+}
+
+/// A connection to the relay that can send what a client would not.
+async fn raw(relay: &Relay) -> quinn::Connection {
+    let tls = tls::client_config(relay.fingerprint(), &[ALPN]).unwrap();
+    let config = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let endpoint = quinn::Endpoint::client(any()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(config));
+    endpoint.connect_with(config, relay.local_addr(), SERVER_NAME).unwrap().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_ticket_a_stream_gets_nothing_and_the_connection_ends() {
+    let world = World::with(Limits { unproven: Duration::from_millis(500), ..Limits::default() }).await;
+    let copy = CopyId { uid: VmUid(Uuid::nil()), attempt: 0 };
+    let attach = Frame::Attach { copy, port: 22 }.encode().unwrap();
+    for sent in [vec![], vec![0, 0], vec![0xff; 64], b"GET / HTTP/1.1\r\n\r\n".to_vec(), attach] {
+        let connection = raw(&world.relay).await;
+        let (mut write, mut read) = connection.open_bi().await.unwrap();
+        let _ = write.write_all(&sent).await;
+        let got = tokio::time::timeout(LIMIT, read.read_to_end(10_000)).await.unwrap().unwrap_or_default();
+        let refused = got.is_empty() || String::from_utf8_lossy(&got).contains("refused");
+        assert!(refused, "{sent:?} got {got:?}");
+        let closed = tokio::time::timeout(LIMIT, connection.closed()).await.unwrap();
+        assert!(matches!(closed, quinn::ConnectionError::ApplicationClosed(_)), "{closed:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -496,13 +593,11 @@ async fn silent_connections_block_nobody_and_are_cut_off() {
     converse(connect(&world.relay).await.open(&world.gate.ticket("w1", port), LIMIT).await.unwrap(), b"quick").await;
     // They are closed by the relay; a client that then has a ticket dials again by itself.
     for client in silent {
-        let ticket = world.gate.ticket("w1", port);
         until("the client works", LIMIT, || async {
             let ticket = world.gate.ticket("w1", port);
             client.open(&ticket, LIMIT).await.map(drop)
         })
         .await;
-        drop(ticket);
     }
 }
 

@@ -94,10 +94,11 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
         return refuse_worker(connection, control, &name, refusal).await;
     }
     widen(connection, WORKER_STREAMS);
+    // Before it is told: an admitted worker is connected.
+    let _up = LinkUp::new(&name, connection, shared);
     if control.write_frame(&Frame::Admitted {}).await.is_err() {
         return;
     }
-    let _up = LinkUp::new(&name, connection, shared);
     info!(worker = %name, "the worker is connected");
     loop {
         let next = match control.read_frame().await {

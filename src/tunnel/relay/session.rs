@@ -1,6 +1,5 @@
 //! One session: a client's stream whose ticket was accepted is joined to a stream on the worker's connection.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
@@ -10,8 +9,8 @@ use super::Shared;
 use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::tunnel::header::Frame;
-use crate::tunnel::reason::Reason;
-use crate::tunnel::stream::{FrameError, TunnelStream};
+use crate::tunnel::reason::{self, Reason};
+use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::ticket::Grant;
 use crate::tunnel::{OPEN_DEADLINE, splice};
 
@@ -73,23 +72,18 @@ async fn ask(
     let broken = |what: &dyn std::fmt::Display| {
         ApiError::new(ErrorCode::Unavailable, format!("worker {worker} could not be asked over the tunnel: {what}"))
     };
-    let opened = within(deadline, worker, link.open_bi()).await?;
-    let (outgoing, incoming) = opened.map_err(|error| broken(&crate::tunnel::reason::describe(&error)))?;
-    let mut stream = TunnelStream::new(outgoing, incoming);
-    let answer = within(deadline, worker, async {
-        stream.write_frame(frame).await?;
-        stream.read_frame().await
-    })
-    .await?;
-    answer.map(|frame| (stream, frame)).map_err(|error: FrameError| broken(&error))
-}
-
-async fn within<T>(deadline: Duration, worker: &WorkerName, work: impl Future<Output = T>) -> Result<T, ApiError> {
-    timeout(deadline, work).await.map_err(|_| {
-        ApiError::new(
+    let asked = async {
+        let (outgoing, incoming) = link.open_bi().await.map_err(|error| broken(&reason::describe(&error)))?;
+        let mut stream = TunnelStream::new(outgoing, incoming);
+        stream.write_frame(frame).await.map_err(|error| broken(&error))?;
+        let answer = stream.read_frame().await.map_err(|error| broken(&error))?;
+        Ok((stream, answer))
+    };
+    timeout(deadline, asked).await.unwrap_or_else(|_| {
+        Err(ApiError::new(
             ErrorCode::Timeout,
             format!("worker {worker} did not answer over the tunnel within {} s", deadline.as_secs_f32()),
-        )
+        ))
     })
 }
 
