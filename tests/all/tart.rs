@@ -114,7 +114,9 @@ async fn a_failed_clone_tells_the_tools_reason_and_an_unfinished_one_is_incomple
     assert_eq!(runtime.list().await.unwrap()[0].state, FoundState::Incomplete);
     std::fs::remove_file(host.file("fail-set")).unwrap();
     create(&runtime, &vm).await.unwrap();
-    assert_eq!(runtime.list().await.unwrap()[0].state, FoundState::Stopped);
+    assert_eq!(runtime.list().await.unwrap()[0].state, FoundState::Incomplete, "it never ran");
+    runtime.start(&vm).await.unwrap();
+    assert_eq!(runtime.list().await.unwrap()[0].state, FoundState::Running);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The Tart and Vetu runtimes: two command line tools with the same commands, for macOS and Linux guests.
 //!
 //! A VM is known to the tool as `orchard-<name>-<uid>-<attempt>`; whatever else the tool lists is not ours and is left
-//! alone. Beside it we keep in the data folder, by the same name: `.creating` while a creation is under way, `.json`
+//! alone. Beside it we keep in the data folder, by the same name: `.unstarted` until the first start, `.json`
 //! with the process of `run`, `.log` with its output and `.exit` with its exit code.
 //!
 //! `run` lasts as long as the VM and outlives the worker. It runs below a small shell that writes down its exit code,
@@ -213,7 +213,7 @@ impl Runtime for Tart {
         let listed = self.listed().await?;
         let state = |vm: &Listed| match vm.running {
             true => FoundState::Running,
-            false if self.note(&vm.name, "creating").exists() => FoundState::Incomplete,
+            false if self.note(&vm.name, "unstarted").exists() => FoundState::Incomplete,
             false => FoundState::Stopped,
         };
         Ok(listed.into_iter().map(|(name, id, vm)| Found { id, name, state: state(&vm) }).collect())
@@ -225,7 +225,7 @@ impl Runtime for Tart {
             return Err(RuntimeError::Image(format!("{image:?} is not the name of an image")));
         }
         let name = disk_name(&copy.name, copy.id);
-        self.write_note(&name, "creating", b"")?;
+        self.write_note(&name, "unstarted", b"")?;
         self.names().insert(copy.id, name.clone());
         progress.say("cloning the image");
         self.tool(&["clone", image, &name], CLONE_LIMIT).await.map_err(|error| match error {
@@ -242,7 +242,6 @@ impl Runtime for Tart {
             // Two clones with one address would share one DHCP lease.
             self.tool(&["set", "--random-mac", &name], COMMAND_LIMIT).await?;
         }
-        self.remove_notes(&name, &["creating"]);
         Ok(())
     }
 
@@ -254,7 +253,8 @@ impl Runtime for Tart {
             Some(_) => {}
         }
         self.end_process(&name).await?;
-        self.remove_notes(&name, &["exit", "log", "json"]);
+        // Before it is true: from here on the disk may hold what the guest wrote, and is never made anew.
+        self.remove_notes(&name, &["unstarted", "exit", "log", "json"]);
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let mut args = vec!["-c".to_owned(), KEEP_EXIT_CODE.to_owned(), "sh".to_owned()];
         args.extend([text(&self.note(&name, "exit")), text(&self.options.program), "run".to_owned()]);
@@ -332,7 +332,7 @@ impl Runtime for Tart {
             }
         }
         if let Some(name) = self.names().remove(&id) {
-            self.remove_notes(&name, &["creating", "exit", "log", "json"]);
+            self.remove_notes(&name, &["unstarted", "exit", "log", "json"]);
         }
         Ok(())
     }

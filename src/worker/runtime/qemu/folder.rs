@@ -56,6 +56,9 @@ pub struct Record {
     pub image: String,
     /// Whether the overlay is complete.
     pub created: bool,
+    /// Whether a process was ever started on it.
+    #[serde(default)]
+    pub started: bool,
 }
 
 /// The folder of one copy, whether it exists or not.
@@ -147,7 +150,7 @@ impl Folder {
     pub async fn state(&self) -> FoundState {
         match self.record() {
             _ if self.process().await.is_some() => FoundState::Running,
-            Some(record) if record.created => FoundState::Stopped,
+            Some(record) if record.created && record.started => FoundState::Stopped,
             _ => FoundState::Incomplete,
         }
     }
@@ -254,10 +257,14 @@ mod tests {
             mac: "52:54:00:00:00:01".into(),
             image: "sha256-x".into(),
             created: false,
+            started: false,
         };
         folder.write_record(&record).unwrap();
         assert_eq!(folder.state().await, FoundState::Incomplete);
         record.created = true;
+        folder.write_record(&record).unwrap();
+        assert_eq!(folder.state().await, FoundState::Incomplete, "it never ran");
+        record.started = true;
         folder.write_record(&record).unwrap();
         assert_eq!((folder.state().await, folder.record()), (FoundState::Stopped, Some(record)));
         folder.remove().await.unwrap();

@@ -281,6 +281,7 @@ impl Runtime for Qemu {
             mac: args::mac_address(copy.id),
             image: image.file.clone(),
             created: false,
+            started: false,
         };
         folder.write_record(&record)?;
         let base = format!("../../images/{}", image.file);
@@ -295,7 +296,12 @@ impl Runtime for Qemu {
             return Ok(());
         }
         let folder = self.folder(copy.id);
-        let record = folder.record().filter(|record| record.created).ok_or(RuntimeError::NotFound)?;
+        let mut record = folder.record().filter(|record| record.created).ok_or(RuntimeError::NotFound)?;
+        if !record.started {
+            // Noted before it is true: from here on the disk may hold what the guest wrote, and is never made anew.
+            record.started = true;
+            folder.write_record(&record)?;
+        }
         let slot = self.slot(copy.id);
         let mut slot = slot.lock().await;
         *slot = None;

@@ -138,7 +138,7 @@ impl SyntheticHost {
 
     /// What is on the host.
     pub fn found(&self) -> Vec<Found> {
-        let state = |copy: &Copy| match (copy.running(), copy.complete) {
+        let state = |copy: &Copy| match (copy.running(), copy.complete && copy.started) {
             (true, _) => FoundState::Running,
             (false, true) => FoundState::Stopped,
             (false, false) => FoundState::Incomplete,

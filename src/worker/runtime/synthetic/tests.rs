@@ -34,7 +34,7 @@ async fn a_copy_passes_through_its_states() {
     let one = copy(1, 0);
     assert!(matches!(runtime.start(&one).await, Err(RuntimeError::NotFound)));
     runtime.create(&one, &Progress::new().0).await.unwrap();
-    assert_eq!(states(&runtime).await, [FoundState::Stopped]);
+    assert_eq!(states(&runtime).await, [FoundState::Incomplete], "it never ran");
     assert!(matches!(runtime.dial(one.id, 80).await, Err(RuntimeError::Refused(_))));
     runtime.start(&one).await.unwrap();
     assert_eq!(states(&runtime).await, [FoundState::Running]);
@@ -58,7 +58,8 @@ async fn a_cancelled_creation_is_found_incomplete_and_can_be_made_again() {
     assert_eq!(states(&runtime).await, [FoundState::Incomplete]);
     assert!(matches!(runtime.start(&one).await, Err(RuntimeError::State(_))));
     runtime.create(&one, &progress).await.unwrap();
-    assert_eq!(states(&runtime).await, [FoundState::Stopped]);
+    runtime.start(&one).await.unwrap();
+    assert_eq!(states(&runtime).await, [FoundState::Running]);
 }
 
 #[tokio::test(start_paused = true)]

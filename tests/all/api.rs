@@ -1,0 +1,96 @@
+//! The bus as others see it: stock tools, unknown verbs, and who may say what.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use orchard::bus::client::{Bus, BusOptions};
+use orchard::bus::message::{Done, GetInfo, GetVm, ListVms};
+use orchard::bus::subject;
+use orchard::model::AccountName;
+use orchard::model::error::ErrorCode;
+use orchard::worker::runtime::synthetic::Synthetic;
+
+use crate::harness::{Cluster, LIMIT};
+
+/// What is refused by silence is waited for so long.
+const SILENCE: Duration = Duration::from_millis(500);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_verb_and_an_unreadable_request_are_answered() {
+    let cluster = Cluster::start().await;
+    let bus = cluster.access.bus().await;
+    let subject = subject::api(&cluster.access.account(), "vm", "frobnicate");
+    let answer = bus.request::<_, Done>(subject, &ListVms::default(), LIMIT).await;
+    assert_eq!(answer.unwrap_err().code, ErrorCode::UnknownVerb);
+    let subject = subject::api(&cluster.access.account(), "vm", "get");
+    let answer = bus.request::<_, Done>(subject, &"no such message", LIMIT).await;
+    assert_eq!(answer.unwrap_err().code, ErrorCode::Invalid);
+    let absent = GetVm { name: "absent".parse().unwrap() };
+    assert_eq!(bus.call(&cluster.access.account(), &absent, LIMIT).await.unwrap_err().code, ErrorCode::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_controller_shows_in_the_nats_service_api() {
+    let cluster = Cluster::start().await;
+    let bus = cluster.access.bus().await;
+    let reply = bus.raw().request("$SRV.INFO.orchard", "".into()).await.unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&reply.payload).unwrap();
+    assert_eq!(
+        (info["name"].as_str(), info["endpoints"][0]["subject"].as_str()),
+        (Some("orchard"), Some(subject::ALL_API))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workers_login_neither_calls_the_api_nor_reads_what_is_not_its_own() {
+    let mut cluster = Cluster::start().await;
+    cluster.add_worker("other", Arc::new(Synthetic::new())).await;
+    let worker = "thief".parse().unwrap();
+    let bus = Bus::connect(BusOptions {
+        url: cluster.access.url.clone(),
+        user: subject::worker_user(&worker),
+        password: cluster.access.token.clone(),
+        client_name: "test".into(),
+        patient: false,
+    })
+    .await
+    .unwrap();
+    let admin: AccountName = cluster.access.account();
+    let refused = bus.call(&admin, &GetInfo {}, SILENCE).await.unwrap_err();
+    assert!(matches!(refused.code, ErrorCode::Timeout | ErrorCode::Unavailable), "{refused}");
+    let other = "other".parse().unwrap();
+    for subject in [subject::assign(&other), subject::ALL_EVENTS.to_owned(), "_INBOX.>".to_owned(), ">".to_owned()] {
+        let mut heard = bus.subscribe(&subject).await.unwrap();
+        cluster.run(&["list", "vms"]).await;
+        let heard = tokio::time::timeout(SILENCE, heard.next()).await;
+        assert!(!matches!(heard, Ok(Some(_))), "{subject}: {heard:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_token_is_told_so_at_once() {
+    let cluster = Cluster::start().await;
+    let mut command = cluster.cli(&["list", "vms"]);
+    command.env("ORCHARD_SERVICE_ACCOUNT_TOKEN", "wrong");
+    let output = crate::harness::finish(command).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("token"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_works_in_a_terminal_in_the_guest() {
+    let mut cluster = Cluster::start().await;
+    cluster.add_worker("w", Arc::new(Synthetic::new())).await;
+    cluster.run(&["create", "vm", "desk", "--image", "any", "--wait"]).await;
+    let ssh = cluster.cli(&["ssh", "vm", "desk"]);
+    let mut person = tokio::process::Command::new("python3");
+    person.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/interactive.py"));
+    person.arg(ssh.as_std().get_program()).args(ssh.as_std().get_args());
+    for (key, value) in ssh.as_std().get_envs() {
+        person.env(key, value.unwrap());
+    }
+    let output = crate::harness::finish(person).await;
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+}
