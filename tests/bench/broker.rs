@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use orchard::broker::Broker;
 
-/// Publishers, subscribers of each subject, subjects, bytes of a body.
+/// A stream of messages: one publisher for each subject, so many subscribers of each, bytes of a body.
 struct Flow {
     name: &'static str,
     subjects: usize,
@@ -154,7 +154,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // Ours ends, with a word about slow consumers, when its standard input closes.
+        if self.child.stdin.take().is_none() {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 }
