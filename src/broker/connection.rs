@@ -194,7 +194,7 @@ impl Connection {
                     }
                     self.delivery.stall().await;
                     turns = turns.wrapping_add(1);
-                    if turns % READS_PER_TURN == 0 {
+                    if turns.is_multiple_of(READS_PER_TURN) {
                         tokio::task::yield_now().await;
                     }
                 }

