@@ -255,7 +255,7 @@ impl ContextFile {
         serde_saphyr::from_str(&text).map_err(|error| ContextError::Syntax { path, reason: first_line(&error) })
     }
 
-    /// Reads, changes and writes it under the lock, with mode 0600. Blocks for at most [`LOCK_TIMEOUT`].
+    /// Reads, changes and writes it under the lock, with mode 0600. Blocks for at most 5 s.
     ///
     /// # Errors
     /// Any of loading, [`ContextError::Locked`], [`ContextError::Home`]; the file is then as before.
