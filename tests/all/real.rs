@@ -12,12 +12,13 @@ use orchard::worker::runtime::synthetic::Synthetic;
 use sha2::{Digest, Sha256};
 use testcontainers::core::{IntoContainerPort, WaitFor};
 use testcontainers::runners::AsyncRunner;
-use testcontainers::{GenericImage, ImageExt};
+use testcontainers::{ContainerAsync, GenericImage, ImageExt};
 use tokio::io::AsyncBufReadExt;
 
 use crate::flow::{Guest, main_flow};
 use crate::guest::guest_image;
 use crate::harness::{Cluster, LIMIT, succeed};
+use crate::processes::Server;
 use crate::wait;
 
 /// What an operator of an outside nats-server configures: a user each for controller, account and worker, with the
@@ -130,8 +131,8 @@ async fn stock_scp_copies_a_file_into_a_real_guest_and_back_through_a_port_forwa
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_main_flow_works_over_a_real_nats_server() {
+/// A real nats-server in Docker with [`NATS_CONFIG`], and its URL.
+async fn nats_server() -> (ContainerAsync<GenericImage>, String) {
     let image = std::env::var("ORCHARD_TEST_NATS_IMAGE").unwrap_or_else(|_| "nats:2.12".to_owned());
     let (name, tag) = image.split_once(':').unwrap_or((&image, "latest"));
     let container = GenericImage::new(name, tag)
@@ -144,12 +145,31 @@ async fn the_main_flow_works_over_a_real_nats_server() {
         .await
         .expect("a nats-server in Docker; tests/run.sh starts the engine and builds the image");
     let port = container.get_host_port_ipv4(4222.tcp()).await.unwrap();
-    let bus = BusSource::Outside {
-        url: format!("nats://127.0.0.1:{port}"),
-        user: "controller".into(),
-        password: Secret::new("outside"),
-    };
+    (container, format!("nats://127.0.0.1:{port}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_main_flow_works_over_a_real_nats_server() {
+    let (_container, url) = nats_server().await;
+    let bus = BusSource::Outside { url, user: "controller".into(), password: Secret::new("outside") };
     let mut cluster = Cluster::start_on(bus, Secret::new("outside")).await;
     cluster.add_worker("w1", Arc::new(Synthetic::new())).await;
     main_flow(&cluster, &Guest { image: "any", uname: "synthetic" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn controller_run_uses_the_nats_server_that_it_is_pointed_at() {
+    let (_container, url) = nats_server().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (home, data) = (dir.path().join("home"), dir.path().join("c"));
+    std::fs::create_dir_all(&data).unwrap();
+    std::fs::write(data.join("token"), "outside").unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_orchard"));
+    command.env("ORCHARD_HOME", &home).env("ORCHARD_BUS_PASSWORD", "outside");
+    command.args(["controller", "run", "--bus-url", &url, "--bus-user", "controller", "--listen", "127.0.0.1:0"]);
+    command.arg("--data-dir").arg(&data);
+    let _controller = Server::start(command).await;
+    let mut list = tokio::process::Command::new(env!("CARGO_BIN_EXE_orchard"));
+    list.env("ORCHARD_HOME", &home).args(["list", "workers", "--output", "json"]);
+    assert_eq!(succeed(list).await.trim(), "[]");
 }
