@@ -1,0 +1,5 @@
+//! The tunnel end to end in one process over loopback: client → relay → worker → a TCP server that plays the guest.
+
+mod doors;
+mod sessions;
+mod world;

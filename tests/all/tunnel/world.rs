@@ -1,0 +1,203 @@
+//! A relay, a worker and guests over loopback, for the tests of the tunnel.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use orchard::identity::ca::Identity;
+use orchard::identity::new_token;
+use orchard::model::error::{ApiError, ErrorCode};
+use orchard::model::secret::Secret;
+use orchard::model::{CopyId, SessionId, VmUid, WorkerName};
+use orchard::task::{self, Task};
+use orchard::tunnel::Transport;
+use orchard::tunnel::client::Client;
+use orchard::tunnel::header::WorkerHello;
+use orchard::tunnel::relay::{Gatekeeper, Limits, Relay};
+use orchard::tunnel::stream::TunnelStream;
+use orchard::tunnel::ticket::{Grant, TICKET_TTL, Tickets};
+use orchard::tunnel::worker::{Attach, Duplex, LinkOptions, WorkerLink};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use uuid::Uuid;
+
+use crate::wait::until;
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Admits the workers whose secret it knows, and keeps the tickets; time stands still unless moved.
+#[derive(Default)]
+pub struct Gate {
+    pub tickets: Mutex<Tickets>,
+    pub secrets: Mutex<HashMap<WorkerName, (SessionId, String)>>,
+    pub links: Mutex<Vec<bool>>,
+    pub now_secs: AtomicU64,
+}
+
+impl Gate {
+    pub fn now(&self) -> Duration {
+        Duration::from_secs(self.now_secs.load(Ordering::SeqCst))
+    }
+
+    /// A ticket for `port` of the VM on `worker`.
+    pub fn ticket(&self, worker: &str, port: u16) -> Secret {
+        let grant = Grant {
+            account: "alice".parse().unwrap(),
+            vm: "vm-1".parse().unwrap(),
+            copy: CopyId { uid: VmUid(Uuid::nil()), attempt: 0 },
+            worker: worker.parse().unwrap(),
+            port,
+        };
+        let secret = new_token();
+        self.tickets.lock().unwrap().issue(&secret, grant, self.now(), TICKET_TTL).unwrap();
+        secret
+    }
+
+    /// A new session of `worker`; the one before is over.
+    pub fn session(&self, worker: &str) -> WorkerHello {
+        let hello =
+            WorkerHello { worker: worker.parse().unwrap(), session: SessionId(Uuid::new_v4()), secret: new_token() };
+        let entry = (hello.session, hello.secret.expose().to_owned());
+        self.secrets.lock().unwrap().insert(hello.worker.clone(), entry);
+        hello
+    }
+}
+
+impl Gatekeeper for Gate {
+    fn admit(&self, worker: &WorkerName, session: SessionId, secret: &str) -> Result<(), ApiError> {
+        match self.secrets.lock().unwrap().get(worker) {
+            Some((known, expected)) if *known == session && expected == secret => Ok(()),
+            _ => Err(ApiError::new(ErrorCode::Unauthenticated, "this session is over; register again")),
+        }
+    }
+
+    fn redeem(&self, ticket: &str) -> Result<Grant, ApiError> {
+        Ok(self.tickets.lock().unwrap().redeem(ticket, self.now())?)
+    }
+
+    fn link_changed(&self, _worker: &WorkerName, up: bool) {
+        self.links.lock().unwrap().push(up);
+    }
+}
+
+/// Guests are TCP servers on loopback; the guest's port is the server's.
+pub struct Guests;
+
+#[async_trait]
+impl Attach for Guests {
+    async fn attach(&self, _copy: CopyId, port: u16) -> Result<Box<dyn Duplex>, ApiError> {
+        match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(_) => Err(ApiError::new(ErrorCode::Unavailable, format!("the VM refused port {port}"))),
+        }
+    }
+}
+
+/// A guest's server: runs `serve` for each connection.
+pub async fn guest<F: Future<Output = ()> + Send + 'static>(
+    serve: impl Fn(TcpStream) -> F + Send + 'static,
+) -> (u16, Task) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let accepting = task::spawn(async move {
+        let mut tasks = tokio::task::JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            tasks.spawn(serve(stream));
+        }
+    });
+    (port, accepting)
+}
+
+pub async fn echo() -> (u16, Task) {
+    guest(|mut stream| async move {
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+        let _ = write.shutdown().await;
+    })
+    .await
+}
+
+pub fn any() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+pub fn bind(address: SocketAddr, identity: &Identity, gate: &Arc<Gate>, limits: Limits) -> Result<Relay, String> {
+    Relay::bind(address, identity, gate.clone(), limits, Transport::default()).map_err(|error| error.to_string())
+}
+
+pub fn link(relay: &Relay, hello: WorkerHello) -> WorkerLink {
+    let options = LinkOptions {
+        address: relay.local_addr().into(),
+        fingerprint: relay.fingerprint(),
+        hello,
+        transport: Transport::default(),
+    };
+    WorkerLink::start(options, Arc::new(Guests))
+}
+
+/// A relay with one connected worker `w1` and a client.
+pub struct World {
+    pub gate: Arc<Gate>,
+    pub identity: Identity,
+    pub relay: Relay,
+    pub worker: WorkerLink,
+    pub client: Client,
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    pub async fn with(limits: Limits) -> Self {
+        let gate = Arc::new(Gate::default());
+        let identity = Identity::generate().unwrap();
+        let relay = bind(any(), &identity, &gate, limits).unwrap();
+        let worker = link(&relay, gate.session("w1"));
+        let client = connect(&relay).await;
+        let world = Self { gate, identity, relay, worker, client };
+        world.connected(true).await;
+        world
+    }
+
+    pub async fn connected(&self, wanted: bool) {
+        wait_connected(&self.relay, wanted).await;
+    }
+
+    pub async fn open(&self, port: u16) -> Result<TunnelStream, ApiError> {
+        self.client.open(&self.gate.ticket("w1", port), LIMIT).await
+    }
+}
+
+pub async fn wait_connected(relay: &Relay, wanted: bool) {
+    let w1 = "w1".parse().unwrap();
+    until("the worker's link", LIMIT, || async {
+        if relay.connected(&w1) == wanted { Ok(()) } else { Err(format!("connected: {}", !wanted)) }
+    })
+    .await;
+}
+
+pub async fn connect(relay: &Relay) -> Client {
+    Client::connect(relay.local_addr(), relay.fingerprint(), Transport::default()).await.unwrap()
+}
+
+/// Echoes `text` through the stream and ends it both ways.
+pub async fn converse(mut stream: TunnelStream, text: &[u8]) {
+    stream.write_all(text).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).await.unwrap();
+    assert_eq!(back, text);
+}
+
+pub fn noise(length: usize, mut seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&(seed ^ (seed >> 29)).to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
