@@ -21,6 +21,15 @@ pub fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) 
     Task { handle: tokio::spawn(work.instrument(Span::current())) }
 }
 
+/// Returns when one of `tasks` has ended; never for none. Looks once a second: it is for tasks that should not end at
+/// all. Cancel safe.
+pub async fn any_ended<T>(tasks: &[Task<T>]) {
+    let mut look = tokio::time::interval(Duration::from_secs(1));
+    while !tasks.iter().any(Task::is_finished) {
+        look.tick().await;
+    }
+}
+
 impl<T> Task<T> {
     /// Waits for the result; `None` when the task panicked or was aborted. Cancel safe: dropping the future keeps
     /// nothing, the task is aborted as its owner is gone.

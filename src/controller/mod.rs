@@ -167,6 +167,15 @@ impl Controller {
         self.relay.local_addr()
     }
 
+    /// Returns when a part has ended that never should: whoever runs the controller must then start it anew. Cancel safe.
+    pub async fn failed(&self) -> &'static str {
+        tokio::select! {
+            () = self.writer.ended() => "the writer of the store",
+            () = self.service.ended() => "the service on the bus",
+            () = task::any_ended(&self.loops) => "a loop of the controller",
+        }
+    }
+
     /// Stops in order: no new requests, streams closed, everything queued stored, clients told. Takes a few seconds at
     /// most. No VM is stopped by it.
     pub async fn shutdown(self) {

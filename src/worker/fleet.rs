@@ -42,6 +42,11 @@ impl Fleet {
         self.assignments.clone()
     }
 
+    /// Returns when the reconciler has ended, which it only does on its own when it panicked.
+    pub(super) async fn ended(&self) {
+        task::any_ended(std::slice::from_ref(&self.reconciler)).await;
+    }
+
     /// Ends all tasks; no VM is stopped.
     pub(super) async fn stop(self) {
         drop(self.assignments);

@@ -88,6 +88,14 @@ impl Worker {
         Ok(Self { agent: task::spawn(agent.run()), fleet })
     }
 
+    /// Returns when a part has ended that never should: whoever runs the worker must then start it anew. Cancel safe.
+    pub async fn failed(&self) -> &'static str {
+        tokio::select! {
+            () = task::any_ended(std::slice::from_ref(&self.agent)) => "the worker's session",
+            () = self.fleet.ended() => "the worker's reconciler",
+        }
+    }
+
     /// Stops the worker and leaves its VMs running, for the next process to adopt. What is being created is left
     /// half-made and made again then.
     pub async fn shutdown(self) {

@@ -18,3 +18,4 @@ mod ssh;
 mod tart;
 mod tunnel;
 mod wait;
+mod wire;

@@ -59,6 +59,18 @@ struct Cluster {
 }
 
 impl Running for Cluster {
+    async fn failed(&self) -> &'static str {
+        // `select_all` takes no empty list: with no workers only the controller can fail.
+        if self.workers.is_empty() {
+            return self.controller.failed().await;
+        }
+        let workers = futures_util::future::select_all(self.workers.iter().map(|worker| Box::pin(worker.failed())));
+        tokio::select! {
+            part = self.controller.failed() => part,
+            (part, ..) = workers => part,
+        }
+    }
+
     async fn shutdown(self) {
         for worker in self.workers.into_iter().rev() {
             worker.shutdown().await;

@@ -20,6 +20,9 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 
 /// Something that runs and can be stopped in order.
 trait Running {
+    /// Returns, with its name, when a part has ended that never should.
+    async fn failed(&self) -> &'static str;
+
     /// Stops it; VMs go on.
     async fn shutdown(self);
 }
@@ -39,9 +42,15 @@ async fn until_stopped<R: Running>(
         }
     };
     let announced = announce(&running);
+    let mut code = 0;
     if announced.is_ok() {
-        let name = signals.wait().await;
-        eprintln!("{name}: stopping; VMs go on, and the next start finds them again");
+        tokio::select! {
+            name = signals.wait() => eprintln!("{name}: stopping; VMs go on, and the next start finds them again"),
+            part = running.failed() => {
+                eprintln!("error: {part} has ended unexpectedly; stopping, so that a supervisor can start all anew");
+                code = FAILED;
+            }
+        }
     }
     tokio::select! {
         stopped = tokio::time::timeout(STOP_GRACE, running.shutdown()) => {
@@ -50,7 +59,7 @@ async fn until_stopped<R: Running>(
                 eprintln!("error: something does not stop within {STOP_GRACE:?}; ending anyhow");
                 return Ok(FAILED);
             }
-            Ok(0)
+            Ok(code)
         }
         name = signals.wait() => {
             eprintln!("{name}: ending at once");

@@ -142,12 +142,20 @@ fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
 }
 
 impl Running for RunningController {
+    async fn failed(&self) -> &'static str {
+        self.controller.failed().await
+    }
+
     async fn shutdown(self) {
         self.controller.shutdown().await;
     }
 }
 
 impl Running for RunningWorker {
+    async fn failed(&self) -> &'static str {
+        self.worker.failed().await
+    }
+
     async fn shutdown(self) {
         self.worker.shutdown().await;
     }

@@ -96,6 +96,11 @@ impl Service {
         Ok(Self { nats, tasks })
     }
 
+    /// Returns when a lane has ended, which none does on its own unless it panicked or the bus is gone for good.
+    pub(super) async fn ended(&self) {
+        task::any_ended(&self.tasks).await;
+    }
+
     /// Stops answering; requests under way are dropped.
     pub(super) async fn stop(self) {
         for task in self.tasks {

@@ -118,6 +118,11 @@ impl Writer {
         })
     }
 
+    /// Returns when the writer has ended, which it only does on its own when it panicked.
+    pub async fn ended(&self) {
+        self.queue.closed().await;
+    }
+
     /// Notes up to where events are published; stored with the next change, so it may fall back after a crash.
     pub fn set_published(&self, number: EventNumber) {
         self.published.fetch_max(number, Ordering::Relaxed);

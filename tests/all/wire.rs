@@ -1,0 +1,171 @@
+//! The bytes of every message on the bus, pinned: a change of the wire shows here before it shows in the field.
+//!
+//! `schemas/messages.txt` holds one message a line, its name and its MessagePack in hex. `ORCHARD_UPDATE_SCHEMAS=1
+//! cargo test wire::` writes the file anew; a line that changes breaks releases one older or newer.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use orchard::bus::message::{
+    Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
+    HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, LogLine, LogLines, Observation, OpenTunnel, Report, RunSpec,
+    TunnelEndpoint, TunnelTicket, Want, Welcome, decode, encode,
+};
+use orchard::model::error::{ApiError, ErrorCode};
+use orchard::model::event::{Event, EventObject, EventType, LogStream};
+use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
+use orchard::model::secret::Secret;
+use orchard::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
+use orchard::model::worker::WorkerInfo;
+use orchard::model::{SessionId, Timestamp, VmUid};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+fn uid() -> VmUid {
+    VmUid(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001))
+}
+
+fn session() -> SessionId {
+    SessionId(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0002))
+}
+
+fn spec() -> VmSpec {
+    VmSpec {
+        image: "/images/a.qcow2".into(),
+        os: Some(Os::Linux),
+        arch: Some(Arch::Amd64),
+        runtime: Some(RuntimeKind::Qemu),
+        cpu: 2,
+        memory: 512,
+        disk_size: 10,
+        headless: true,
+        username: Some("admin".into()),
+        password: Some(Secret::new("pw")),
+        startup_script: Some(StartupScript {
+            script_content: "true".into(),
+            env: [("K".to_owned(), Secret::new("v"))].into(),
+        }),
+        restart_policy: RestartPolicy::OnFailure,
+        resources: [("gpu", 1)].into(),
+        labels: [("role".to_owned(), "ci".to_owned())].into(),
+    }
+}
+
+fn info() -> WorkerInfo {
+    WorkerInfo {
+        name: "mini.local".parse().unwrap(),
+        machine_id: "m".into(),
+        os: Os::Darwin,
+        arch: Arch::Arm64,
+        runtime: RuntimeKind::Tart,
+        resources: [(LOGICAL_CORES, 8), (MEMORY_MIB, 16_384)].into(),
+        labels: [("role".to_owned(), "ci".to_owned())].into(),
+        default_cpu: 4,
+        default_memory: 8_192,
+        version: "0.1.0".into(),
+    }
+}
+
+fn endpoint() -> TunnelEndpoint {
+    TunnelEndpoint { host: Some("ctl".into()), port: 6120, fingerprint: "ab".repeat(32) }
+}
+
+fn assignment() -> Assignment {
+    let run = RunSpec { spec: spec(), generation: 1, cpu: 2, memory: 512 };
+    let copy = |attempt, want| DesiredCopy { name: "a".parse().unwrap(), uid: uid(), attempt, want };
+    let copies = vec![copy(2, Want::Run(Box::new(run))), copy(1, Want::Keep), copy(0, Want::Absent)];
+    Assignment { session: session(), revision: 3, copies }
+}
+
+fn event(kind: EventType, object: EventObject) -> Event {
+    let time = Timestamp::from_millis(1_700_000_000_123);
+    let worker = Some("w".parse().unwrap());
+    Event { number: 7, time, kind, object, message: "text".into(), worker, stream: Some(LogStream::Stderr) }
+}
+
+/// One line of the file, after a round trip.
+fn line<T: Serialize + DeserializeOwned>(file: &mut String, name: &str, message: &T) {
+    let bytes = encode(message).unwrap();
+    let back: T = decode(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_eq!(encode(&back).unwrap(), bytes, "{name} changes in a round trip");
+    writeln!(file, "{name} {}", data_encoding::HEXLOWER.encode(&bytes)).unwrap();
+}
+
+#[test]
+fn the_bytes_of_every_message_are_as_written_down() {
+    let mut file = String::new();
+    let vm: orchard::model::VmName = "a".parse().unwrap();
+    line(&mut file, "vm.create", &CreateVm { name: vm.clone(), spec: spec() });
+    line(
+        &mut file,
+        "vm.create/least",
+        &CreateVm { name: vm.clone(), spec: VmSpec { image: "i".into(), ..VmSpec::default() } },
+    );
+    line(&mut file, "vm.get", &GetVm { name: vm.clone() });
+    line(&mut file, "vm.list", &ListVms { after: Some(vm.clone()), limit: 10 });
+    line(&mut file, "vm.delete", &DeleteVm { name: vm.clone() });
+    line(&mut file, "worker.list", &ListWorkers {});
+    line(&mut file, "worker.get", &GetWorker { name: "w".parse().unwrap() });
+    line(&mut file, "event.list", &ListEvents { after: 5, limit: 10, vm: Some(uid()) });
+    line(&mut file, "connect.open", &OpenTunnel { vm, port: 22 });
+    line(&mut file, "controller.info", &GetInfo {});
+    line(&mut file, "answer/ok", &Answer::Ok(Done {}));
+    line(&mut file, "answer/error", &Answer::<Done>::Error(ApiError::new(ErrorCode::NotFound, "no such VM")));
+    let ticket = TunnelTicket { endpoint: endpoint(), ticket: Secret::new("t"), uid: uid() };
+    line(&mut file, "answer/connect.open", &Answer::Ok(ticket));
+    line(&mut file, "worker/hello", &Hello { session: session(), info: info() });
+    let welcome = Welcome {
+        lease_ms: 15_000,
+        heartbeat_ms: 3_000,
+        tunnel: endpoint(),
+        tunnel_secret: Secret::new("s"),
+        assignment: assignment(),
+    };
+    line(&mut file, "worker/hello/answer", &Answer::Ok(welcome));
+    line(&mut file, "worker/heartbeat", &Heartbeat { session: session(), revision: 3 });
+    line(&mut file, "worker/heartbeat/answer", &Answer::Ok(HeartbeatAck { revision: 4 }));
+    line(&mut file, "worker/assign", &assignment());
+    let message = || "text".to_owned();
+    for (name, observation) in [
+        ("preparing", Observation::Preparing { message: message() }),
+        ("running", Observation::Running { message: message(), ready: true, generation: 1 }),
+        ("failed", Observation::Failed { message: message() }),
+        ("absent", Observation::Absent),
+        ("stray", Observation::Stray { name: "a".into() }),
+    ] {
+        let report = Report { session: session(), uid: uid(), attempt: 2, observation };
+        line(&mut file, &format!("worker/report/{name}"), &report);
+    }
+    let lines = vec![LogLine { stream: LogStream::Stdout, text: "hello".into() }];
+    line(&mut file, "worker/log", &LogLines { session: session(), uid: uid(), attempt: 2, first: 9, lines });
+    let of_vm = EventObject::Vm { name: "a".parse().unwrap(), uid: uid(), attempt: 2 };
+    line(&mut file, "event/vm", &event(EventType::Log, of_vm.clone()));
+    line(&mut file, "event/worker", &event(EventType::Online, EventObject::Worker { name: "w".parse().unwrap() }));
+    let page = EventPage { events: vec![event(EventType::Created, of_vm)], next: 7, last: 7, first_kept: 1 };
+    line(&mut file, "answer/event.list", &Answer::Ok(page));
+
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas/messages.txt");
+    if std::env::var_os("ORCHARD_UPDATE_SCHEMAS").is_some() {
+        std::fs::write(&path, &file).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    for (now, then) in file.lines().zip(written.lines()) {
+        assert_eq!(now, then, "the wire has changed; add fields with defaults, never change what is there");
+    }
+    assert_eq!(file.lines().count(), written.lines().count(), "a message was added or removed");
+}
+
+#[test]
+fn fields_and_events_of_a_newer_release_are_read_over() {
+    let newer = serde_json::json!({"name": "a", "spec": {"image": "i", "gpu_model": "x"}, "priority": 3});
+    let read: CreateVm = decode(&rmp_serde::to_vec_named(&newer).unwrap()).unwrap();
+    assert_eq!(read.spec.image, "i");
+    let newer = serde_json::json!({"number": 1, "time": "2026-01-01T00:00:00Z", "type": "migrated",
+        "object": {"kind": "worker", "name": "w"}, "reason": {"x": 1}});
+    let read: Event = decode(&rmp_serde::to_vec_named(&newer).unwrap()).unwrap();
+    assert_eq!(read.kind, EventType::Unknown);
+    let newer = serde_json::json!({"error": {"code": "teapot", "message": "m", "hint": "h"}});
+    let read: Answer<Done> = decode(&rmp_serde::to_vec_named(&newer).unwrap()).unwrap();
+    assert_eq!(read, Answer::Error(ApiError::new(ErrorCode::Internal, "m")));
+}
