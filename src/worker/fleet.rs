@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::journal::Journal;
-use super::plan::{Seen, Wish};
+use super::plan::{self, Seen, Step, Wish};
 use super::runtime::{CopySpec, Found, FoundState, Runtime};
 use super::uplink::Uplink;
 use super::vm::{CopyTask, Host, Order};
-use crate::bus::message::{Assignment, DesiredCopy, Want};
+use crate::bus::message::{Assignment, DesiredCopy, Observation, Want};
 use crate::model::{CopyId, VmName};
 use crate::task::{self, Task};
 
@@ -110,7 +110,14 @@ impl Reconciler {
             }
             let (wish, found) = (wished.get(&id).copied(), found.get(&id));
             let Some(name) = wish.map(|wish| &wish.name).or(found.map(|found| &found.name)) else { continue };
-            self.begin(id, order(id, wish, name), found.map_or(Seen::Missing, |found| seen(found.state)));
+            let (order, seen) = (order(id, wish, name), found.map_or(Seen::Missing, |found| seen(found.state)));
+            // Not worth a task: its end would be the reason for the next pass, over and over, until the controller
+            // has heard that nothing is left.
+            if plan::step(order.wish, seen) == Step::ReportAbsent {
+                self.host.uplink.observe(id, Observation::Absent);
+                continue;
+            }
+            self.begin(id, order, seen);
         }
     }
 
@@ -159,5 +166,52 @@ fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
         }
         Want::Keep => Order { wish: Wish::Keep, name, copy: None, generation: 0 },
         Want::Absent => Order { wish: Wish::Absent, name, copy: None, generation: 0 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::client::{Bus, BusOptions};
+    use crate::model::secret::Secret;
+    use crate::model::{SessionId, VmUid};
+    use crate::worker::runtime::synthetic::Synthetic;
+
+    fn id(n: u128) -> CopyId {
+        CopyId { uid: VmUid(uuid::Uuid::from_u128(n)), attempt: 0 }
+    }
+
+    /// A reconciler whose controller never answers.
+    async fn reconciler(dir: &std::path::Path) -> (Reconciler, watch::Sender<Option<Assignment>>) {
+        let options = BusOptions {
+            url: "nats://127.0.0.1:1".into(),
+            user: "worker/w".into(),
+            password: Secret::new("x"),
+            client_name: "test".into(),
+            patient: true,
+        };
+        let bus = Bus::connect(options).await.unwrap();
+        let host = Host {
+            runtime: Arc::new(Synthetic::on(Arc::default())),
+            uplink: Uplink::new(bus, "w".parse().unwrap()),
+            journal: Journal::open(dir).unwrap(),
+            boot_slots: Arc::new(Semaphore::new(1)),
+        };
+        let (sender, assignments) = watch::channel(None);
+        (Reconciler { host, assignments, copies: BTreeMap::new(), ended: Arc::default() }, sender)
+    }
+
+    fn assignment(want: Want) -> Assignment {
+        let copy = DesiredCopy { name: "a".parse().unwrap(), uid: id(1).uid, attempt: 0, want };
+        Assignment { session: SessionId(uuid::Uuid::nil()), revision: 1, copies: vec![copy] }
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_gone_is_no_reason_to_look_again_and_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut reconciler, _sender) = reconciler(dir.path()).await;
+        reconciler.pass(&assignment(Want::Absent)).await;
+        assert!(reconciler.copies.is_empty(), "a task whose end would wake the reconciler at once");
+        assert!(reconciler.host.uplink.tells(id(1), &Observation::Absent));
     }
 }
