@@ -172,8 +172,6 @@ fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::client::{Bus, BusOptions};
-    use crate::model::secret::Secret;
     use crate::model::{SessionId, VmUid};
     use crate::worker::runtime::synthetic::Synthetic;
 
@@ -183,17 +181,9 @@ mod tests {
 
     /// A reconciler whose controller never answers.
     async fn reconciler(dir: &std::path::Path) -> (Reconciler, watch::Sender<Option<Assignment>>) {
-        let options = BusOptions {
-            url: "nats://127.0.0.1:1".into(),
-            user: "worker/w".into(),
-            password: Secret::new("x"),
-            client_name: "test".into(),
-            patient: true,
-        };
-        let bus = Bus::connect(options).await.unwrap();
         let host = Host {
             runtime: Arc::new(Synthetic::on(Arc::default())),
-            uplink: Uplink::new(bus, "w".parse().unwrap()),
+            uplink: Uplink::unheard().await,
             journal: Journal::open(dir).unwrap(),
             boot_slots: Arc::new(Semaphore::new(1)),
         };

@@ -75,6 +75,19 @@ impl Uplink {
         self.copies().remove(&id);
     }
 
+    /// One whose controller never answers.
+    #[cfg(test)]
+    pub(super) async fn unheard() -> Self {
+        let options = crate::bus::client::BusOptions {
+            url: "nats://127.0.0.1:1".into(),
+            user: "worker/w".into(),
+            password: crate::model::secret::Secret::new("x"),
+            client_name: "test".into(),
+            patient: true,
+        };
+        Self::new(Bus::connect(options).await.unwrap(), "w".parse().unwrap())
+    }
+
     /// Whether this is what is told of a copy at present.
     #[cfg(test)]
     pub(super) fn tells(&self, id: CopyId, observation: &Observation) -> bool {
@@ -209,24 +222,11 @@ impl Drop for Closed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::client::BusOptions;
     use crate::model::VmUid;
-    use crate::model::secret::Secret;
-
-    async fn uplink() -> Uplink {
-        let options = BusOptions {
-            url: "nats://127.0.0.1:1".into(),
-            user: "worker/w".into(),
-            password: Secret::new("x"),
-            client_name: "test".into(),
-            patient: true,
-        };
-        Uplink::new(Bus::connect(options).await.unwrap(), "w".parse().unwrap())
-    }
 
     #[tokio::test]
     async fn a_copy_that_is_gone_is_forgotten_once_the_controller_knows() {
-        let uplink = uplink().await;
+        let uplink = Uplink::unheard().await;
         let id = CopyId { uid: VmUid(uuid::Uuid::nil()), attempt: 0 };
         let preparing = Observation::Preparing { message: "x".into() };
         uplink.observe(id, preparing.clone());

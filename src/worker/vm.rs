@@ -84,6 +84,10 @@ impl CopyTask {
             let order = self.orders.borrow_and_update().clone();
             let step = plan::step(order.wish, self.seen);
             tracing::debug!(copy = %self.id, vm = %order.name, ?step, seen = ?self.seen, "next step");
+            if step != Step::Watch {
+                // Only a guest that boots holds a slot, not one that cannot be stopped or deleted.
+                slot = None;
+            }
             match (step, order.copy.clone()) {
                 (Step::Create, Some(copy)) => self.create(&copy).await,
                 (Step::Start, Some(copy)) => {
@@ -186,10 +190,25 @@ impl CopyTask {
                 Some(slot)
             }
             Err(error) => {
-                self.fail(format!("cannot start the VM: {error}")).await;
+                drop(slot);
+                self.fail_stopped(FAILED_GRACE, format!("cannot start the VM: {error}")).await;
                 None
             }
         }
+    }
+
+    /// Tells of a failure once nothing of the copy runs any more: on its word another copy may be started elsewhere.
+    /// Gives up only when the copy is no longer wished to run; then the table says what follows.
+    async fn fail_stopped(&mut self, grace: Duration, message: String) {
+        let mut pause = DELETE_PAUSE.0;
+        while let Err(error) = self.host.runtime.stop(self.id, grace).await {
+            self.seen = Seen::Running;
+            self.pause(&mut pause, &format!("it failed ({message}) and cannot be stopped: {error}")).await;
+            if self.orders.borrow().wish != Wish::Run {
+                return;
+            }
+        }
+        self.fail(message).await;
     }
 
     /// Watches a running copy until it ends, fails or is no longer wished for. `fresh` when this task started it.
@@ -220,15 +239,7 @@ impl CopyTask {
             Watched::OrderChanged => {}
             Watched::Exited(Exit::PoweredOff) => self.fail("the guest switched itself off").await,
             Watched::Exited(Exit::Crashed(how)) => self.fail(how).await,
-            Watched::ScriptFailed(message) => {
-                // Reported only once it certainly does not run any more.
-                if let Err(error) = host.runtime.stop(self.id, FAILED_GRACE).await {
-                    tracing::warn!(copy = %self.id, "cannot stop a VM whose startup script failed: {error}");
-                    let mut pause = DELETE_PAUSE.0;
-                    return self.pause(&mut pause, "it goes on running").await;
-                }
-                self.fail(message).await;
-            }
+            Watched::ScriptFailed(message) => self.fail_stopped(FAILED_GRACE, message).await,
         }
     }
 }
@@ -361,3 +372,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;
