@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::store::Store;
 use super::store::writer::Writer;
 use crate::bus::client::Bus;
-use crate::bus::{message, subject};
+use crate::bus::{message, parts, subject};
 use crate::model::WorkerName;
 use crate::model::error::ApiError;
 use crate::model::event::{Event, EventNumber, EventObject};
@@ -97,8 +97,9 @@ pub(super) async fn send_assignments(bus: Bus, writer: Writer, mut workers: mpsc
 
 async fn send_assignment(bus: &Bus, writer: &Writer, worker: &WorkerName) -> Result<(), ApiError> {
     let name = worker.clone();
-    match writer.submit(move |step| Ok(step.cluster.assignment(&name))).await? {
-        Some(assignment) => bus.publish(subject::assign(worker), None, message::encode(&assignment)?.into()).await,
-        None => Ok(()),
+    let Some(assignment) = writer.submit(move |step| Ok(step.cluster.assignment(&name))).await? else { return Ok(()) };
+    for part in parts::split(assignment)? {
+        bus.publish(subject::assign(worker), None, message::encode(&part)?.into()).await?;
     }
+    Ok(())
 }

@@ -110,7 +110,7 @@ impl Reconciler {
             }
             let (wish, found) = (wished.get(&id).copied(), found.get(&id));
             let Some(name) = wish.map(|wish| &wish.name).or(found.map(|found| &found.name)) else { continue };
-            let (order, seen) = (order(id, wish, name), found.map_or(Seen::Missing, |found| seen(found.state)));
+            let (order, seen) = (order(id, wish, name), seen_at_first(wish, found.map(|found| found.state)));
             // Not worth a task: its end would be the reason for the next pass, over and over, until the controller
             // has heard that nothing is left.
             if plan::step(order.wish, seen) == Step::ReportAbsent {
@@ -142,11 +142,16 @@ impl Drop for Ended {
     }
 }
 
-fn seen(state: FoundState) -> Seen {
-    match state {
-        FoundState::Incomplete => Seen::Incomplete,
-        FoundState::Stopped => Seen::Ended,
-        FoundState::Running => Seen::Running,
+/// What a task that begins finds of its copy.
+fn seen_at_first(wish: Option<&DesiredCopy>, found: Option<FoundState>) -> Seen {
+    let ran = wish.is_some_and(|wish| matches!(&wish.want, Want::Run(run) if run.ran));
+    match found {
+        // Its disk is lost. A new one under the old name would hide that from the user and from the restart policy.
+        None | Some(FoundState::Incomplete) if ran => Seen::Ended,
+        None => Seen::Missing,
+        Some(FoundState::Incomplete) => Seen::Incomplete,
+        Some(FoundState::Stopped) => Seen::Ended,
+        Some(FoundState::Running) => Seen::Running,
     }
 }
 
@@ -172,6 +177,8 @@ fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::message::RunSpec;
+    use crate::model::vm::VmSpec;
     use crate::model::{SessionId, VmUid};
     use crate::worker::runtime::synthetic::Synthetic;
 
@@ -193,7 +200,21 @@ mod tests {
 
     fn assignment(want: Want) -> Assignment {
         let copy = DesiredCopy { name: "a".parse().unwrap(), uid: id(1).uid, attempt: 0, want };
-        Assignment { session: SessionId(uuid::Uuid::nil()), revision: 1, copies: vec![copy] }
+        Assignment { session: SessionId(uuid::Uuid::nil()), revision: 1, copies: vec![copy], part: 0, parts: 1 }
+    }
+
+    #[test]
+    fn a_copy_that_ran_and_is_lost_has_failed_and_is_not_made_anew() {
+        let wish = |ran| {
+            let run = RunSpec { spec: VmSpec::default(), generation: 0, cpu: 1, memory: 1, ran };
+            assignment(Want::Run(Box::new(run))).copies.remove(0)
+        };
+        for found in [None, Some(FoundState::Incomplete)] {
+            let next = |ran| plan::step(Wish::Run, seen_at_first(Some(&wish(ran)), found));
+            assert_eq!((next(false), next(true)), (Step::Create, Step::ReportEnded), "{found:?}");
+        }
+        assert_eq!(seen_at_first(Some(&wish(true)), Some(FoundState::Running)), Seen::Running);
+        assert_eq!(seen_at_first(None, None), Seen::Missing);
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::journal::{Journal, ScriptState};
 use super::plan::{self, Seen, Step, Wish};
-use super::runtime::{CopySpec, Exit, Progress, Runtime};
+use super::runtime::{CopySpec, Exit, Progress, Runtime, RuntimeError};
 use super::uplink::Uplink;
 use crate::bus::message::{MAX_LOG_LINE, Observation};
 use crate::model::vm::StartupScript;
@@ -97,7 +97,8 @@ impl CopyTask {
                 (Step::Watch, Some(copy)) => self.watch(&order, &copy, std::mem::take(&mut fresh), slot.take()).await,
                 (Step::Create | Step::Start | Step::Watch | Step::Rest, _) => self.rest().await,
                 (Step::ReportEnded, _) => {
-                    self.fail("the VM's process ended while its worker was not running, so nobody saw how").await;
+                    let message = "the VM's process ended, or its disk was lost, while nobody watched";
+                    self.fail_stopped(FAILED_GRACE, message.to_owned()).await;
                 }
                 (Step::Stop, _) => match self.host.runtime.stop(self.id, STOP_GRACE).await {
                     Ok(()) => self.seen = Seen::Ended,
@@ -201,7 +202,11 @@ impl CopyTask {
     /// Gives up only when the copy is no longer wished to run; then the table says what follows.
     async fn fail_stopped(&mut self, grace: Duration, message: String) {
         let mut pause = DELETE_PAUSE.0;
-        while let Err(error) = self.host.runtime.stop(self.id, grace).await {
+        loop {
+            let error = match self.host.runtime.stop(self.id, grace).await {
+                Ok(()) | Err(RuntimeError::NotFound) => break,
+                Err(error) => error,
+            };
             self.seen = Seen::Running;
             self.pause(&mut pause, &format!("it failed ({message}) and cannot be stopped: {error}")).await;
             if self.orders.borrow().wish != Wish::Run {

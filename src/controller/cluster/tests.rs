@@ -10,7 +10,7 @@ use crate::bus::message::{CreateVm, Heartbeat, Hello, LogLine, LogLines, Observa
 use crate::model::Timestamp;
 use crate::model::event::{EventType, LogStream};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
-use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, VmSpec};
+use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
 use crate::model::worker::WorkerInfo;
 
 struct World {
@@ -288,6 +288,23 @@ fn specifications_that_cannot_work_are_refused_and_change_nothing() {
         assert_eq!(refused.unwrap_err().code, ErrorCode::Invalid);
     }
     assert!(world.changes.is_empty());
+}
+
+#[test]
+fn a_page_of_large_vms_ends_early_and_the_next_goes_on_there() {
+    let mut world = World::new();
+    for vm in ["a", "b", "c"] {
+        let script = StartupScript { script_content: "x".repeat(1000), env: BTreeMap::new() };
+        world.create(vm, VmSpec { startup_script: Some(script), ..VmSpec::default() }).unwrap();
+    }
+    let page = |after: Option<&str>, bytes| {
+        let after = after.map(name::<VmName>);
+        let (vms, more) = world.cluster.vms(after.as_ref(), 10, bytes, world.now);
+        (vms.iter().map(|vm| vm.name.to_string()).collect::<Vec<_>>().join(""), more)
+    };
+    assert_eq!(page(None, 3000), ("ab".to_owned(), true));
+    assert_eq!(page(Some("b"), 3000), ("c".to_owned(), false));
+    assert_eq!(page(None, 1), ("a".to_owned(), true), "one is always sent");
 }
 
 /// A worker that does as it is told, for the random walk: what really runs on it.
