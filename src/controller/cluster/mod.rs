@@ -104,6 +104,8 @@ pub struct Cluster {
     /// Not to be placed before this moment of the monotonic clock.
     held_back: HashMap<VmUid, Duration>,
     last_event: EventNumber,
+    /// When time last passed; none before the first time.
+    ticked: Option<Duration>,
     /// Something happened that may let an unplaced VM be placed.
     place_again: bool,
 }
@@ -120,6 +122,7 @@ impl Cluster {
             unplaced: BTreeSet::new(),
             held_back: HashMap::new(),
             last_event: records.last_event,
+            ticked: None,
             place_again: true,
         };
         for record in records.workers {
@@ -139,6 +142,7 @@ impl Cluster {
     /// stored state after a commit that failed.
     pub fn keep_liveness_of(&mut self, other: &Cluster) {
         self.held_back.clone_from(&other.held_back);
+        self.ticked = other.ticked;
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {
                 entry.live.clone_from(&known.live);

@@ -39,7 +39,15 @@ impl World {
         uuid::Uuid::from_u128(self.next_id)
     }
 
+    /// Time goes by, with a tick each second or more often.
     fn pass(&mut self, millis: u64) {
+        for start in (0..millis).step_by(1000) {
+            self.stall(1000.min(millis - start));
+        }
+    }
+
+    /// Time goes by without a tick before its end.
+    fn stall(&mut self, millis: u64) {
         let mono = self.now.mono + Duration::from_millis(millis);
         self.now = at(u64::try_from(mono.as_millis()).unwrap());
         self.cluster.tick(self.now, &mut self.changes);
@@ -288,6 +296,19 @@ fn specifications_that_cannot_work_are_refused_and_change_nothing() {
         assert_eq!(refused.unwrap_err().code, ErrorCode::Invalid);
     }
     assert!(world.changes.is_empty());
+}
+
+#[test]
+fn a_controller_that_stood_still_does_not_blame_its_workers() {
+    let mut world = World::new();
+    world.join("w", 4);
+    world.pass(5_000);
+    world.stall(60_000);
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
+    world.pass(9_000);
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online, "5 + 9 s are within the lease");
+    world.pass(3_000);
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Unseen);
 }
 
 #[test]
