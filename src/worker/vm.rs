@@ -305,7 +305,8 @@ async fn bring_up(
     };
     match (host.journal.script(copy.id), fresh) {
         (ScriptState::Done, false) => reporter.running("ready", true),
-        (ScriptState::Begun, false) => reporter.running("startup script interrupted by a restart of the worker", true),
+        // Ready would mean that the script ended well; half of it may be missing.
+        (ScriptState::Begun, false) => reporter.running(INTERRUPTED, false),
         _ => {
             reporter.running("running the startup script", false);
             host.journal.set_script(copy.id, ScriptState::Begun);
@@ -316,6 +317,9 @@ async fn bring_up(
     }
     Ok(())
 }
+
+/// What stays to be said of a VM whose script nobody saw the end of.
+const INTERRUPTED: &str = "the startup script was interrupted by a restart of the worker";
 
 async fn answers(host: &Host, id: CopyId) -> bool {
     match host.runtime.dial(id, SSH_PORT).await {

@@ -303,7 +303,7 @@ fn a_controller_that_stood_still_does_not_blame_its_workers() {
     let mut world = World::new();
     world.join("w", 4);
     world.pass(5_000);
-    world.stall(60_000);
+    world.stall(60_000); // far above the lease
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
     world.pass(9_000);
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online, "5 + 9 s are within the lease");

@@ -103,7 +103,7 @@ impl Cluster {
         // what it said waits in the queue. Silence is not death.
         let stalled = now.mono.saturating_sub(self.ticked.unwrap_or(now.mono));
         self.ticked = Some(now.mono);
-        if stalled > lease / 3 {
+        if stalled > lease / 2 {
             for entry in self.workers.values_mut() {
                 entry.heard = entry.heard.saturating_add(stalled).min(now.mono);
             }
