@@ -88,6 +88,11 @@ impl Bus {
         &self.client
     }
 
+    /// The largest payload that the broker takes, in bytes.
+    pub fn max_payload(&self) -> usize {
+        self.client.server_info().max_payload
+    }
+
     /// Calls an API verb as `account` and waits at most `timeout` for its answer.
     ///
     /// # Errors

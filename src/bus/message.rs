@@ -255,7 +255,7 @@ pub struct Welcome {
     pub tunnel: TunnelEndpoint,
     /// What opens it, during this session.
     pub tunnel_secret: Secret,
-    /// What to run.
+    /// What to run; only its first part when it has several, and the first heartbeat brings them all.
     pub assignment: Assignment,
 }
 
@@ -284,6 +284,16 @@ pub struct Assignment {
     pub revision: u64,
     /// The copies. One that is on the host but not here is unknown to the controller and left alone.
     pub copies: Vec<DesiredCopy>,
+    /// Which part of it this is, counting from 0; see `bus::parts`.
+    #[serde(default)]
+    pub part: u32,
+    /// In how many parts it comes; nothing of it counts before all are there.
+    #[serde(default = "one")]
+    pub parts: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// What shall become of one copy.
@@ -329,6 +339,10 @@ pub struct RunSpec {
     pub cpu: u64,
     /// Memory to give, in MiB.
     pub memory: u64,
+    /// It ran already in this attempt: if nothing of it is on the host now it is lost, and must not be made anew as if
+    /// nothing had happened.
+    #[serde(default)]
+    pub ran: bool,
 }
 
 /// A worker tells what became of a copy; acknowledged once durable.

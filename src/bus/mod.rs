@@ -3,4 +3,5 @@
 
 pub mod client;
 pub mod message;
+pub mod parts;
 pub mod subject;

@@ -3,6 +3,7 @@
 //! Events are read back from the store by number, never handed over in memory: a slow or absent bus costs nothing, and
 //! after a crash publishing resumes where it was noted. A subscriber sees every number at least once, in order.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -12,13 +13,15 @@ use tokio::sync::{mpsc, watch};
 use super::store::Store;
 use super::store::writer::Writer;
 use crate::bus::client::Bus;
-use crate::bus::{message, subject};
+use crate::bus::{message, parts, subject};
 use crate::model::WorkerName;
 use crate::model::error::ApiError;
 use crate::model::event::{Event, EventNumber, EventObject};
 
 /// Events read from the store at a time.
 const PAGE: usize = 256;
+/// Notices of changed assignments taken at a time.
+const MAX_NAMED: usize = 1_024;
 /// Pause after a failure to read or publish.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -87,18 +90,23 @@ fn cloud_event(event: &Event) -> HeaderMap {
 
 /// Sends each named worker what it shall run now. Runs until dropped.
 pub(super) async fn send_assignments(bus: Bus, writer: Writer, mut workers: mpsc::Receiver<WorkerName>) {
-    while let Some(worker) = workers.recv().await {
-        if let Err(error) = send_assignment(&bus, &writer, &worker).await {
-            // Its next heartbeat shows the gap and brings it up again.
-            tracing::warn!("the assignment of {worker} could not be sent: {error}");
+    let mut named = Vec::new();
+    while workers.recv_many(&mut named, MAX_NAMED).await > 0 {
+        // However often a worker was named meanwhile, one message tells it all.
+        for worker in std::mem::take(&mut named).into_iter().collect::<BTreeSet<_>>() {
+            if let Err(error) = send_assignment(&bus, &writer, &worker).await {
+                // Its next heartbeat shows the gap and brings it up again.
+                tracing::warn!("the assignment of {worker} could not be sent: {error}");
+            }
         }
     }
 }
 
 async fn send_assignment(bus: &Bus, writer: &Writer, worker: &WorkerName) -> Result<(), ApiError> {
     let name = worker.clone();
-    match writer.submit(move |step| Ok(step.cluster.assignment(&name))).await? {
-        Some(assignment) => bus.publish(subject::assign(worker), None, message::encode(&assignment)?.into()).await,
-        None => Ok(()),
+    let Some(assignment) = writer.submit(move |step| Ok(step.cluster.assignment(&name))).await? else { return Ok(()) };
+    for part in parts::split(assignment)? {
+        bus.publish(subject::assign(worker), None, message::encode(&part)?.into()).await?;
     }
+    Ok(())
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::journal::Journal;
-use super::plan::{Seen, Wish};
+use super::plan::{self, Seen, Step, Wish};
 use super::runtime::{CopySpec, Found, FoundState, Runtime};
 use super::uplink::Uplink;
 use super::vm::{CopyTask, Host, Order};
-use crate::bus::message::{Assignment, DesiredCopy, Want};
+use crate::bus::message::{Assignment, DesiredCopy, Observation, Want};
 use crate::model::{CopyId, VmName};
 use crate::task::{self, Task};
 
@@ -115,7 +115,14 @@ impl Reconciler {
             }
             let (wish, found) = (wished.get(&id).copied(), found.get(&id));
             let Some(name) = wish.map(|wish| &wish.name).or(found.map(|found| &found.name)) else { continue };
-            self.begin(id, order(id, wish, name), found.map_or(Seen::Missing, |found| seen(found.state)));
+            let (order, seen) = (order(id, wish, name), seen_at_first(wish, found.map(|found| found.state)));
+            // Not worth a task: its end would be the reason for the next pass, over and over, until the controller
+            // has heard that nothing is left.
+            if plan::step(order.wish, seen) == Step::ReportAbsent {
+                self.host.uplink.observe(id, Observation::Absent);
+                continue;
+            }
+            self.begin(id, order, seen);
         }
     }
 
@@ -140,11 +147,16 @@ impl Drop for Ended {
     }
 }
 
-fn seen(state: FoundState) -> Seen {
-    match state {
-        FoundState::Incomplete => Seen::Incomplete,
-        FoundState::Stopped => Seen::Ended,
-        FoundState::Running => Seen::Running,
+/// What a task that begins finds of its copy.
+fn seen_at_first(wish: Option<&DesiredCopy>, found: Option<FoundState>) -> Seen {
+    let ran = wish.is_some_and(|wish| matches!(&wish.want, Want::Run(run) if run.ran));
+    match found {
+        // Its disk is lost. A new one under the old name would hide that from the user and from the restart policy.
+        None | Some(FoundState::Incomplete) if ran => Seen::Ended,
+        None => Seen::Missing,
+        Some(FoundState::Incomplete) => Seen::Incomplete,
+        Some(FoundState::Stopped) => Seen::Ended,
+        Some(FoundState::Running) => Seen::Running,
     }
 }
 
@@ -164,5 +176,58 @@ fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
         }
         Want::Keep => Order { wish: Wish::Keep, name, copy: None, generation: 0 },
         Want::Absent => Order { wish: Wish::Absent, name, copy: None, generation: 0 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::message::RunSpec;
+    use crate::model::vm::VmSpec;
+    use crate::model::{SessionId, VmUid};
+    use crate::worker::runtime::synthetic::Synthetic;
+
+    fn id(n: u128) -> CopyId {
+        CopyId { uid: VmUid(uuid::Uuid::from_u128(n)), attempt: 0 }
+    }
+
+    /// A reconciler whose controller never answers.
+    async fn reconciler(dir: &std::path::Path) -> (Reconciler, watch::Sender<Option<Assignment>>) {
+        let host = Host {
+            runtime: Arc::new(Synthetic::on(Arc::default())),
+            uplink: Uplink::unheard().await,
+            journal: Journal::open(dir).unwrap(),
+            boot_slots: Arc::new(Semaphore::new(1)),
+        };
+        let (sender, assignments) = watch::channel(None);
+        (Reconciler { host, assignments, copies: BTreeMap::new(), ended: Arc::default() }, sender)
+    }
+
+    fn assignment(want: Want) -> Assignment {
+        let copy = DesiredCopy { name: "a".parse().unwrap(), uid: id(1).uid, attempt: 0, want };
+        Assignment { session: SessionId(uuid::Uuid::nil()), revision: 1, copies: vec![copy], part: 0, parts: 1 }
+    }
+
+    #[test]
+    fn a_copy_that_ran_and_is_lost_has_failed_and_is_not_made_anew() {
+        let wish = |ran| {
+            let run = RunSpec { spec: VmSpec::default(), generation: 0, cpu: 1, memory: 1, ran };
+            assignment(Want::Run(Box::new(run))).copies.remove(0)
+        };
+        for found in [None, Some(FoundState::Incomplete)] {
+            let next = |ran| plan::step(Wish::Run, seen_at_first(Some(&wish(ran)), found));
+            assert_eq!((next(false), next(true)), (Step::Create, Step::ReportEnded), "{found:?}");
+        }
+        assert_eq!(seen_at_first(Some(&wish(true)), Some(FoundState::Running)), Seen::Running);
+        assert_eq!(seen_at_first(None, None), Seen::Missing);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_gone_is_no_reason_to_look_again_and_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut reconciler, _sender) = reconciler(dir.path()).await;
+        reconciler.pass(&assignment(Want::Absent)).await;
+        assert!(reconciler.copies.is_empty(), "a task whose end would wake the reconciler at once");
+        assert!(reconciler.host.uplink.tells(id(1), &Observation::Absent));
     }
 }

@@ -12,6 +12,7 @@ use super::runtime::Runtime;
 use super::uplink::{SessionOver, Uplink};
 use crate::bus::client::Bus;
 use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, TunnelEndpoint, Welcome};
+use crate::bus::parts::Collector;
 use crate::bus::subject::{self, WorkerVerb};
 use crate::config::address;
 use crate::model::SessionId;
@@ -64,11 +65,14 @@ impl Agent {
             self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
         tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");
         self.link(link, session, &welcome)?;
-        self.assignments.send_replace(Some(welcome.assignment));
+        let mut collector = Collector::default();
+        if let Some(assignment) = collector.add(welcome.assignment) {
+            self.assignments.send_replace(Some(assignment));
+        }
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(10));
         let take = async {
             while let Some(sent) = assignments.next().await {
-                self.take(session, &sent.payload);
+                self.take(session, &mut collector, &sent.payload);
             }
             SessionOver
         };
@@ -88,7 +92,7 @@ impl Agent {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            let revision = self.assignments.borrow().as_ref().map_or(0, |assignment| assignment.revision);
+            let revision = held_revision(self.assignments.borrow().as_ref(), session);
             let beat = Heartbeat { session, revision };
             let subject = subject::worker(&self.info.name, WorkerVerb::Heartbeat);
             match self.bus.request::<_, HeartbeatAck>(subject, &beat, every.saturating_mul(2)).await {
@@ -100,7 +104,7 @@ impl Agent {
     }
 
     /// Takes an assignment unless it is of another session or older than the one in force.
-    fn take(&self, session: SessionId, payload: &[u8]) {
+    fn take(&self, session: SessionId, collector: &mut Collector, payload: &[u8]) {
         let assignment: Assignment = match message::decode(payload) {
             Ok(assignment) => assignment,
             Err(error) => return tracing::warn!("an assignment is not readable, is the controller newer? {error}"),
@@ -108,8 +112,9 @@ impl Agent {
         if assignment.session != session {
             return;
         }
+        let Some(assignment) = collector.add(assignment) else { return };
         self.assignments.send_if_modified(|current| {
-            let newer = current.as_ref().is_none_or(|held| held.revision < assignment.revision);
+            let newer = held_revision(current.as_ref(), session) < assignment.revision;
             if newer {
                 *current = Some(assignment);
             }
@@ -142,6 +147,11 @@ impl Agent {
         *held = Some(Link { endpoint, connection });
         Ok(())
     }
+}
+
+/// The revision in force of this session, whose numbers begin at 1; 0 while one of an earlier session still is.
+fn held_revision(held: Option<&Assignment>, session: SessionId) -> u64 {
+    held.filter(|held| held.session == session).map_or(0, |held| held.revision)
 }
 
 /// The data path and where it leads.

@@ -75,6 +75,25 @@ impl Uplink {
         self.copies().remove(&id);
     }
 
+    /// One whose controller never answers.
+    #[cfg(test)]
+    pub(super) async fn unheard() -> Self {
+        let options = crate::bus::client::BusOptions {
+            url: "nats://127.0.0.1:1".into(),
+            user: "worker/w".into(),
+            password: crate::model::secret::Secret::new("x"),
+            client_name: "test".into(),
+            patient: true,
+        };
+        Self::new(Bus::connect(options).await.unwrap(), "w".parse().unwrap())
+    }
+
+    /// Whether this is what is told of a copy at present.
+    #[cfg(test)]
+    pub(super) fn tells(&self, id: CopyId, observation: &Observation) -> bool {
+        self.copies().get(&id).is_some_and(|entry| entry.observation == *observation)
+    }
+
     /// Opens `session` and sends reports in it until it is over; everything is sent again at its start.
     pub(super) async fn serve(&self, session: SessionId) -> SessionOver {
         self.copies().values_mut().for_each(|entry| entry.acknowledged = false);
@@ -115,24 +134,30 @@ impl Uplink {
     ) -> (CopyId, Result<(), SessionOver>) {
         let report = Report { session, uid: id.uid, attempt: id.attempt, observation };
         let sent = self.request(WorkerVerb::Report, &report).await;
-        let outcome = match sent {
-            // A stale report is never right later: the next assignment tells what to do with the copy.
-            Ok(Done {}) => Ok(()),
-            Err(error) if error.code == ErrorCode::Conflict => Ok(()),
-            Err(error) if error.code == ErrorCode::Unauthenticated => Err(SessionOver),
+        match sent {
+            Ok(Done {}) => self.settle(id, &report.observation),
+            Err(error) if error.code == ErrorCode::Unauthenticated => return (id, Err(SessionOver)),
+            Err(error) if is_final(error.code) => {
+                tracing::debug!("report of {id} is not wanted: {error}");
+                self.settle(id, &report.observation);
+            }
             Err(error) => {
                 tracing::debug!("report of {id} not acknowledged: {error}");
                 tokio::time::sleep(RETRY).await;
-                return (id, Ok(()));
-            }
-        };
-        if outcome.is_ok() {
-            let mut copies = self.copies();
-            if let Some(entry) = copies.get_mut(&id).filter(|entry| entry.observation == report.observation) {
-                entry.acknowledged = true;
             }
         }
-        (id, outcome)
+        (id, Ok(()))
+    }
+
+    /// Notes that the controller has `observation`, unless there is a newer one by now. What is gone is forgotten: were
+    /// it kept, every VM of a worker's life would be told of again in each session.
+    fn settle(&self, id: CopyId, observation: &Observation) {
+        let mut copies = self.copies();
+        let Some(entry) = copies.get_mut(&id).filter(|entry| entry.observation == *observation) else { return };
+        entry.acknowledged = true;
+        if *observation == Observation::Absent {
+            copies.remove(&id);
+        }
     }
 
     async fn request<Q: serde::Serialize>(&self, verb: WorkerVerb, message: &Q) -> Result<Done, ApiError> {
@@ -164,12 +189,7 @@ impl Uplink {
                     LogLines { session: current, uid: id.uid, attempt: id.attempt, first, lines: lines.clone() };
                 match self.request(WorkerVerb::Log, &message).await {
                     Ok(Done {}) => break,
-                    Err(error)
-                        if matches!(
-                            error.code,
-                            ErrorCode::Conflict | ErrorCode::Invalid | ErrorCode::LimitExceeded
-                        ) =>
-                    {
+                    Err(error) if is_final(error.code) => {
                         tracing::debug!("log of {id} is not wanted: {error}");
                         return;
                     }
@@ -184,11 +204,44 @@ impl Uplink {
     }
 }
 
+/// Whether sending the same again can never help. A stale report is not right later, and the next assignment tells what
+/// to do with the copy; one that an older controller cannot read must not take the place of those it can.
+fn is_final(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::Conflict | ErrorCode::Invalid | ErrorCode::LimitExceeded | ErrorCode::UnknownVerb)
+}
+
 /// Marks the session as closed when the task that served it ends, however it ends.
 struct Closed<'a>(&'a watch::Sender<Option<SessionId>>);
 
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
         self.0.send_replace(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::VmUid;
+
+    #[tokio::test]
+    async fn a_copy_that_is_gone_is_forgotten_once_the_controller_knows() {
+        let uplink = Uplink::unheard().await;
+        let id = CopyId { uid: VmUid(uuid::Uuid::nil()), attempt: 0 };
+        let preparing = Observation::Preparing { message: "x".into() };
+        uplink.observe(id, preparing.clone());
+        uplink.observe(id, Observation::Absent);
+        uplink.settle(id, &preparing);
+        assert!(uplink.tells(id, &Observation::Absent), "only an older observation was acknowledged");
+        uplink.settle(id, &Observation::Absent);
+        assert!(uplink.copies().is_empty());
+    }
+
+    #[test]
+    fn what_an_older_controller_cannot_read_is_not_sent_for_ever() {
+        assert!(is_final(ErrorCode::Invalid) && is_final(ErrorCode::Conflict));
+        for code in [ErrorCode::Unavailable, ErrorCode::Timeout, ErrorCode::Internal, ErrorCode::Unauthenticated] {
+            assert!(!is_final(code), "{code:?}");
+        }
     }
 }

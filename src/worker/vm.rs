@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::journal::{Journal, ScriptState};
 use super::plan::{self, Seen, Step, Wish};
-use super::runtime::{CopySpec, Exit, Progress, Runtime};
+use super::runtime::{CopySpec, Exit, Progress, Runtime, RuntimeError};
 use super::uplink::Uplink;
 use crate::bus::message::{MAX_LOG_LINE, Observation};
 use crate::model::vm::StartupScript;
@@ -84,6 +84,10 @@ impl CopyTask {
             let order = self.orders.borrow_and_update().clone();
             let step = plan::step(order.wish, self.seen);
             tracing::debug!(copy = %self.id, vm = %order.name, ?step, seen = ?self.seen, "next step");
+            if step != Step::Watch {
+                // Only a guest that boots holds a slot, not one that cannot be stopped or deleted.
+                slot = None;
+            }
             match (step, order.copy.clone()) {
                 (Step::Create, Some(copy)) => self.create(&copy).await,
                 (Step::Start, Some(copy)) => {
@@ -93,7 +97,8 @@ impl CopyTask {
                 (Step::Watch, Some(copy)) => self.watch(&order, &copy, std::mem::take(&mut fresh), slot.take()).await,
                 (Step::Create | Step::Start | Step::Watch | Step::Rest, _) => self.rest().await,
                 (Step::ReportEnded, _) => {
-                    self.fail("the VM's process ended while its worker was not running, so nobody saw how").await;
+                    let message = "the VM's process ended, or its disk was lost, while nobody watched";
+                    self.fail_stopped(FAILED_GRACE, message.to_owned()).await;
                 }
                 (Step::Stop, _) => match self.host.runtime.stop(self.id, STOP_GRACE).await {
                     Ok(()) => self.seen = Seen::Ended,
@@ -186,10 +191,29 @@ impl CopyTask {
                 Some(slot)
             }
             Err(error) => {
-                self.fail(format!("cannot start the VM: {error}")).await;
+                drop(slot);
+                self.fail_stopped(FAILED_GRACE, format!("cannot start the VM: {error}")).await;
                 None
             }
         }
+    }
+
+    /// Tells of a failure once nothing of the copy runs any more: on its word another copy may be started elsewhere.
+    /// Gives up only when the copy is no longer wished to run; then the table says what follows.
+    async fn fail_stopped(&mut self, grace: Duration, message: String) {
+        let mut pause = DELETE_PAUSE.0;
+        loop {
+            let error = match self.host.runtime.stop(self.id, grace).await {
+                Ok(()) | Err(RuntimeError::NotFound) => break,
+                Err(error) => error,
+            };
+            self.seen = Seen::Running;
+            self.pause(&mut pause, &format!("it failed ({message}) and cannot be stopped: {error}")).await;
+            if self.orders.borrow().wish != Wish::Run {
+                return;
+            }
+        }
+        self.fail(message).await;
     }
 
     /// Watches a running copy until it ends, fails or is no longer wished for. `fresh` when this task started it.
@@ -220,15 +244,7 @@ impl CopyTask {
             Watched::OrderChanged => {}
             Watched::Exited(Exit::PoweredOff) => self.fail("the guest switched itself off").await,
             Watched::Exited(Exit::Crashed(how)) => self.fail(how).await,
-            Watched::ScriptFailed(message) => {
-                // Reported only once it certainly does not run any more.
-                if let Err(error) = host.runtime.stop(self.id, FAILED_GRACE).await {
-                    tracing::warn!(copy = %self.id, "cannot stop a VM whose startup script failed: {error}");
-                    let mut pause = DELETE_PAUSE.0;
-                    return self.pause(&mut pause, "it goes on running").await;
-                }
-                self.fail(message).await;
-            }
+            Watched::ScriptFailed(message) => self.fail_stopped(FAILED_GRACE, message).await,
         }
     }
 }
@@ -289,7 +305,8 @@ async fn bring_up(
     };
     match (host.journal.script(copy.id), fresh) {
         (ScriptState::Done, false) => reporter.running("ready", true),
-        (ScriptState::Begun, false) => reporter.running("startup script interrupted by a restart of the worker", true),
+        // Ready would mean that the script ended well; half of it may be missing.
+        (ScriptState::Begun, false) => reporter.running(INTERRUPTED, false),
         _ => {
             reporter.running("running the startup script", false);
             host.journal.set_script(copy.id, ScriptState::Begun);
@@ -300,6 +317,9 @@ async fn bring_up(
     }
     Ok(())
 }
+
+/// What stays to be said of a VM whose script nobody saw the end of.
+const INTERRUPTED: &str = "the startup script was interrupted by a restart of the worker";
 
 async fn answers(host: &Host, id: CopyId) -> bool {
     match host.runtime.dial(id, SSH_PORT).await {
@@ -361,3 +381,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

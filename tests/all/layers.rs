@@ -29,6 +29,7 @@ const PURE: &[&str] = &[
     "model/worker.rs",
     "bus/subject.rs",
     "bus/message.rs",
+    "bus/parts.rs",
     "broker/protocol",
     "broker/trie.rs",
     "broker/session.rs",

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::changes::Changes;
 use super::scheduler::{self, Candidate};
-use crate::bus::message::{Assignment, DesiredCopy, RunSpec, Want};
+use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventNumber, EventType};
 use crate::model::resources::Resources;
@@ -104,6 +104,8 @@ pub struct Cluster {
     /// Not to be placed before this moment of the monotonic clock.
     held_back: HashMap<VmUid, Duration>,
     last_event: EventNumber,
+    /// When time last passed; none before the first time.
+    ticked: Option<Duration>,
     /// Something happened that may let an unplaced VM be placed.
     place_again: bool,
 }
@@ -120,6 +122,7 @@ impl Cluster {
             unplaced: BTreeSet::new(),
             held_back: HashMap::new(),
             last_event: records.last_event,
+            ticked: None,
             place_again: true,
         };
         for record in records.workers {
@@ -139,6 +142,7 @@ impl Cluster {
     /// stored state after a commit that failed.
     pub fn keep_liveness_of(&mut self, other: &Cluster) {
         self.held_back.clone_from(&other.held_back);
+        self.ticked = other.ticked;
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {
                 entry.live.clone_from(&known.live);
@@ -182,13 +186,23 @@ impl Cluster {
         Ok(self.view(vm, now))
     }
 
-    /// At most `limit` VMs after `after`, in name order, and whether there are more.
-    pub fn vms(&self, after: Option<&VmName>, limit: usize, now: Now) -> (Vec<Vm>, bool) {
+    /// At most `limit` VMs after `after`, in name order, and whether there are more; fewer when they are so large that
+    /// they would make more than `bytes` of answer.
+    pub fn vms(&self, after: Option<&VmName>, limit: usize, bytes: usize, now: Now) -> (Vec<Vm>, bool) {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, |name| Excluded(name.clone()));
-        let mut rest = self.vms.range((from, Unbounded));
-        let page = rest.by_ref().take(limit).map(|(_, vm)| self.view(vm, now)).collect();
-        (page, rest.next().is_some())
+        let mut room = bytes;
+        let mut page: Vec<Vm> = Vec::new();
+        for (_, vm) in self.vms.range((from, Unbounded)) {
+            let seen = self.view(vm, now);
+            let size = message::encode(&seen).map_or(0, |encoded| encoded.len());
+            if page.len() >= limit || (size > room && !page.is_empty()) {
+                return (page, true);
+            }
+            room = room.saturating_sub(size);
+            page.push(seen);
+        }
+        (page, false)
     }
 
     /// A worker as readers see it. `connectable` is not known here and false.
@@ -234,6 +248,7 @@ impl Cluster {
                     generation: vm.generation,
                     cpu: vm.assigned_cpu,
                     memory: vm.assigned_memory,
+                    ran: vm.started_at.is_some(),
                 })),
                 VmStatus::Failed => Want::Keep,
             },
@@ -244,7 +259,8 @@ impl Cluster {
             attempt: leaving.id.attempt,
             want: Want::Absent,
         });
-        Some(Assignment { session: live.session, revision: live.revision, copies: placed.chain(leaving).collect() })
+        let copies = placed.chain(leaving).collect();
+        Some(Assignment { session: live.session, revision: live.revision, copies, part: 0, parts: 1 })
     }
 
     /// Places what can be placed, oldest first, and says of the rest why not. Cheap when nothing changed since.

@@ -10,7 +10,7 @@ use crate::bus::message::{CreateVm, Heartbeat, Hello, LogLine, LogLines, Observa
 use crate::model::Timestamp;
 use crate::model::event::{EventType, LogStream};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
-use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, VmSpec};
+use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
 use crate::model::worker::WorkerInfo;
 
 struct World {
@@ -39,7 +39,15 @@ impl World {
         uuid::Uuid::from_u128(self.next_id)
     }
 
+    /// Time goes by, with a tick each second or more often.
     fn pass(&mut self, millis: u64) {
+        for start in (0..millis).step_by(1000) {
+            self.stall(1000.min(millis - start));
+        }
+    }
+
+    /// Time goes by without a tick before its end.
+    fn stall(&mut self, millis: u64) {
         let mono = self.now.mono + Duration::from_millis(millis);
         self.now = at(u64::try_from(mono.as_millis()).unwrap());
         self.cluster.tick(self.now, &mut self.changes);
@@ -288,6 +296,36 @@ fn specifications_that_cannot_work_are_refused_and_change_nothing() {
         assert_eq!(refused.unwrap_err().code, ErrorCode::Invalid);
     }
     assert!(world.changes.is_empty());
+}
+
+#[test]
+fn a_controller_that_stood_still_does_not_blame_its_workers() {
+    let mut world = World::new();
+    world.join("w", 4);
+    world.pass(5_000);
+    world.stall(60_000); // far above the lease
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
+    world.pass(9_000);
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online, "5 + 9 s are within the lease");
+    world.pass(3_000);
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Unseen);
+}
+
+#[test]
+fn a_page_of_large_vms_ends_early_and_the_next_goes_on_there() {
+    let mut world = World::new();
+    for vm in ["a", "b", "c"] {
+        let script = StartupScript { script_content: "x".repeat(1000), env: BTreeMap::new() };
+        world.create(vm, VmSpec { startup_script: Some(script), ..VmSpec::default() }).unwrap();
+    }
+    let page = |after: Option<&str>, bytes| {
+        let after = after.map(name::<VmName>);
+        let (vms, more) = world.cluster.vms(after.as_ref(), 10, bytes, world.now);
+        (vms.iter().map(|vm| vm.name.to_string()).collect::<Vec<_>>().join(""), more)
+    };
+    assert_eq!(page(None, 3000), ("ab".to_owned(), true));
+    assert_eq!(page(Some("b"), 3000), ("c".to_owned(), false));
+    assert_eq!(page(None, 1), ("a".to_owned(), true), "one is always sent");
 }
 
 /// A worker that does as it is told, for the random walk: what really runs on it.

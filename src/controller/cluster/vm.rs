@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Changes, Cluster, Leaving};
-use crate::bus::message::{CreateVm, LogLines, Observation, Report};
+use crate::bus::message::{self, CreateVm, LogLines, Observation, Report};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
 use crate::model::resources::Resources;
@@ -20,6 +20,8 @@ const PROVEN_AFTER: Duration = Duration::from_secs(600);
 const MAX_TEXT: usize = 4 * 1024;
 const MAX_SCRIPT: usize = 256 * 1024;
 const MAX_PAIRS: usize = 64;
+/// All of it together: one VM must fit into one message to its worker.
+const MAX_SPEC: usize = 512 * 1024;
 /// A status message is a line or a few; more belongs in the log.
 const MAX_MESSAGE: usize = 2 * 1024;
 
@@ -365,6 +367,10 @@ fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
             ));
         }
     }
+    let size = message::encode(spec)?.len();
+    if size > MAX_SPEC {
+        return refuse(format!("the specification has {size} bytes; at most {MAX_SPEC} are allowed"));
+    }
     Ok(())
 }
 
@@ -377,6 +383,17 @@ mod tests {
         let pauses: Vec<_> = (0..9).map(|quick| restart_pause(quick).as_secs()).collect();
         assert_eq!(pauses, [0, 5, 10, 20, 40, 80, 160, 300, 300]);
         assert_eq!(restart_pause(u32::MAX), MAX_RESTART_PAUSE);
+    }
+
+    #[test]
+    fn what_would_not_fit_into_one_message_is_refused() {
+        let labels = (0..64).map(|n| (format!("{n:04096}"), "x".repeat(MAX_TEXT))).collect();
+        let spec = VmSpec { image: "i".into(), labels, ..VmSpec::default() };
+        assert_eq!(check_spec(&spec).unwrap_err().code, ErrorCode::Invalid);
+        let script =
+            crate::model::vm::StartupScript { script_content: "x".repeat(MAX_SCRIPT), env: Default::default() };
+        let spec = VmSpec { image: "i".into(), startup_script: Some(script), ..VmSpec::default() };
+        check_spec(&spec).unwrap();
     }
 
     #[test]

@@ -99,6 +99,15 @@ impl Cluster {
     /// Lets time pass: leases run out, pauses end.
     pub fn tick(&mut self, now: Now, changes: &mut Changes) {
         let lease = self.timing.lease;
+        // Whoever was silent while this process itself stood still (a stopped process, a hanging disk) may have spoken:
+        // what it said waits in the queue. Silence is not death.
+        let stalled = now.mono.saturating_sub(self.ticked.unwrap_or(now.mono));
+        self.ticked = Some(now.mono);
+        if stalled > lease / 2 {
+            for entry in self.workers.values_mut() {
+                entry.heard = entry.heard.saturating_add(stalled).min(now.mono);
+            }
+        }
         for (name, entry) in &mut self.workers {
             let silence = now.mono.saturating_sub(entry.heard);
             if entry.state == WorkerState::Online && silence > lease {

@@ -11,11 +11,15 @@ use crate::bus::subject;
 use crate::controller::store::StoreError;
 use crate::identity;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::event::{Event, EventNumber};
 use crate::model::vm::VmStatus;
 use crate::model::worker::WorkerView;
 use crate::model::{AccountName, VmUid};
 use crate::tunnel::ticket::Grant;
 
+/// A page of an answer ends at this size, whatever number was asked for: scripts and log lines are long, and the bus
+/// carries 1 MiB. One item alone is always smaller.
+const PAGE_SIZE: usize = 512 * 1024;
 /// How long a ticket is good for: the time to open a stream, with a slow link.
 const TICKET_TTL: Duration = Duration::from_secs(30);
 
@@ -65,7 +69,8 @@ async fn get_vm(context: &Context, _: AccountName, request: GetVm) -> Result<<Ge
 
 async fn list_vms(context: &Context, _: AccountName, request: ListVms) -> Result<VmPage, ApiError> {
     let limit = page(request.limit, MAX_PAGE);
-    let read = context.writer.submit(move |step| Ok(step.cluster.vms(request.after.as_ref(), limit, step.now)));
+    let read =
+        context.writer.submit(move |step| Ok(step.cluster.vms(request.after.as_ref(), limit, PAGE_SIZE, step.now)));
     let (vms, more) = read.await?;
     Ok(VmPage { vms, more })
 }
@@ -97,8 +102,31 @@ async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> 
     let store = context.store.clone();
     let read = tokio::task::spawn_blocking(move || store.events(request.after, limit, request.vm)).await;
     let (events, first_kept) = read.map_err(|_| failed("read events"))?.map_err(|error| read_failed(&error))?;
-    let full = events.len() >= limit;
-    let next = events.last().filter(|_| full).map_or(last.max(request.after), |event| event.number);
+    event_page(events, limit, request.after, last, first_kept)
+}
+
+/// Cuts what was read to a page that can be sent, and says where to go on.
+fn event_page(
+    mut events: Vec<Event>,
+    limit: usize,
+    after: EventNumber,
+    last: EventNumber,
+    first_kept: EventNumber,
+) -> Result<EventPage, ApiError> {
+    let mut more = events.len() >= limit;
+    let mut size = 0usize;
+    for (index, event) in events.iter().enumerate() {
+        size = size.saturating_add(encode(event)?.len());
+        if size > PAGE_SIZE && index > 0 {
+            events.truncate(index);
+            more = true;
+            break;
+        }
+    }
+    let newest = events.last().map_or(after, |event| event.number);
+    // The reading is younger than `last`: events after it may be here, and must not be sent once more.
+    let last = last.max(newest);
+    let next = if more { newest } else { last.max(after) };
     Ok(EventPage { events, next, last, first_kept })
 }
 
@@ -156,4 +184,48 @@ fn failed(what: &str) -> ApiError {
 fn read_failed(error: &StoreError) -> ApiError {
     tracing::error!(error = error as &dyn std::error::Error, "cannot read events");
     failed("read events")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+    use crate::model::event::{EventObject, EventType};
+
+    fn event(number: EventNumber, len: usize) -> Event {
+        Event {
+            number,
+            time: Timestamp::default(),
+            kind: EventType::Log,
+            object: EventObject::Worker { name: "w".parse().unwrap() },
+            message: "x".repeat(len),
+            worker: None,
+            stream: None,
+        }
+    }
+
+    #[test]
+    fn pages_of_long_lines_are_small_enough_to_be_sent_and_leave_nothing_out() {
+        let all: Vec<Event> = (1..=500).map(|number| event(number, 8 * 1024)).collect();
+        let (mut after, mut seen) = (0, 0);
+        while after < 500 {
+            let rest = all.iter().filter(|event| event.number > after).cloned().collect();
+            let page = event_page(rest, 500, after, 500, 1).unwrap();
+            assert!(encode(&page).unwrap().len() < 1024 * 1024);
+            assert_eq!(page.events.first().unwrap().number, after + 1);
+            seen += page.events.len();
+            after = page.next;
+        }
+        assert_eq!(seen, 500);
+    }
+
+    #[test]
+    fn an_event_stored_while_the_page_was_read_is_not_sent_again() {
+        let page = event_page(vec![event(4, 1), event(9, 1)], 500, 0, 7, 1).unwrap();
+        assert_eq!((page.next, page.last), (9, 9));
+        let page = event_page(vec![event(4, 1)], 500, 0, 7, 1).unwrap();
+        assert_eq!((page.next, page.last), (7, 7));
+        let page = event_page(vec![event(4, 1), event(5, 1)], 2, 0, 7, 1).unwrap();
+        assert_eq!((page.next, page.last), (5, 7));
+    }
 }

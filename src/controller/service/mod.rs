@@ -79,13 +79,14 @@ impl Service {
                 }
             }));
         }
+        let answers = bus.clone();
         tasks.push(task::spawn(async move {
             let mut lane = Lane::new();
             while let Some(request) = endpoint.next().await {
-                let context = context.clone();
+                let (context, bus) = (context.clone(), answers.clone());
                 lane.run(async move {
                     let answer = api::handle(&context, &request.message.subject, &request.message.payload).await;
-                    if let Err(error) = request.respond(Ok(payload(answer))).await {
+                    if let Err(error) = request.respond(Ok(payload(answer, bus.max_payload()))).await {
                         tracing::warn!("an answer could not be sent: {error}");
                     }
                 })
@@ -114,14 +115,22 @@ async fn answer_worker(context: &Context, bus: &Bus, request: async_nats::Messag
     // What expects no answer, or comes from nobody, is nothing a worker of ours sends.
     let (Some(reply), Some((from, verb))) = (request.reply, subject::parse_worker(&request.subject)) else { return };
     let answer = worker::handle(context, from, verb, &request.payload).await;
-    if let Err(error) = bus.publish(reply.to_string(), None, payload(answer)).await {
+    if let Err(error) = bus.publish(reply.to_string(), None, payload(answer, bus.max_payload())).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
 }
 
-/// The bytes of an answer, with errors encoded as such.
-fn payload(answer: Result<Vec<u8>, ApiError>) -> Bytes {
-    answer.or_else(|error| message::encode(&Answer::<()>::Error(error))).unwrap_or_default().into()
+/// The bytes of an answer, with errors encoded as such. One that the broker would refuse, being larger than `most`, is
+/// replaced by an error: silence would look like a controller that hangs.
+fn payload(answer: Result<Vec<u8>, ApiError>, most: usize) -> Bytes {
+    let fits = answer.and_then(|bytes| match bytes.len() {
+        len if len <= most => Ok(bytes),
+        len => Err(ApiError::new(
+            ErrorCode::LimitExceeded,
+            format!("the answer has {len} bytes, and the bus carries at most {most}; ask for less at once"),
+        )),
+    });
+    fits.or_else(|error| message::encode(&Answer::<()>::Error(error))).unwrap_or_default().into()
 }
 
 /// Works on a bounded number of requests at once.
@@ -142,5 +151,17 @@ impl Lane {
             let _permit = permit;
             work.await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_too_large_for_the_bus_is_told_as_such() {
+        assert_eq!(payload(Ok(vec![7; 100]), 100).len(), 100);
+        let refused: Answer<()> = message::decode(&payload(Ok(vec![7; 101]), 100)).unwrap();
+        assert!(matches!(refused, Answer::Error(error) if error.code == ErrorCode::LimitExceeded));
     }
 }

@@ -4,6 +4,7 @@ use super::Context;
 use crate::bus::message::{
     Answer, Done, Heartbeat, Hello, LogLines, MAX_LOG_BATCH, MAX_LOG_LINE, Report, Welcome, decode, encode,
 };
+use crate::bus::parts;
 use crate::bus::subject::WorkerVerb;
 use crate::identity;
 use crate::model::WorkerName;
@@ -44,6 +45,9 @@ async fn hello(context: &Context, from: WorkerName, hello: Hello) -> Result<Welc
     let name = from.clone();
     let assignment =
         context.writer.submit(move |step| step.cluster.hello(&name, hello, step.now, step.changes)).await?;
+    // The first heartbeat will not know the revision of one in several parts, which sends them all.
+    let first = parts::split(assignment)?.into_iter().next();
+    let first = first.ok_or_else(|| ApiError::new(ErrorCode::Internal, "an assignment came to nothing"))?;
     let tunnel_secret = identity::new_token();
     context.gate.open_session(from, session, tunnel_secret.clone());
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -52,7 +56,7 @@ async fn hello(context: &Context, from: WorkerName, hello: Hello) -> Result<Welc
         heartbeat_ms: millis(context.timing.heartbeat),
         tunnel: context.tunnel.clone(),
         tunnel_secret,
-        assignment,
+        assignment: first,
     })
 }
 

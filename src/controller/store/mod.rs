@@ -30,6 +30,10 @@ const KEPT_EVENTS: u64 = 1_000_000;
 /// At most so many old events go in one transaction, so that no commit becomes slow after a change of the bound.
 const MAX_PRUNED: u64 = 4_096;
 
+/// Readers at once. LMDB's own default of 126 is less than the threads that answer requests for events (512, each of
+/// which keeps its place for as long as it lives): those beyond would be refused.
+const MAX_READERS: u32 = 1_024;
+
 const SCHEMA_KEY: &str = "schema";
 const LAST_EVENT_KEY: &str = "last-event";
 const PUBLISHED_KEY: &str = "published";
@@ -103,6 +107,8 @@ pub struct Store {
     events: Table,
     events_of_vm: Table,
     _lock: std::sync::Arc<File>,
+    #[cfg(test)]
+    spoilt: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Store {
@@ -133,7 +139,7 @@ impl Store {
     #[allow(unsafe_code)] // LMDB maps the file; our lock keeps every other process from changing it
     fn open_tables(path: &Path, lock: File) -> Result<Self, heed::Error> {
         let mut options = EnvOpenOptions::new();
-        options.map_size(MAP_SIZE).max_dbs(8);
+        options.map_size(MAP_SIZE).max_dbs(8).max_readers(MAX_READERS);
         // SAFETY: the file lies in a folder of mode 0700 that this process has locked exclusively, so nobody else
         // changes or truncates the mapped file, and it is opened once per `Store`.
         let env = unsafe { options.open(path)? };
@@ -151,7 +157,18 @@ impl Store {
             CommitOrAbort::Commit(tables) => tables,
             CommitOrAbort::Abort(()) => return Err(heed::Error::Io(std::io::Error::other("no tables"))),
         };
-        Ok(Self { env, meta, vms, workers, leaving, events, events_of_vm, _lock: lock.into() })
+        Ok(Self {
+            env,
+            meta,
+            vms,
+            workers,
+            leaving,
+            events,
+            events_of_vm,
+            _lock: lock.into(),
+            #[cfg(test)]
+            spoilt: std::sync::Arc::default(),
+        })
     }
 
     /// The schema of what is stored; a new store gets the current one.
@@ -170,6 +187,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] names the record.
     pub fn records(&self) -> Result<Records, StoreError> {
+        #[cfg(test)]
+        self.fail_if_spoilt()?;
         let txn = self.env.read_txn()?;
         Ok(Records {
             vms: all(&txn, self.vms, "vms")?,
@@ -235,6 +254,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing of it is stored.
     pub fn commit(&self, cluster: &Cluster, changes: &Changes, published: EventNumber) -> Result<(), StoreError> {
+        #[cfg(test)]
+        self.fail_if_spoilt()?;
         let mut txn = self.env.write_txn()?;
         for uid in &changes.vms {
             put_or_delete(&mut txn, self.vms, uid.0.as_bytes(), cluster.vm_record(*uid))?;
@@ -256,6 +277,20 @@ impl Store {
         self.meta.put(&mut txn, PUBLISHED_KEY, &rmp_serde::to_vec(&published)?)?;
         txn.commit()?;
         Ok(())
+    }
+
+    /// Lets every reading of all and every commit fail, or no longer.
+    #[cfg(test)]
+    fn spoil(&self, spoilt: bool) {
+        self.spoilt.store(spoilt, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    #[cfg(test)]
+    fn fail_if_spoilt(&self) -> Result<(), StoreError> {
+        match self.spoilt.load(std::sync::atomic::Ordering::SeqCst) {
+            true => Err(StoreError::Lmdb(heed::Error::Io(std::io::Error::other("spoilt")))),
+            false => Ok(()),
+        }
     }
 
     fn prune(&self, txn: &mut RwTxn<'_>, last: EventNumber) -> Result<(), StoreError> {

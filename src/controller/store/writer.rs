@@ -80,6 +80,7 @@ pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Sign
         published: published.clone(),
         events: events_sender,
         assign: assign_sender,
+        astray: false,
     };
     let thread = std::thread::Builder::new()
         .name("orchard-writer".to_owned())
@@ -149,6 +150,8 @@ struct State {
     published: Arc<AtomicU64>,
     events: watch::Sender<EventNumber>,
     assign: mpsc::Sender<WorkerName>,
+    /// The state in memory is not what is stored, and must not be shown or built upon.
+    astray: bool,
 }
 
 impl State {
@@ -161,11 +164,21 @@ impl State {
 
     fn apply(&mut self, batch: impl Iterator<Item = Job>) {
         let mut changes = Changes::default();
+        if self.astray {
+            self.go_back();
+        }
         let now = self.clock.now();
         let answers: Vec<Answer> =
             batch.map(|job| job(&mut Step { cluster: &mut self.cluster, now, changes: &mut changes })).collect();
         self.cluster.place(now, &mut changes);
-        let stored = if changes.is_empty() { Ok(()) } else { self.commit(&changes) };
+        let stored = match (self.astray, changes.is_empty()) {
+            (true, _) => Err(ApiError::new(
+                ErrorCode::Unavailable,
+                "the controller cannot read what it has stored; its log says why",
+            )),
+            (false, true) => Ok(()),
+            (false, false) => self.commit(&changes),
+        };
         if stored.is_ok() {
             self.tell(&changes);
         }
@@ -185,20 +198,27 @@ impl State {
             "cannot store {} changes; they are refused",
             changes.events.len()
         );
-        // Back to what is stored, so that memory never says more than the disk.
-        match self.store.records() {
-            Ok(records) => {
-                let mut stored = Cluster::load(records, self.timing, self.clock.now());
-                stored.keep_liveness_of(&self.cluster);
-                self.cluster = stored;
-            }
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "nor can the stored state be read"),
-        }
+        self.go_back();
         let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
         Err(ApiError::new(
             ErrorCode::Unavailable,
             format!("the controller cannot store this: {cause}; nothing was changed"),
         ))
+    }
+
+    /// Back to what is stored, so that memory never says more than the disk. While even that fails everything is
+    /// refused: a worker would be told to run what was never acknowledged.
+    fn go_back(&mut self) {
+        self.astray = true;
+        match self.store.records() {
+            Ok(records) => {
+                let mut stored = Cluster::load(records, self.timing, self.clock.now());
+                stored.keep_liveness_of(&self.cluster);
+                self.cluster = stored;
+                self.astray = false;
+            }
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "the stored state cannot be read"),
+        }
     }
 
     fn tell(&self, changes: &Changes) {

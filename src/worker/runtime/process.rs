@@ -30,12 +30,24 @@ const POLL: Duration = Duration::from_millis(200);
 impl Process {
     /// The living process with that pid; `None` when there is none, or only its unreaped remains.
     pub async fn of(pid: i32) -> Option<Self> {
-        start_time(pid).await.map(|started| Self { pid, started })
+        start_time(pid).await.ok().flatten().map(|started| Self { pid, started })
     }
 
-    /// Whether it still lives. A zombie does not.
+    /// Whether it still lives, as far as can be told: while the system does not say (no descriptor is free, `ps` hangs)
+    /// it does, as a VM that is taken for dead may be started once more elsewhere. A zombie does not.
     pub async fn alive(&self) -> bool {
-        start_time(self.pid).await.as_deref() == Some(&self.started)
+        match start_time(self.pid).await {
+            Ok(started) => started.as_deref() == Some(&self.started),
+            Err(error) => {
+                tracing::warn!(pid = self.pid, %error, "cannot tell whether a VM's process lives");
+                true
+            }
+        }
+    }
+
+    /// Whether the pid is this process's for certain: what is signalled must be no other.
+    async fn is_certainly_this(&self) -> bool {
+        start_time(self.pid).await.is_ok_and(|started| started.as_deref() == Some(&self.started))
     }
 
     /// Sends a signal, unless the process is gone already.
@@ -45,12 +57,12 @@ impl Process {
         {
             // The handle is taken before the start time is checked: from then on no reuse of the pid can be hit.
             let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return };
-            if self.alive().await {
+            if self.is_certainly_this().await {
                 let _ = rustix::process::pidfd_send_signal(&handle, signal);
             }
         }
         #[cfg(not(target_os = "linux"))]
-        if self.alive().await {
+        if self.is_certainly_this().await {
             let _ = rustix::process::kill_process(pid, signal);
         }
     }
@@ -58,7 +70,7 @@ impl Process {
     /// Sends a signal to all of the process's group, which [`spawn_detached`] made for it.
     pub async fn signal_group(&self, signal: Signal) {
         if let Some(pid) = Pid::from_raw(self.pid)
-            && self.alive().await
+            && self.is_certainly_this().await
         {
             let _ = rustix::process::kill_process_group(pid, signal);
         }
@@ -94,12 +106,24 @@ fn readiness(handle: std::os::fd::OwnedFd) -> Option<tokio::io::unix::AsyncFd<st
     tokio::io::unix::AsyncFd::with_interest(handle, tokio::io::Interest::READABLE).ok()
 }
 
+/// When the process with that pid started; none when there is no such process, an error when that cannot be told.
 #[cfg(target_os = "linux")]
-async fn start_time(pid: i32) -> Option<String> {
+async fn start_time(pid: i32) -> io::Result<Option<String>> {
     // Both files are answered by the kernel from memory: nothing here blocks.
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    parse_stat(&stat).map(|ticks| format!("{}/{ticks}", boot.trim()))
+    let Some(stat) = if_there(std::fs::read_to_string(format!("/proc/{pid}/stat")))? else { return Ok(None) };
+    let boot = if_there(std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?.unwrap_or_default();
+    Ok(parse_stat(&stat).map(|ticks| format!("{}/{ticks}", boot.trim())))
+}
+
+/// Only these two answers mean that there is nothing; any other means that it could not be looked.
+#[cfg(target_os = "linux")]
+fn if_there(read: io::Result<String>) -> io::Result<Option<String>> {
+    match read {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Lets a process open as many files as its hard limit allows; where that cannot be set, it stays as it is.
@@ -125,13 +149,13 @@ fn parse_stat(stat: &str) -> Option<&str> {
 }
 
 #[cfg(not(target_os = "linux"))]
-async fn start_time(pid: i32) -> Option<String> {
+async fn start_time(pid: i32) -> io::Result<Option<String>> {
     let pid = pid.to_string();
     let output = Command::new("ps").args(["-o", "stat=,lstart=", "-p", &pid]).env("LC_ALL", "C").output();
-    let output = tokio::time::timeout(Duration::from_secs(5), output).await.ok()?.ok()?;
+    let output = tokio::time::timeout(Duration::from_secs(5), output).await.map_err(io::Error::other)??;
     let text = String::from_utf8_lossy(&output.stdout);
-    let (state, started) = text.trim().split_once(char::is_whitespace)?;
-    (!state.starts_with('Z')).then(|| started.trim().to_owned())
+    let found = text.trim().split_once(char::is_whitespace);
+    Ok(found.filter(|(state, _)| !state.starts_with('Z')).map(|(_, started)| started.trim().to_owned()))
 }
 
 /// Collects the exits of this worker's children, so that none stays a zombie. Dropping it ends no process.
@@ -183,6 +207,17 @@ mod tests {
         let stat = "42 (a) R (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21";
         assert_eq!(parse_stat(stat), Some("777"));
         assert_eq!(parse_stat(&stat.replace(") S", ") Z")), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_a_missing_process_counts_as_gone_and_not_one_that_could_not_be_looked_at() {
+        let failed = |errno: rustix::io::Errno| if_there(Err(io::Error::from_raw_os_error(errno.raw_os_error())));
+        assert_eq!(failed(rustix::io::Errno::NOENT).unwrap(), None);
+        assert_eq!(failed(rustix::io::Errno::SRCH).unwrap(), None);
+        for errno in [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE, rustix::io::Errno::IO] {
+            assert!(failed(errno).is_err(), "{errno}");
+        }
     }
 
     #[tokio::test]

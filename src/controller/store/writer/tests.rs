@@ -64,3 +64,21 @@ async fn a_second_controller_on_the_same_folder_is_told_so() {
     let second = Store::open(dir.path()).unwrap_err();
     assert!(matches!(second, super::super::OpenError::InUse(_)), "{second}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_stored_is_neither_shown_nor_built_upon_even_if_the_store_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (writer, _signals, _thread) = start(store.clone(), Timing::default(), Clock::start()).unwrap();
+    writer.submit(create("a".into())).await.unwrap();
+    let exists = |name: &'static str| move |step: &mut Step<'_>| step.cluster.vm(&name.parse()?, step.now).map(drop);
+    store.spoil(true);
+    assert_eq!(writer.submit(create("b".into())).await.unwrap_err().code, ErrorCode::Unavailable);
+    for name in ["a", "b"] {
+        assert_eq!(writer.submit(exists(name)).await.unwrap_err().code, ErrorCode::Unavailable, "{name}");
+    }
+    store.spoil(false);
+    writer.submit(exists("a")).await.unwrap();
+    assert_eq!(writer.submit(exists("b")).await.unwrap_err().code, ErrorCode::NotFound);
+    writer.submit(create("b".into())).await.unwrap();
+}

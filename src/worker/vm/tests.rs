@@ -1,0 +1,72 @@
+//! A copy's task on a synthetic host, without a controller.
+
+use super::*;
+use crate::model::VmUid;
+use crate::model::vm::{StartupScript, VmSpec};
+use crate::worker::runtime::synthetic::Synthetic;
+use crate::worker::runtime::synthetic::behaviour::Step as HostStep;
+use crate::worker::runtime::synthetic::host::SyntheticHost;
+
+fn spec() -> CopySpec {
+    let id = CopyId { uid: VmUid(uuid::Uuid::from_u128(1)), attempt: 0 };
+    CopySpec { id, name: "a".parse().unwrap(), spec: VmSpec::default(), cpu: 1, memory: 1 }
+}
+
+async fn host(runtime: Synthetic, dir: &std::path::Path) -> Host {
+    Host {
+        runtime: Arc::new(runtime),
+        uplink: Uplink::unheard().await,
+        journal: Journal::open(dir).unwrap(),
+        boot_slots: Arc::new(Semaphore::new(1)),
+    }
+}
+
+fn task_for(host: &Host, copy: &CopySpec, seen: Seen) -> (watch::Sender<Order>, CopyTask) {
+    let order = Order { wish: Wish::Run, name: copy.name.clone(), copy: Some(Arc::new(copy.clone())), generation: 0 };
+    let (sender, orders) = watch::channel(order);
+    (sender, CopyTask { id: copy.id, host: host.clone(), orders, seen })
+}
+
+/// Waits until this is told of a copy.
+async fn told(host: &Host, id: CopyId, observation: &Observation) {
+    let began = tokio::time::Instant::now();
+    while !host.uplink.tells(id, observation) {
+        assert!(began.elapsed() < Duration::from_secs(60), "never told: {observation:?}");
+        tokio::time::advance(Duration::from_millis(100)).await;
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_told_only_once_the_copy_certainly_does_not_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let on = Arc::new(SyntheticHost::default());
+    let runtime = Synthetic::on(on.clone());
+    let copy = spec();
+    // It runs already, so that starting it fails; and at first it cannot be stopped.
+    runtime.create(&copy, &Progress::new().0).await.unwrap();
+    runtime.start(&copy).await.unwrap();
+    on.fail_next(HostStep::Stop, 2, "the host hangs");
+    let host = host(runtime, dir.path()).await;
+    let (_orders, task) = task_for(&host, &copy, Seen::Created);
+    let _task = task::spawn(task.run());
+    let failed = Observation::Failed { message: "cannot start the VM: VM a runs already".into() };
+    told(&host, copy.id, &failed).await;
+    assert!(on.found().iter().all(|found| found.state != super::super::runtime::FoundState::Running));
+    assert_eq!(host.boot_slots.available_permits(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_whose_script_was_interrupted_runs_on_but_is_not_called_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Synthetic::on(Arc::new(SyntheticHost::default()));
+    let mut copy = spec();
+    copy.spec.startup_script = Some(StartupScript { script_content: "true".into(), ..StartupScript::default() });
+    runtime.create(&copy, &Progress::new().0).await.unwrap();
+    runtime.start(&copy).await.unwrap();
+    let host = host(runtime, dir.path()).await;
+    host.journal.set_script(copy.id, ScriptState::Begun);
+    let (_orders, task) = task_for(&host, &copy, Seen::Running);
+    let _task = task::spawn(task.run());
+    told(&host, copy.id, &Observation::Running { message: INTERRUPTED.into(), ready: false, generation: 0 }).await;
+}
