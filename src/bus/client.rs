@@ -1,8 +1,9 @@
 //! A connection to the bus, typed: requests with deadlines, answers decoded, errors kinded.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{HeaderMap, RequestErrorKind, Subscriber};
+use async_nats::{Event, HeaderMap, RequestErrorKind, Subscriber};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,6 +39,32 @@ const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// a drop costs a request, not an event.
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 
+/// Logs what happens to a connection. Of the attempts that fail in a row only the first is told to everybody.
+fn tell(url: String) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
+    let told = AtomicBool::new(false);
+    move |event| {
+        match event {
+            Event::Connected => {
+                told.store(false, Ordering::Relaxed);
+                tracing::debug!("connected to the bus at {url}");
+            }
+            Event::Closed => tracing::debug!("the connection to the bus at {url} is closed"),
+            Event::ClientError(error) if told.swap(true, Ordering::Relaxed) => tracing::debug!("bus: {error}"),
+            Event::ClientError(error) => {
+                let error = error.to_string();
+                let advice = if error.contains("authorization") {
+                    "check the token"
+                } else {
+                    "is the controller running there?"
+                };
+                tracing::info!("the bus at {url} cannot be used: {error}; {advice}; trying again until it can");
+            }
+            other => tracing::info!("bus: {other}"),
+        }
+        std::future::ready(())
+    }
+}
+
 /// A connection to the bus. Cheap to clone; all clones share one socket, which reconnects by itself.
 #[derive(Clone, Debug)]
 pub struct Bus {
@@ -60,12 +87,7 @@ impl Bus {
         .request_timeout(Some(REQUEST_TIMEOUT))
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .reconnect_delay_callback(reconnect_pause)
-        .event_callback(|event| async move {
-            match event {
-                async_nats::Event::Connected => tracing::debug!("bus: connected"),
-                other => tracing::info!("bus: {other}"),
-            }
-        });
+        .event_callback(tell(options.url.clone()));
         let connect = if options.patient { connect.retry_on_initial_connect() } else { connect };
         let client = connect.connect(&options.url).await.map_err(|error| {
             use async_nats::ConnectErrorKind as Kind;

@@ -62,6 +62,13 @@ impl Dialer {
         Ok(Opened { stream: Box::new(stream), uid: ticket.uid })
     }
 
+    /// Ends all streams and tells the relay, which would otherwise hold them until it has heard nothing for a while.
+    pub(super) async fn close(&self) {
+        if let Some(connected) = self.tunnel.lock().await.take() {
+            connected.tunnel.close().await;
+        }
+    }
+
     /// The connection to `endpoint`; one that was lost is brought back by the tunnel's own client.
     async fn connect(&self, endpoint: &TunnelEndpoint) -> Result<Arc<tunnel::client::Client>, ApiError> {
         let mut connected = self.tunnel.lock().await;

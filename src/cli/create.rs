@@ -24,8 +24,8 @@ pub(super) enum Create {
     #[command(after_help = "\
 Examples:
   orchard create vm build-1 --image ./tiny.qcow2 --wait
-  orchard create vm build-2 --image https://example.com/tiny.qcow2 --cpu 2 --memory 2048 --labels role=ci
-  orchard create vm build-3 --image ghcr.io/cirruslabs/macos-tahoe-base:latest --startup-script @setup.sh
+  orchard create vm build-2 --image https://example.com/tiny.qcow2 --startup-script @setup.sh
+  orchard create vm build-3 --image ghcr.io/cirruslabs/macos-tahoe-base:latest
 
 A path that exists on this machine is sent in full; the worker that runs the VM reads it there.")]
     Vm(Box<CreateVmArgs>),
@@ -39,13 +39,13 @@ pub(super) struct CreateVmArgs {
     #[arg(long, value_name = "PATH|URL", value_parser = image)]
     image: String,
     /// CPU cores [default: the worker's]
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = pairs::amount)]
     cpu: u64,
     /// Memory in MiB [default: the worker's]
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "MIB", default_value_t = 0, hide_default_value = true, value_parser = pairs::amount)]
     memory: u64,
     /// Disk size in GB [default: the image's own]
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "GB", default_value_t = 0, hide_default_value = true, value_parser = pairs::amount)]
     disk_size: u64,
     /// Guest operating system: darwin or linux [default: whatever the image holds]
     #[arg(long, value_parser = pairs::one_of::<Os>)]

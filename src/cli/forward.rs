@@ -14,6 +14,7 @@ use super::client::Client;
 use super::connect::{Dialer, Opened};
 use super::output;
 use super::serve::signals::Signals;
+use super::ssh::standing;
 use crate::model::error::ApiError;
 use crate::model::{VmName, VmUid};
 
@@ -57,7 +58,9 @@ fn parse_ports(text: &str) -> Result<Ports, String> {
 
 pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result<()> {
     let PortForward::Vm(ForwardArgs { name, ports }) = command;
-    let uid = client.vm(&name).await?.uid;
+    let vm = client.vm(&name).await?;
+    let uid = vm.uid;
+    standing(uid, &vm).map_err(|why| anyhow::anyhow!(why))?;
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.local)))
         .await
         .with_context(|| format!("cannot listen on 127.0.0.1:{}; another LOCAL port may be free", ports.local))?;
@@ -65,14 +68,17 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
     output::line(&format!("forwarding {} -> {name}:{}", listener.local_addr()?, ports.remote))?;
     let dialer = Dialer::new(client.clone());
     let target = format!("{name}:{}", ports.remote);
+    let (ending, name) = (dialer.clone(), name.clone());
     let open = move || {
         let (dialer, name) = (dialer.clone(), name.clone());
         async move { dialer.open(&name, ports.remote).await }
     };
     tokio::select! {
         never = serve(listener, uid, target, open) => match never {},
-        _ = signals.wait() => Ok(()),
+        _ = signals.wait() => {}
     }
+    ending.close().await;
+    Ok(())
 }
 
 /// Accepts connections for ever; each gets a stream of its own from `open`. One that fails is told of on standard error
@@ -119,6 +125,8 @@ where
 async fn splice(mut socket: TcpStream, mut opened: Opened, target: &str, peer: SocketAddr) {
     let _ = socket.set_nodelay(true);
     match tokio::io::copy_bidirectional(&mut socket, &mut opened.stream).await {
+        // QEMU's network accepts a connection before it knows whether the guest will.
+        Ok((_, 0)) => eprintln!("{target}: {peer} got nothing from the VM; does something listen on that port there?"),
         Ok((up, down)) => tracing::debug!("{target}: {peer} is done, {up} bytes up, {down} down"),
         Err(error) => eprintln!("{target}: the connection of {peer} broke: {error}"),
     }

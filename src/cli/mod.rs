@@ -102,8 +102,9 @@ impl Arguments {
     pub fn log_filter(&self) -> &'static str {
         let serves = matches!(self.command, Command::Dev(_) | Command::Controller(_) | Command::Worker(_));
         match (serves, self.global.verbose) {
-            (false, 0) => "error,orchard=warn",
-            (true, 0) => "warn,orchard=info",
+            // What the NATS library has to say, the errors and the bus's own lines say better.
+            (false, 0) => "error,async_nats=off,orchard=warn",
+            (true, 0) => "warn,async_nats=off,orchard=info",
             (_, 1) => "info,orchard=debug",
             _ => "debug,orchard=trace",
         }

@@ -15,6 +15,11 @@ pub(super) fn label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// Reads a number of cores, MiB or GB.
+pub(super) fn amount(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a whole number from 0 up"))
+}
+
 /// Reads `k=v` of resources.
 pub(super) fn resource(text: &str) -> Result<(String, u64), String> {
     let (key, value) = split(text, "resource", "gpu=1")?;

@@ -75,10 +75,14 @@ pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
     };
     let uid = client.vm(&arguments.name).await?.uid;
     let target = Target { client: client.clone(), dialer: Dialer::new(client.clone()), name: arguments.name, uid };
-    let session = target.connect(&login, arguments.wait).await?;
     // As `ssh` does: the words are joined, and the guest's shell takes them apart.
     let command = (!arguments.command.is_empty()).then(|| arguments.command.join(" "));
-    execute(session, command.as_deref()).await
+    let status = match target.connect(&login, arguments.wait).await {
+        Ok(session) => execute(session, command.as_deref()).await,
+        Err(error) => Err(error),
+    };
+    target.dialer.close().await;
+    status
 }
 
 /// Why an attempt failed.
@@ -159,7 +163,7 @@ fn replaced(name: &VmName) -> String {
 }
 
 /// How the VM stands, in words; an error when waiting for it is in vain.
-fn standing(waited_for: VmUid, vm: &Vm) -> Result<String, String> {
+pub(super) fn standing(waited_for: VmUid, vm: &Vm) -> Result<String, String> {
     if vm.uid != waited_for {
         return Err(replaced(&vm.name));
     }
@@ -180,8 +184,8 @@ fn join(reason: &str, state: &str) -> String {
 /// own port, and the guest makes its keys at its first boot.
 async fn log_in(stream: Stream, login: &Login, deadline: Duration) -> Result<Session, Failure> {
     Session::connect(stream, login.clone(), AcceptAny, deadline).await.map_err(|error| match error {
-        SshError::AuthRefused { .. } => Failure::Final(anyhow::anyhow!(
-            "{error}, which is never shown to readers: give both with -u and -p if they are not admin/admin"
+        SshError::AuthRefused { user, .. } => Failure::Final(anyhow::anyhow!(
+            "the guest refused user {user:?} with the given password; give the ones that it knows with -u and -p"
         )),
         SshError::HostKeyRefused { .. } => Failure::Final(error.into()),
         // A guest that boots accepts connections and closes them.

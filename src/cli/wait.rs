@@ -110,7 +110,7 @@ fn judge(waited_for: VmUid, seen: &Vm) -> Verdict {
     match (seen.status, seen.ready, seen.spec.restart_policy) {
         (VmStatus::Running, true, _) => Verdict::Ready,
         (VmStatus::Failed, _, RestartPolicy::Never) => {
-            Verdict::Over(format!("VM {name} failed: {}; `orchard logs vm {name}` may show more", seen.status_message))
+            Verdict::Over(format!("VM {name} failed: {}", seen.status_message))
         }
         (VmStatus::Failed, _, RestartPolicy::OnFailure) | (VmStatus::Pending, _, _) | (VmStatus::Running, false, _) => {
             Verdict::Wait

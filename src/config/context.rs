@@ -59,7 +59,9 @@ pub enum ContextError {
         path: PathBuf,
     },
     /// The context asked for does not exist.
-    #[error("there is no context {name:?}; known are: {known}")]
+    #[error(
+        "there is no context {name:?} (known: {known}); `orchard dev` makes one, or set ORCHARD_URL and the account"
+    )]
     Unknown {
         /// The name asked for.
         name: String,
@@ -188,6 +190,7 @@ impl Contexts {
             Some(name) => format!("context {name:?}"),
             None => "the environment".to_owned(),
         };
+        let from_environment = overrides.url.is_some();
         let url = overrides.url.or_else(|| context.map(|c| c.url.clone())).ok_or(ContextError::NoDefault)?;
         let account = match overrides.account {
             Some(name) => Some(name.parse().map_err(ContextError::Account)?),
@@ -195,7 +198,10 @@ impl Contexts {
         };
         let lacks = |what, variable| ContextError::Incomplete { of: of.clone(), what, variable };
         Ok(Target {
-            url: address::normalise_bus_url(&url).map_err(|reason| ContextError::Address { of: of.clone(), reason })?,
+            url: address::normalise_bus_url(&url).map_err(|reason| {
+                let of = if from_environment { "ORCHARD_URL".to_owned() } else { of.clone() };
+                ContextError::Address { of, reason }
+            })?,
             account: account.ok_or_else(|| lacks("service account", "ORCHARD_SERVICE_ACCOUNT_NAME"))?,
             token: overrides
                 .token

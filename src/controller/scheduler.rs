@@ -50,7 +50,8 @@ enum Obstacle {
     Runtime,
     Arch,
     Label(String),
-    Lacks(String),
+    TooSmall(String, u64),
+    Lacks(String, u64),
 }
 
 /// Why no worker was chosen: each obstacle with the number of workers it removed.
@@ -131,7 +132,9 @@ fn fit(spec: &VmSpec, candidate: &Candidate<'_>) -> Result<Placement, Obstacle> 
     }
     let (cpu, memory, taken) = demand(spec, info);
     if let Some(name) = offer(info).lacking(candidate.used, &taken) {
-        return Err(Obstacle::Lacks(name.to_owned()));
+        let asked = taken.get(name);
+        let obstacle = if offer(info).get(name) < asked { Obstacle::TooSmall } else { Obstacle::Lacks };
+        return Err(obstacle(name.to_owned(), asked));
     }
     Ok(Placement { worker: info.name.clone(), cpu, memory, taken })
 }
@@ -144,7 +147,8 @@ impl fmt::Display for Obstacle {
             Obstacle::Runtime => f.write_str("with another runtime"),
             Obstacle::Arch => f.write_str("of another architecture"),
             Obstacle::Label(label) => write!(f, "without label {label}"),
-            Obstacle::Lacks(resource) => write!(f, "without enough free {resource}"),
+            Obstacle::TooSmall(resource, asked) => write!(f, "too small for {asked} {resource}"),
+            Obstacle::Lacks(resource, asked) => write!(f, "without {asked} {resource} free"),
         }
     }
 }
@@ -213,7 +217,7 @@ mod tests {
         let why = choose(&spec, [candidate(&a, &none, 0), paused]).unwrap_err().to_string();
         assert_eq!(
             why,
-            "waiting for a worker: of 2 none fits: 1 paused, 1 without enough free org.cirruslabs.logical-cores"
+            "waiting for a worker: of 2 none fits: 1 paused, 1 too small for 5 org.cirruslabs.logical-cores"
         );
     }
 

@@ -77,8 +77,8 @@ impl Client {
     }
 
     /// Ends all streams and tells the relay. What a finished `shutdown` of a stream has sent is still delivered.
-    pub async fn close(self) {
-        self.dialled.into_inner().close(Reason::Closed).await;
+    pub async fn close(&self) {
+        self.dialled.lock().await.close(Reason::Closed).await;
     }
 
     async fn living(&self) -> Result<Connection, DialError> {

@@ -27,10 +27,10 @@ pub(in crate::cli) enum ControllerCommand {
 Examples:
   orchard controller run
   orchard controller run --data-dir /var/lib/orchard --tunnel-host ctl.example.com
-  orchard controller run --bus-url nats://nats.example.com:4222 --bus-user orchard --bus-password-file bus.password
+  orchard controller run --bus-url nats://nats.example.com:4222 --bus-user orchard
 
-The first start makes the token that workers join with, in the file `token` of the data folder. Restarting or killing
-the controller stops no VM and forgets nothing.")]
+The first start makes the token that workers join with, in the file `token` of the data folder.
+Restarting or killing the controller stops no VM and forgets nothing.")]
     Run(RunArgs),
 }
 

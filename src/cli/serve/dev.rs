@@ -32,8 +32,8 @@ Examples:
   orchard dev --runtime synthetic --workers 10      without real guests
   orchard dev --listen 127.0.0.1:0 --bus-listen 127.0.0.1:0 --data-dir /tmp/orchard
 
-The context local-dev becomes the default, so `orchard create vm` and all the others work in another terminal. Ctrl-C
-stops the cluster; VMs go on, and the next start finds them again.")]
+The context local-dev becomes the default, so `orchard create vm` and all the others work in
+another terminal. Ctrl-C stops the cluster; VMs go on, and the next start finds them again.")]
 pub(in crate::cli) struct DevArgs {
     /// Where the cluster keeps its state [default: dev in the home folder]
     #[arg(long, value_name = "DIR")]
@@ -42,7 +42,7 @@ pub(in crate::cli) struct DevArgs {
     #[arg(long, default_value = "auto", value_parser = runtime::parse)]
     runtime: RuntimeChoice,
     /// How many workers
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=MAX_WORKERS))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_WORKERS))]
     workers: u32,
     /// UDP address of the tunnels; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:6120", value_name = "ADDR", value_parser = parse_listen)]

@@ -26,9 +26,10 @@ pub(in crate::cli) enum WorkerCommand {
     #[command(after_help = "\
 Examples:
   orchard worker run nats://ctl.example.com:4222 --token-file token
-  ssh ctl cat /var/lib/orchard/token | orchard worker run ctl.example.com --token-stdin --labels role=ci
+  ssh ctl cat /var/lib/orchard/token | orchard worker run ctl.example.com --token-stdin
 
-The worker only dials out: it needs no open port. Stopping it stops no VM; the next start finds them again.")]
+The worker only dials out: it needs no open port. Stopping it stops no VM; the next start finds
+them again.")]
     Run(RunArgs),
 }
 

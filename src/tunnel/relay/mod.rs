@@ -94,7 +94,7 @@ pub struct Relay {
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     /// The address cannot be had.
-    #[error("cannot listen on UDP {address}")]
+    #[error("cannot listen for tunnels on UDP {address} (another address is given with --listen)")]
     Bind {
         /// What was asked for.
         address: SocketAddr,

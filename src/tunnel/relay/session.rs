@@ -43,7 +43,7 @@ pub(super) async fn run(shared: &Shared, mut client: TunnelStream, grant: Grant)
         %account, %vm, %worker, port,
         to_vm = traffic.forward,
         from_vm = traffic.back,
-        seconds = started.elapsed().as_secs_f32(),
+        ms = started.elapsed().as_millis(),
         broken = traffic.broken.map(tracing::field::display),
         "a session has ended"
     );

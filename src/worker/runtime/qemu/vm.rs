@@ -32,6 +32,9 @@ const QUIT_LIMIT: Duration = Duration::from_secs(5);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// A connect to QEMU's own listener on the loopback address.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
+/// Between two connects to QEMU's listeners. These have a backlog of one: in a burst the system lets further connects
+/// succeed that QEMU never sees, and such a connection hangs until its client speaks, which SSH clients do not.
+const DIAL_PAUSE: Duration = Duration::from_millis(20);
 /// A started guest that has not switched its network on by then has a network card that does not tell.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// For an adopted guest the event has most likely passed.
@@ -50,6 +53,8 @@ pub struct Machine {
     process: Process,
     qmp: Qmp,
     forwards: Mutex<Forwards>,
+    /// When the next connect to one of the forwards may begin.
+    next_dial: Mutex<Instant>,
     boot_limit: Duration,
     _logs: Task,
 }
@@ -83,7 +88,15 @@ impl Machine {
             forwards.replace(usernet::parse(&qmp.monitor("info usernet").await?));
         }
         let boot_limit = if adopted { ADOPTED_BOOT_LIMIT } else { BOOT_LIMIT };
-        Ok(Self { folder, process, qmp, forwards: Mutex::new(forwards), boot_limit, _logs: logs })
+        Ok(Self {
+            folder,
+            process,
+            qmp,
+            forwards: Mutex::new(forwards),
+            next_dial: Mutex::new(Instant::now()),
+            boot_limit,
+            _logs: logs,
+        })
     }
 
     /// Its process.
@@ -146,7 +159,13 @@ impl Machine {
     /// When QEMU cannot make the forward, or has ended.
     pub async fn dial(&self, guest: u16) -> Result<TcpStream, RuntimeError> {
         let host = self.forward(guest).await?;
-        let connect = TcpStream::connect((Ipv4Addr::LOCALHOST, host));
+        let connect = async {
+            let mut next = self.next_dial.lock().await;
+            tokio::time::sleep_until(*next).await;
+            let connected = TcpStream::connect((Ipv4Addr::LOCALHOST, host)).await;
+            *next = Instant::now() + DIAL_PAUSE;
+            connected
+        };
         match tokio::time::timeout(DIAL_LIMIT, connect).await {
             Ok(Ok(stream)) => {
                 let _ = stream.set_nodelay(true);
