@@ -31,6 +31,19 @@ async fn an_unknown_verb_and_an_unreadable_request_are_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_controller_answers_to_inboxes_only_and_speaks_on_no_subject_in_anothers_stead() {
+    let cluster = Cluster::start().await;
+    let bus = cluster.access.bus().await;
+    let forged = "orchard.v1.events.vm.a.deleted";
+    let mut heard = bus.subscribe(forged).await.unwrap();
+    let subject = subject::api(&cluster.access.account(), "vm", "list");
+    bus.raw().publish_with_reply(subject, forged, "".into()).await.unwrap();
+    cluster.run(&["list", "vms"]).await;
+    let heard = tokio::time::timeout(SILENCE, heard.next()).await;
+    assert!(!matches!(heard, Ok(Some(_))), "{heard:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_controller_shows_in_the_nats_service_api() {
     let cluster = Cluster::start().await;
     let bus = cluster.access.bus().await;

@@ -72,10 +72,10 @@ fn endpoint() -> TunnelEndpoint {
 }
 
 fn assignment() -> Assignment {
-    let run = RunSpec { spec: spec(), generation: 1, cpu: 2, memory: 512 };
+    let run = RunSpec { spec: spec(), generation: 1, cpu: 2, memory: 512, ran: true };
     let copy = |attempt, want| DesiredCopy { name: "a".parse().unwrap(), uid: uid(), attempt, want };
     let copies = vec![copy(2, Want::Run(Box::new(run))), copy(1, Want::Keep), copy(0, Want::Absent)];
-    Assignment { session: session(), revision: 3, copies }
+    Assignment { session: session(), revision: 3, part: 0, parts: 1, copies }
 }
 
 fn event(kind: EventType, object: EventObject) -> Event {

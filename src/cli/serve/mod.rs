@@ -34,6 +34,7 @@ async fn until_stopped<R: Running>(
     announce: impl FnOnce(&R) -> anyhow::Result<()>,
 ) -> anyhow::Result<u8> {
     let mut signals = Signals::install()?;
+    raise_file_limit();
     let running = tokio::select! {
         started = start => started?,
         name = signals.wait() => {
@@ -65,5 +66,16 @@ async fn until_stopped<R: Running>(
             eprintln!("{name}: ending at once");
             Ok(FAILED)
         }
+    }
+}
+
+/// Lets this process open as many files as its user may: each worker, client and session holds one or two, and the
+/// usual soft limit of 1,024 would be the first thing that a growing cluster meets.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("cannot raise the limit of open files: {error}");
     }
 }

@@ -83,6 +83,9 @@ impl Service {
         tasks.push(task::spawn(async move {
             let mut lane = Lane::new();
             while let Some(request) = endpoint.next().await {
+                if !request.message.reply.as_ref().is_some_and(|reply| is_inbox(reply)) {
+                    continue;
+                }
                 let (context, bus) = (context.clone(), answers.clone());
                 lane.run(async move {
                     let answer = api::handle(&context, &request.message.subject, &request.message.payload).await;
@@ -114,10 +117,19 @@ impl Service {
 async fn answer_worker(context: &Context, bus: &Bus, request: async_nats::Message) {
     // What expects no answer, or comes from nobody, is nothing a worker of ours sends.
     let (Some(reply), Some((from, verb))) = (request.reply, subject::parse_worker(&request.subject)) else { return };
+    if !is_inbox(&reply) {
+        return;
+    }
     let answer = worker::handle(context, from, verb, &request.payload).await;
     if let Err(error) = bus.publish(reply.to_string(), None, payload(answer, bus.max_payload())).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
+}
+
+/// Whether answers may go there. The controller may publish anywhere, its callers may not: without this a caller could
+/// have it speak on a worker's or an event's subject in its stead.
+fn is_inbox(reply: &str) -> bool {
+    reply.starts_with("_INBOX.")
 }
 
 /// The bytes of an answer, with errors encoded as such. One that the broker would refuse, being larger than `most`, is
