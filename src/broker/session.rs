@@ -102,7 +102,7 @@ impl<S: Held> Session<S> {
     pub fn handle<'a>(&mut self, op: Op<'a>) -> Step<'a> {
         let Some(user) = &self.user else {
             return match op {
-                Op::Connect(json) => connect(json),
+                Op::Connect(json) => self.connect(json),
                 _ => Step::Refuse(Fault::Authorization),
             };
         };
@@ -113,7 +113,7 @@ impl<S: Held> Session<S> {
             Op::Publish(message) => Step::Publish(message),
             Op::Ping => Step::Pong,
             Op::Pong | Op::Noise => Step::Nothing,
-            Op::Connect(json) => connect(json),
+            Op::Connect(json) => self.connect(json),
             Op::Unsubscribe { sid, max } => Step::Unsubscribe { sid, max },
             Op::ClientError => Step::Refuse(Fault::Malformed),
             Op::Subscribe { subject, queue, sid } => {
@@ -133,6 +133,13 @@ impl<S: Held> Session<S> {
                 }
                 Step::Subscribe(Wanted { subject, queue, sid, filter })
             }
+        }
+    }
+
+    fn connect<'a>(&self, json: &[u8]) -> Step<'a> {
+        match self.options.updated(json) {
+            Ok(options) => Step::Authenticate(Box::new(options)),
+            Err(fault) => Step::Refuse(fault),
         }
     }
 
@@ -177,13 +184,6 @@ impl<S: Held> Session<S> {
     /// Forgets all of them.
     pub fn take_subscriptions(&mut self) -> Vec<S> {
         std::mem::take(&mut self.subscriptions).into_values().collect()
-    }
-}
-
-fn connect(json: &[u8]) -> Step<'_> {
-    match ConnectOptions::parse(json) {
-        Ok(options) => Step::Authenticate(Box::new(options)),
-        Err(fault) => Step::Refuse(fault),
     }
 }
 
