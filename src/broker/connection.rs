@@ -306,14 +306,14 @@ impl Connection {
     fn publish(&mut self, message: &Publish<'_>, shared: Option<&Bytes>) {
         self.delivery.count_in(message.body.len());
         let verdict = self.delivery.verdict(message.subject, |subject| self.session.judge(subject));
-        if !verdict.allowed {
-            let fault = Fault::PublishDenied(String::from_utf8_lossy(message.subject).into_owned());
-            return self.delivery.answer(|out| encode::error(out, &fault));
-        }
         let options = self.session.options();
         let (no_responders, pedantic) = (options.no_responders, options.pedantic);
         if pedantic && !verdict.literal {
             self.delivery.answer(|out| encode::error(out, &Fault::PublishSubject));
+        }
+        if !verdict.allowed {
+            let fault = Fault::PublishDenied(String::from_utf8_lossy(message.subject).into_owned());
+            return self.delivery.answer(|out| encode::error(out, &fault));
         }
         self.accept();
         let heard = self.delivery.publish(message, shared.map_or(Body::Copied, Body::Shared));

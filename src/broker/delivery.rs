@@ -197,7 +197,8 @@ impl Delivery {
         found.plain.into_iter().chain(groups).find(|subscription| subscription.client.id == own)
     }
 
-    /// Hands every batch over and tries to write it. Receivers over their bound are cut off here.
+    /// Hands every batch over and tries to write it. Receivers over their bound are cut off here. The client's own goes
+    /// last: once it reads PONG, what it published before is with its receivers.
     pub fn commit(&mut self) {
         let counters = &self.router.counters;
         let counts = std::mem::take(&mut self.counts);
@@ -210,13 +211,15 @@ impl Delivery {
             counters.bytes_out.fetch_add(counts.bytes_out, Ordering::Relaxed);
         }
         let mut touched = std::mem::take(&mut self.touched);
-        for at in touched.drain(..) {
+        let others_first = touched.iter().filter(|at| **at != OWN).chain(touched.iter().filter(|at| **at == OWN));
+        for at in others_first.copied() {
             self.hand_over(at);
             if let Some(slot) = self.slots.get_mut(at) {
                 slot.touched = false;
                 slot.client.outbound.flush_now();
             }
         }
+        touched.clear();
         self.touched = touched;
         if self.routes.len() > CACHED_SUBJECTS || self.slots.len() > CACHED_RECEIVERS || self.entries > CACHED_ENTRIES {
             self.forget();

@@ -62,7 +62,7 @@ fn the_table_is_whole() {
         assert!(names.insert(&case.name), "two cases are called {:?}", case.name);
         assert!(PLAYED.contains(&case.setup), "nobody plays {:?}", case.name);
         let script = script::parse(&case.script).unwrap_or_else(|wrong| panic!("{}: {wrong}", case.name));
-        let differs = script.iter().any(|step| step.only.is_some());
+        let differs = script.iter().any(|step| step.only.is_some()) || case.uncut;
         assert_eq!(
             differs,
             case.because.is_some(),

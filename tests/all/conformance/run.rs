@@ -40,7 +40,7 @@ async fn play_all(server: &Server, side: Side, cases: &[Case]) -> Vec<String> {
     let seed = std::env::var("ORCHARD_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1u64);
     let only = std::env::var("ORCHARD_TEST_CASE").unwrap_or_default();
     let plays = cases.iter().filter(|case| case.name.contains(&only)).flat_map(|case| {
-        (0..=CUT_PLAYS).map(move |number| async move {
+        (0..=if case.uncut { 0 } else { CUT_PLAYS }).map(move |number| async move {
             let cuts = (number > 0).then(|| Random::new(seed.wrapping_add(number), &case.name));
             let how =
                 if number > 0 { format!("cut with seed {}", seed.wrapping_add(number)) } else { "in one piece".into() };

@@ -31,9 +31,12 @@ pub struct Case {
     pub script: String,
     /// Why the two servers differ here on purpose.
     pub because: Option<String>,
+    /// Not cut at random, because that is where they differ.
+    pub uncut: bool,
 }
 
 /// Reads a file of cases: `== name` begins one, `setup S` holds from there on, `because …` gives the reason for a difference,
+/// `uncut` spares the case the random cuts,
 /// `#` is a comment, everything else a step.
 pub fn cases(text: &str) -> Vec<Case> {
     let mut setup = Setup::Open;
@@ -41,12 +44,13 @@ pub fn cases(text: &str) -> Vec<Case> {
     for line in text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         match (line.split_once(' ').unwrap_or((line, "")), cases.last_mut()) {
             (("==", name), _) => {
-                cases.push(Case { name: name.to_owned(), setup, script: String::new(), because: None });
+                cases.push(Case { name: name.to_owned(), setup, script: String::new(), because: None, uncut: false });
             }
             (("setup", name), _) => {
                 setup = Setup::named(name).unwrap_or_else(|| panic!("no setup is called {name:?}"));
             }
             (("because", reason), Some(case)) => case.because = Some(reason.to_owned()),
+            (("uncut", _), Some(case)) => case.uncut = true,
             (_, Some(case)) => case.script.extend([line, "\n"]),
             (_, None) => panic!("a step before the first case: {line:?}"),
         }
@@ -83,8 +87,7 @@ pub enum Action {
 }
 
 const QUIET: &str = r#"CONNECT {"verbose":false,"pedantic":false}\r\n"#;
-const MODERN: &str =
-    r#"CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true,"protocol":1}\r\n"#;
+const MODERN: &str = r#"CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true}\r\n"#;
 
 /// Reads a script.
 pub fn parse(script: &str) -> Result<Vec<Step>, String> {

@@ -51,7 +51,7 @@ const USERS: &str = r#"authorization {
     { user: "mute", password: "pw", permissions: { publish: { deny: ">" } } }
     { user: "deaf", password: "pw", permissions: { subscribe: { deny: ">" } } }
     { user: "one", password: "pw", permissions: { publish: "one.>", subscribe: "one.>" } }
-    { user: "nodeny", password: "pw", permissions: { subscribe: { deny: ["foo.hidden.>"] }, publish: { deny: ["foo.hidden.>"] } } }
+    { user: "nodeny", password: "pw", permissions: { subscribe: { deny: ["*.hidden.>"] }, publish: { deny: ["*.hidden.>"] } } }
   ]
 }"#;
 
@@ -109,7 +109,7 @@ fn users() -> StaticUsers {
         Rules::allow(["foo.>", "s.*.ok", "_INBOX.>"]).deny(["foo.no.>", "foo.*.secret"]),
         Rules::allow(["foo.>", "s.*.ok", "q.* workers", "v.> dev.*"]).deny(["foo.no.>", "v.*.bad dev.a"]),
     );
-    let hidden = || Rules::default().deny(["foo.hidden.>"]);
+    let hidden = || Rules::default().deny(["*.hidden.>"]);
     StaticUsers::default()
         .with("free", "pw", Permissions::default())
         .with("strict", "pw", strict)
