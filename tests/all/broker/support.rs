@@ -1,5 +1,6 @@
 //! A broker to test and a raw client to test it with.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use orchard::broker::{Broker, Builder};
@@ -26,7 +27,12 @@ pub struct Raw {
 impl Raw {
     /// Connects and reads INFO.
     pub async fn connect(broker: &Broker) -> Self {
-        let mut raw = Self::silent(broker).await;
+        Self::at(broker.local_addr()).await
+    }
+
+    /// The same with a broker somewhere else.
+    pub async fn at(address: SocketAddr) -> Self {
+        let mut raw = Self { stream: TcpStream::connect(address).await.unwrap(), seen: Vec::new() };
         let info = raw.line().await;
         assert!(info.starts_with("INFO {"), "{info}");
         raw
@@ -98,6 +104,12 @@ impl Raw {
             assert!(count > 0, "closed; rest: {}", self.seen.escape_ascii());
             self.seen.extend_from_slice(&buffer[..count]);
         }
+    }
+
+    /// Reads until the broker closes, and forgets it.
+    pub async fn skip_until_closed(&mut self) {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(1..) = tokio::time::timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("still open") {}
     }
 
     /// Everything until the broker closes.
