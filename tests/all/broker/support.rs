@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use orchard::broker::{Broker, Builder};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Generous: machines that build at the same time are slow.
@@ -18,9 +18,14 @@ pub async fn plain() -> Broker {
     start(Broker::builder()).await
 }
 
+/// A socket, plain or TLS.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// A socket that remembers what it read.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     seen: Vec<u8>,
 }
 
@@ -32,7 +37,7 @@ impl Raw {
 
     /// The same with a broker somewhere else.
     pub async fn at(address: SocketAddr) -> Self {
-        let mut raw = Self { stream: TcpStream::connect(address).await.unwrap(), seen: Vec::new() };
+        let mut raw = Self::over(TcpStream::connect(address).await.unwrap());
         let info = raw.line().await;
         assert!(info.starts_with("INFO {"), "{info}");
         raw
@@ -40,7 +45,12 @@ impl Raw {
 
     /// Connects and reads nothing.
     pub async fn silent(broker: &Broker) -> Self {
-        Self { stream: TcpStream::connect(broker.local_addr()).await.unwrap(), seen: Vec::new() }
+        Self::over(TcpStream::connect(broker.local_addr()).await.unwrap())
+    }
+
+    /// Goes on over a connection made by the caller.
+    pub fn over(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::new(stream), seen: Vec::new() }
     }
 
     /// The same, with `options` sent as CONNECT.

@@ -4,8 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orchard::broker::auth::{Authenticator, Credentials, Denied, StaticUsers, User};
-use orchard::broker::permission::{Permissions, Rules};
+use orchard::broker::auth::{Authenticator, StaticUsers};
 use orchard::broker::{Broker, Limits};
 use testcontainers::core::{IntoContainerPort, WaitFor};
 use testcontainers::runners::AsyncRunner;
@@ -41,19 +40,28 @@ pub struct Server {
     _keep: Box<dyn Any + Send + Sync>,
 }
 
-const USERS: &str = r#"authorization {
-  timeout: 30
-  users: [
-    { user: "free", password: "pw" }
-    { user: "strict", password: "pw", permissions: {
-        publish: { allow: ["foo.>", "s.*.ok", "_INBOX.>"], deny: ["foo.no.>", "foo.*.secret"] }
-        subscribe: { allow: ["foo.>", "s.*.ok", "q.* workers", "v.> dev.*"], deny: ["foo.no.>", "v.*.bad dev.a"] } } }
-    { user: "mute", password: "pw", permissions: { publish: { deny: ">" } } }
-    { user: "deaf", password: "pw", permissions: { subscribe: { deny: ">" } } }
-    { user: "one", password: "pw", permissions: { publish: "one.>", subscribe: "one.>" } }
-    { user: "nodeny", password: "pw", permissions: { subscribe: { deny: ["*.hidden.>"] }, publish: { deny: ["*.hidden.>"] } } }
-  ]
-}"#;
+/// Lists of users, as both servers read them.
+const USERS: &str = r#"[
+  { "user": "free", "password": "pw" },
+  { "user": "strict", "password": "pw", "permissions": {
+      "publish": { "allow": ["foo.>", "s.*.ok", "_INBOX.>"], "deny": ["foo.no.>", "foo.*.secret"] },
+      "subscribe": { "allow": ["foo.>", "s.*.ok", "q.* workers", "v.> dev.*"], "deny": ["foo.no.>", "v.*.bad dev.a"] } } },
+  { "user": "mute", "password": "pw", "permissions": { "publish": { "deny": ">" } } },
+  { "user": "deaf", "password": "pw", "permissions": { "subscribe": { "deny": ">" } } },
+  { "user": "one", "password": "pw", "permissions": { "publish": "one.>", "subscribe": "one.>" } },
+  { "user": "nodeny", "password": "pw", "permissions": {
+      "publish": { "deny": ["*.hidden.>"] }, "subscribe": { "deny": ["*.hidden.>"] } } },
+  { "user": "helper", "password": "pw", "permissions": { "subscribe": "ask.>", "allow_responses": true } },
+  { "user": "helper3", "password": "pw", "permissions": {
+      "publish": { "allow": "own.>", "deny": "own.no" }, "subscribe": ["ask.>", "own.>"],
+      "allow_responses": { "max": 3, "expires": "1m" } } },
+  { "user": "endless", "password": "pw", "permissions": {
+      "subscribe": "ask.>", "allow_responses": { "max": -1, "expires": "1m" } } },
+  { "user": "late", "password": "pw", "permissions": {
+      "subscribe": "ask.>", "allow_responses": { "max": 1, "expires": "1ms" } } }
+]"#;
+const TOKEN: &str = r#"{ "token": "t0ken" }"#;
+const IMPATIENT: &str = r#"{ "user": "u", "password": "p" }"#;
 
 impl Setup {
     /// The setup that a table calls `name`.
@@ -65,12 +73,12 @@ impl Setup {
         match self {
             Self::Open => String::new(),
             Self::Small => "max_payload: 100\nmax_control_line: 256\nmax_subscriptions: 3\n".into(),
-            Self::Users => USERS.into(),
-            Self::Token => "authorization { timeout: 30, token: t0ken }".into(),
-            Self::Nkey => format!("authorization {{ timeout: 30, users: [ {{ nkey: {} }} ] }}", keys::public()),
+            Self::Users => authorization(&format!("timeout: 30, users: {USERS}")),
+            Self::Token => authorization("timeout: 30, token: t0ken"),
+            Self::Nkey => authorization(&format!("timeout: 30, users: {}", nkey_users())),
             Self::Crowded => "max_connections: 2".into(),
             Self::Impatient => {
-                "ping_interval: \"200ms\"\nping_max: 1\nauthorization { timeout: 0.3, user: u, password: p }".into()
+                format!("ping_interval: 200ms\nping_max: 1\n{}", authorization("timeout: 0.3, user: u, password: p"))
             }
         }
     }
@@ -91,54 +99,23 @@ impl Setup {
     }
 
     fn authenticator(self) -> Option<Arc<dyn Authenticator>> {
-        match self {
-            Self::Open | Self::Small | Self::Crowded => None,
-            Self::Users => Some(Arc::new(users())),
-            Self::Token => Some(Arc::new(Token)),
-            Self::Nkey => Some(Arc::new(Nkey)),
-            Self::Impatient => Some(Arc::new(StaticUsers::default().with("u", "p", Permissions::default()))),
-        }
+        let users = match self {
+            Self::Open | Self::Small | Self::Crowded => return None,
+            Self::Users => USERS.to_owned(),
+            Self::Token => format!("[{TOKEN}]"),
+            Self::Nkey => nkey_users(),
+            Self::Impatient => format!("[{IMPATIENT}]"),
+        };
+        Some(Arc::new(StaticUsers::from_json(&format!("{{ \"users\": {users} }}")).unwrap()))
     }
 }
 
-/// The same as [`USERS`].
-fn users() -> StaticUsers {
-    let only = |publish: Rules, subscribe: Rules| Permissions { publish, subscribe };
-    let everything = Rules::default;
-    let strict = only(
-        Rules::allow(["foo.>", "s.*.ok", "_INBOX.>"]).deny(["foo.no.>", "foo.*.secret"]),
-        Rules::allow(["foo.>", "s.*.ok", "q.* workers", "v.> dev.*"]).deny(["foo.no.>", "v.*.bad dev.a"]),
-    );
-    let hidden = || Rules::default().deny(["*.hidden.>"]);
-    StaticUsers::default()
-        .with("free", "pw", Permissions::default())
-        .with("strict", "pw", strict)
-        .with("mute", "pw", only(Rules::default().deny([">"]), everything()))
-        .with("deaf", "pw", only(everything(), Rules::default().deny([">"])))
-        .with("one", "pw", only(Rules::allow(["one.>"]), Rules::allow(["one.>"])))
-        .with("nodeny", "pw", only(hidden(), hidden()))
+fn authorization(block: &str) -> String {
+    format!("authorization {{ {block} }}")
 }
 
-struct Token;
-
-impl Authenticator for Token {
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<User, Denied> {
-        if credentials.token == Some("t0ken") { Ok(User::anonymous()) } else { Err(Denied::because("token")) }
-    }
-}
-
-struct Nkey;
-
-impl Authenticator for Nkey {
-    fn wants_nonce(&self) -> bool {
-        true
-    }
-
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<User, Denied> {
-        let signed = keys::fill("sig", credentials.nonce.unwrap_or_default());
-        let right = credentials.nkey == Some(&keys::public()) && credentials.sig == Some(&signed);
-        if right { Ok(User::anonymous()) } else { Err(Denied::because("nkey")) }
-    }
+fn nkey_users() -> String {
+    format!(r#"[{{ "nkey": "{}" }}]"#, keys::public())
 }
 
 /// Our broker.

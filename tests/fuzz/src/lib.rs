@@ -1,7 +1,7 @@
 //! The broker's pure core as a crate of its own, for the fuzz targets, and what they share. The same source files as in the
 //! broker, without the rest of it: an instrumented build takes seconds, and nothing has to be public for it.
 
-#[path = "../../../src/broker/permission.rs"]
+#[path = "../../../src/broker/permission/mod.rs"]
 pub mod permission;
 #[path = "../../../src/broker/protocol/mod.rs"]
 pub mod protocol;
