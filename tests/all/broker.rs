@@ -4,6 +4,8 @@ mod access;
 mod apart;
 mod clients;
 mod hostile;
+mod leaving;
 mod memory;
 mod protocol;
 mod support;
+mod tls;

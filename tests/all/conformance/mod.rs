@@ -5,6 +5,7 @@
 //! Each script is played once with every step written in one piece, and several times cut at random byte boundaries. The
 //! cuts come from a fixed seed; `ORCHARD_TEST_SEED` chooses another one.
 
+mod certificate;
 mod info;
 mod keys;
 mod peer;
@@ -43,6 +44,7 @@ setups! {
     nkeys_answer_like_nats_server: Nkey,
     too_many_connections_answer_like_nats_server: Crowded,
     time_outs_answer_like_nats_server: Impatient,
+    tls_answers_like_nats_server: Tls,
 }
 
 /// The whole table.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::certificate;
 use super::script::fits;
 
 /// Generous: machines that build at the same time are slow.
@@ -31,6 +32,15 @@ impl Peer {
         let json = line.strip_prefix(b"INFO ").ok_or_else(|| format!("no INFO but {}", line.escape_ascii()))?;
         peer.info = serde_json::from_slice(json).map_err(|e| format!("INFO: {e}"))?;
         Ok(peer)
+    }
+
+    /// Goes on over TLS.
+    pub async fn upgrade(mut self) -> Result<Self, String> {
+        let name = "localhost".try_into().map_err(|e| format!("{e}"))?;
+        let handshake = tokio_rustls::TlsConnector::from(certificate::client()).connect(name, self.stream);
+        let stream = tokio::time::timeout(PATIENCE, handshake).await.map_err(|_| "no TLS handshake in time")?;
+        self.stream = Box::new(stream.map_err(|e| format!("TLS: {e}"))?);
+        Ok(self)
     }
 
     /// Sends `bytes`, cut where `cuts` says. A server that has closed is no error: what it said is checked by reading.

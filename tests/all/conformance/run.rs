@@ -113,6 +113,10 @@ async fn play_once(server: &Server, side: Side, case: &Case, mut cuts: Option<Ra
             }
             Action::Info(wanted) => info::check(&peer.info, wanted).map_err(at)?,
             Action::Sync => peer.sync().await.map_err(at)?,
+            Action::Tls => {
+                let upgraded = peers.remove(&name).unwrap().upgrade().await.map_err(at)?;
+                peers.insert(name, upgraded);
+            }
             Action::Ends => peer.end().await,
             Action::Leaves => drop(peers.remove(&name)),
             Action::Closed => {

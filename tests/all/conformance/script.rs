@@ -8,6 +8,7 @@
 //! AB * 60 MSG q 1 1\r\nx    so many frames come to A and B together, and some of them to each
 //! A info {"proto":1}        fields of the INFO last read; null is absent or false, "<any>" is anything but that
 //! A sync                    A sends PING and reads PONG: what it sent before has been done
+//! A tls                     A goes on over TLS
 //! A ends                    A closes its sending side
 //! A leaves                  A closes, and is forgotten
 //! A closed                  A reads the end, and nothing before it
@@ -81,6 +82,7 @@ pub enum Action {
     Share(usize, String),
     Info(String),
     Sync,
+    Tls,
     Ends,
     Leaves,
     Closed,
@@ -127,6 +129,7 @@ pub fn parse(script: &str) -> Result<Vec<Step>, String> {
             "quiet" => Action::Send(QUIET.into()),
             "modern" => Action::Send(MODERN.into()),
             "sync" => Action::Sync,
+            "tls" => Action::Tls,
             "ends" => Action::Ends,
             "leaves" => Action::Leaves,
             "closed" => Action::Closed,

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchard::broker::auth::{Authenticator, StaticUsers};
+use orchard::broker::tls::Tls;
 use orchard::broker::{Broker, Limits};
 use testcontainers::core::{IntoContainerPort, WaitFor};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{GenericImage, ImageExt};
 
-use super::keys;
+use super::{certificate, keys};
 
 /// A configuration that both servers are started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub enum Setup {
     Crowded,
     /// Pings every 200 ms of which one may go unanswered, 300 ms to say who one is (user `u`, password `p`).
     Impatient,
+    /// TLS after INFO, with the certificate of `certificate`.
+    Tls,
 }
 
 /// A running server.
@@ -72,6 +75,7 @@ impl Setup {
     fn nats_config(self) -> String {
         match self {
             Self::Open => String::new(),
+            Self::Tls => "tls { cert_file: /cert.pem, key_file: /key.pem, timeout: 30 }".into(),
             Self::Small => "max_payload: 100\nmax_control_line: 256\nmax_subscriptions: 3\n".into(),
             Self::Users => authorization(&format!("timeout: 30, users: {USERS}")),
             Self::Token => authorization("timeout: 30, token: t0ken"),
@@ -100,7 +104,7 @@ impl Setup {
 
     fn authenticator(self) -> Option<Arc<dyn Authenticator>> {
         let users = match self {
-            Self::Open | Self::Small | Self::Crowded => return None,
+            Self::Open | Self::Small | Self::Crowded | Self::Tls => return None,
             Self::Users => USERS.to_owned(),
             Self::Token => format!("[{TOKEN}]"),
             Self::Nkey => nkey_users(),
@@ -124,6 +128,10 @@ pub async fn orchard(setup: Setup) -> Server {
     if let Some(authenticator) = setup.authenticator() {
         builder = builder.authenticator(authenticator);
     }
+    if setup == Setup::Tls {
+        let (certificate, key) = certificate::pem();
+        builder = builder.tls(Tls::from_pem(certificate.as_bytes(), key.as_bytes(), None).unwrap());
+    }
     let broker = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let port = broker.local_addr().port();
     Server { port, crowded: setup == Setup::Crowded, _keep: Box::new(broker) }
@@ -137,6 +145,8 @@ pub async fn nats(setup: Setup) -> Option<Server> {
         .with_exposed_port(4222.tcp())
         .with_wait_for(WaitFor::message_on_stderr("Server is ready"))
         .with_copy_to("/nats.conf", setup.nats_config().into_bytes())
+        .with_copy_to("/cert.pem", certificate::pem().0.into_bytes())
+        .with_copy_to("/key.pem", certificate::pem().1.into_bytes())
         .with_cmd(["-c", "/nats.conf"])
         .with_startup_timeout(Duration::from_secs(60))
         .start()
