@@ -11,10 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::backlog::Batch;
+use super::client::{Client, Subscription, Turn};
 use super::outbound::Fill;
 use super::protocol::{Fault, Publish, encode, parse};
-use super::router::{Class, Client, Router, Subscription, Turn};
-use super::session::Verdict;
+use super::router::{Class, Router};
+use super::session::{Access, Verdict};
 use super::subject::covers;
 
 /// Subjects whose listeners are remembered; when full, everything is forgotten.
@@ -27,6 +28,8 @@ const CACHED_ENTRIES: usize = 128 * 1024;
 const MAX_BATCH: usize = 64 * 1024;
 /// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
 const MAX_STALL: Duration = Duration::from_millis(5);
+/// Reads of the socket back to which a receiver counts as one that this publisher writes to.
+const RECENT_READS: u64 = 64;
 /// Bytes a receiver must have taken since the last wait for it: below this rate (some 50 MB/s) nobody waits for it, its
 /// queue fills to the bound and it is cut off.
 const STALL_PROGRESS: u64 = 256 * 1024;
@@ -66,6 +69,10 @@ struct Slot {
     touched: bool,
     /// Bytes it had taken when we last waited for it.
     waited_at: u64,
+    /// The read of the socket that last had something for it.
+    used_in: u64,
+    /// The read of the socket in which it was last behind; 0 for never.
+    behind_in: u64,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +90,8 @@ pub struct Delivery {
     slots: Vec<Slot>,
     touched: Vec<usize>,
     behind: Vec<usize>,
+    /// Reads of the socket so far.
+    reads: u64,
     by_client: HashMap<u64, usize>,
     routes: HashMap<Box<[u8]>, Arc<Route>>,
     /// Entries made since everything was forgotten last.
@@ -104,6 +113,7 @@ impl Delivery {
             slots: Vec::new(),
             touched: Vec::new(),
             behind: Vec::new(),
+            reads: 1,
             by_client: HashMap::new(),
             routes: HashMap::new(),
             entries: 0,
@@ -197,7 +207,8 @@ impl Delivery {
         found.plain.into_iter().chain(groups).find(|subscription| subscription.client.id == own)
     }
 
-    /// Hands every batch over and tries to write it. Receivers over their bound are cut off here.
+    /// Hands every batch over and tries to write it. Receivers over their bound are cut off here. The client's own goes
+    /// last: once it reads PONG, what it published before is with its receivers.
     pub fn commit(&mut self) {
         let counters = &self.router.counters;
         let counts = std::mem::take(&mut self.counts);
@@ -210,13 +221,16 @@ impl Delivery {
             counters.bytes_out.fetch_add(counts.bytes_out, Ordering::Relaxed);
         }
         let mut touched = std::mem::take(&mut self.touched);
-        for at in touched.drain(..) {
+        let others_first = touched.iter().filter(|at| **at != OWN).chain(touched.iter().filter(|at| **at == OWN));
+        for at in others_first.copied() {
             self.hand_over(at);
             if let Some(slot) = self.slots.get_mut(at) {
                 slot.touched = false;
+                slot.used_in = self.reads;
                 slot.client.outbound.flush_now();
             }
         }
+        touched.clear();
         self.touched = touched;
         if self.routes.len() > CACHED_SUBJECTS || self.slots.len() > CACHED_RECEIVERS || self.entries > CACHED_ENTRIES {
             self.forget();
@@ -226,10 +240,15 @@ impl Delivery {
         }
     }
 
-    /// Waits for receivers that are behind although they keep reading. Bounded by [`MAX_STALL`]; cancel safe.
+    /// Waits for receivers that are behind although they keep reading, if most receivers are. Bounded by [`MAX_STALL`];
+    /// cancel safe.
     pub async fn stall(&mut self) {
+        self.reads += 1;
         if self.behind.is_empty() {
             return;
+        }
+        if !self.most_are_behind() {
+            return self.behind.clear(); // the others shall not wait: these catch up or are cut off
         }
         let low = self.router.limits.max_pending / 16;
         let behind = std::mem::take(&mut self.behind);
@@ -244,22 +263,38 @@ impl Delivery {
         }
     }
 
+    /// Whether more than half of those written to of late are behind: then it is this publisher that is too fast.
+    fn most_are_behind(&self) -> bool {
+        let since = self.reads.saturating_sub(RECENT_READS);
+        let recent = self.slots.iter().skip(OWN + 1).filter(|slot| slot.used_in >= since.max(1));
+        let (all, behind) =
+            recent.fold((0, 0), |(all, behind), slot| (all + 1, behind + usize::from(slot.behind_in >= since.max(1))));
+        behind * 2 > all || all == 0
+    }
+
     fn slot_of(&mut self, client: &Arc<Client>) -> usize {
         if let Some(at) = self.by_client.get(&client.id) {
             return *at;
         }
         let at = self.slots.len();
-        self.slots.push(Slot { client: client.clone(), batch: Batch::default(), touched: false, waited_at: 0 });
+        self.slots.push(Slot {
+            client: client.clone(),
+            batch: Batch::default(),
+            touched: false,
+            waited_at: 0,
+            used_in: 0,
+            behind_in: 0,
+        });
         self.by_client.insert(client.id, at);
         at
     }
 
     fn build(&mut self, subject: &[u8], (class, generation): (Class, u64), verdict: Verdict) -> Route {
-        let found = if verdict.allowed { self.router.matches(subject) } else { Default::default() };
+        let found = if verdict.access != Access::Denied { self.router.matches(subject) } else { Default::default() };
         let mut receivers = |members: Vec<Arc<Subscription>>| -> Vec<Receiver> {
             members
                 .into_iter()
-                .filter(|s| s.filter.is_empty() || !s.filter.iter().any(|pattern| covers(pattern, subject)))
+                .filter(|s| !s.filter().iter().any(|pattern| covers(pattern, subject)))
                 .map(|subscription| Receiver {
                     batch: self.slot_of(&subscription.client),
                     prefix: encode::prefix(subject, &subscription.sid),
@@ -313,6 +348,9 @@ impl Delivery {
             slot.touched = true;
             self.touched.push(receiver.batch);
         }
+        if let Some(reply) = message.reply {
+            slot.client.note_request(reply);
+        }
         let sid = &receiver.subscription.sid;
         let has_headers = message.header_size.is_some();
         if has_headers && !slot.client.headers.load(Ordering::Relaxed) {
@@ -342,6 +380,9 @@ impl Delivery {
         match slot.client.outbound.enqueue(&mut slot.batch) {
             Ok(Fill { pending, written }) => {
                 let high = self.router.limits.max_pending / 8;
+                if pending > high {
+                    slot.behind_in = self.reads;
+                }
                 if pending > high && written >= slot.waited_at + STALL_PROGRESS && !self.behind.contains(&at) {
                     slot.waited_at = written;
                     self.behind.push(at);

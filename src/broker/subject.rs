@@ -33,12 +33,13 @@ fn is_wild(token: &[u8]) -> bool {
 }
 
 /// Whether everything that `subject` matches is matched by `pattern` too (for a literal subject: whether it matches).
+/// Nothing covers what has an empty token, as in nats-server.
 pub fn covers(pattern: &[u8], subject: &[u8]) -> bool {
     let mut subject = tokens(subject);
     for token in tokens(pattern) {
         match (token, subject.next()) {
-            (b">", Some(_)) => return true,
-            (_, None) => return false,
+            (b">", Some(other)) => return !other.is_empty() && subject.all(|token| !token.is_empty()),
+            (_, None | Some(b"")) => return false,
             (b"*", Some(b">")) => return false,
             (b"*", Some(_)) => {}
             (token, Some(other)) if token == other => {}
@@ -130,6 +131,13 @@ mod tests {
             assert!(!is_valid(invalid.as_bytes()), "{invalid}");
         }
         assert!(is_literal(b"a*.b") && !is_literal(b"a.*") && !is_literal(b"a.>") && !is_literal(b"a."));
+    }
+
+    #[test]
+    fn nothing_covers_an_empty_token() {
+        for (pattern, subject) in [(">", "a..b"), ("a.>", "a."), ("*.b", ".b"), ("a..b", "a..b"), (">", "")] {
+            assert!(!covers(pattern.as_bytes(), subject.as_bytes()), "{pattern} {subject}");
+        }
     }
 
     proptest! {

@@ -1,6 +1,11 @@
 //! The embedded broker seen by raw sockets and by `async-nats`.
 
+mod access;
+mod apart;
 mod clients;
 mod hostile;
+mod leaving;
+mod memory;
 mod protocol;
 mod support;
+mod tls;

@@ -4,6 +4,7 @@
 mod api;
 mod broker;
 mod cli;
+mod conformance;
 mod crash;
 mod flow;
 mod guest;

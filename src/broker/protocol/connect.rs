@@ -1,7 +1,7 @@
 //! What a client says of itself in CONNECT. Pure; called by the session.
 //!
 //! Read as nats-server reads it: names of fields in any case, `null` for absent, the last of two, unknown ones ignored, and
-//! a value of the wrong type ends the connection.
+//! a value of the wrong type ends the connection. What a second CONNECT does not name stays as it was.
 
 use serde_json::{Map, Value};
 
@@ -71,15 +71,15 @@ impl Default for ConnectOptions {
 const HIGHEST_PROTOCOL: i64 = 1;
 
 impl ConnectOptions {
-    /// Reads the JSON behind CONNECT.
+    /// Reads the JSON behind CONNECT; what it does not name stays as it is in `self`.
     ///
     /// # Errors
     /// [`Fault::Malformed`] when it is not an object or a field has the wrong type; [`Fault::Protocol`] and
     /// [`Fault::NoRespondersNeedHeaders`] when it asks for what there is not.
-    pub fn parse(json: &[u8]) -> Result<Self, Fault> {
-        let fields: Map<String, Value> = serde_json::from_slice(json).map_err(|_| Fault::Malformed)?;
-        let mut options = Self::default();
-        for (name, value) in fields {
+    pub fn updated(&self, json: &[u8]) -> Result<Self, Fault> {
+        let fields: Option<Map<String, Value>> = serde_json::from_slice(json).map_err(|_| Fault::Malformed)?;
+        let mut options = self.clone();
+        for (name, value) in fields.unwrap_or_default() {
             options.set(&name.to_ascii_lowercase(), value).ok_or(Fault::Malformed)?;
         }
         if !(0..=HIGHEST_PROTOCOL).contains(&options.protocol) {
@@ -136,17 +136,28 @@ impl ConnectOptions {
 mod tests {
     use super::*;
 
+    fn parse(json: &str) -> Result<ConnectOptions, Fault> {
+        ConnectOptions::default().updated(json.as_bytes())
+    }
+
+    #[test]
+    fn a_second_one_changes_what_it_names() {
+        let first = parse(r#"{"verbose":false,"echo":false,"user":"u"}"#).unwrap();
+        let second = first.updated(br#"{"echo":true,"user":null}"#).unwrap();
+        assert_eq!(second, ConnectOptions { echo: true, ..first });
+    }
+
     #[test]
     fn absent_fields_are_as_in_nats_server() {
-        for json in [r#"{}"#, r#"{"verbose":null,"user":null}"#, r#"{"new_field":[1]}"#] {
-            assert_eq!(ConnectOptions::parse(json.as_bytes()), Ok(ConnectOptions::default()), "{json}");
+        for json in ["null", r#"{}"#, r#"{"verbose":null,"user":null}"#, r#"{"new_field":[1]}"#] {
+            assert_eq!(parse(json), Ok(ConnectOptions::default()), "{json}");
         }
     }
 
     #[test]
     fn fields_are_read_in_any_case_and_the_last_counts() {
-        let json = br#"{"Verbose":false,"ECHO":false,"echo":true,"user":"u","pass":"p","protocol":1,"sig":"s"}"#;
-        let options = ConnectOptions::parse(json).unwrap();
+        let json = r#"{"Verbose":false,"ECHO":false,"echo":true,"user":"u","pass":"p","protocol":1,"sig":"s"}"#;
+        let options = parse(json).unwrap();
         assert!(!options.verbose && options.echo);
         assert_eq!((options.user.as_deref(), options.pass.as_deref()), (Some("u"), Some("p")));
         assert_eq!((options.protocol, options.sig.as_deref()), (1, Some("s")));
@@ -164,7 +175,7 @@ mod tests {
             (r#"{"protocol":-1}"#, Fault::Protocol),
             (r#"{"no_responders":true}"#, Fault::NoRespondersNeedHeaders),
         ] {
-            assert_eq!(ConnectOptions::parse(json.as_bytes()), Err(fault), "{json}");
+            assert_eq!(parse(json), Err(fault), "{json}");
         }
     }
 }

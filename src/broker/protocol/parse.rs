@@ -3,6 +3,10 @@
 //! The connection task calls [`Parser::next`] with everything it has and not yet consumed; the parser remembers how much
 //! of an unfinished operation it has looked at, so that slow peers cannot make it look again and again.
 
+use std::collections::HashMap;
+
+use serde::de::IgnoredAny;
+
 use super::{Fault, Op, Publish};
 
 /// Limits that the parser itself enforces.
@@ -64,7 +68,7 @@ impl Parser {
             Verb::Connect => (Op::Connect(line), after),
             Verb::Ping => (Op::Ping, after),
             Verb::Pong => (Op::Pong, after),
-            Verb::Info if line.is_empty() => return Err(Fault::Malformed),
+            Verb::Info if !is_object(line) => return Err(Fault::Malformed),
             Verb::Ok | Verb::Info => (Op::Noise, after),
             Verb::Err => (Op::ClientError, after),
         };
@@ -133,7 +137,7 @@ impl Verb {
     #[inline]
     fn args_start(self, input: &[u8]) -> Result<Option<usize>, Fault> {
         let start = if self == Self::Pub { 3 } else { self.name_len() };
-        if matches!(self, Self::Pub | Self::Hpub | Self::Sub | Self::Unsub) {
+        if matches!(self, Self::Pub | Self::Hpub | Self::Sub | Self::Unsub | Self::Err) {
             match input.get(start) {
                 None => return Ok(None),
                 Some(b' ' | b'\t') => return Ok(Some(start + 1)),
@@ -142,6 +146,11 @@ impl Verb {
         }
         Ok(Some(start))
     }
+}
+
+/// Whether `line` is a JSON object, or null; whatever is in it.
+fn is_object(line: &[u8]) -> bool {
+    serde_json::from_slice::<Option<HashMap<String, IgnoredAny>>>(line).is_ok()
 }
 
 /// Reads a size: one to nine digits, as nats-server takes them.
@@ -352,6 +361,8 @@ mod tests {
             (b"SUB a b c d\r\n", Fault::Malformed),
             (b"UNSUB \r\n", Fault::Malformed),
             (b"INFO\r\n", Fault::Malformed),
+            (b"INFO {x\r\n", Fault::Malformed),
+            (b"-ERR\r\n", Fault::UnknownOperation),
             (b"UNSUB 1 2 3\r\n", Fault::Malformed),
             (&long, Fault::ControlLine),
             (&endless, Fault::ControlLine),

@@ -1,9 +1,10 @@
 //! A broker to test and a raw client to test it with.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use orchard::broker::{Broker, Builder};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Generous: machines that build at the same time are slow.
@@ -17,16 +18,26 @@ pub async fn plain() -> Broker {
     start(Broker::builder()).await
 }
 
+/// A socket, plain or TLS.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// A socket that remembers what it read.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     seen: Vec<u8>,
 }
 
 impl Raw {
     /// Connects and reads INFO.
     pub async fn connect(broker: &Broker) -> Self {
-        let mut raw = Self::silent(broker).await;
+        Self::at(broker.local_addr()).await
+    }
+
+    /// The same with a broker somewhere else.
+    pub async fn at(address: SocketAddr) -> Self {
+        let mut raw = Self::over(TcpStream::connect(address).await.unwrap());
         let info = raw.line().await;
         assert!(info.starts_with("INFO {"), "{info}");
         raw
@@ -34,7 +45,12 @@ impl Raw {
 
     /// Connects and reads nothing.
     pub async fn silent(broker: &Broker) -> Self {
-        Self { stream: TcpStream::connect(broker.local_addr()).await.unwrap(), seen: Vec::new() }
+        Self::over(TcpStream::connect(broker.local_addr()).await.unwrap())
+    }
+
+    /// Goes on over a connection made by the caller.
+    pub fn over(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::new(stream), seen: Vec::new() }
     }
 
     /// The same, with `options` sent as CONNECT.
@@ -100,6 +116,12 @@ impl Raw {
         }
     }
 
+    /// Reads until the broker closes, and forgets it.
+    pub async fn skip_until_closed(&mut self) {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(1..) = tokio::time::timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("still open") {}
+    }
+
     /// Everything until the broker closes.
     pub async fn until_closed(&mut self) -> String {
         let mut all = std::mem::take(&mut self.seen);
@@ -107,6 +129,13 @@ impl Raw {
         if let Err(error) = end {
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         }
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
+    /// Everything until the connection ends, in whatever way.
+    pub async fn until_end(&mut self) -> String {
+        let mut all = std::mem::take(&mut self.seen);
+        let _ = tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut all)).await.expect("still open");
         String::from_utf8_lossy(&all).into_owned()
     }
 }

@@ -1,0 +1,75 @@
+//! Differential conformance: one table of scripts, run against our broker and against the real nats-server, which must
+//! both answer to the letter. `script` is the language, `cases/` the table by theme, `setup` the two servers, `run` and `peer` the
+//! players.
+//!
+//! Each script is played once with every step written in one piece, and several times cut at random byte boundaries. The
+//! cuts come from a fixed seed; `ORCHARD_TEST_SEED` chooses another one.
+
+mod certificate;
+mod info;
+mod keys;
+mod peer;
+mod run;
+mod script;
+mod setup;
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use script::Case;
+use setup::Setup;
+
+/// What issue 3 asks for.
+const MIN_CASES: usize = 150;
+
+macro_rules! setups {
+    ($($test:ident: $setup:ident),* $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                run::both(Setup::$setup).await;
+            }
+        )*
+
+        /// Those that a test above plays.
+        const PLAYED: &[Setup] = &[$(Setup::$setup),*];
+    };
+}
+
+setups! {
+    an_open_server_answers_like_nats_server: Open,
+    small_limits_answer_like_nats_server: Small,
+    users_and_permissions_answer_like_nats_server: Users,
+    a_token_answers_like_nats_server: Token,
+    nkeys_answer_like_nats_server: Nkey,
+    too_many_connections_answer_like_nats_server: Crowded,
+    time_outs_answer_like_nats_server: Impatient,
+    tls_answers_like_nats_server: Tls,
+}
+
+/// The whole table.
+fn cases() -> Vec<Case> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/all/conformance/cases");
+    let mut files: Vec<_> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.iter().flat_map(|file| script::cases(&std::fs::read_to_string(file).unwrap())).collect()
+}
+
+#[test]
+fn the_table_is_whole() {
+    let cases = cases();
+    assert!(cases.len() >= MIN_CASES, "only {} cases", cases.len());
+    let mut names = HashSet::new();
+    for case in &cases {
+        assert!(names.insert(&case.name), "two cases are called {:?}", case.name);
+        assert!(PLAYED.contains(&case.setup), "nobody plays {:?}", case.name);
+        let script = script::parse(&case.script).unwrap_or_else(|wrong| panic!("{}: {wrong}", case.name));
+        let differs = script.iter().any(|step| step.only.is_some()) || case.uncut;
+        assert_eq!(
+            differs,
+            case.because.is_some(),
+            "{}: a difference has a reason, and a reason a difference",
+            case.name
+        );
+    }
+}
