@@ -3,4 +3,4 @@
 mod clients;
 mod hostile;
 mod protocol;
-mod support;
+pub mod support;

@@ -3,6 +3,7 @@
 
 mod api;
 mod broker;
+mod broker_run;
 mod cli;
 mod crash;
 mod flow;
@@ -15,6 +16,7 @@ mod processes;
 mod qemu;
 mod real;
 mod ssh;
+mod stock;
 mod tart;
 mod tunnel;
 mod wait;
