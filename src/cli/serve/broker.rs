@@ -25,13 +25,26 @@ pub(in crate::cli) enum BrokerCommand {
     Run(RunArgs),
 }
 
-const HELP: &str = "\
-Examples:
+const HELP: &str = r#"Examples:
   orchard broker run --user ann --password s3cret
   orchard broker run --listen :4222 --users-file users.json --tls-cert cert.pem --tls-key key.pem
   orchard broker run --listen 127.0.0.1:0 --no-auth --ports-file ports.json
 
-Nobody is let in without saying who they are, unless --no-auth says so, and then on a loopback address only.";
+Nobody is let in without saying who they are, unless --no-auth says so, and then on a loopback address only.
+
+A users file names each user with one of password, token and nkey (the public half); permissions may be absent, and
+then everything is allowed. What is denied wins; "jobs.> crew" speaks of queue group crew:
+  { "users": [
+      { "user": "ann", "password": "s3cret" },
+      { "token": "t0ken", "expires": "2030-01-01T00:00:00Z" },
+      { "nkey": "UCNGL4W5QX66CFX6A6DCBVDH5VOHMI7B2UZZU7TXAUQQSI2JPHULCKBR", "permissions": {
+          "publish": { "allow": ["jobs.>"], "deny": ["jobs.secret"] },
+          "subscribe": ["_INBOX.>", "jobs.> crew"],
+          "allow_responses": { "max": 1, "expires": "2m" } } } ],
+    "default_permissions": { "subscribe": "public.>" } }
+
+Signals: SIGTERM and Ctrl-C end it; SIGHUP reads users and certificates again, also for those who are connected; SIGUSR2
+makes it a lame duck, which lets nobody in, sends clients elsewhere over two minutes and then ends."#;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RunArgs {
@@ -56,7 +69,7 @@ pub(in crate::cli) struct RunArgs {
 
 pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
     let BrokerCommand::Run(arguments) = command;
-    let access = Access::open(&arguments.access, arguments.listen)?;
+    let access = Access::open(arguments.access, arguments.listen)?;
     let mut signals = BrokerSignals::install()?;
     let ports = arguments.ports_file.map(PortsFile::claim).transpose()?;
     let limits = Limits {
@@ -76,6 +89,10 @@ pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
             Told::Reload => reload(&access, &broker),
             Told::LameDuck => {
                 eprintln!("lame duck: no new clients; those connected are sent away one by one");
+                tokio::select! {
+                    () = broker.lame_duck(LAME_DUCK) => {}
+                    name = signals.stop() => eprintln!("{name}: stopping at once"),
+                }
                 break;
             }
             Told::Stop(name) => {
@@ -93,6 +110,9 @@ pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
         }
     }
 }
+
+/// How long the clients' leaving takes, as in nats-server.
+const LAME_DUCK: Duration = Duration::from_secs(120);
 
 /// Takes users and certificates as they are now. What cannot be read changes nothing.
 fn reload(access: &Access, broker: &Broker) {

@@ -2,7 +2,7 @@
 
 use tokio::process::Command;
 
-use super::scripts::{installed, scenario};
+use super::scripts::{credentials, encryption, installed, scenario};
 
 fn client() -> Option<Command> {
     let modules = installed("ORCHARD_TEST_NODE_MODULES", "nats.js")?;
@@ -11,6 +11,16 @@ fn client() -> Option<Command> {
         .env("ORCHARD_TEST_NODE_MODULES", modules)
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/stock_nats.mjs"));
     Some(command)
+}
+
+#[tokio::test]
+async fn every_kind_of_credentials() {
+    credentials(client).await;
+}
+
+#[tokio::test]
+async fn tls_both_ways() {
+    encryption(client).await;
 }
 
 #[tokio::test]

@@ -2,13 +2,23 @@
 
 use tokio::process::Command;
 
-use super::scripts::{installed, scenario};
+use super::scripts::{credentials, encryption, installed, scenario};
 
 fn client() -> Option<Command> {
     let python = installed("ORCHARD_TEST_PYTHON", "nats.py")?;
     let mut command = Command::new(python);
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/stock_nats.py"));
     Some(command)
+}
+
+#[tokio::test]
+async fn every_kind_of_credentials() {
+    credentials(client).await;
+}
+
+#[tokio::test]
+async fn tls_both_ways() {
+    encryption(client).await;
 }
 
 #[tokio::test]

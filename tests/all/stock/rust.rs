@@ -7,10 +7,12 @@ use async_nats::{Client, ConnectOptions, RequestErrorKind, Subscriber};
 use futures_util::StreamExt;
 use orchard::task;
 
+use super::certificates::Certificates;
+use super::scripts::ANN;
 use super::standalone::{PATIENCE, Standalone};
 
 async fn broker() -> Standalone {
-    Standalone::start(&["--user", "ann", "--password", "s3cret"]).await
+    Standalone::start(&ANN).await
 }
 
 async fn connect(broker: &Standalone) -> Client {
@@ -120,4 +122,48 @@ async fn queue_groups_and_subscriptions_outlive_a_restart() {
     };
     tokio::time::timeout(PATIENCE, count).await.expect("not all messages in time");
     assert!(shares.iter().all(|share| *share > 10), "{shares:?}");
+}
+
+#[tokio::test]
+async fn nkeys_and_tokens_open() {
+    let (key, stranger) = (nkeys::KeyPair::new_user(), nkeys::KeyPair::new_user());
+    let broker = Standalone::start(&["--nkey", &key.public_key()]).await;
+    let client = ConnectOptions::with_nkey(key.seed().unwrap()).connect(broker.url()).await.unwrap();
+    settle(&client).await;
+    ConnectOptions::with_nkey(stranger.seed().unwrap()).connect(broker.url()).await.unwrap_err();
+    let broker = Standalone::start(&["--auth-token", "t0ken"]).await;
+    settle(&ConnectOptions::with_token("t0ken".into()).connect(broker.url()).await.unwrap()).await;
+    ConnectOptions::with_token("other".into()).connect(broker.url()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn tls_both_ways() {
+    let certificates = Certificates::new();
+    let ca = certificates.path("ca.pem");
+    for (server, first, with_certificate) in [
+        (&[][..], false, false),
+        (&["--tls-first", "always"], true, false),
+        (&["--tls-first", "auto"], true, false),
+        (&["--tls-first", "auto"], false, false),
+        (&["--tls-ca", &ca], false, true),
+    ] {
+        let broker = Standalone::start(&certificates.server(&[server, &ANN[..]].concat())).await;
+        let options = || {
+            let options = ConnectOptions::with_user_and_password("ann".into(), "s3cret".into()).require_tls(true);
+            let options = options.add_root_certificates(ca.clone().into());
+            if first { options.tls_first() } else { options }
+        };
+        let mine = match with_certificate {
+            true => options()
+                .add_client_certificate(certificates.path("client.pem").into(), certificates.path("client.key").into()),
+            false => options(),
+        };
+        let client = mine.connect(broker.url()).await.unwrap_or_else(|error| panic!("{server:?}: {error:?}"));
+        let mut messages = client.subscribe("rs.tls").await.unwrap();
+        client.publish("rs.tls", vec![7; 300_000].into()).await.unwrap();
+        assert_eq!(next(&mut messages).await.payload.len(), 300_000, "{server:?}");
+        if with_certificate {
+            options().connect(broker.url()).await.unwrap_err();
+        }
+    }
 }
