@@ -3,7 +3,9 @@
 //! Owned by the connection's task, so nothing here is shared: a cache of who listens to which subject, and one batch of
 //! frames per receiver, handed over under the receiver's lock once per read of the socket ([`Delivery::commit`]).
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,12 +19,11 @@ use super::router::{Class, Client, Router, Subscription, Turn};
 use super::session::Verdict;
 use super::subject::covers;
 
-/// Subjects whose listeners are remembered; when full, everything is forgotten.
-const CACHED_SUBJECTS: usize = 2_048;
+/// Bytes that one connection may spend on remembering who listens to what; when full, everything is forgotten. Enough for
+/// more than 16,000 subjects of a common length with a listener each.
+const CACHED_BYTES: usize = 6 * 1024 * 1024;
 /// Receivers that may have a batch; when full, everything is forgotten.
 const CACHED_RECEIVERS: usize = 8_192;
-/// Entries in all that the remembered subjects may have; when full, everything is forgotten. 2 MiB.
-const CACHED_ENTRIES: usize = 128 * 1024;
 /// A batch is handed over early at this size.
 const MAX_BATCH: usize = 64 * 1024;
 /// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
@@ -52,11 +53,45 @@ struct Receiver {
 /// What this connection knows of one subject.
 #[derive(Debug)]
 struct Route {
+    subject: Box<[u8]>,
     class: Class,
     generation: u64,
     verdict: Verdict,
     plain: Vec<Receiver>,
     queues: Vec<Vec<Receiver>>,
+}
+
+impl Route {
+    /// About the bytes that it takes, with its place in the table of routes.
+    fn size(&self) -> usize {
+        let all = self.plain.iter().chain(self.queues.iter().flatten());
+        let receivers: usize = all.map(|receiver| size_of::<Receiver>() + receiver.prefix.len() + ALLOCATION).sum();
+        size_of::<Self>() + self.subject.len() + receivers + 4 * ALLOCATION
+    }
+}
+
+/// A route, found by its subject.
+#[derive(Debug)]
+struct Known(Arc<Route>);
+
+impl Borrow<[u8]> for Known {
+    fn borrow(&self) -> &[u8] {
+        &self.0.subject
+    }
+}
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.subject == other.0.subject
+    }
+}
+
+impl Eq for Known {}
+
+impl Hash for Known {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.subject.hash(state);
+    }
 }
 
 #[derive(Debug)]
@@ -84,10 +119,10 @@ pub struct Delivery {
     touched: Vec<usize>,
     behind: Vec<usize>,
     by_client: HashMap<u64, usize>,
-    routes: HashMap<Box<[u8]>, Arc<Route>>,
-    /// Entries made since everything was forgotten last.
-    entries: usize,
-    last: Option<(Box<[u8]>, Arc<Route>)>,
+    routes: HashSet<Known>,
+    /// Bytes of the routes made since everything was forgotten last.
+    remembered: usize,
+    last: Option<Arc<Route>>,
     random: u64,
     counts: Counts,
     /// Whether the client gets its own messages.
@@ -105,8 +140,8 @@ impl Delivery {
             touched: Vec::new(),
             behind: Vec::new(),
             by_client: HashMap::new(),
-            routes: HashMap::new(),
-            entries: 0,
+            routes: HashSet::new(),
+            remembered: 0,
             last: None,
             random,
             counts: Counts::default(),
@@ -131,8 +166,8 @@ impl Delivery {
 
     /// Forgets what was remembered: the client's rights have changed.
     pub fn forget(&mut self) {
-        self.routes.clear();
-        self.entries = 0;
+        self.routes = HashSet::new();
+        self.remembered = 0;
         self.last = None;
     }
 
@@ -145,8 +180,8 @@ impl Delivery {
 
     /// What stands against publishing to `subject`, remembered with who listens; `judge` is asked when nothing is known.
     pub fn verdict(&mut self, subject: &[u8], judge: impl FnOnce(&[u8]) -> Verdict) -> Verdict {
-        if let Some((known, route)) = &self.last
-            && **known == *subject
+        if let Some(route) = &self.last
+            && *route.subject == *subject
             && route.generation == self.router.generation(route.class)
         {
             return route.verdict;
@@ -154,22 +189,23 @@ impl Delivery {
         let class = Class::of(subject);
         let generation = self.router.generation(class);
         let route = match self.routes.get(subject) {
-            Some(route) if route.generation == generation => route.clone(),
+            Some(Known(route)) if route.generation == generation => route.clone(),
             _ => {
                 let route = Arc::new(self.build(subject, (class, generation), judge(subject)));
-                self.routes.insert(subject.into(), route.clone());
+                self.remembered += route.size();
+                self.routes.replace(Known(route.clone()));
                 route
             }
         };
         let verdict = route.verdict;
-        self.last = Some((subject.into(), route));
+        self.last = Some(route);
         verdict
     }
 
     /// Puts the message, whose subject [`Delivery::verdict`] was just asked about, into the batches of those who listen;
     /// says whether anyone does.
     pub fn publish(&mut self, message: &Publish<'_>, body: Body<'_>) -> bool {
-        let Some((subject, route)) = self.last.take() else { return false };
+        let Some(route) = self.last.take() else { return false };
         let mut heard = false;
         for receiver in &route.plain {
             heard |= self.deliver(receiver, message, body);
@@ -177,7 +213,7 @@ impl Delivery {
         for group in &route.queues {
             heard |= self.deliver_to_one(group, message, body);
         }
-        self.last = Some((subject, route));
+        self.last = Some(route);
         heard
     }
 
@@ -218,7 +254,7 @@ impl Delivery {
             }
         }
         self.touched = touched;
-        if self.routes.len() > CACHED_SUBJECTS || self.slots.len() > CACHED_RECEIVERS || self.entries > CACHED_ENTRIES {
+        if self.remembered > CACHED_BYTES || self.slots.len() > CACHED_RECEIVERS {
             self.forget();
             self.slots.truncate(1);
             self.behind.clear();
@@ -269,8 +305,7 @@ impl Delivery {
         };
         let plain: Vec<Receiver> = receivers(found.plain);
         let queues: Vec<Vec<Receiver>> = found.queues.into_iter().map(|(_, members)| receivers(members)).collect();
-        self.entries += plain.len() + queues.iter().map(Vec::len).sum::<usize>();
-        Route { class, generation, verdict, plain, queues }
+        Route { subject: subject.into(), class, generation, verdict, plain, queues }
     }
 
     /// The message goes to one of the group, by chance; who cannot have it is passed over.
@@ -356,6 +391,8 @@ impl Delivery {
     }
 }
 
+/// What the allocator and a table spend on an entry, roughly.
+const ALLOCATION: usize = 16;
 /// Where the connection's own batch stands.
 const OWN: usize = 0;
 
