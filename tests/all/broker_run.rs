@@ -8,6 +8,10 @@ use crate::stock::scripts::ANN;
 use crate::stock::standalone::{PATIENCE, Standalone, command};
 use crate::wait::until;
 
+async fn raw(broker: &Standalone) -> Raw {
+    Raw::over(tokio::net::TcpStream::connect(broker.address).await.unwrap())
+}
+
 async fn connect(broker: &Standalone, user: &str, password: &str) -> Result<async_nats::Client, String> {
     let options = async_nats::ConnectOptions::with_user_and_password(user.into(), password.into());
     options.connect(broker.url()).await.map_err(|error| error.to_string())
@@ -38,7 +42,7 @@ async fn limits_are_those_of_the_options() {
     .await;
     let client = async_nats::connect(broker.url()).await.unwrap();
     assert_eq!(client.server_info().max_payload, 1000);
-    let mut raw = Raw::at(broker.address).await;
+    let mut raw = raw(&broker).await;
     raw.line().await;
     raw.send(b"CONNECT {}\r\n").await;
     raw.read_until(b"PING\r\n").await;
@@ -108,7 +112,7 @@ async fn a_hangup_reads_the_users_again_for_those_who_are_here_too() {
     let write = |text: &str| std::fs::write(&file, text).unwrap();
     write(r#"{"users":[{"user":"ann","password":"1"},{"user":"bob","password":"2"}]}"#);
     let broker = Standalone::start(&["--users-file", file.to_str().unwrap()]).await;
-    let mut ann = Raw::at(broker.address).await;
+    let mut ann = raw(&broker).await;
     ann.line().await;
     ann.send(b"CONNECT {\"verbose\":false,\"user\":\"ann\",\"pass\":\"1\"}\r\n").await;
     ann.until_pong().await;
@@ -161,7 +165,7 @@ async fn a_hangup_brings_the_new_certificate_to_new_clients() {
 #[tokio::test]
 async fn a_lame_duck_lets_nobody_in_and_ends_once_all_have_left() {
     let mut broker = Standalone::start(&ANN).await;
-    let mut ann = Raw::at(broker.address).await;
+    let mut ann = raw(&broker).await;
     ann.line().await;
     ann.send(b"CONNECT {\"verbose\":false,\"protocol\":1,\"user\":\"ann\",\"pass\":\"s3cret\"}\r\n").await;
     ann.until_pong().await;

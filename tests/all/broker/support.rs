@@ -1,6 +1,5 @@
 //! A broker to test and a raw client to test it with.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use orchard::broker::{Broker, Builder};
@@ -35,12 +34,7 @@ impl Raw {
 
     /// Connects and reads nothing.
     pub async fn silent(broker: &Broker) -> Self {
-        Self::at(broker.local_addr()).await
-    }
-
-    /// The same, for a broker in another process.
-    pub async fn at(address: SocketAddr) -> Self {
-        Self { stream: TcpStream::connect(address).await.unwrap(), seen: Vec::new() }
+        Self { stream: TcpStream::connect(broker.local_addr()).await.unwrap(), seen: Vec::new() }
     }
 
     /// The same, with `options` sent as CONNECT.
