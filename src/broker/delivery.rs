@@ -13,10 +13,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::backlog::Batch;
+use super::client::{Client, Subscription, Turn};
 use super::outbound::Fill;
 use super::protocol::{Fault, Publish, encode, parse};
-use super::router::{Class, Client, Router, Subscription, Turn};
-use super::session::Verdict;
+use super::router::{Class, Router};
+use super::session::{Access, Verdict};
 use super::subject::covers;
 
 /// Bytes that one connection may spend on remembering who listens to what; when full, everything is forgotten. Enough for
@@ -291,11 +292,11 @@ impl Delivery {
     }
 
     fn build(&mut self, subject: &[u8], (class, generation): (Class, u64), verdict: Verdict) -> Route {
-        let found = if verdict.allowed { self.router.matches(subject) } else { Default::default() };
+        let found = if verdict.access != Access::Denied { self.router.matches(subject) } else { Default::default() };
         let mut receivers = |members: Vec<Arc<Subscription>>| -> Vec<Receiver> {
             members
                 .into_iter()
-                .filter(|s| s.filter.is_empty() || !s.filter.iter().any(|pattern| covers(pattern, subject)))
+                .filter(|s| !s.filter().iter().any(|pattern| covers(pattern, subject)))
                 .map(|subscription| Receiver {
                     batch: self.slot_of(&subscription.client),
                     prefix: encode::prefix(subject, &subscription.sid),
@@ -347,6 +348,9 @@ impl Delivery {
         if !slot.touched {
             slot.touched = true;
             self.touched.push(receiver.batch);
+        }
+        if let Some(reply) = message.reply {
+            slot.client.note_request(reply);
         }
         let sid = &receiver.subscription.sid;
         let has_headers = message.header_size.is_some();

@@ -26,7 +26,7 @@
 //!
 //! `connection` reads and owns everything of one client → `protocol::parse` finds operations in the bytes → `session` says
 //! what they mean (`permission`, `subject`) → `delivery` writes frames for everyone who listens (`router`, `trie`) →
-//! `outbound` of each receiver → `transport`.
+//! `outbound` of each receiver → `transport`, plain or through `tls`.
 //!
 //! # Why it is fast
 //!
@@ -42,16 +42,20 @@
 //! A receiver has a bound on pending bytes. While it keeps up a good rate, publishers wait for it a few milliseconds at a
 //! time when it is far behind; one that does not is not waited for, reaches its bound and is cut off.
 
+mod accept;
 pub mod auth;
 mod backlog;
+mod client;
 mod connection;
 mod delivery;
 mod outbound;
 pub mod permission;
 pub mod protocol;
+mod replies;
 mod router;
 mod session;
 pub mod subject;
+pub mod tls;
 mod transport;
 pub mod trie;
 
@@ -69,18 +73,14 @@ use tokio_util::sync::CancellationToken;
 use crate::task::{self, Task};
 
 use auth::Authenticator;
-use backlog::Batch;
-use protocol::{ServerInfo, encode};
+use protocol::ServerInfo;
 use router::Router;
+use tls::Tls;
 
 /// The nats-server release whose core features are here; clients choose what they may use by it.
 pub const COMPATIBLE_VERSION: &str = "2.10.29";
 /// Connections that may wait to be accepted: a reconnect storm of a thousand workers fits.
 const BACKLOG: u32 = 1_024;
-/// First pause after a failed accept (usually: out of file descriptors); it doubles up to [`MAX_ACCEPT_PAUSE`].
-const MIN_ACCEPT_PAUSE: Duration = Duration::from_millis(10);
-/// Longest pause after a failed accept.
-const MAX_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How long a shutdown waits for clients to take their last bytes.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
@@ -145,11 +145,15 @@ pub struct Builder {
     server_name: Option<String>,
     limits: Limits,
     authenticator: Option<Arc<dyn Authenticator>>,
+    tls: Option<Tls>,
 }
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("server_name", &self.server_name).field("limits", &self.limits).finish()
+        f.debug_struct("Builder")
+            .field("server_name", &self.server_name)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -169,6 +173,12 @@ impl Builder {
     /// Who decides who may connect. Without one, everybody may, and may do everything.
     pub fn authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
         self.authenticator = Some(authenticator);
+        self
+    }
+
+    /// Has every connection be TLS. Without, none is.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -197,16 +207,18 @@ impl Builder {
             port: local.port(),
             headers: true,
             auth_required: self.authenticator.is_some(),
+            tls_required: false,
+            tls_verify: false,
             max_payload: self.limits.max_payload,
             client_id: 0,
             client_ip: String::new(),
             nonce: None,
             ldm: false,
         };
-        let router = Arc::new(Router::new(info, self.limits, self.authenticator));
-        let stop = CancellationToken::new();
-        let accepting = task::spawn(accept(listener, router.clone(), stop.clone()));
-        Ok(Broker { router, stop, accepting, local })
+        let router = Arc::new(Router::new(info, self.limits, self.authenticator, self.tls));
+        let (closed, stop) = (CancellationToken::new(), CancellationToken::new());
+        let accepting = task::spawn(accept::accept(listener, router.clone(), closed.clone(), stop.clone()));
+        Ok(Broker { router, closed, stop, accepting, local })
     }
 }
 
@@ -214,6 +226,9 @@ impl Builder {
 #[must_use = "dropping a broker stops it"]
 pub struct Broker {
     router: Arc<Router>,
+    /// No new clients.
+    closed: CancellationToken,
+    /// No clients at all.
     stop: CancellationToken,
     accepting: Task<JoinSet<()>>,
     local: SocketAddr,
@@ -249,7 +264,7 @@ pub struct Stats {
 impl Broker {
     /// Starts to describe a broker.
     pub fn builder() -> Builder {
-        Builder { server_name: None, limits: Limits::default(), authenticator: None }
+        Builder { server_name: None, limits: Limits::default(), authenticator: None, tls: None }
     }
 
     /// Where it listens.
@@ -278,54 +293,47 @@ impl Broker {
         self.router.disconnect(name)
     }
 
+    /// Asks the authenticator ([`Authenticator::current`]) what each connection of the user `name` may do now; says how many
+    /// there are. Each does so in its own task before it performs anything else: new permissions hold from then on,
+    /// subscriptions no longer allowed end with the permissions error, and a user who may not be here at all is sent off
+    /// with "Authorization Violation".
+    pub fn recheck_user(&self, name: &str) -> usize {
+        self.router.recheck(Some(name))
+    }
+
+    /// The same for every connection.
+    pub fn recheck_all(&self) -> usize {
+        self.router.recheck(None)
+    }
+
+    /// From now on, new connections become TLS as `tls` says; those that are open stay as they are.
+    pub fn reload_tls(&self, tls: Tls) {
+        self.router.set_tls(tls);
+    }
+
+    /// Makes room for another server without a rush: stops accepting, tells clients to go elsewhere, lets them for a while,
+    /// then sends off those who are left one by one, all within `duration`. The broker serves whoever is left until then;
+    /// call [`Broker::shutdown`] afterwards. Cancel safe: dropping the future stops the sending off, but there is no way
+    /// back.
+    pub async fn lame_duck(&self, duration: Duration) {
+        self.closed.cancel();
+        accept::announce_leave(&self.router).await;
+        accept::send_away(&self.router, duration).await;
+    }
+
     /// Stops accepting, tells clients to go elsewhere, writes out what waits for them and closes. Takes no longer than a
     /// few seconds. Cancel safe: dropping the future ends everything at once.
     pub async fn shutdown(self) {
         self.stop.cancel();
         let Some(mut connections) = self.accepting.join().await else { return };
-        let mut farewell = self.router.info.clone();
-        farewell.ldm = true;
+        if !self.router.is_lame() {
+            accept::announce_leave(&self.router).await;
+        }
         for client in self.router.clients() {
-            if client.late_info.load(Ordering::Relaxed) {
-                farewell.client_id = client.id;
-                let mut batch = Batch::default();
-                encode::info(batch.tail(), &farewell);
-                let _ = client.outbound.enqueue(&mut batch); // whoever has no room for it is cut off anyway
-            }
             client.outbound.finish(None);
         }
         let all = async { while connections.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(SHUTDOWN_GRACE, all).await;
         connections.shutdown().await;
-    }
-}
-
-/// Accepts until told to stop, then hands over the connections' tasks. Dropping it ends them.
-async fn accept(listener: TcpListener, router: Arc<Router>, stop: CancellationToken) -> JoinSet<()> {
-    let mut connections = JoinSet::new();
-    let mut pause = MIN_ACCEPT_PAUSE;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return connections,
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended && error.is_panic() {
-                    tracing::error!(%error, "a connection's task panicked; the others are unharmed");
-                }
-            }
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    pause = MIN_ACCEPT_PAUSE;
-                    connections.spawn(connection::serve(router.clone(), stream, peer));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, ?pause, "cannot accept a client");
-                    tokio::select! {
-                        () = stop.cancelled() => return connections,
-                        () = tokio::time::sleep(pause) => {}
-                    }
-                    pause = (pause * 2).min(MAX_ACCEPT_PAUSE);
-                }
-            }
-        }
     }
 }

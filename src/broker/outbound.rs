@@ -64,13 +64,16 @@ pub struct Outbound {
     drained: Notify,
     max_pending: usize,
     closed: AtomicBool,
+    tls: bool,
 }
 
 impl Outbound {
     /// An empty queue in front of `transport`.
     pub fn new(transport: Arc<Transport>, max_pending: usize) -> Self {
+        let tls = transport.is_tls();
         let queue = Queue { transport: Some(transport), ..Queue::default() };
         Self {
+            tls,
             queue: Mutex::new(queue),
             wake: Notify::new(),
             drained: Notify::new(),
@@ -81,6 +84,11 @@ impl Outbound {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what is written goes through TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls
     }
 
     /// Whether the connection is ending.
@@ -219,7 +227,9 @@ impl Outbound {
                     return Outcome::Busy;
                 }
                 if queue.backlog.is_empty() {
-                    return Outcome::Empty;
+                    let rest = queue.transport.clone().filter(|transport| transport.has_rest());
+                    drop(queue);
+                    return rest.map_or(Outcome::Empty, |transport| flush_rest(&transport));
                 }
                 let Some(transport) = queue.transport.clone() else { return Outcome::Failed };
                 queue.flushing = true;
@@ -264,7 +274,9 @@ impl Outbound {
                 return outcome;
             }
         }
-        if self.lock().backlog.is_empty() { Outcome::Empty } else { Outcome::More }
+        let queue = self.lock();
+        let rest = queue.transport.as_ref().is_some_and(|transport| transport.has_rest());
+        if queue.backlog.is_empty() && !rest { Outcome::Empty } else { Outcome::More }
     }
 }
 
@@ -289,6 +301,15 @@ impl Queue {
         self.backlog.clear();
         self.pending = 0;
         self.transport = None;
+    }
+}
+
+/// Writes what the transport took before.
+fn flush_rest(transport: &Transport) -> Outcome {
+    match transport.try_flush() {
+        Ok(()) => Outcome::Empty,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Outcome::Blocked,
+        Err(_) => Outcome::Failed,
     }
 }
 

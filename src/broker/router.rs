@@ -5,152 +5,20 @@
 //! client that makes a new inbox does not spoil what others know of their subjects.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::Limits;
 use super::auth::Authenticator;
-use super::outbound::Outbound;
+use super::client::{Client, Subscription};
 use super::protocol::{Fault, ServerInfo};
-use super::session::Held;
 use super::subject::tokens;
+use super::tls::Tls;
 use super::trie::{Matches, Trie};
 
 /// Classes of first tokens; more would make a subscription with a leading wildcard no dearer, but rarely help.
 const CLASSES: usize = 64;
-
-/// One connected client as others see it.
-#[derive(Debug)]
-pub struct Client {
-    /// Its id, unique within the broker.
-    pub id: u64,
-    /// What waits to be written to it.
-    pub outbound: Outbound,
-    /// Name of its user, empty before it has one.
-    pub user: Mutex<String>,
-    /// Whether it understands headers.
-    pub headers: AtomicBool,
-    /// Whether INFO may come at any time.
-    pub late_info: AtomicBool,
-    /// Whether it has sent anything since the last look.
-    pub heard: AtomicBool,
-    /// Whether it has said who it is, or need not.
-    pub admitted: AtomicBool,
-    /// Subscriptions that reached their maximum, which its own task has yet to forget.
-    expired: Mutex<Vec<(u64, Box<[u8]>)>>,
-    has_expired: AtomicBool,
-}
-
-impl Client {
-    /// A client that has just connected.
-    pub fn new(id: u64, outbound: Outbound, admitted: bool) -> Self {
-        Self {
-            id,
-            outbound,
-            user: Mutex::new(String::new()),
-            headers: AtomicBool::new(false),
-            late_info: AtomicBool::new(false),
-            heard: AtomicBool::new(false),
-            admitted: AtomicBool::new(admitted),
-            expired: Mutex::new(Vec::new()),
-            has_expired: AtomicBool::new(false),
-        }
-    }
-
-    /// Subscriptions (our id, the client's id) that have ended by themselves since the last call.
-    #[inline]
-    pub fn take_expired(&self) -> Vec<(u64, Box<[u8]>)> {
-        if !self.has_expired.load(Ordering::Relaxed) {
-            return Vec::new();
-        }
-        let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
-        self.has_expired.store(false, Ordering::Relaxed);
-        std::mem::take(&mut expired)
-    }
-
-    fn expire(&self, id: u64, sid: Box<[u8]>) {
-        let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
-        expired.push((id, sid));
-        self.has_expired.store(true, Ordering::Relaxed);
-    }
-}
-
-/// One subscription.
-#[derive(Debug)]
-pub struct Subscription {
-    /// Unique within the broker.
-    pub id: u64,
-    /// Who made it.
-    pub client: Arc<Client>,
-    /// The client's id for it.
-    pub sid: Box<[u8]>,
-    /// What it listens to.
-    pub subject: Box<[u8]>,
-    /// Its queue group.
-    pub queue: Option<Box<[u8]>>,
-    /// Patterns whose messages are held back.
-    pub filter: Vec<Box<[u8]>>,
-    delivered: AtomicU64,
-    max: AtomicU64,
-    closed: AtomicBool,
-}
-
-impl Held for Subscription {
-    fn subject(&self) -> &[u8] {
-        &self.subject
-    }
-
-    fn queue(&self) -> Option<&[u8]> {
-        self.queue.as_deref()
-    }
-}
-
-impl Held for Arc<Subscription> {
-    fn subject(&self) -> &[u8] {
-        &self.subject
-    }
-
-    fn queue(&self) -> Option<&[u8]> {
-        self.queue.as_deref()
-    }
-}
-
-/// Whether a subscription may have one more message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// It ended.
-    Over,
-    /// It may.
-    Open,
-    /// It may, and that was the last.
-    Last,
-}
-
-impl Subscription {
-    /// Whether it ended.
-    #[inline]
-    pub fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed) || self.client.outbound.is_closed()
-    }
-
-    /// Counts one message.
-    #[inline]
-    pub fn take_turn(&self) -> Turn {
-        let count = self.delivered.fetch_add(1, Ordering::Relaxed) + 1;
-        match self.max.load(Ordering::Relaxed) {
-            0 => Turn::Open,
-            max if count < max => Turn::Open,
-            max if count == max => Turn::Last,
-            _ => Turn::Over,
-        }
-    }
-
-    /// Sets the number of messages after which it ends; `false` when it has had them already.
-    pub fn limit(&self, max: u64) -> bool {
-        self.max.store(max, Ordering::Relaxed);
-        self.delivered.load(Ordering::Relaxed) < max
-    }
-}
 
 /// Counters, all since the start.
 #[derive(Debug, Default)]
@@ -184,14 +52,52 @@ pub struct Router {
     next_id: AtomicU64,
     /// How often rights were taken away: a client that was let in meanwhile is asked again.
     revocations: AtomicU64,
+    tls: RwLock<Option<Arc<Tls>>>,
+    /// Connections that are not yet open: their handshakes are under way.
+    opening: AtomicUsize,
+    /// Whether the broker is about to go.
+    lame: AtomicBool,
+    answers: AtomicU64,
     classes: [AtomicU64; CLASSES],
     all_classes: AtomicU64,
 }
 
+/// What INFO says of one connection.
+#[derive(Debug)]
+pub struct Greeting {
+    /// The client's id.
+    pub client: u64,
+    /// Where it connects from.
+    pub ip: IpAddr,
+    /// What it may sign.
+    pub nonce: Option<String>,
+    /// Whether the connection is TLS, or must become it.
+    pub tls: bool,
+}
+
+/// See [`Router::room_to_open`].
+#[derive(Debug)]
+pub struct OpeningGuard<'a>(&'a AtomicUsize);
+
+impl Drop for OpeningGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Router {
     /// An empty one.
-    pub fn new(info: ServerInfo, limits: Limits, authenticator: Option<Arc<dyn Authenticator>>) -> Self {
+    pub fn new(
+        info: ServerInfo,
+        limits: Limits,
+        authenticator: Option<Arc<dyn Authenticator>>,
+        tls: Option<Tls>,
+    ) -> Self {
         Self {
+            tls: RwLock::new(tls.map(Arc::new)),
+            opening: AtomicUsize::new(0),
+            lame: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
             info,
             limits,
             authenticator,
@@ -210,17 +116,69 @@ impl Router {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// INFO for one client.
+    pub fn info_for(&self, greeting: &Greeting) -> ServerInfo {
+        ServerInfo {
+            client_id: greeting.client,
+            client_ip: greeting.ip.to_string(),
+            nonce: greeting.nonce.clone(),
+            tls_required: greeting.tls,
+            tls_verify: greeting.tls && self.tls().is_some_and(|tls| tls.requires_client_certificates()),
+            ldm: self.is_lame(),
+            ..self.info.clone()
+        }
+    }
+
+    /// How connections become TLS, if they must.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same for connections to come.
+    pub fn set_tls(&self, tls: Tls) {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(tls));
+    }
+
+    /// Whether the broker is about to go.
+    pub fn is_lame(&self) -> bool {
+        self.lame.load(Ordering::SeqCst)
+    }
+
+    /// From now on it is.
+    pub fn set_lame(&self) {
+        self.lame.store(true, Ordering::SeqCst);
+    }
+
+    /// Counts the broker's own answers.
+    pub fn next_answer(&self) -> u64 {
+        self.answers.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Room for one more handshake, for as long as the guard lives: those count as connections too.
+    pub fn room_to_open(&self) -> Option<OpeningGuard<'_>> {
+        let guard = OpeningGuard(&self.opening);
+        let opening = self.opening.fetch_add(1, Ordering::Relaxed);
+        (opening.saturating_add(self.client_count()) < self.limits.max_connections).then_some(guard)
+    }
+
     /// Ends every connection of the user `name`; says how many there were.
     pub fn disconnect(&self, name: &str) -> usize {
         // First the number, then the search: who is let in between the two sees that the number has changed.
         self.revocations.fetch_add(1, Ordering::SeqCst);
         let clients = self.clients();
-        let of_user =
-            clients.iter().filter(|client| *client.user.lock().unwrap_or_else(PoisonError::into_inner) == name);
+        let of_user = clients.iter().filter(|client| client.is_user(name));
         of_user.map(|client| client.outbound.finish(Some(&Fault::Revoked))).count()
     }
 
-    /// Changes with every [`Router::disconnect`].
+    /// Has every connection, or those of the user `name`, ask again what it may do; says how many there are.
+    pub fn recheck(&self, name: Option<&str>) -> usize {
+        self.revocations.fetch_add(1, Ordering::SeqCst); // see above
+        let clients = self.clients();
+        let meant = clients.iter().filter(|client| name.is_none_or(|name| client.is_user(name)));
+        meant.map(|client| client.ask_to_recheck()).count()
+    }
+
+    /// Changes with every [`Router::disconnect`] and [`Router::recheck`].
     pub fn revocations(&self) -> u64 {
         self.revocations.load(Ordering::SeqCst)
     }
@@ -265,17 +223,8 @@ impl Router {
         queue: Option<&[u8]>,
         filter: Vec<Box<[u8]>>,
     ) -> Arc<Subscription> {
-        let subscription = Arc::new(Subscription {
-            id: self.next_id(),
-            client: client.clone(),
-            sid: sid.into(),
-            subject: subject.into(),
-            queue: queue.map(Into::into),
-            filter,
-            delivered: AtomicU64::new(0),
-            max: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
-        });
+        let subscription = Arc::new(Subscription::new(self.next_id(), client.clone(), sid, subject, queue));
+        subscription.set_filter(filter);
         let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
         tree.insert(subject, queue, subscription.id, subscription.clone());
         self.outdate(subject);
@@ -284,12 +233,20 @@ impl Router {
 
     /// Ends a subscription; once ended, ending it again does nothing.
     pub fn unsubscribe(&self, subscription: &Subscription) {
-        if subscription.closed.swap(true, Ordering::Relaxed) {
+        if !subscription.close() {
             return;
         }
         let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
         tree.remove(&subscription.subject, subscription.queue.as_deref(), subscription.id);
         self.outdate(&subscription.subject);
+    }
+
+    /// From now on, messages on the patterns `filter` are held back from the subscription.
+    pub fn refilter(&self, subscription: &Subscription, filter: Vec<Box<[u8]>>) {
+        let _tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+        if subscription.set_filter(filter) {
+            self.outdate(&subscription.subject);
+        }
     }
 
     /// Ends a subscription that had its last message, and leaves word for its owner.

@@ -49,11 +49,22 @@ pub struct Wanted<'a> {
     pub filter: Vec<Box<[u8]>>,
 }
 
+/// Whether a user may publish to a subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// At any time.
+    Granted,
+    /// As an answer to a request only.
+    AsAnswer,
+    /// Never.
+    Denied,
+}
+
 /// What stands against publishing to a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
     /// Whether the user may.
-    pub allowed: bool,
+    pub access: Access,
     /// Whether it is a valid subject without wildcards; matters to pedantic clients only.
     pub literal: bool,
 }
@@ -66,6 +77,15 @@ pub trait Held {
     fn queue(&self) -> Option<&[u8]>;
 }
 
+/// What becomes of a subscription when the user's rights change.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Revised<S> {
+    /// It goes on, but messages on these patterns must be held back from now on.
+    Kept(S, Vec<Box<[u8]>>),
+    /// The session has forgotten it; it must end, and the client is told so.
+    Ended(S, Fault),
+}
+
 /// See the module. `S` is the shell's handle of a subscription.
 #[derive(Debug)]
 pub struct Session<S> {
@@ -75,7 +95,7 @@ pub struct Session<S> {
     subscriptions: HashMap<Box<[u8]>, S>,
 }
 
-impl<S: Held> Session<S> {
+impl<S: Held + Clone> Session<S> {
     /// A client that has just connected. Without `auth_required` it is anonymous and may do everything at once.
     pub fn new(auth_required: bool, max_subscriptions: usize) -> Self {
         let user = (!auth_required).then(|| Arc::new(User::anonymous()));
@@ -136,27 +156,46 @@ impl<S: Held> Session<S> {
         }
     }
 
-    /// The credentials were accepted. Returns the subscriptions that the client may not keep: a second CONNECT can change
-    /// who it is.
-    pub fn connected(&mut self, options: ConnectOptions, user: User) -> Vec<S> {
+    /// The credentials were accepted. Returns what becomes of the client's subscriptions: a second CONNECT can change who
+    /// it is.
+    pub fn connected(&mut self, options: ConnectOptions, user: User) -> Vec<Revised<S>> {
         self.options = options;
-        let changed = self.user.as_ref().is_some_and(|known| known.permissions != user.permissions);
-        self.user = Some(Arc::new(user));
-        if changed { self.forbidden() } else { Vec::new() }
+        self.become_user(user)
     }
 
-    fn forbidden(&mut self) -> Vec<S> {
-        let Some(user) = &self.user else { return Vec::new() };
-        let gone = self
-            .subscriptions
-            .extract_if(|_, held| user.permissions.may_subscribe(held.subject(), held.queue()) != Subscribe::Granted);
-        gone.map(|(_, held)| held).collect()
+    /// The client is `user` from now on. Returns what becomes of its subscriptions.
+    pub fn become_user(&mut self, user: User) -> Vec<Revised<S>> {
+        let user = Arc::new(user);
+        let known = self.user.replace(user.clone());
+        if known.is_none_or(|known| known.permissions == user.permissions) {
+            return Vec::new();
+        }
+        let mut revised = Vec::new();
+        self.subscriptions.retain(|sid, held| {
+            let filter = match user.permissions.may_subscribe(held.subject(), held.queue()) {
+                Subscribe::Denied => {
+                    let (subject, queue) = (text(held.subject()), held.queue().map(text));
+                    let fault = Fault::SubscriptionEnded { subject, queue, sid: text(sid) };
+                    revised.push(Revised::Ended(held.clone(), fault));
+                    return false;
+                }
+                Subscribe::Granted => Vec::new(),
+                Subscribe::Filtered(filter) => filter,
+            };
+            revised.push(Revised::Kept(held.clone(), filter));
+            true
+        });
+        revised
     }
 
     /// What stands against publishing to `subject`; the answer holds until the user changes.
     pub fn judge(&self, subject: &[u8]) -> Verdict {
-        let allowed = self.user.as_ref().is_some_and(|user| user.permissions.may_publish(subject));
-        Verdict { allowed, literal: subject::is_literal(subject) }
+        let access = match &self.user {
+            Some(user) if user.permissions.may_publish(subject) => Access::Granted,
+            Some(user) if user.permissions.allow_responses.is_some() => Access::AsAnswer,
+            _ => Access::Denied,
+        };
+        Verdict { access, literal: subject::is_literal(subject) }
     }
 
     /// Keeps the handle of a subscription made.
@@ -188,11 +227,14 @@ fn connect(json: &[u8]) -> Step<'_> {
 }
 
 fn subscribe_denied(subject: &[u8], queue: Option<&[u8]>) -> Fault {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match queue {
         None => Fault::SubscribeDenied(text(subject)),
         Some(queue) => Fault::QueueDenied(text(subject), text(queue)),
     }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -200,7 +242,7 @@ mod tests {
     use super::*;
     use crate::broker::permission::{Permissions, Rules};
 
-    #[derive(Debug, PartialEq)]
+    #[derive(Debug, Clone, PartialEq)]
     struct Fake(Vec<u8>);
 
     impl Held for Fake {
@@ -218,7 +260,7 @@ mod tests {
     }
 
     fn user(subscribe: Rules) -> User {
-        User { name: "u".into(), permissions: Permissions { subscribe, ..Permissions::default() } }
+        User::new("u", Permissions { subscribe, ..Permissions::default() })
     }
 
     fn open(max: usize) -> Session<Fake> {
@@ -270,7 +312,9 @@ mod tests {
         session.subscribed(b"2", Fake(b"b".to_vec()));
         assert!(session.connected(ConnectOptions::default(), User::anonymous()).is_empty());
         let gone = session.connected(ConnectOptions::default(), user(Rules::allow(["a"])));
-        assert_eq!(gone, [Fake(b"b".to_vec())]);
+        let told = Fault::SubscriptionEnded { subject: "b".into(), queue: None, sid: "2".into() };
+        let kept = Revised::Kept(Fake(b"a".to_vec()), Vec::new());
+        assert!(gone.len() == 2 && gone.contains(&kept) && gone.contains(&Revised::Ended(Fake(b"b".to_vec()), told)));
         assert_eq!(
             session.handle(Op::Subscribe { subject: b"b", queue: Some(b"q"), sid: b"3" }),
             Step::Refuse(Fault::QueueDenied("b".into(), "q".into()))

@@ -34,7 +34,7 @@ impl Authenticator for BusUsers {
         }
         let permissions =
             permissions_of(name).ok_or_else(|| Denied::because(format!("there is no account {name:?}")))?;
-        Ok(User { name: name.to_owned(), permissions })
+        Ok(User::new(name, permissions))
     }
 }
 
@@ -49,6 +49,7 @@ fn permissions_of(name: &str) -> Option<Permissions> {
         return Some(Permissions {
             publish: Rules::allow(subject::WorkerVerb::ALL.iter().map(|verb| subject::worker(&worker, *verb))),
             subscribe: Rules::allow([format!("{own}.assign"), format!("{own}.command.>"), inbox]),
+            ..Permissions::default()
         });
     }
     let account: AccountName = name.parse().ok()?;
@@ -62,5 +63,6 @@ fn permissions_of(name: &str) -> Option<Permissions> {
             "$SYS.REQ.USER.INFO".to_owned(),
         ]),
         subscribe: Rules::allow([subject::ALL_EVENTS.to_owned(), inbox]),
+        ..Permissions::default()
     })
 }

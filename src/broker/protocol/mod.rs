@@ -83,6 +83,12 @@ pub struct ServerInfo {
     /// Whether CONNECT must carry credentials.
     #[serde(skip_serializing_if = "is_false")]
     pub auth_required: bool,
+    /// Whether the connection must become TLS, or is.
+    #[serde(skip_serializing_if = "is_false")]
+    pub tls_required: bool,
+    /// Whether clients must show a certificate.
+    #[serde(skip_serializing_if = "is_false")]
+    pub tls_verify: bool,
     /// Largest body of a message in bytes, headers included.
     pub max_payload: usize,
     /// This connection's id.
@@ -130,6 +136,9 @@ pub enum Fault {
     /// No credentials in time.
     #[error("Authentication Timeout")]
     AuthTimeout,
+    /// The credentials have expired.
+    #[error("User Authentication Expired")]
+    Expired,
     /// The user may no longer be here.
     #[error("User Authentication Revoked")]
     Revoked,
@@ -160,6 +169,20 @@ pub enum Fault {
     /// The user may not subscribe to that in this queue group.
     #[error("Permissions Violation for Subscription to \"{0}\" using queue \"{1}\"")]
     QueueDenied(String, String),
+    /// The user's rights have changed, and this subscription is no longer one of them.
+    #[error("Permissions Violation for Subscription to \"{subject}\"{} (sid \"{sid}\")", in_queue(.queue))]
+    SubscriptionEnded {
+        /// What was listened to.
+        subject: String,
+        /// Its queue group.
+        queue: Option<String>,
+        /// The client's id for it.
+        sid: String,
+    },
+}
+
+fn in_queue(queue: &Option<String>) -> String {
+    queue.as_ref().map(|queue| format!(" using queue \"{queue}\"")).unwrap_or_default()
 }
 
 impl Fault {
@@ -178,6 +201,7 @@ impl Fault {
                 | Self::PublishDenied(_)
                 | Self::SubscribeDenied(_)
                 | Self::QueueDenied(..)
+                | Self::SubscriptionEnded { .. }
         )
     }
 }

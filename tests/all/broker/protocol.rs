@@ -149,6 +149,7 @@ fn users() -> Arc<StaticUsers> {
     let permissions = Permissions {
         publish: Rules::allow(["foo.>", "s.>", "_INBOX.>"]).deny(["foo.no"]),
         subscribe: Rules::allow(["s.>", "foo.>", "q.* qq"]).deny(["s.no", "foo.x.>"]),
+        ..Permissions::default()
     };
     Arc::new(StaticUsers::default().with("a", "b", permissions).with("z", "z", Permissions::default()))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use orchard::broker::{Broker, Builder};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Generous: machines that build at the same time are slow.
@@ -17,9 +17,14 @@ pub async fn plain() -> Broker {
     start(Broker::builder()).await
 }
 
+/// A socket, plain or TLS.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// A socket that remembers what it read.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     seen: Vec<u8>,
 }
 
@@ -34,7 +39,12 @@ impl Raw {
 
     /// Connects and reads nothing.
     pub async fn silent(broker: &Broker) -> Self {
-        Self { stream: TcpStream::connect(broker.local_addr()).await.unwrap(), seen: Vec::new() }
+        Self::over(TcpStream::connect(broker.local_addr()).await.unwrap())
+    }
+
+    /// Goes on over a connection made by the caller.
+    pub fn over(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::new(stream), seen: Vec::new() }
     }
 
     /// The same, with `options` sent as CONNECT.

@@ -1,23 +1,52 @@
 //! Who may publish and subscribe where. Pure; the session asks on every SUB and on the first PUB to a subject.
 
+mod form;
+
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::subject::{covers, has_wildcard, overlaps};
 
 /// What a user may do. The default allows everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Permissions {
     /// Where the user may publish.
     pub publish: Rules,
     /// What the user may subscribe to. An entry may name a queue group after a blank (`jobs.> workers`): it then speaks of
     /// subscriptions in that group only; the group may hold wildcards.
     pub subscribe: Rules,
+    /// Lets the user answer requests it received, wherever their reply subjects are. With it, an absent `publish.allow`
+    /// allows nothing else, as in nats-server.
+    #[serde(
+        rename = "responses",
+        alias = "allow_responses",
+        deserialize_with = "form::responses",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub allow_responses: Option<Responses>,
+}
+
+/// How much a user may answer to a request that reached one of its subscriptions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Responses {
+    /// Messages per request; `None` for as many as it likes.
+    pub max: Option<u32>,
+    /// Time from the request on; `None` for as long as the broker remembers it (see [`super::replies`]).
+    pub expires: Option<Duration>,
+}
+
+impl Default for Responses {
+    /// One answer within two minutes, as in nats-server.
+    fn default() -> Self {
+        Self { max: Some(1), expires: Some(Duration::from_secs(120)) }
+    }
 }
 
 /// Subject patterns allowed and denied.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(from = "form::Rules")]
 pub struct Rules {
     /// `None` allows everything that is not denied, an empty list nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,8 +84,10 @@ pub enum Subscribe {
 impl Permissions {
     /// Whether a message may be published to `subject`.
     pub fn may_publish(&self, subject: &[u8]) -> bool {
-        let allowed =
-            self.publish.allow.as_ref().is_none_or(|allow| allow.iter().any(|p| covers(p.as_bytes(), subject)));
+        let allowed = match &self.publish.allow {
+            None => self.allow_responses.is_none(),
+            Some(allow) => allow.iter().any(|p| covers(p.as_bytes(), subject)),
+        };
         allowed && !self.publish.deny.iter().any(|p| covers(p.as_bytes(), subject))
     }
 
@@ -137,6 +168,14 @@ mod tests {
     fn nothing_allowed_is_not_everything_allowed() {
         let none = Permissions { publish: Rules::allow(Vec::<String>::new()), ..Permissions::default() };
         assert!(!none.may_publish(b"a") && Permissions::default().may_publish(b"a"));
+    }
+
+    #[test]
+    fn who_may_answer_may_do_nothing_else_unless_it_is_said() {
+        let answers = Permissions { allow_responses: Some(Responses::default()), ..Permissions::default() };
+        assert!(!answers.may_publish(b"a"));
+        let both = Permissions { publish: Rules::allow(["a"]), ..answers };
+        assert!(both.may_publish(b"a") && !both.may_publish(b"b"));
     }
 
     fn rules() -> impl Strategy<Value = Rules> {

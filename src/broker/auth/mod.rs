@@ -1,0 +1,95 @@
+//! Who may connect: the trait through which the embedder decides. The ready-made list of users stands in
+//! `users`, what a signed nonce proves in `nkey`.
+
+pub mod nkey;
+mod users;
+
+pub use users::{Exchangeable, StaticUsers, UsersError};
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use crate::model::secret::Secret;
+
+use super::permission::Permissions;
+
+/// Decides who a client is. Called in the connection's own task, so it may compute but must not block on I/O.
+pub trait Authenticator: Send + Sync + 'static {
+    /// Who presents these credentials.
+    ///
+    /// # Errors
+    /// [`Denied`]: the client is told "Authorization Violation" and no more.
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<User, Denied>;
+
+    /// What has become of a user that was let in before; `None` when it may no longer be here. Asked for each of the user's
+    /// connections by [`super::Broker::recheck_user`].
+    fn current(&self, user: &User) -> Option<User> {
+        Some(user.clone())
+    }
+
+    /// Whether INFO must carry a nonce for clients to sign.
+    fn wants_nonce(&self) -> bool {
+        false
+    }
+}
+
+/// What a client presents. Absent means that CONNECT did not name it.
+#[derive(Debug, Clone, Copy)]
+pub struct Credentials<'a> {
+    /// User name.
+    pub user: Option<&'a str>,
+    /// Password.
+    pub password: Option<&'a str>,
+    /// Token.
+    pub token: Option<&'a str>,
+    /// Public key.
+    pub nkey: Option<&'a str>,
+    /// Signature of `nonce`, in URL-safe base64.
+    pub sig: Option<&'a str>,
+    /// Signed claims, for authenticators that understand them.
+    pub jwt: Option<&'a str>,
+    /// What this connection was asked to sign.
+    pub nonce: Option<&'a str>,
+    /// Where the client connects from.
+    pub peer: SocketAddr,
+}
+
+/// A client whose credentials were accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Name for logs, `$SYS.REQ.USER.INFO` and [`super::Broker::disconnect_user`]; empty when nobody in particular.
+    pub name: String,
+    /// What the user may do.
+    pub permissions: Permissions,
+    /// When the credentials end, and with them the connection.
+    pub expires: Option<SystemTime>,
+    /// What the authenticator wants to see again in [`Authenticator::current`], such as the password shown.
+    pub credential: Option<Secret>,
+}
+
+impl User {
+    /// A user whose credentials do not expire.
+    pub fn new(name: impl Into<String>, permissions: Permissions) -> Self {
+        Self { name: name.into(), permissions, expires: None, credential: None }
+    }
+
+    /// The user of a broker without authentication.
+    pub fn anonymous() -> Self {
+        Self::new("", Permissions::default())
+    }
+}
+
+/// The credentials were not accepted; the reason is for the log only.
+#[derive(Debug, thiserror::Error)]
+#[error("credentials refused: {reason}")]
+pub struct Denied {
+    /// Why, without secrets.
+    pub reason: String,
+}
+
+impl Denied {
+    /// Refuses with `reason`.
+    pub fn because(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into() }
+    }
+}

@@ -1,0 +1,247 @@
+//! One client and its subscriptions as other connections see them: what publishers need to deliver, and what the broker
+//! needs to find and tell a client. The client's own task keeps everything else to itself.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::Notify;
+
+use super::auth::User;
+use super::outbound::Outbound;
+use super::permission::Responses;
+use super::replies::Replies;
+use super::session::Held;
+
+/// One connected client as others see it.
+#[derive(Debug)]
+pub struct Client {
+    /// Its id, unique within the broker.
+    pub id: u64,
+    /// Where it connects from.
+    pub ip: IpAddr,
+    /// What waits to be written to it.
+    pub outbound: Outbound,
+    /// Whether it understands headers.
+    pub headers: AtomicBool,
+    /// Whether INFO may come at any time.
+    pub late_info: AtomicBool,
+    /// Whether it has sent anything since the last look.
+    pub heard: AtomicBool,
+    /// Whether it has said who it is, or need not.
+    pub admitted: AtomicBool,
+    /// Wakes the client's own task after something here has changed.
+    pub changed: Notify,
+    /// Who it is, as far as others must know.
+    standing: Mutex<Standing>,
+    recheck: AtomicBool,
+    /// Whether it may answer where it was asked, so that requests must be noted.
+    may_answer: AtomicBool,
+    replies: Mutex<Replies>,
+    /// Subscriptions that reached their maximum, which its own task has yet to forget.
+    expired: Mutex<Vec<(u64, Box<[u8]>)>>,
+    has_expired: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Standing {
+    name: String,
+    expires: Option<SystemTime>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Client {
+    /// A client that has just connected.
+    pub fn new(id: u64, ip: IpAddr, outbound: Outbound, admitted: bool) -> Self {
+        Self {
+            id,
+            ip,
+            outbound,
+            headers: AtomicBool::new(false),
+            late_info: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
+            admitted: AtomicBool::new(admitted),
+            changed: Notify::new(),
+            standing: Mutex::default(),
+            recheck: AtomicBool::new(false),
+            may_answer: AtomicBool::new(false),
+            replies: Mutex::default(),
+            expired: Mutex::default(),
+            has_expired: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes known to others that the client is `user`.
+    pub fn belongs_to(&self, user: &User) {
+        *locked(&self.standing) = Standing { name: user.name.clone(), expires: user.expires };
+        let answers = user.permissions.allow_responses.is_some();
+        if self.may_answer.swap(answers, Ordering::Relaxed) && !answers {
+            locked(&self.replies).clear();
+        }
+        self.changed.notify_one();
+    }
+
+    /// Whether the client has said that it is the user `name`.
+    pub fn is_user(&self, name: &str) -> bool {
+        locked(&self.standing).name == name
+    }
+
+    /// When its credentials end.
+    pub fn expires(&self) -> Option<SystemTime> {
+        locked(&self.standing).expires
+    }
+
+    /// Has the client's own task ask the authenticator again.
+    pub fn ask_to_recheck(&self) {
+        self.recheck.store(true, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    /// Whether [`Client::ask_to_recheck`] was called.
+    #[inline]
+    pub fn wants_recheck(&self) -> bool {
+        self.recheck.load(Ordering::Acquire)
+    }
+
+    /// The same, once.
+    pub fn take_recheck(&self) -> bool {
+        self.recheck.swap(false, Ordering::AcqRel)
+    }
+
+    /// A request with this reply subject is delivered to the client.
+    #[inline]
+    pub fn note_request(&self, reply: &[u8]) {
+        if self.may_answer.load(Ordering::Relaxed) {
+            locked(&self.replies).note(reply, Instant::now());
+        }
+    }
+
+    /// Whether the client may publish to `subject` because it was asked there; counts it.
+    pub fn spend_reply(&self, subject: &[u8], bounds: &Responses) -> bool {
+        locked(&self.replies).spend(subject, bounds, Instant::now())
+    }
+
+    /// Subscriptions (our id, the client's id) that have ended by themselves since the last call.
+    #[inline]
+    pub fn take_expired(&self) -> Vec<(u64, Box<[u8]>)> {
+        if !self.has_expired.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let mut expired = locked(&self.expired);
+        self.has_expired.store(false, Ordering::Relaxed);
+        std::mem::take(&mut expired)
+    }
+
+    /// A subscription of the client (our id, the client's id) has had its last message.
+    pub fn expire(&self, id: u64, sid: Box<[u8]>) {
+        let mut expired = locked(&self.expired);
+        expired.push((id, sid));
+        self.has_expired.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One subscription.
+#[derive(Debug)]
+pub struct Subscription {
+    /// Unique within the broker.
+    pub id: u64,
+    /// Who made it.
+    pub client: Arc<Client>,
+    /// The client's id for it.
+    pub sid: Box<[u8]>,
+    /// What it listens to.
+    pub subject: Box<[u8]>,
+    /// Its queue group.
+    pub queue: Option<Box<[u8]>>,
+    /// Patterns whose messages are held back.
+    filter: Mutex<Arc<[Box<[u8]>]>>,
+    delivered: AtomicU64,
+    max: AtomicU64,
+    closed: AtomicBool,
+}
+
+impl Held for Arc<Subscription> {
+    fn subject(&self) -> &[u8] {
+        &self.subject
+    }
+
+    fn queue(&self) -> Option<&[u8]> {
+        self.queue.as_deref()
+    }
+}
+
+/// Whether a subscription may have one more message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It ended.
+    Over,
+    /// It may.
+    Open,
+    /// It may, and that was the last.
+    Last,
+}
+
+impl Subscription {
+    /// One that has had no message yet.
+    pub fn new(id: u64, client: Arc<Client>, sid: &[u8], subject: &[u8], queue: Option<&[u8]>) -> Self {
+        Self {
+            id,
+            client,
+            sid: sid.into(),
+            subject: subject.into(),
+            queue: queue.map(Into::into),
+            filter: Mutex::new(Arc::new([])),
+            delivered: AtomicU64::new(0),
+            max: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Patterns whose messages are held back.
+    pub fn filter(&self) -> Arc<[Box<[u8]>]> {
+        locked(&self.filter).clone()
+    }
+
+    /// Sets them; whether they were others. Who remembers where messages go must be told.
+    pub fn set_filter(&self, filter: Vec<Box<[u8]>>) -> bool {
+        let mut known = locked(&self.filter);
+        let differs = **known != *filter;
+        if differs {
+            *known = filter.into();
+        }
+        differs
+    }
+
+    /// Whether it ended.
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed) || self.client.outbound.is_closed()
+    }
+
+    /// Ends it; `false` when it had ended before.
+    pub fn close(&self) -> bool {
+        !self.closed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Counts one message.
+    #[inline]
+    pub fn take_turn(&self) -> Turn {
+        let count = self.delivered.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.max.load(Ordering::Relaxed) {
+            0 => Turn::Open,
+            max if count < max => Turn::Open,
+            max if count == max => Turn::Last,
+            _ => Turn::Over,
+        }
+    }
+
+    /// Sets the number of messages after which it ends; `false` when it has had them already.
+    pub fn limit(&self, max: u64) -> bool {
+        self.max.store(max, Ordering::Relaxed);
+        self.delivered.load(Ordering::Relaxed) < max
+    }
+}

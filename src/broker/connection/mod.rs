@@ -1,0 +1,231 @@
+//! One client's task: opens the connection, reads and performs what the client sends, writes what waits for it, and looks
+//! whether it is still there. Spawned by the accept loop, which knows nothing of handshakes.
+//!
+//! Three futures run side by side in the one task: reading, writing and the watch over it. The first to end ends the others;
+//! then what is still queued goes out within a bounded time. `opening` comes before them; what is read is performed by
+//! `operations`, which has `admission` decide who the client is and `services` answer what is for the broker itself.
+
+mod admission;
+mod liveness;
+mod opening;
+mod operations;
+mod services;
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::client::{Client, Subscription};
+use super::delivery::Delivery;
+use super::outbound::{LINGER, Outbound};
+use super::protocol::parse::{Bounds, Parser};
+use super::protocol::{Fault, ServerInfo, encode};
+use super::router::{Greeting, Router};
+use super::session::Session;
+use super::transport::Transport;
+
+use opening::Opening;
+
+/// Room for the first read: enough for CONNECT, little for ten thousand idle clients.
+const MIN_READ: usize = 4 * 1024;
+/// Room for a read of a client that fills it every time.
+const MAX_READ: usize = 64 * 1024;
+/// Reads after which a client that always has more lets others run: half a megabyte.
+const READS_PER_TURN: u32 = 8;
+/// Bytes read and thrown away after a fault, so that the client gets to read why before its own writes fail.
+const MAX_DISCARD: usize = 4 * 1024 * 1024;
+
+/// Serves `stream` until it ends. Whatever the client does, and even if this panics, its traces vanish from the router.
+pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: SocketAddr) {
+    let deadline = Instant::now() + router.limits.auth_timeout;
+    let nonce = router.authenticator.as_ref().filter(|a| a.wants_nonce()).map(|_| new_nonce());
+    let tls = router.tls();
+    let greeting = Greeting { client: router.next_id(), ip: peer.ip().to_canonical(), nonce, tls: tls.is_some() };
+    let mut hello = Vec::new();
+    encode::info(&mut hello, &router.info_for(&greeting));
+    let opened = match &tls {
+        None => opening::open(stream, None, &hello).await,
+        Some(tls) => {
+            let Some(_room) = router.room_to_open() else { return };
+            let opened = timeout_at(deadline, opening::open(stream, Some(tls), &hello)).await;
+            opened.unwrap_or_else(|_| Opening::Failed(std::io::ErrorKind::TimedOut.into()))
+        }
+    };
+    let (transport, greeted) = match opened {
+        Opening::Open { transport, greeted } => (Arc::new(transport), greeted),
+        Opening::Plain(transport) => {
+            transport.shutdown_write();
+            return discard(&transport).await;
+        }
+        Opening::Failed(error) => return tracing::debug!(client = greeting.client, %peer, %error, "handshake failed"),
+    };
+    let hello = if greeted { Vec::new() } else { hello };
+    converse(router, transport, (greeting, hello), (peer, deadline)).await;
+}
+
+/// Serves a connection that is open, `hello` first.
+async fn converse(
+    router: Arc<Router>,
+    transport: Arc<Transport>,
+    (greeting, hello): (Greeting, Vec<u8>),
+    (peer, deadline): (SocketAddr, Instant),
+) {
+    let outbound = Outbound::new(transport.clone(), router.limits.max_pending);
+    let admitted = router.authenticator.is_none();
+    let client = Arc::new(Client::new(greeting.client, greeting.ip, outbound, admitted));
+    let mut connection = Connection {
+        session: Session::new(!admitted, router.limits.max_subscriptions),
+        delivery: Delivery::new(router.clone(), client.clone()),
+        bounds: Bounds { control_line: router.limits.max_control_line, payload: router.limits.max_payload },
+        parser: Parser::default(),
+        router: router.clone(),
+        client: client.clone(),
+        nonce: greeting.nonce,
+        peer,
+    };
+    connection.delivery.answer(|out| out.extend_from_slice(&hello));
+    drop(hello);
+    connection.delivery.commit();
+    if !router.register(&client) {
+        client.outbound.finish(Some(&Fault::Connections));
+    }
+    let writing = async {
+        if client.outbound.run(&transport, router.limits.write_deadline).await.is_err() {
+            router.counters.slow_consumers.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(client = client.id, %peer, "slow consumer cut off: write deadline");
+        }
+    };
+    tokio::pin!(writing);
+    let ended = tokio::select! {
+        () = &mut writing => None,
+        fault = connection.read(&transport) => Some(fault),
+        fault = liveness::watch(&client, &router, deadline) => Some(Some(fault)),
+    };
+    if let Some(fault) = ended {
+        if let Some(fault) = &fault {
+            tracing::debug!(client = client.id, %peer, %fault, "closing");
+        }
+        client.outbound.finish(fault.as_ref());
+        let _ = timeout(LINGER, &mut writing).await;
+    }
+    drop(connection); // nobody counts or routes to it any more
+    transport.shutdown_write();
+    discard(&transport).await;
+}
+
+/// Waits for the client to read and close, so that what we wrote last is not lost to a reset.
+async fn discard(transport: &Transport) {
+    let drain = async {
+        let mut buffer = BytesMut::new();
+        let mut total = 0;
+        while total < MAX_DISCARD {
+            buffer.clear();
+            buffer.reserve(MIN_READ);
+            match transport.try_read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => total += count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if poll_fn(|cx| transport.poll_readable(cx)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    };
+    let _ = timeout(LINGER, drain).await;
+}
+
+fn new_nonce() -> String {
+    let mut bytes = [0u8; 11];
+    // Without randomness nobody can sign in; the nonce is then refused by whoever checks it.
+    if getrandom::fill(&mut bytes).is_err() {
+        return String::new();
+    }
+    data_encoding::BASE64URL_NOPAD.encode(&bytes)
+}
+
+struct Connection {
+    router: Arc<Router>,
+    client: Arc<Client>,
+    peer: SocketAddr,
+    nonce: Option<String>,
+    session: Session<Arc<Subscription>>,
+    delivery: Delivery,
+    parser: Parser,
+    bounds: Bounds,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        for subscription in self.session.take_subscriptions() {
+            self.router.unsubscribe(&subscription);
+        }
+        self.client.outbound.abandon();
+        self.router.unregister(self.client.id);
+    }
+}
+
+impl Connection {
+    fn info(&self) -> ServerInfo {
+        let (client, ip) = (self.client.id, self.client.ip);
+        self.router.info_for(&Greeting { client, ip, nonce: None, tls: self.client.outbound.is_tls() })
+    }
+
+    /// Reads until the peer closes (`None`) or breaks a rule.
+    async fn read(&mut self, transport: &Transport) -> Option<Fault> {
+        let mut buffer = BytesMut::new();
+        let mut room = MIN_READ;
+        let mut turns = 0u32;
+        loop {
+            if self.client.wants_recheck() {
+                let fault = self.recheck();
+                self.delivery.commit();
+                if fault.is_some() {
+                    return fault;
+                }
+            }
+            // A body on its way is given room step by step: announcing much costs the peer nothing.
+            let missing = self.parser.need().saturating_sub(buffer.len()).min(buffer.len().max(MAX_READ));
+            buffer.reserve(room.max(missing));
+            match transport.try_read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(count) => {
+                    room = if count >= room { (room * 4).min(MAX_READ) } else { room };
+                    self.client.heard.store(true, Ordering::Relaxed);
+                    let fault = self.perform(&mut buffer);
+                    self.delivery.commit();
+                    if fault.is_some() {
+                        return fault;
+                    }
+                    self.delivery.stall().await;
+                    turns = turns.wrapping_add(1);
+                    if turns.is_multiple_of(READS_PER_TURN) {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if buffer.is_empty() {
+                        buffer = BytesMut::new(); // an idle client holds no buffer
+                    }
+                    // Who wants a recheck wakes the task, and this looks again.
+                    let readable = poll_fn(|cx| match self.client.wants_recheck() {
+                        true => Poll::Ready(Ok(())),
+                        false => transport.poll_readable(cx),
+                    });
+                    if readable.await.is_err() {
+                        return None;
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}

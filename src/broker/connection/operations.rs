@@ -1,0 +1,131 @@
+//! What a client sends, performed: bytes to operations, operations to answers, messages and subscriptions.
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::delivery::Body;
+use super::super::protocol::parse::Parser;
+use super::super::protocol::{Fault, Op, Publish, encode};
+use super::super::session::{Access, Step};
+use super::Connection;
+
+/// Bodies from here on are shared between receivers instead of copied: below, counting references and writing in more
+/// pieces costs more than the copy, and a small body would keep a whole read buffer alive.
+const SHARE_FROM: usize = 16 * 1024;
+
+impl Connection {
+    /// Performs every whole operation in `buffer` and leaves the rest in it.
+    pub(super) fn perform(&mut self, buffer: &mut BytesMut) -> Option<Fault> {
+        let mut done = 0;
+        loop {
+            let input = buffer.get(done..).unwrap_or_default();
+            if input.is_empty() {
+                break;
+            }
+            if self.session.awaits_connect() && !matches!(input.first(), Some(b'C' | b'c')) {
+                return Some(Fault::Authorization);
+            }
+            match self.parser.next(input, &self.bounds) {
+                Err(fault) => return Some(fault),
+                Ok(None) => break,
+                Ok(Some((Op::Publish(message), used))) if message.body.len() >= SHARE_FROM => {
+                    let frame = buffer.split_to(done + used).freeze();
+                    let fault = self.perform_shared(&frame.slice(done..));
+                    done = 0;
+                    if fault.is_some() {
+                        return fault;
+                    }
+                }
+                Ok(Some((op, used))) => {
+                    done += used;
+                    if let Some(fault) = self.operation(op, None) {
+                        return Some(fault);
+                    }
+                }
+            }
+        }
+        let _ = buffer.split_to(done);
+        None
+    }
+
+    /// Performs the one operation in `frame`, a message whose body is to be shared.
+    fn perform_shared(&mut self, frame: &Bytes) -> Option<Fault> {
+        match Parser::default().next(frame, &self.bounds) {
+            Ok(Some((Op::Publish(message), _))) => {
+                let body = frame.slice_ref(message.body);
+                self.operation(Op::Publish(message), Some(&body))
+            }
+            Ok(_) => None,
+            Err(fault) => Some(fault),
+        }
+    }
+
+    #[inline]
+    fn operation(&mut self, op: Op<'_>, shared: Option<&Bytes>) -> Option<Fault> {
+        if !matches!(op, Op::Publish(_)) {
+            self.forget_expired();
+        }
+        match self.session.handle(op) {
+            Step::Publish(message) => self.publish(&message, shared),
+            Step::Nothing => {}
+            Step::Accepted => self.accept(),
+            Step::Pong => self.delivery.answer(|out| out.extend_from_slice(encode::PONG)),
+            Step::Subscribe(wanted) => {
+                let made = self.router.subscribe(&self.client, wanted.sid, wanted.subject, wanted.queue, wanted.filter);
+                self.session.subscribed(wanted.sid, made);
+                self.accept();
+            }
+            Step::Unsubscribe { sid, max } => {
+                let more = max > 0 && self.session.subscription(sid).is_some_and(|held| held.limit(max));
+                if !more && let Some(held) = self.session.unsubscribe(sid) {
+                    self.router.unsubscribe(&held);
+                }
+                self.accept();
+            }
+            Step::Authenticate(options) => return self.authenticate(*options),
+            Step::Refuse(fault) if fault.closes() => return Some(fault),
+            Step::Refuse(fault) => self.delivery.answer(|out| encode::error(out, &fault)),
+        }
+        None
+    }
+
+    /// Forgets subscriptions that had their last message.
+    fn forget_expired(&mut self) {
+        for (id, sid) in self.client.take_expired() {
+            if self.session.subscription(&sid).is_some_and(|held| held.id == id) {
+                self.session.unsubscribe(&sid);
+            }
+        }
+    }
+
+    /// Says `+OK` to a verbose client.
+    pub(super) fn accept(&mut self) {
+        if self.session.options().verbose {
+            self.delivery.answer(|out| out.extend_from_slice(encode::OK));
+        }
+    }
+
+    #[inline]
+    fn publish(&mut self, message: &Publish<'_>, shared: Option<&Bytes>) {
+        self.delivery.count_in(message.body.len());
+        let verdict = self.delivery.verdict(message.subject, |subject| self.session.judge(subject));
+        if verdict.access != Access::Granted && !self.is_answer(message.subject, verdict.access) {
+            let fault = Fault::PublishDenied(String::from_utf8_lossy(message.subject).into_owned());
+            return self.delivery.answer(|out| encode::error(out, &fault));
+        }
+        let options = self.session.options();
+        if options.pedantic && !verdict.literal {
+            self.delivery.answer(|out| encode::error(out, &Fault::PublishSubject));
+        }
+        self.accept();
+        let heard = self.delivery.publish(message, shared.map_or(Body::Copied, Body::Shared));
+        if !heard && let Some(reply) = message.reply {
+            self.unheard(message.subject, reply);
+        }
+    }
+
+    /// Whether the client may publish to `subject` because it was asked there; counts it.
+    fn is_answer(&self, subject: &[u8], access: Access) -> bool {
+        let bounds = self.session.user().and_then(|user| user.permissions.allow_responses);
+        access == Access::AsAnswer && bounds.is_some_and(|bounds| self.client.spend_reply(subject, &bounds))
+    }
+}
