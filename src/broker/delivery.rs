@@ -29,6 +29,8 @@ const CACHED_RECEIVERS: usize = 8_192;
 const MAX_BATCH: usize = 64 * 1024;
 /// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
 const MAX_STALL: Duration = Duration::from_millis(5);
+/// Reads of the socket back to which a receiver counts as one that this publisher writes to.
+const RECENT_READS: u64 = 64;
 /// Bytes a receiver must have taken since the last wait for it: below this rate (some 50 MB/s) nobody waits for it, its
 /// queue fills to the bound and it is cut off.
 const STALL_PROGRESS: u64 = 256 * 1024;
@@ -102,6 +104,10 @@ struct Slot {
     touched: bool,
     /// Bytes it had taken when we last waited for it.
     waited_at: u64,
+    /// The read of the socket that last had something for it.
+    used_in: u64,
+    /// The read of the socket in which it was last behind; 0 for never.
+    behind_in: u64,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +125,8 @@ pub struct Delivery {
     slots: Vec<Slot>,
     touched: Vec<usize>,
     behind: Vec<usize>,
+    /// Reads of the socket so far.
+    reads: u64,
     by_client: HashMap<u64, usize>,
     routes: HashSet<Known>,
     /// Bytes of the routes made since everything was forgotten last.
@@ -140,6 +148,7 @@ impl Delivery {
             slots: Vec::new(),
             touched: Vec::new(),
             behind: Vec::new(),
+            reads: 1,
             by_client: HashMap::new(),
             routes: HashSet::new(),
             remembered: 0,
@@ -251,6 +260,7 @@ impl Delivery {
             self.hand_over(at);
             if let Some(slot) = self.slots.get_mut(at) {
                 slot.touched = false;
+                slot.used_in = self.reads;
                 slot.client.outbound.flush_now();
             }
         }
@@ -263,10 +273,15 @@ impl Delivery {
         }
     }
 
-    /// Waits for receivers that are behind although they keep reading. Bounded by [`MAX_STALL`]; cancel safe.
+    /// Waits for receivers that are behind although they keep reading, if most receivers are. Bounded by [`MAX_STALL`];
+    /// cancel safe.
     pub async fn stall(&mut self) {
+        self.reads += 1;
         if self.behind.is_empty() {
             return;
+        }
+        if !self.most_are_behind() {
+            return self.behind.clear(); // the others shall not wait: these catch up or are cut off
         }
         let low = self.router.limits.max_pending / 16;
         let behind = std::mem::take(&mut self.behind);
@@ -281,12 +296,28 @@ impl Delivery {
         }
     }
 
+    /// Whether more than half of those written to of late are behind: then it is this publisher that is too fast.
+    fn most_are_behind(&self) -> bool {
+        let since = self.reads.saturating_sub(RECENT_READS);
+        let recent = self.slots.iter().skip(OWN + 1).filter(|slot| slot.used_in >= since.max(1));
+        let (all, behind) =
+            recent.fold((0, 0), |(all, behind), slot| (all + 1, behind + usize::from(slot.behind_in >= since.max(1))));
+        behind * 2 > all || all == 0
+    }
+
     fn slot_of(&mut self, client: &Arc<Client>) -> usize {
         if let Some(at) = self.by_client.get(&client.id) {
             return *at;
         }
         let at = self.slots.len();
-        self.slots.push(Slot { client: client.clone(), batch: Batch::default(), touched: false, waited_at: 0 });
+        self.slots.push(Slot {
+            client: client.clone(),
+            batch: Batch::default(),
+            touched: false,
+            waited_at: 0,
+            used_in: 0,
+            behind_in: 0,
+        });
         self.by_client.insert(client.id, at);
         at
     }
@@ -381,6 +412,9 @@ impl Delivery {
         match slot.client.outbound.enqueue(&mut slot.batch) {
             Ok(Fill { pending, written }) => {
                 let high = self.router.limits.max_pending / 8;
+                if pending > high {
+                    slot.behind_in = self.reads;
+                }
                 if pending > high && written >= slot.waited_at + STALL_PROGRESS && !self.behind.contains(&at) {
                     slot.waited_at = written;
                     self.behind.push(at);

@@ -39,8 +39,9 @@
 //!
 //! # Slow receivers
 //!
-//! A receiver has a bound on pending bytes. While it keeps up a good rate, publishers wait for it a few milliseconds at a
-//! time when it is far behind; one that does not is not waited for, reaches its bound and is cut off.
+//! A receiver has a bound on pending bytes; over it, it is cut off. A publisher that is too fast for most of its receivers
+//! waits for them a few milliseconds at a time, as long as they keep up a good rate. For the slower ones among them it does
+//! not wait: one that reads slowly on purpose costs the others nothing but the copy of its messages.
 
 mod accept;
 pub mod auth;

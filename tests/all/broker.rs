@@ -3,5 +3,7 @@
 mod access;
 mod clients;
 mod hostile;
+mod leaving;
 mod protocol;
 pub mod support;
+mod tls;

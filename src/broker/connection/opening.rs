@@ -31,15 +31,16 @@ pub(super) enum Opening {
 /// the connection.
 pub(super) async fn open(mut stream: TcpStream, tls: Option<&Tls>, info: &[u8]) -> Opening {
     let Some(tls) = tls else { return Opening::Open { transport: Transport::plain(stream), greeted: false } };
+    let mut begin = [0];
     let first = match tls.when() {
         TlsFirst::Never => false,
         TlsFirst::Always => true,
-        TlsFirst::Auto => tokio::time::timeout(AUTO_WAIT, stream.readable()).await.is_ok(),
+        // Not `readable`, which may say so without reason.
+        TlsFirst::Auto => tokio::time::timeout(AUTO_WAIT, stream.peek(&mut begin)).await.is_ok(),
     };
     if !first && let Err(error) = stream.write_all(info).await {
         return Opening::Failed(error);
     }
-    let mut begin = [0];
     match stream.peek(&mut begin).await {
         Err(error) => return Opening::Failed(error),
         Ok(0) => return Opening::Failed(io::ErrorKind::UnexpectedEof.into()),

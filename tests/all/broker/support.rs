@@ -119,4 +119,11 @@ impl Raw {
         }
         String::from_utf8_lossy(&all).into_owned()
     }
+
+    /// Everything until the connection ends, in whatever way.
+    pub async fn until_end(&mut self) -> String {
+        let mut all = std::mem::take(&mut self.seen);
+        let _ = tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut all)).await.expect("still open");
+        String::from_utf8_lossy(&all).into_owned()
+    }
 }
