@@ -3,9 +3,7 @@
 //! Owned by the connection's task, so nothing here is shared: a cache of who listens to which subject, and one batch of
 //! frames per receiver, handed over under the receiver's lock once per read of the socket ([`Delivery::commit`]).
 
-use std::borrow::Borrow;
-use std::collections::{HashMap, HashSet};
-use std::hash::{Hash, Hasher};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,13 +14,11 @@ use super::backlog::Batch;
 use super::client::{Client, Subscription, Turn};
 use super::outbound::Fill;
 use super::protocol::{Fault, Publish, encode, parse};
+use super::route::{Receiver, Route, Routes};
 use super::router::{Class, Router};
 use super::session::{Access, Verdict};
 use super::subject::covers;
 
-/// Bytes that one connection may spend on remembering who listens to what; when full, everything is forgotten. Enough for
-/// more than 16,000 subjects of a common length with a listener each.
-const CACHED_BYTES: usize = 6 * 1024 * 1024;
 /// Receivers that may have a batch; when full, everything is forgotten.
 const CACHED_RECEIVERS: usize = 8_192;
 /// A batch is handed over early at this size.
@@ -42,59 +38,6 @@ pub enum Body<'a> {
     Copied,
     /// The same bytes, shared.
     Shared(&'a Bytes),
-}
-
-/// One who listens, and which batch is theirs.
-#[derive(Debug)]
-struct Receiver {
-    subscription: Arc<Subscription>,
-    batch: usize,
-    /// How every message on this subject begins for this subscription.
-    prefix: Box<[u8]>,
-}
-
-/// What this connection knows of one subject.
-#[derive(Debug)]
-struct Route {
-    subject: Box<[u8]>,
-    class: Class,
-    generation: u64,
-    verdict: Verdict,
-    plain: Vec<Receiver>,
-    queues: Vec<Vec<Receiver>>,
-}
-
-impl Route {
-    /// About the bytes that it takes, with its place in the table of routes.
-    fn size(&self) -> usize {
-        let all = self.plain.iter().chain(self.queues.iter().flatten());
-        let receivers: usize = all.map(|receiver| size_of::<Receiver>() + receiver.prefix.len() + ALLOCATION).sum();
-        size_of::<Self>() + self.subject.len() + receivers + 4 * ALLOCATION
-    }
-}
-
-/// A route, found by its subject.
-#[derive(Debug)]
-struct Known(Arc<Route>);
-
-impl Borrow<[u8]> for Known {
-    fn borrow(&self) -> &[u8] {
-        &self.0.subject
-    }
-}
-
-impl PartialEq for Known {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.subject == other.0.subject
-    }
-}
-
-impl Eq for Known {}
-
-impl Hash for Known {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.subject.hash(state);
-    }
 }
 
 #[derive(Debug)]
@@ -128,9 +71,7 @@ pub struct Delivery {
     /// Reads of the socket so far.
     reads: u64,
     by_client: HashMap<u64, usize>,
-    routes: HashSet<Known>,
-    /// Bytes of the routes made since everything was forgotten last.
-    remembered: usize,
+    routes: Routes,
     last: Option<Arc<Route>>,
     random: u64,
     counts: Counts,
@@ -150,8 +91,7 @@ impl Delivery {
             behind: Vec::new(),
             reads: 1,
             by_client: HashMap::new(),
-            routes: HashSet::new(),
-            remembered: 0,
+            routes: Routes::default(),
             last: None,
             random,
             counts: Counts::default(),
@@ -176,8 +116,7 @@ impl Delivery {
 
     /// Forgets what was remembered: the client's rights have changed.
     pub fn forget(&mut self) {
-        self.routes = HashSet::new();
-        self.remembered = 0;
+        self.routes.forget();
         self.last = None;
     }
 
@@ -199,11 +138,10 @@ impl Delivery {
         let class = Class::of(subject);
         let generation = self.router.generation(class);
         let route = match self.routes.get(subject) {
-            Some(Known(route)) if route.generation == generation => route.clone(),
+            Some(route) if route.generation == generation => route.clone(),
             _ => {
                 let route = Arc::new(self.build(subject, (class, generation), judge(subject)));
-                self.remembered += route.size();
-                self.routes.replace(Known(route.clone()));
+                self.routes.remember(route.clone());
                 route
             }
         };
@@ -265,7 +203,7 @@ impl Delivery {
             }
         }
         self.touched = touched;
-        if self.remembered > CACHED_BYTES || self.slots.len() > CACHED_RECEIVERS {
+        if self.slots.len() > CACHED_RECEIVERS {
             self.forget();
             self.slots.truncate(1);
             self.behind.clear();
@@ -429,8 +367,6 @@ impl Delivery {
     }
 }
 
-/// What the allocator and a table spend on an entry, roughly.
-const ALLOCATION: usize = 16;
 /// Where the connection's own batch stands.
 const OWN: usize = 0;
 

@@ -53,6 +53,7 @@ mod outbound;
 pub mod permission;
 pub mod protocol;
 mod replies;
+mod route;
 mod router;
 mod session;
 pub mod subject;
