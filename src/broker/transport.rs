@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 use rustls::ServerConnection;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::tls::record::Records;
@@ -40,7 +41,7 @@ impl Transport {
     /// [`io::ErrorKind::WouldBlock`] when nothing is there; anything else ends the connection.
     pub fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         match &self.tls {
-            None => self.stream.try_read_buf(buffer),
+            None => read_plain(&self.stream, buffer),
             Some(tls) => tls.try_read(&self.stream, buffer),
         }
     }
@@ -93,4 +94,21 @@ impl Transport {
         }
         let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
     }
+}
+
+/// Reads, and knows after a read that left room that nothing more is there: the next attempt says so without asking the
+/// system. Half of all reads of a client that sends little at a time are saved by that.
+fn read_plain(stream: &TcpStream, buffer: &mut BytesMut) -> io::Result<usize> {
+    let room = buffer.capacity() - buffer.len();
+    let mut short = None;
+    // "Would block" makes tokio wait for news from the system, unless they came after it was asked here; so bytes that
+    // arrive behind the read are not overlooked.
+    let read = stream.try_io(Interest::READABLE, || match stream.try_read_buf(buffer) {
+        Ok(count) if 0 < count && count < room => {
+            short = Some(count);
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        other => other,
+    });
+    short.map_or(read, Ok)
 }

@@ -93,6 +93,9 @@ enum Command {
     /// Run a worker
     #[command(subcommand)]
     Worker(serve::worker::WorkerCommand),
+    /// Run the NATS broker alone
+    #[command(subcommand)]
+    Broker(serve::broker::BrokerCommand),
     /// Show the version of this program, and of the controller with --controller
     Version(get::VersionArgs),
 }
@@ -100,7 +103,8 @@ enum Command {
 impl Arguments {
     /// What to log when `RUST_LOG` does not say: servers tell what they do, other commands only what is wrong.
     pub fn log_filter(&self) -> &'static str {
-        let serves = matches!(self.command, Command::Dev(_) | Command::Controller(_) | Command::Worker(_));
+        use Command::{Broker, Controller, Dev, Worker};
+        let serves = matches!(self.command, Dev(_) | Controller(_) | Worker(_) | Broker(_));
         match (serves, self.global.verbose) {
             // What the NATS library has to say, the errors and the bus's own lines say better.
             (false, 0) => "error,async_nats=off,orchard=warn",
@@ -132,6 +136,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Dev(arguments) => return serve::dev::run(arguments, home).await,
         Command::Controller(command) => return serve::controller::run(command, home).await,
         Command::Worker(command) => return serve::worker::run(command, home).await,
+        Command::Broker(command) => return serve::broker::run(command).await,
         Command::Version(arguments) => get::version(arguments, connect).await?,
     }
     Ok(0)

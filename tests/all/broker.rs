@@ -7,5 +7,5 @@ mod hostile;
 mod leaving;
 mod memory;
 mod protocol;
-mod support;
+pub mod support;
 mod tls;

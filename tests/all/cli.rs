@@ -77,6 +77,8 @@ const COMMANDS: &[&[&str]] = &[
     &["controller", "run"],
     &["worker"],
     &["worker", "run"],
+    &["broker"],
+    &["broker", "run"],
     &["version"],
 ];
 

@@ -3,6 +3,7 @@
 
 mod api;
 mod broker;
+mod broker_run;
 mod cli;
 mod conformance;
 mod crash;
@@ -16,6 +17,7 @@ mod processes;
 mod qemu;
 mod real;
 mod ssh;
+mod stock;
 mod tart;
 mod tunnel;
 mod wait;

@@ -1,6 +1,8 @@
-//! The commands that serve until they are told to stop: `dev`, `controller run`, `worker run`. What they share is here:
-//! start, announce, wait for a signal, stop.
+//! The commands that serve until they are told to stop: `dev`, `controller run`, `worker run`, `broker run`. What they share is
+//! here: start, announce, wait for a signal, stop.
 
+mod access;
+pub(super) mod broker;
 pub(super) mod controller;
 pub(super) mod dev;
 mod folder;

@@ -1,0 +1,174 @@
+//! Who may connect to `orchard broker run` and how: what its options and the files they name say, read at the start and
+//! again on SIGHUP.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use crate::broker::auth::{Exchangeable, StaticUsers, nkey};
+use crate::broker::tls::{Tls, TlsFirst};
+use crate::broker::{Broker, Builder};
+use crate::cli::UsageError;
+
+/// The variable that may hold the password of `--user`: what stands on a command line, others on the machine can read.
+const PASSWORD: &str = "ORCHARD_BROKER_PASSWORD";
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct AccessArgs {
+    /// Let in this user
+    #[arg(long, value_name = "USER", group = "who", help_heading = "Who may connect")]
+    user: Option<String>,
+    /// That user's password [default: what ORCHARD_BROKER_PASSWORD holds]
+    #[arg(long, value_name = "PASSWORD", requires = "user", help_heading = "Who may connect")]
+    password: Option<String>,
+    /// Let in whoever has this token
+    #[arg(long, value_name = "TOKEN", group = "who", help_heading = "Who may connect")]
+    auth_token: Option<String>,
+    /// Let in the owner of this key, named by its public half
+    #[arg(long, value_name = "PUBLIC_KEY", group = "who", help_heading = "Who may connect")]
+    nkey: Option<String>,
+    /// Let in the users of this JSON file, with the permissions in it
+    #[arg(long, value_name = "FILE", group = "who", help_heading = "Who may connect")]
+    users_file: Option<PathBuf>,
+    /// Let in everybody; on a loopback address only
+    #[arg(long, group = "who", help_heading = "Who may connect")]
+    no_auth: bool,
+    /// Encrypt: the server's certificate and those that lead to its CA, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "Encryption")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Encryption")]
+    tls_key: Option<PathBuf>,
+    /// Require client certificates that one of these CAs has signed, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Encryption")]
+    tls_ca: Option<PathBuf>,
+    /// Begin with the handshake: always, or with clients that do so themselves [default: after INFO]
+    #[arg(long, value_name = "WHEN", requires = "tls_cert", help_heading = "Encryption")]
+    tls_first: Option<First>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum First {
+    Always,
+    Auto,
+}
+
+/// What was read.
+pub(super) struct Access {
+    arguments: AccessArgs,
+    users: Option<Arc<Exchangeable<StaticUsers>>>,
+    tls: Option<Tls>,
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let who = if self.users.is_some() { "known users" } else { "anybody on this machine" };
+        write!(f, "{who}, {}", if self.tls.is_some() { "over TLS" } else { "in plain text" })
+    }
+}
+
+impl Access {
+    /// Checks that the options go together, and reads the files that they name.
+    pub(super) fn open(arguments: AccessArgs, listen: SocketAddr) -> anyhow::Result<Self> {
+        if arguments.no_auth && !listen.ip().is_loopback() {
+            return Err(usage(format!("--no-auth is for loopback addresses such as 127.0.0.1, not for {listen}")));
+        }
+        let users = if arguments.no_auth { None } else { Some(Arc::new(Exchangeable::new(users(&arguments)?))) };
+        let tls = tls(&arguments)?;
+        if tls.is_none() && !listen.ip().is_loopback() {
+            tracing::warn!("without --tls-cert and --tls-key, passwords and messages cross the network in plain text");
+        }
+        Ok(Self { arguments, users, tls })
+    }
+
+    /// Sets users and encryption of a broker.
+    pub(super) fn guard(&self, mut broker: Builder) -> Builder {
+        if let Some(users) = &self.users {
+            broker = broker.authenticator(users.clone());
+        }
+        match &self.tls {
+            Some(tls) => broker.tls(tls.clone()),
+            None => broker,
+        }
+    }
+
+    /// Reads the files again: users count at once, also for those who are connected; certificates for new connections.
+    ///
+    /// # Errors
+    /// When one of them cannot be used; nothing has changed then.
+    pub(super) fn reload(&self, broker: &Broker) -> anyhow::Result<()> {
+        let tls = tls(&self.arguments)?;
+        if let Some(known) = &self.users {
+            known.replace(users(&self.arguments)?);
+            broker.recheck_all();
+        }
+        if let Some(tls) = tls {
+            broker.reload_tls(tls);
+        }
+        Ok(())
+    }
+}
+
+fn users(arguments: &AccessArgs) -> anyhow::Result<StaticUsers> {
+    let users = StaticUsers::default();
+    if let Some(user) = &arguments.user {
+        return Ok(users.with(user, &password(arguments)?, Default::default()));
+    }
+    if let Some(token) = &arguments.auth_token {
+        return match token.as_str() {
+            "" => Err(usage("--auth-token is empty")),
+            token => Ok(users.with_token(token, Default::default())),
+        };
+    }
+    if let Some(key) = &arguments.nkey {
+        return match key {
+            key if nkey::is_public_key(key) => Ok(users.with_nkey(key, Default::default())),
+            key if key.starts_with('S') => {
+                Err(usage("--nkey takes the public half of a user's key (U…), and this looks like the secret seed"))
+            }
+            key => Err(usage(format!("--nkey takes the public half of a user's key (U…), and {key:?} is none"))),
+        };
+    }
+    match &arguments.users_file {
+        Some(file) => {
+            warn_if_others_read(file);
+            StaticUsers::read(file).with_context(|| format!("cannot use the users file {}", file.display()))
+        }
+        None => Err(usage(
+            "nobody could connect: say who may with --user, --auth-token, --nkey or --users-file, or with --no-auth that \
+             everybody on this machine may",
+        )),
+    }
+}
+
+fn password(arguments: &AccessArgs) -> anyhow::Result<String> {
+    let given = arguments.password.clone().or_else(|| std::env::var(PASSWORD).ok());
+    given
+        .filter(|password| !password.is_empty())
+        .ok_or_else(|| usage(format!("--user needs --password, or the password in {PASSWORD}")))
+}
+
+fn tls(arguments: &AccessArgs) -> anyhow::Result<Option<Tls>> {
+    let (Some(certificate), Some(key)) = (&arguments.tls_cert, &arguments.tls_key) else { return Ok(None) };
+    let tls = Tls::read(certificate, key, arguments.tls_ca.as_deref()).context("cannot encrypt")?;
+    Ok(Some(match arguments.tls_first {
+        None => tls,
+        Some(First::Always) => tls.first(TlsFirst::Always),
+        Some(First::Auto) => tls.first(TlsFirst::Auto),
+    }))
+}
+
+fn warn_if_others_read(file: &Path) {
+    if std::fs::metadata(file).is_ok_and(|about| about.permissions().mode() & 0o077 != 0) {
+        tracing::warn!("others may read {}, which may hold passwords; close it with chmod 600", file.display());
+    }
+}
+
+fn usage(text: impl Into<String>) -> anyhow::Error {
+    UsageError(text.into()).into()
+}
