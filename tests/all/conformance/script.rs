@@ -199,7 +199,8 @@ pub fn fits(pattern: &[u8], line: &[u8]) -> bool {
     let is_digit = |b: &u8| b.is_ascii_digit();
     let is_word = |b: &u8| !b.is_ascii_whitespace();
     let is_text = |b: &u8| !matches!(b, b'\r' | b'\n');
-    let wild: [(&[u8], &dyn Fn(&u8) -> bool); 3] = [(b"<n>", &is_digit), (b"<word>", &is_word), (b"<any>", &is_text)];
+    type Class<'a> = (&'a [u8], &'a dyn Fn(&u8) -> bool);
+    let wild: [Class<'_>; 3] = [(b"<n>", &is_digit), (b"<word>", &is_word), (b"<any>", &is_text)];
     for (name, may) in wild {
         if let Some(after) = pattern.strip_prefix(name) {
             let most = line.iter().take_while(|b| may(b)).count();
