@@ -36,7 +36,10 @@ pub(super) async fn open(mut stream: TcpStream, tls: Option<&Tls>, info: &[u8]) 
         TlsFirst::Never => false,
         TlsFirst::Always => true,
         // Not `readable`, which may say so without reason.
-        TlsFirst::Auto => tokio::time::timeout(AUTO_WAIT, stream.peek(&mut begin)).await.is_ok(),
+        TlsFirst::Auto => tokio::select! {
+            _ = stream.peek(&mut begin) => true,
+            () = tokio::time::sleep(AUTO_WAIT) => false,
+        },
     };
     if !first && let Err(error) = stream.write_all(info).await {
         return Opening::Failed(error);
