@@ -33,7 +33,7 @@ pub struct Permissions {
 pub struct Responses {
     /// Messages per request; `None` for as many as it likes.
     pub max: Option<u32>,
-    /// Time from the request on; `None` for as long as the broker remembers it (see [`super::replies`]).
+    /// Time from the request on; `None` for as long as the broker remembers it (see the module `replies`).
     pub expires: Option<Duration>,
 }
 
