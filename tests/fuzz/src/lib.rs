@@ -78,11 +78,12 @@ pub fn naive_match(pattern: &str, subject: &str) -> bool {
     !pattern.contains(&"") && !subject.contains(&"") && go(&pattern, &subject)
 }
 
-/// Every literal subject of up to four tokens over the alphabet of [`Choices::subject`], and one token beyond it.
+/// Every literal subject of up to five tokens over the alphabet of [`Choices::subject`], and one token beyond it. One
+/// token longer than its patterns, so that `>` and `*` at their end are told apart.
 pub fn universe() -> Vec<String> {
     let mut all = vec![];
     let mut last = vec![String::new()];
-    for _ in 0..4 {
+    for _ in 0..5 {
         last = last
             .iter()
             .flat_map(|head| {
