@@ -126,28 +126,9 @@ pub(super) mod tests {
 
     /// A VM as a controller would send it.
     pub(in crate::cli) fn vm(name: &str, status: VmStatus) -> Vm {
-        Vm {
-            name: name.parse().unwrap(),
-            uid: "7f1c3f2e-6d0b-4b58-9d3e-3a3a4d0f2b11".parse().unwrap(),
-            created_at: Timestamp::from_millis(0),
-            spec: VmSpec { image: "/images/tiny.qcow2".into(), ..VmSpec::default() },
-            generation: 0,
-            observed_generation: 0,
-            status,
-            status_message: String::new(),
-            ready: false,
-            worker: None,
-            assigned: Resources::default(),
-            assigned_cpu: 0,
-            assigned_memory: 0,
-            restart_count: 0,
-            quick_failures: 0,
-            log_lines: 0,
-            restarted_at: None,
-            scheduled_at: None,
-            started_at: None,
-            failed_at: None,
-        }
+        let uid = "7f1c3f2e-6d0b-4b58-9d3e-3a3a4d0f2b11".parse().unwrap();
+        let spec = VmSpec { image: "/images/tiny.qcow2".into(), ..VmSpec::default() };
+        Vm { status, ..Vm::requested(name.parse().unwrap(), uid, Timestamp::from_millis(0), spec) }
     }
 
     /// A worker as a controller would send it.

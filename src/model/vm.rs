@@ -255,6 +255,32 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// A VM as it is when it has just been asked for: pending, unplaced, in its first attempt.
+    pub fn requested(name: VmName, uid: VmUid, created_at: Timestamp, spec: VmSpec) -> Self {
+        Self {
+            name,
+            uid,
+            created_at,
+            spec,
+            generation: 0,
+            observed_generation: 0,
+            status: VmStatus::Pending,
+            status_message: String::new(),
+            ready: false,
+            worker: None,
+            assigned: Resources::default(),
+            assigned_cpu: 0,
+            assigned_memory: 0,
+            restart_count: 0,
+            quick_failures: 0,
+            log_lines: 0,
+            restarted_at: None,
+            scheduled_at: None,
+            started_at: None,
+            failed_at: None,
+        }
+    }
+
     /// The copy that is, or will be, placed.
     pub fn copy_id(&self) -> CopyId {
         CopyId { uid: self.uid, attempt: self.restart_count }

@@ -47,28 +47,8 @@ impl Cluster {
                 ),
             ));
         }
-        let vm = Vm {
-            name: request.name,
-            uid,
-            created_at: now.wall,
-            spec: request.spec,
-            generation: 0,
-            observed_generation: 0,
-            status: VmStatus::Pending,
-            status_message: "waiting for a worker".to_owned(),
-            ready: false,
-            worker: None,
-            assigned: Resources::default(),
-            assigned_cpu: 0,
-            assigned_memory: 0,
-            restart_count: 0,
-            quick_failures: 0,
-            log_lines: 0,
-            restarted_at: None,
-            scheduled_at: None,
-            started_at: None,
-            failed_at: None,
-        };
+        let mut vm = Vm::requested(request.name, uid, now.wall, request.spec);
+        "waiting for a worker".clone_into(&mut vm.status_message);
         changes.vm_event(&mut self.last_event, now, &vm, EventType::Created, format!("image {}", vm.spec.image));
         let view = vm.clone().redacted();
         self.insert_vm(vm);
