@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 
 use super::message::{self, Answer, ApiCall};
 use super::subject;
+use crate::identity::ca::Fingerprint;
+use crate::identity::tls;
 use crate::model::AccountName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
@@ -17,16 +19,48 @@ use crate::model::secret::Secret;
 /// How to reach the bus and who to be there.
 #[derive(Clone, Debug)]
 pub struct BusOptions {
-    /// `nats://host:port`; several, separated by commas, are tried in turn.
+    /// `nats://host:port` or `tls://host:port`; several, separated by commas, are tried in turn.
     pub url: String,
+    /// Whom to expect there.
+    pub trust: Trust,
     /// The user to log in as; also names the inbox.
     pub user: String,
-    /// Its password.
-    pub password: Secret,
+    /// How it proves that it is.
+    pub login: Login,
     /// Shown in the broker's list of connections.
     pub client_name: String,
     /// Keep trying when the first attempt fails (workers, controller) instead of giving up (CLI).
     pub patient: bool,
+}
+
+/// How a user proves who it is.
+#[derive(Clone, Debug)]
+pub enum Login {
+    /// With a password or token.
+    Password(Secret),
+    /// By signing what the broker sends with this nkey seed (`SU…`).
+    Key(Secret),
+}
+
+/// What the other side of the connection must show before anything is said to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Nothing: the connection is in plain text.
+    Plain,
+    /// Exactly this certificate.
+    Certificate(Fingerprint),
+    /// A certificate for the host name in the address that leads to a CA which this machine trusts.
+    PublicCas,
+}
+
+impl Trust {
+    fn client_config(self) -> Result<Option<rustls::ClientConfig>, rustls::Error> {
+        match self {
+            Trust::Plain => Ok(None),
+            Trust::Certificate(fingerprint) => tls::client_config(fingerprint, &[]).map(Some),
+            Trust::PublicCas => tls::public_client_config(&[]).map(Some),
+        }
+    }
 }
 
 /// How long one attempt to connect may take.
@@ -77,17 +111,27 @@ impl Bus {
     /// # Errors
     /// [`ErrorCode::Unauthenticated`] when the user is refused, [`ErrorCode::Unavailable`] when nothing answers there.
     pub async fn connect(options: BusOptions) -> Result<Self, ApiError> {
-        let connect = async_nats::ConnectOptions::with_user_and_password(
-            options.user.clone(),
-            options.password.expose().to_owned(),
-        )
-        .name(options.client_name.clone())
-        .custom_inbox_prefix(subject::inbox(&options.user))
-        .connection_timeout(CONNECT_TIMEOUT)
-        .request_timeout(Some(REQUEST_TIMEOUT))
-        .subscription_capacity(SUBSCRIPTION_CAPACITY)
-        .reconnect_delay_callback(reconnect_pause)
-        .event_callback(tell(options.url.clone()));
+        let login = match &options.login {
+            Login::Password(password) => {
+                async_nats::ConnectOptions::with_user_and_password(options.user.clone(), password.expose().to_owned())
+            }
+            Login::Key(seed) => async_nats::ConnectOptions::with_nkey(seed.expose().to_owned()),
+        };
+        let mut connect = login
+            .name(options.client_name.clone())
+            .custom_inbox_prefix(subject::inbox(&options.user))
+            .connection_timeout(CONNECT_TIMEOUT)
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .reconnect_delay_callback(reconnect_pause)
+            .event_callback(tell(options.url.clone()));
+        let config = options.trust.client_config().map_err(|error| {
+            ApiError::new(ErrorCode::Internal, format!("cannot set up TLS for {}: {error}", options.url))
+        })?;
+        if let Some(config) = config {
+            // Required: a stranger who answers in plain text in the controller's place gets no token.
+            connect = connect.tls_client_config(config).require_tls(true);
+        }
         let connect = if options.patient { connect.retry_on_initial_connect() } else { connect };
         let client = connect.connect(&options.url).await.map_err(|error| {
             use async_nats::ConnectErrorKind as Kind;

@@ -83,6 +83,8 @@ macro_rules! api_call {
     };
 }
 
+pub(super) use api_call;
+
 /// The reply of verbs that have nothing to tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {}

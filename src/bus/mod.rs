@@ -1,6 +1,7 @@
 //! The bus: typed messages over NATS subjects. [`client::Bus`] is the one way to it for controller, workers and CLI,
 //! and none of them can tell the embedded broker from an outside nats-server.
 
+pub mod access;
 pub mod client;
 pub mod message;
 pub mod parts;

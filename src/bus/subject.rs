@@ -2,8 +2,10 @@
 //!
 //! A name may hold a dot, a subject token may not: dots are written `%2E`, which no name can contain.
 
+use crate::model::account::JoinId;
+use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventObject};
-use crate::model::{AccountName, WorkerName};
+use crate::model::{AccountName, MAX_NAME_LEN, WorkerName};
 
 /// The root of every subject, with the version of the protocol.
 pub const ROOT: &str = "orchard.v1";
@@ -12,6 +14,8 @@ pub const ROOT: &str = "orchard.v1";
 pub const ALL_API: &str = "orchard.v1.api.*.*.*";
 /// Every event.
 pub const ALL_EVENTS: &str = "orchard.v1.events.>";
+/// What the controller listens to for machines that join.
+pub const ALL_JOINS: &str = "orchard.v1.join.*";
 
 /// What a worker says to the controller; each is a request that is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +100,19 @@ pub fn event(event: &Event) -> String {
     }
 }
 
+/// Every event of `kind`, the first token of `model::access::EVENTS`.
+pub fn events_of_kind(kind: &str) -> String {
+    format!("{ROOT}.events.{kind}.>")
+}
+
+/// Where an audit record is published. What a failed login called itself is no name yet, so it is made one token first.
+pub fn audit(record: &AuditRecord) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':' | '/') { c } else { '_' };
+    let account: String = record.account.chars().take(MAX_NAME_LEN).map(safe).collect();
+    let account = if account.is_empty() { "_" } else { &account };
+    format!("{ROOT}.events.audit.{account}.{}", record.kind.as_str())
+}
+
 /// Every event of the VM `name`.
 pub fn events_of_vm(name: &crate::model::VmName) -> String {
     format!("{ROOT}.events.vm.{}.*", token(name.as_str()))
@@ -111,6 +128,26 @@ pub fn worker_user(worker: &WorkerName) -> String {
     format!("worker/{worker}")
 }
 
+/// Where a machine that holds the join token `id` asks to join.
+pub fn join(id: &JoinId) -> String {
+    format!("{ROOT}.join.{id}")
+}
+
+/// The join token out of a subject; `None` if it is none of those.
+pub fn parse_join(subject: &str) -> Option<JoinId> {
+    subject.strip_prefix(ROOT)?.strip_prefix(".join.")?.parse().ok()
+}
+
+/// The name under which a machine that joins logs in to the bus.
+pub fn join_user(id: &JoinId) -> String {
+    format!("join/{id}")
+}
+
+/// The join token out of a bus user's name.
+pub fn parse_join_user(user: &str) -> Option<JoinId> {
+    user.strip_prefix("join/")?.parse().ok()
+}
+
 /// The worker's name out of a bus user's name.
 pub fn parse_worker_user(user: &str) -> Option<WorkerName> {
     user.strip_prefix("worker/")?.parse().ok()
@@ -119,6 +156,8 @@ pub fn parse_worker_user(user: &str) -> Option<WorkerName> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Timestamp;
+    use crate::model::audit::{AuditType, Deed, Outcome};
 
     #[test]
     fn dots_in_names_survive_the_way_there_and_back() {
@@ -131,6 +170,33 @@ mod tests {
             assert_eq!(parse_worker(&worker(&name, verb)), Some((name.clone(), verb)));
         }
         assert_eq!(parse_worker(&assign(&name)), None);
+    }
+
+    #[test]
+    fn a_machine_joins_on_the_subject_of_its_token() {
+        let id = JoinId::new([7; 8]);
+        assert_eq!(parse_join(&join(&id)), Some(id.clone()));
+        assert_eq!(parse_join_user(&join_user(&id)), Some(id));
+        assert_eq!(parse_join("orchard.v1.join.>"), None);
+    }
+
+    #[test]
+    fn what_a_failed_login_calls_itself_is_one_token() {
+        let record = |account: &str| {
+            let deed = Deed {
+                kind: AuditType::LoginFailed,
+                account: account.to_owned(),
+                address: String::new(),
+                verb: String::new(),
+                target: String::new(),
+                outcome: Outcome::Refused,
+                message: String::new(),
+            };
+            audit(&AuditRecord::new(1, Timestamp::default(), deed))
+        };
+        assert_eq!(record("worker/a"), "orchard.v1.events.audit.worker/a.login-failed");
+        assert_eq!(record("a.b > *\r\n"), "orchard.v1.events.audit.a_b______.login-failed");
+        assert_eq!(record(""), "orchard.v1.events.audit._.login-failed");
     }
 
     #[test]

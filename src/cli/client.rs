@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::Global;
-use crate::bus::client::{Bus, BusOptions, REQUEST_TIMEOUT};
+use crate::bus::client::{Bus, BusOptions, Login, REQUEST_TIMEOUT, Trust};
 use crate::bus::message::{ApiCall, GetVm};
 use crate::config::Home;
 use crate::config::context::{ContextFile, Overrides, Target};
@@ -29,7 +29,8 @@ impl Client {
         let bus = Bus::connect(BusOptions {
             url: target.url.clone(),
             user: target.account.to_string(),
-            password: target.token.clone(),
+            trust: Trust::Plain,
+            login: Login::Password(target.token.clone()),
             client_name: format!("orchard-cli/{}", env!("CARGO_PKG_VERSION")),
             patient: false,
         })

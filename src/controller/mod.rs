@@ -25,7 +25,7 @@ use self::service::{Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
 use self::store::{OpenError, Store, StoreError};
 use crate::broker::Broker;
-use crate::bus::client::{Bus, BusOptions};
+use crate::bus::client::{Bus, BusOptions, Login, Trust};
 use crate::bus::message::TunnelEndpoint;
 use crate::identity::ca::{self, Identity};
 use crate::model::Clock;
@@ -211,10 +211,12 @@ async fn open_bus(source: BusSource) -> Result<(Option<Broker>, BusOptions), Sta
             }
             let url = format!("nats://{address}");
             let user = auth::CONTROLLER_USER.to_owned();
-            Ok((Some(broker), BusOptions { url, user, password: own, client_name, patient: false }))
+            let (trust, login) = (Trust::Plain, Login::Password(own));
+            Ok((Some(broker), BusOptions { url, trust, user, login, client_name, patient: false }))
         }
         BusSource::Outside { url, user, password } => {
-            Ok((None, BusOptions { url, user, password, client_name, patient: false }))
+            let (trust, login) = (Trust::Plain, Login::Password(password));
+            Ok((None, BusOptions { url, trust, user, login, client_name, patient: false }))
         }
     }
 }

@@ -8,8 +8,10 @@ use std::io;
 use std::path::Path;
 
 use data_encoding::BASE64URL_NOPAD;
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::model::account::SecretHash;
 use crate::model::secret::Secret;
 
 /// Bytes of randomness in a token: 256 bits.
@@ -26,6 +28,16 @@ pub fn new_token() -> Secret {
     let token = Secret::new(BASE64URL_NOPAD.encode(&bytes));
     zeroize::Zeroize::zeroize(&mut bytes);
     token
+}
+
+/// What is stored of a secret in its place.
+pub fn hash_of(secret: &str) -> SecretHash {
+    SecretHash(Sha256::digest(secret.as_bytes()).into())
+}
+
+/// Whether `hash` is that of `secret`, found out in constant time.
+pub fn is_hash_of(hash: &SecretHash, secret: &str) -> bool {
+    hash.0.ct_eq(&hash_of(secret).0).into()
 }
 
 /// Compares two secrets in time that depends on their lengths only.
@@ -81,6 +93,7 @@ mod tests {
         let (a, b) = (new_token(), new_token());
         assert_eq!(a.expose().len(), 43);
         assert!(!same_secret(a.expose(), b.expose()) && same_secret(a.expose(), a.expose()));
+        assert!(is_hash_of(&hash_of(a.expose()), a.expose()) && !is_hash_of(&hash_of(a.expose()), b.expose()));
     }
 
     #[cfg(unix)]

@@ -6,7 +6,7 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
 use super::ca::{Fingerprint, Identity};
 
@@ -43,6 +43,24 @@ pub fn client_config(fingerprint: Fingerprint, alpn: &[&[u8]]) -> Result<ClientC
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+/// The client's side towards a server whose certificate a public CA vouches for: trusts the CAs of this machine, and wants
+/// the certificate to be for the name that is dialled.
+///
+/// # Errors
+/// As [`client_config`]; a machine without any CA trusts nobody, which shows at the handshake.
+pub fn public_client_config(alpn: &[&[u8]]) -> Result<ClientConfig, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    // Certificates that cannot be read are left out: the rest may well do.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();

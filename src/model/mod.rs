@@ -3,6 +3,41 @@
 //! Ids are newtypes that can only be made by parsing, so a name that reached a struct is a valid one. Times and ids
 //! are written as strings in MessagePack and JSON alike: one schema serves both, and any language reads them.
 
+/// Gives an enum of plain values its one spelling, on the wire and the command line alike.
+macro_rules! text_enum {
+    ($type:ident: $($variant:ident = $text:literal),+ $(,)?) => {
+        impl $type {
+            /// Every value, in order.
+            pub const ALL: &'static [$type] = &[$($type::$variant),+];
+
+            /// The value as written on the wire and the command line.
+            pub fn as_str(self) -> &'static str {
+                match self { $($type::$variant => $text),+ }
+            }
+        }
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+        impl std::str::FromStr for $type {
+            type Err = $crate::model::error::ApiError;
+            fn from_str(text: &str) -> Result<Self, $crate::model::error::ApiError> {
+                match text {
+                    $($text => Ok($type::$variant),)+
+                    _ => Err($crate::model::error::ApiError::new(
+                        $crate::model::error::ErrorCode::Invalid,
+                        format!("{text:?} is not one of {}", [$($text),+].join(", ")),
+                    )),
+                }
+            }
+        }
+    };
+}
+
+pub mod access;
+pub mod account;
+pub mod audit;
 pub mod error;
 pub mod event;
 pub mod resources;

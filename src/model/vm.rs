@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{ApiError, ErrorCode};
 use super::resources::{Labels, Resources};
 use super::secret::Secret;
 use super::{Attempt, CopyId, Timestamp, VmName, VmUid, WorkerName};
@@ -60,36 +59,6 @@ pub enum RestartPolicy {
     OnFailure,
 }
 
-macro_rules! text_enum {
-    ($type:ident: $($variant:ident = $text:literal),+ $(,)?) => {
-        impl $type {
-            /// Every value, in order.
-            pub const ALL: &'static [$type] = &[$($type::$variant),+];
-
-            /// The value as written on the wire and the command line.
-            pub fn as_str(self) -> &'static str {
-                match self { $($type::$variant => $text),+ }
-            }
-        }
-        impl std::fmt::Display for $type {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-        impl std::str::FromStr for $type {
-            type Err = ApiError;
-            fn from_str(text: &str) -> Result<Self, ApiError> {
-                match text {
-                    $($text => Ok($type::$variant),)+
-                    _ => Err(ApiError::new(
-                        ErrorCode::Invalid,
-                        format!("{text:?} is not one of {}", [$($text),+].join(", ")),
-                    )),
-                }
-            }
-        }
-    };
-}
 text_enum!(Os: Darwin = "darwin", Linux = "linux");
 text_enum!(Arch: Arm64 = "arm64", Amd64 = "amd64");
 text_enum!(RuntimeKind: Tart = "tart", Vetu = "vetu", Qemu = "qemu", Synthetic = "synthetic");

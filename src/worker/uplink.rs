@@ -81,7 +81,8 @@ impl Uplink {
         let options = crate::bus::client::BusOptions {
             url: "nats://127.0.0.1:1".into(),
             user: "worker/w".into(),
-            password: crate::model::secret::Secret::new("x"),
+            trust: crate::bus::client::Trust::Plain,
+            login: crate::bus::client::Login::Password(crate::model::secret::Secret::new("x")),
             client_name: "test".into(),
             patient: true,
         };

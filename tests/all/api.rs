@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orchard::bus::client::{Bus, BusOptions};
+use orchard::bus::client::{Bus, BusOptions, Login, Trust};
 use orchard::bus::message::{Done, GetInfo, GetVm, ListVms};
 use orchard::bus::subject;
 use orchard::model::AccountName;
@@ -63,7 +63,8 @@ async fn a_workers_login_neither_calls_the_api_nor_reads_what_is_not_its_own() {
     let bus = Bus::connect(BusOptions {
         url: cluster.access.url.clone(),
         user: subject::worker_user(&worker),
-        password: cluster.access.token.clone(),
+        trust: Trust::Plain,
+        login: Login::Password(cluster.access.token.clone()),
         client_name: "test".into(),
         patient: false,
     })

@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use orchard::bus::client::{Bus, BusOptions};
+use orchard::bus::client::{Bus, BusOptions, Login, Trust};
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
 use orchard::controller::cluster::Timing;
 use orchard::controller::{BusSource, Controller, ControllerOptions};
@@ -43,7 +43,8 @@ impl Access {
         Bus::connect(BusOptions {
             url: self.url.clone(),
             user: BOOTSTRAP_ADMIN.into(),
-            password: self.token.clone(),
+            trust: Trust::Plain,
+            login: Login::Password(self.token.clone()),
             client_name: "test".into(),
             patient: false,
         })
@@ -69,7 +70,8 @@ impl Access {
         let bus = BusOptions {
             url: self.url.clone(),
             user: orchard::bus::subject::worker_user(&name),
-            password: self.token.clone(),
+            trust: Trust::Plain,
+            login: Login::Password(self.token.clone()),
             client_name: format!("worker {name}"),
             patient: true,
         };

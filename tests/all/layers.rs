@@ -22,11 +22,15 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 
 /// Files (or folders) of pure code.
 const PURE: &[&str] = &[
+    "model/access.rs",
+    "model/account.rs",
+    "model/audit.rs",
     "model/event.rs",
     "model/error.rs",
     "model/resources.rs",
     "model/vm.rs",
     "model/worker.rs",
+    "bus/access.rs",
     "bus/subject.rs",
     "bus/message.rs",
     "bus/parts.rs",

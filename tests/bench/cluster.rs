@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use orchard::bus::client::{Bus, BusOptions};
+use orchard::bus::client::{Bus, BusOptions, Login, Trust};
 use orchard::bus::message::{CreateVm, DeleteVm, decode};
 use orchard::bus::subject;
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
@@ -54,7 +54,8 @@ async fn run() {
     let login = |user: String| BusOptions {
         url: controller.bus_url().to_owned(),
         user,
-        password: token.clone(),
+        trust: Trust::Plain,
+        login: Login::Password(token.clone()),
         client_name: "bench".into(),
         patient: false,
     };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::{Running, runtime};
-use crate::bus::client::BusOptions;
+use crate::bus::client::{BusOptions, Login, Trust};
 use crate::bus::subject;
 use crate::controller::cluster::Timing;
 use crate::controller::{BusSource, Controller, ControllerOptions};
@@ -106,7 +106,8 @@ pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWo
     let bus = BusOptions {
         url: setup.bus_url,
         user: subject::worker_user(&setup.name),
-        password: setup.token,
+        trust: Trust::Plain,
+        login: Login::Password(setup.token),
         client_name: format!("orchard worker {}", setup.name),
         patient: true,
     };

@@ -1,0 +1,192 @@
+//! Payloads that concern who may do what: service accounts, joining workers, the audit trail. Pure.
+//!
+//! Secrets stand only in the answer to the one who asked for them to be made; nothing here reads one back.
+
+use serde::{Deserialize, Serialize};
+
+use super::message::{ApiCall, Done, api_call};
+use crate::model::access::Roles;
+use crate::model::account::AccountView;
+use crate::model::audit::{AuditNumber, AuditRecord};
+use crate::model::secret::Secret;
+use crate::model::{AccountName, Timestamp, WorkerName};
+
+/// `service-account.create`: a new account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateAccount {
+    /// Its name, free among accounts.
+    pub name: AccountName,
+    /// What it may do.
+    pub roles: Roles,
+    /// When it ends; none = never.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+    /// Its token, at least [`MIN_TOKEN_LEN`] characters; none = the controller makes one, which is better.
+    #[serde(default)]
+    pub token: Option<Secret>,
+}
+api_call!(CreateAccount => NewToken, "service-account", "create");
+
+/// The shortest token that may be chosen by hand: 256 bits in hexadecimal digits or more.
+pub const MIN_TOKEN_LEN: usize = 32;
+
+/// An account with its token, which is shown this once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewToken {
+    /// The account.
+    pub account: AccountView,
+    /// Its token.
+    pub token: Secret,
+}
+
+/// `service-account.get`: one account by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetAccount {
+    /// Its name.
+    pub name: AccountName,
+}
+api_call!(GetAccount => AccountView, "service-account", "get");
+
+/// `service-account.list`: all accounts, in name order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListAccounts {
+    /// Only names after this one.
+    #[serde(default)]
+    pub after: Option<AccountName>,
+    /// At most so many; 0 = as many as fit a page.
+    #[serde(default)]
+    pub limit: u32,
+}
+api_call!(ListAccounts => AccountPage, "service-account", "list");
+
+/// A page of accounts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountPage {
+    /// In name order.
+    pub accounts: Vec<AccountView>,
+    /// There are more: ask for those after the last one here.
+    pub more: bool,
+}
+
+/// `service-account.update`: other roles, another end. What is absent stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateAccount {
+    /// Which account.
+    pub name: AccountName,
+    /// Its roles from now on.
+    #[serde(default)]
+    pub roles: Option<Roles>,
+    /// When it ends from now on.
+    #[serde(default)]
+    pub expiry: Option<Expiry>,
+}
+api_call!(UpdateAccount => AccountView, "service-account", "update");
+
+/// When an account ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expiry {
+    /// Not by itself.
+    Never,
+    /// Then.
+    At(Timestamp),
+}
+
+/// `service-account.rotate`: a new token; the old one is refused at once and its connections are closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotateAccount {
+    /// Which account.
+    pub name: AccountName,
+}
+api_call!(RotateAccount => NewToken, "service-account", "rotate");
+
+/// `service-account.delete`: the account, its connections and its tunnels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteAccount {
+    /// Which account.
+    pub name: AccountName,
+}
+api_call!(DeleteAccount => Done, "service-account", "delete");
+
+/// `bootstrap-token.create`: a secret with which machines may join as workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateJoinToken {
+    /// How long it is good, in seconds.
+    pub ttl_s: u64,
+    /// How many machines may join with it.
+    pub uses: u32,
+    /// Only this worker may join with it; it may then also replace the key of a worker that lost it.
+    #[serde(default)]
+    pub worker: Option<WorkerName>,
+}
+api_call!(CreateJoinToken => NewJoinToken, "bootstrap-token", "create");
+
+/// A join token, shown this once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewJoinToken {
+    /// Its public part.
+    pub id: String,
+    /// Its secret part.
+    pub secret: Secret,
+    /// From when on it is refused.
+    pub expires_at: Timestamp,
+    /// Where the controller says that others reach its bus; none = it does not know.
+    #[serde(default)]
+    pub bus_url: Option<String>,
+    /// SHA-256 of the certificate that the bus shows there, in lower-case hex; none = a public CA vouches for it, or
+    /// there is no TLS.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
+}
+
+/// Sent to the subject of a join token by a machine that is logged in with its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// The name it wants.
+    pub worker: WorkerName,
+    /// The public half of its nkey (`U…`).
+    pub public_key: String,
+    /// Identity of the host, as in `WorkerInfo`.
+    pub machine_id: String,
+}
+
+/// The machine is known from now on by its key. Asking again with the same key is answered the same, and is no further
+/// use of the token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {}
+
+/// `worker.delete`: the worker is not let in any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteWorker {
+    /// Which worker.
+    pub name: WorkerName,
+    /// Also while VMs are placed on it: they fail, as nobody can say what becomes of them.
+    #[serde(default)]
+    pub force: bool,
+}
+api_call!(DeleteWorker => Done, "worker", "delete");
+
+/// `audit.list`: stored audit records in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListAudit {
+    /// Only numbers above this one.
+    #[serde(default)]
+    pub after: AuditNumber,
+    /// At most so many; 0 = as many as fit a page.
+    #[serde(default)]
+    pub limit: u32,
+}
+api_call!(ListAudit => AuditPage, "audit", "list");
+
+/// A page of audit records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPage {
+    /// In number order.
+    pub records: Vec<AuditRecord>,
+    /// Ask for those after this number to go on. Equal to `last` at the end.
+    pub next: AuditNumber,
+    /// The highest number given out so far.
+    pub last: AuditNumber,
+    /// The lowest number still kept.
+    pub first_kept: AuditNumber,
+}

@@ -1,0 +1,161 @@
+//! Service accounts and the tokens that let workers join: what is stored of them, and what readers see. Pure.
+//!
+//! Of a secret only its SHA-256 is kept. That is enough for 256 random bits, which nobody can guess however fast a hash is;
+//! a slow one would only let strangers keep the controller busy.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::access::Roles;
+use super::{AccountName, Timestamp, WorkerName};
+
+/// The SHA-256 of a secret, as 64 lower-case hexadecimal digits. Made by `identity::hash_of`.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SecretHash(pub [u8; 32]);
+
+impl fmt::Debug for SecretHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretHash(…)")
+    }
+}
+
+impl From<SecretHash> for String {
+    fn from(hash: SecretHash) -> String {
+        data_encoding::HEXLOWER.encode(&hash.0)
+    }
+}
+
+impl TryFrom<String> for SecretHash {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).map_err(|_| "not a hash in hexadecimal digits")?;
+        bytes.try_into().map(Self).map_err(|_| "not a hash of 32 bytes")
+    }
+}
+
+/// A service account as the controller keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// What readers see.
+    #[serde(flatten)]
+    pub view: AccountView,
+    /// Of its token.
+    pub token_hash: SecretHash,
+}
+
+/// A service account as readers see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountView {
+    /// Its name.
+    pub name: AccountName,
+    /// What it may do.
+    pub roles: Roles,
+    /// When it was made.
+    #[serde(rename = "createdAt")]
+    pub created_at: Timestamp,
+    /// When its token was last changed.
+    #[serde(default, rename = "rotatedAt", skip_serializing_if = "Option::is_none")]
+    pub rotated_at: Option<Timestamp>,
+    /// From when on it is not let in any more; none = never.
+    #[serde(default, rename = "expiresAt", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+impl AccountView {
+    /// Whether it is over at `now`.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+}
+
+/// Which join token: the public part of it, 16 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct JoinId(String);
+
+impl JoinId {
+    /// From eight random bytes.
+    pub fn new(bytes: [u8; 8]) -> Self {
+        Self(data_encoding::HEXLOWER.encode(&bytes))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for JoinId {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let good = text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        good.then(|| Self(text.to_owned())).ok_or("not 16 hexadecimal digits")
+    }
+}
+
+impl TryFrom<String> for JoinId {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<JoinId> for String {
+    fn from(id: JoinId) -> String {
+        id.0
+    }
+}
+
+impl fmt::Display for JoinId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// A token that lets machines join as workers, as the controller keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// Which.
+    pub id: JoinId,
+    /// Of its secret.
+    pub secret_hash: SecretHash,
+    /// Who made it.
+    pub created_by: AccountName,
+    /// When.
+    pub created_at: Timestamp,
+    /// From when on it is refused.
+    pub expires_at: Timestamp,
+    /// How many more machines may join with it.
+    pub uses_left: u32,
+    /// Only this worker may join with it, and may get a new key for a name that it holds already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerName>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_survive_and_are_not_printed() {
+        let hash = SecretHash([0xab; 32]);
+        let json = serde_json::to_string(&hash).unwrap();
+        assert_eq!(json, format!("\"{}\"", "ab".repeat(32)));
+        assert_eq!(serde_json::from_str::<SecretHash>(&json).unwrap(), hash);
+        assert!(!format!("{hash:?}").contains("ab"));
+        assert!(serde_json::from_str::<SecretHash>("\"abcd\"").is_err());
+    }
+
+    #[test]
+    fn join_ids_are_tokens_of_a_subject() {
+        let id = JoinId::new([1, 2, 3, 4, 5, 6, 7, 0xff]);
+        assert_eq!(id.as_str(), "01020304050607ff");
+        assert_eq!(id.as_str().parse(), Ok(id));
+        for bad in ["", "01020304050607fg", "01020304050607FF", "0102.304050607ff", "01020304050607ff0"] {
+            assert!(bad.parse::<JoinId>().is_err(), "{bad}");
+        }
+    }
+}
