@@ -55,12 +55,18 @@ pub struct Router {
     tls: RwLock<Option<Arc<Tls>>>,
     /// Connections that are not yet open: their handshakes are under way.
     opening: AtomicUsize,
+    /// Connections that are being told that there is no room.
+    refusing: AtomicUsize,
     /// Whether the broker is about to go.
     lame: AtomicBool,
     answers: AtomicU64,
     classes: [AtomicU64; CLASSES],
     all_classes: AtomicU64,
 }
+
+/// Connections that are told at a time that there is no room. Each takes a socket and a task for as long as it takes to
+/// hear it, a second at most; those above are closed without a word.
+const MAX_REFUSALS: usize = 256;
 
 /// What INFO says of one connection.
 #[derive(Debug)]
@@ -75,11 +81,11 @@ pub struct Greeting {
     pub tls: bool,
 }
 
-/// See [`Router::room_to_open`].
+/// One of a counted number, for as long as it lives.
 #[derive(Debug)]
-pub struct OpeningGuard<'a>(&'a AtomicUsize);
+pub struct Counted<'a>(&'a AtomicUsize);
 
-impl Drop for OpeningGuard<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -96,6 +102,7 @@ impl Router {
         Self {
             tls: RwLock::new(tls.map(Arc::new)),
             opening: AtomicUsize::new(0),
+            refusing: AtomicUsize::new(0),
             lame: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             info,
@@ -155,10 +162,16 @@ impl Router {
     }
 
     /// Room for one more handshake, for as long as the guard lives: those count as connections too.
-    pub fn room_to_open(&self) -> Option<OpeningGuard<'_>> {
-        let guard = OpeningGuard(&self.opening);
+    pub fn room_to_open(&self) -> Option<Counted<'_>> {
+        let guard = Counted(&self.opening);
         let opening = self.opening.fetch_add(1, Ordering::Relaxed);
         (opening.saturating_add(self.client_count()) < self.limits.max_connections).then_some(guard)
+    }
+
+    /// Room to tell one more connection that there is none, for as long as the guard lives.
+    pub fn room_to_refuse(&self) -> Option<Counted<'_>> {
+        let guard = Counted(&self.refusing);
+        (self.refusing.fetch_add(1, Ordering::Relaxed) < MAX_REFUSALS).then_some(guard)
     }
 
     /// Ends every connection of the user `name`; says how many there were.

@@ -25,11 +25,17 @@ pub(super) async fn watch(client: &Client, router: &Router, deadline: Instant) -
         tokio::select! {
             () = sleep_until(look_at) => {}
             () = expiry(client) => return Fault::Expired,
-            () = client.changed.notified() => continue, // perhaps it has an expiry now
+            () = client.changed.notified() => {
+                if !admitted && client.admitted.load(Ordering::Acquire) {
+                    admitted = true; // pings begin now, not when its time to say who it is would have ended
+                    look_at = Instant::now() + interval;
+                }
+                continue; // perhaps it has an expiry now
+            }
         }
         look_at = Instant::now() + interval;
         if !admitted {
-            admitted = client.admitted.load(Ordering::Relaxed);
+            admitted = client.admitted.load(Ordering::Acquire);
             if !admitted {
                 return Fault::AuthTimeout;
             }

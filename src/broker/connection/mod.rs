@@ -49,16 +49,22 @@ pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: SocketAddr) {
     let greeting = Greeting { client: router.next_id(), ip: peer.ip().to_canonical(), nonce, tls: tls.is_some() };
     let mut hello = Vec::new();
     encode::info(&mut hello, &router.info_for(&greeting));
+    let Some(room) = router.room_to_open() else {
+        let Some(_turn) = router.room_to_refuse() else { return };
+        return discard(&opening::turn_away(stream, tls.as_deref(), &hello).await).await;
+    };
     let opened = match &tls {
         None => opening::open(stream, None, &hello).await,
         Some(tls) => {
-            let Some(_room) = router.room_to_open() else { return };
             let opened = timeout_at(deadline, opening::open(stream, Some(tls), &hello)).await;
             opened.unwrap_or_else(|_| Opening::Failed(std::io::ErrorKind::TimedOut.into()))
         }
     };
     let (transport, greeted) = match opened {
-        Opening::Open { transport, greeted } => (Arc::new(transport), greeted),
+        Opening::Open { transport, greeted } => {
+            drop(room); // from here on it counts among the clients
+            (Arc::new(transport), greeted)
+        }
         Opening::Plain(transport) => {
             transport.shutdown_write();
             return discard(&transport).await;

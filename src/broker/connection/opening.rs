@@ -1,11 +1,15 @@
-//! What comes before the protocol: INFO and, where wanted, the TLS handshake, in the order that is wanted.
+//! What comes before the protocol: INFO and, where wanted, the TLS handshake, in the order that is wanted; or the word that
+//! there is no room.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use super::super::outbound::LINGER;
+use super::super::protocol::{Fault, encode};
 use super::super::tls::{AUTO_WAIT, Tls, TlsFirst};
 use super::super::transport::Transport;
 
@@ -32,14 +36,17 @@ pub(super) enum Opening {
 pub(super) async fn open(mut stream: TcpStream, tls: Option<&Tls>, info: &[u8]) -> Opening {
     let Some(tls) = tls else { return Opening::Open { transport: Transport::plain(stream), greeted: false } };
     let mut begin = [0];
-    let first = match tls.when() {
-        TlsFirst::Never => false,
-        TlsFirst::Always => true,
+    let wait = match tls.when() {
+        TlsFirst::Never => Some(Duration::ZERO),
+        TlsFirst::Always => None,
+        TlsFirst::Auto => Some(AUTO_WAIT),
+        TlsFirst::Within(time) => Some(time),
+    };
+    let first = match wait {
+        None => true,
+        Some(Duration::ZERO) => false,
         // Not `readable`, which may say so without reason.
-        TlsFirst::Auto => tokio::select! {
-            _ = stream.peek(&mut begin) => true,
-            () = tokio::time::sleep(AUTO_WAIT) => false,
-        },
+        Some(wait) => tokio::time::timeout(wait, stream.peek(&mut begin)).await.is_ok(),
     };
     if !first && let Err(error) = stream.write_all(info).await {
         return Opening::Failed(error);
@@ -57,4 +64,19 @@ pub(super) async fn open(mut stream: TcpStream, tls: Option<&Tls>, info: &[u8]) 
         }
         Err(error) => Opening::Failed(error),
     }
+}
+
+/// Tells a client that there is no room for it. In the clear even where everything else is TLS, as nats-server does: a
+/// handshake is what the broker has no room for. INFO comes first where it comes before the handshake.
+pub(super) async fn turn_away(mut stream: TcpStream, tls: Option<&Tls>, info: &[u8]) -> Transport {
+    let mut words = Vec::new();
+    if tls.is_none_or(|tls| tls.when() == TlsFirst::Never) {
+        words.extend_from_slice(info);
+    }
+    encode::error(&mut words, &Fault::Connections);
+    // So few bytes fit into the socket at once; a peer for whom they do not has made it so.
+    let _ = tokio::time::timeout(LINGER, stream.write_all(&words)).await;
+    let transport = Transport::plain(stream);
+    transport.shutdown_write();
+    transport
 }

@@ -23,10 +23,12 @@ pub enum TlsFirst {
     /// After INFO: what every client can do.
     #[default]
     Never,
-    /// Before INFO: nothing at all is said in plain text.
+    /// Before INFO: nothing is said in plain text, but to a client for whom there is no room.
     Always,
     /// Before INFO with clients that begin within [`AUTO_WAIT`], after it with the others.
     Auto,
+    /// The same with another time.
+    Within(Duration),
 }
 
 /// How connections become TLS. Cheap to clone.

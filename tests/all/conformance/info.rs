@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use super::certificate::Identity;
 use super::peer::Peer;
-use super::setup::{Server, Setup};
+use super::server::Server;
 
 /// Fields that nats-server sends and we do not, and why.
 const THEIRS: &[(&str, &str)] = &[
@@ -33,10 +34,25 @@ pub fn check(info: &Value, wanted: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Compares the fields and their types; yields what differs without a reason.
-pub async fn compare(setup: Setup, ours: &Server, theirs: &Server) -> Vec<String> {
-    let (Ok(ours), Ok(theirs)) = (Peer::connect(ours.port).await, Peer::connect(theirs.port).await) else {
-        return vec![format!("{setup:?}: no INFO to compare")];
+/// Fields whose values must be the same, too. `tls_available` is among them although we never send it: nats-server does so
+/// where clients may go without TLS (`allow_non_tls`) and nowhere else, and ours has no such setting.
+const SAME: &[&str] = &[
+    "proto", "headers", "max_payload", "auth_required", "tls_required", "tls_verify", "tls_available", "jetstream", "ldm",
+];
+
+async fn greet(server: &Server) -> Result<Peer, String> {
+    match server.setup.is_tls_first() {
+        true => Peer::first(server.port, Identity::Nobody).await,
+        false => Peer::connect(server.port).await,
+    }
+}
+
+/// Compares the fields, their types, and values that must be the same; yields what differs without a reason.
+pub async fn compare(ours: &Server, theirs: &Server) -> Vec<String> {
+    let setup = ours.setup;
+    let (ours, theirs) = match (greet(ours).await, greet(theirs).await) {
+        (Ok(ours), Ok(theirs)) => (ours, theirs),
+        (ours, theirs) => return vec![format!("{setup:?}: no INFO to compare: {:?} {:?}", ours.err(), theirs.err())],
     };
     let kind = |value: &Value| std::mem::discriminant(value);
     let mut wrong = Vec::new();
@@ -47,6 +63,11 @@ pub async fn compare(setup: Setup, ours: &Server, theirs: &Server) -> Vec<String
             None if !excepted => wrong.push(format!("{setup:?}: INFO lacks {field} ({value})")),
             Some(own) if kind(own) != kind(value) => wrong.push(format!("{setup:?}: INFO {field}: {own}, not {value}")),
             _ => {}
+        }
+    }
+    for field in SAME {
+        if ours.get(field) != theirs.get(field) {
+            wrong.push(format!("{setup:?}: INFO {field}: {:?}, not {:?}", ours.get(field), theirs.get(field)));
         }
     }
     for field in ours.as_object().into_iter().flatten().map(|(field, _)| field) {

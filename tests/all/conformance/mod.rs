@@ -1,6 +1,6 @@
 //! Differential conformance: one table of scripts, run against our broker and against the real nats-server, which must
-//! both answer to the letter. `script` is the language, `cases/` the table by theme, `setup` the two servers, `run` and `peer` the
-//! players.
+//! both answer to the letter. `script` is the language, `cases/` the table by theme, `setup` what both servers
+//! are told and `server` starts them, `run` and `peer` are the players.
 //!
 //! Each script is played once with every step written in one piece, and several times cut at random byte boundaries. The
 //! cuts come from a fixed seed; `ORCHARD_TEST_SEED` chooses another one.
@@ -11,6 +11,7 @@ mod keys;
 mod peer;
 mod run;
 mod script;
+mod server;
 mod setup;
 
 use std::collections::HashSet;
@@ -44,7 +45,17 @@ setups! {
     nkeys_answer_like_nats_server: Nkey,
     too_many_connections_answer_like_nats_server: Crowded,
     time_outs_answer_like_nats_server: Impatient,
+    the_right_to_answer_ends_like_in_nats_server: Answers,
+    a_lame_duck_answers_like_nats_server: Leaving,
+    changed_users_are_treated_like_by_nats_server: Changing,
     tls_answers_like_nats_server: Tls,
+    tls_first_answers_like_nats_server: TlsFirst,
+    tls_first_for_the_quick_answers_like_nats_server: TlsWithin,
+    tls_first_or_after_info_answers_like_nats_server: TlsAuto,
+    client_certificates_are_asked_for_like_by_nats_server: TlsVerify,
+    a_late_handshake_answers_like_nats_server: TlsImpatient,
+    too_many_connections_over_tls_answer_like_nats_server: TlsCrowded,
+    too_many_connections_before_tls_answer_like_nats_server: TlsFirstCrowded,
 }
 
 /// The whole table.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::certificate;
+use super::certificate::{self, Identity};
 use super::script::fits;
 
 /// Generous: machines that build at the same time are slow.
@@ -18,26 +18,50 @@ pub struct Peer {
     stream: Box<dyn Stream>,
     seen: Vec<u8>,
     ended: bool,
+    /// Why TLS ended, if the server said so.
+    alert: Option<String>,
     /// The last INFO.
     pub info: serde_json::Value,
 }
 
 impl Peer {
-    /// Connects and reads INFO.
-    pub async fn connect(port: u16) -> Result<Self, String> {
+    /// Connects and reads nothing.
+    pub async fn mute(port: u16) -> Result<Self, String> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(|e| format!("cannot connect: {e}"))?;
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
-        let mut peer = Self { stream: Box::new(stream), seen: Vec::new(), ended: false, info: serde_json::Value::Null };
-        let line = peer.line().await?;
+        let stream = Box::new(stream);
+        Ok(Self { stream, seen: Vec::new(), ended: false, alert: None, info: serde_json::Value::Null })
+    }
+
+    /// Connects and reads INFO.
+    pub async fn connect(port: u16) -> Result<Self, String> {
+        Self::mute(port).await?.greeted().await
+    }
+
+    /// Connects, begins with TLS, and reads INFO then.
+    pub async fn first(port: u16, identity: Identity) -> Result<Self, String> {
+        Self::mute(port).await?.upgrade(identity).await?.greeted().await
+    }
+
+    async fn greeted(mut self) -> Result<Self, String> {
+        let line = self.line().await?;
         let json = line.strip_prefix(b"INFO ").ok_or_else(|| format!("no INFO but {}", line.escape_ascii()))?;
-        peer.info = serde_json::from_slice(json).map_err(|e| format!("INFO: {e}"))?;
-        Ok(peer)
+        self.info = serde_json::from_slice(json).map_err(|e| format!("INFO: {e}"))?;
+        Ok(self)
+    }
+
+    /// Whether the server lets nobody in: there is no connection, or it ends with nothing said.
+    pub async fn refused(port: u16) -> Result<(), String> {
+        match Self::mute(port).await {
+            Ok(mut peer) => peer.closed().await,
+            Err(_) => Ok(()),
+        }
     }
 
     /// Goes on over TLS.
-    pub async fn upgrade(mut self) -> Result<Self, String> {
+    pub async fn upgrade(mut self, identity: Identity) -> Result<Self, String> {
         let name = "localhost".try_into().map_err(|e| format!("{e}"))?;
-        let handshake = tokio_rustls::TlsConnector::from(certificate::client()).connect(name, self.stream);
+        let handshake = tokio_rustls::TlsConnector::from(certificate::client(identity)).connect(name, self.stream);
         let stream = tokio::time::timeout(PATIENCE, handshake).await.map_err(|_| "no TLS handshake in time")?;
         self.stream = Box::new(stream.map_err(|e| format!("TLS: {e}"))?);
         Ok(self)
@@ -73,7 +97,11 @@ impl Peer {
             let mut buffer = [0; 16 * 1024];
             match tokio::time::timeout(PATIENCE, self.stream.read(&mut buffer)).await {
                 Err(_) => return Err(format!("nothing more came; so far {:?}", self.seen.escape_ascii().to_string())),
-                Ok(Ok(0) | Err(_)) => self.ended = true, // a reset is an end too
+                Ok(Ok(0)) => self.ended = true,
+                Ok(Err(error)) => {
+                    self.ended = true; // a reset is an end too
+                    self.alert = alert(&error);
+                }
                 Ok(Ok(count)) => self.seen.extend_from_slice(&buffer[..count]),
             }
         }
@@ -147,6 +175,12 @@ impl Peer {
         if line.is_empty() { Ok(()) } else { Err(format!("wanted the end, got {}", self.all(&line).await)) }
     }
 
+    /// Reads the end, with the TLS alert `wanted`, and nothing before it.
+    pub async fn alerted(&mut self, wanted: &str) -> Result<(), String> {
+        self.closed().await?;
+        if self.alert.as_deref() == Some(wanted) { Ok(()) } else { Err(format!("the alert is {:?}", self.alert)) }
+    }
+
     /// `line` and what has arrived behind it, for messages.
     async fn all(&mut self, line: &[u8]) -> String {
         let mut text = format!("{:?} then {:?}", line.escape_ascii().to_string(), self.seen.escape_ascii().to_string());
@@ -157,5 +191,13 @@ impl Peer {
             text.truncate(2_000);
         }
         text
+    }
+}
+
+/// The TLS alert in `error`, by its name.
+fn alert(error: &std::io::Error) -> Option<String> {
+    match error.get_ref()?.downcast_ref() {
+        Some(rustls::Error::AlertReceived(alert)) => Some(format!("{alert:?}")),
+        _ => None,
     }
 }

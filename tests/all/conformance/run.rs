@@ -8,12 +8,15 @@ use futures_util::StreamExt;
 
 use super::peer::Peer;
 use super::script::{Action, Case, Side, Step, bytes, parse};
-use super::setup::{self, Server, Setup};
+use super::server::Server;
+use super::setup::Setup;
 use super::{cases, info, keys};
 use crate::wait;
 
 /// Scripts played side by side on one server; the tokens in their subjects keep them apart.
 const AT_ONCE: usize = 8;
+/// The same where each script has a server of its own.
+const SERVERS_AT_ONCE: usize = 4;
 /// How long connections of an earlier play may be in the way of the next.
 const ROOM: Duration = Duration::from_secs(10);
 /// Plays of each script with random cuts.
@@ -23,13 +26,13 @@ const CUT_PLAYS: u64 = 2;
 pub async fn both(setup: Setup) {
     let cases: Vec<Case> = cases().into_iter().filter(|case| case.setup == setup).collect();
     assert!(!cases.is_empty());
-    let ours = setup::orchard(setup).await;
-    let theirs = setup::nats(setup).await;
+    let ours = Server::start(Side::Orchard, setup).await.expect("ours always starts");
+    let theirs = Server::start(Side::Nats, setup).await;
     let mut wrong = play_all(&ours, Side::Orchard, &cases).await;
     match theirs {
         Some(theirs) => {
+            wrong.extend(info::compare(&ours, &theirs).await);
             wrong.extend(play_all(&theirs, Side::Nats, &cases).await);
-            wrong.extend(info::compare(setup, &ours, &theirs).await);
         }
         None => eprintln!("SKIPPED: {} cases of {setup:?} against the real nats-server", cases.len()),
     }
@@ -39,16 +42,23 @@ pub async fn both(setup: Setup) {
 async fn play_all(server: &Server, side: Side, cases: &[Case]) -> Vec<String> {
     let seed = std::env::var("ORCHARD_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1u64);
     let only = std::env::var("ORCHARD_TEST_CASE").unwrap_or_default();
+    // A server of its own is dear, and what such scripts are about are not bytes.
+    let used_up = server.setup.is_used_up();
     let plays = cases.iter().filter(|case| case.name.contains(&only)).flat_map(|case| {
-        (0..=if case.uncut { 0 } else { CUT_PLAYS }).map(move |number| async move {
+        (0..=if case.uncut || used_up { 0 } else { CUT_PLAYS }).map(move |number| async move {
             let cuts = (number > 0).then(|| Random::new(seed.wrapping_add(number), &case.name));
             let how =
                 if number > 0 { format!("cut with seed {}", seed.wrapping_add(number)) } else { "in one piece".into() };
-            let played = play(server, side, case, cuts).await;
+            let own = if used_up { Server::start(side, server.setup).await } else { None };
+            let played = play(own.as_ref().unwrap_or(server), side, case, cuts).await;
             played.err().map(|wrong| format!("{side:?}, {:?} ({how}): {wrong}", case.name))
         })
     });
-    let at_once = if server.crowded { 1 } else { AT_ONCE };
+    let at_once = match server.setup {
+        setup if setup.is_crowded() => 1,
+        setup if setup.is_used_up() => SERVERS_AT_ONCE,
+        _ => AT_ONCE,
+    };
     futures_util::stream::iter(plays).buffer_unordered(at_once).filter_map(|wrong| async { wrong }).collect().await
 }
 
@@ -60,7 +70,7 @@ fn token() -> String {
 }
 
 async fn play(server: &Server, side: Side, case: &Case, cuts: Option<Random>) -> Result<(), String> {
-    if !server.crowded {
+    if !server.setup.is_crowded() {
         return play_once(server, side, case, cuts).await;
     }
     // Connections of the play before may still count.
@@ -73,11 +83,30 @@ async fn play_once(server: &Server, side: Side, case: &Case, mut cuts: Option<Ra
     let mut peers: BTreeMap<char, Peer> = BTreeMap::new();
     let mut steps =
         parse(&case.script)?.into_iter().filter(|step| step.only.is_none_or(|only| only == side)).peekable();
+    let mut changes = Vec::new();
     while let Some(Step { who, action, .. }) = steps.next() {
+        if let Action::Change(change) = action {
+            changes.extend(server.change(change).await);
+            continue;
+        }
         for name in &who {
-            if !peers.contains_key(name) {
-                peers.insert(*name, Peer::connect(server.port).await?);
+            let at = |wrong: String| format!("{name} {action:?}: {wrong}");
+            match &action {
+                Action::First(identity) => {
+                    peers.insert(*name, Peer::first(server.port, *identity).await.map_err(at)?);
+                }
+                Action::Mute => {
+                    peers.insert(*name, Peer::mute(server.port).await.map_err(at)?);
+                }
+                Action::Refused => Peer::refused(server.port).await.map_err(at)?,
+                _ if peers.contains_key(name) => {}
+                _ => {
+                    peers.insert(*name, Peer::connect(server.port).await.map_err(at)?);
+                }
             }
+        }
+        if matches!(action, Action::First(_) | Action::Mute | Action::Refused) {
+            continue;
         }
         let name = who[0];
         let peer = peers.get_mut(&name).unwrap();
@@ -113,10 +142,15 @@ async fn play_once(server: &Server, side: Side, case: &Case, mut cuts: Option<Ra
             }
             Action::Info(wanted) => info::check(&peer.info, wanted).map_err(at)?,
             Action::Sync => peer.sync().await.map_err(at)?,
-            Action::Tls => {
-                let upgraded = peers.remove(&name).unwrap().upgrade().await.map_err(at)?;
+            Action::Tls(identity) => {
+                let upgraded = peers.remove(&name).unwrap().upgrade(*identity).await.map_err(at)?;
                 peers.insert(name, upgraded);
             }
+            Action::Alert(alert) => {
+                peer.alerted(alert).await.map_err(at)?;
+                peers.remove(&name);
+            }
+            Action::First(_) | Action::Mute | Action::Refused | Action::Change(_) => {} // done above
             Action::Ends => peer.end().await,
             Action::Leaves => drop(peers.remove(&name)),
             Action::Closed => {

@@ -8,10 +8,16 @@
 //! AB * 60 MSG q 1 1\r\nx    so many frames come to A and B together, and some of them to each
 //! A info {"proto":1}        fields of the INFO last read; null is absent or false, "<any>" is anything but that
 //! A sync                    A sends PING and reads PONG: what it sent before has been done
-//! A tls                     A goes on over TLS
+//! A tls                     A goes on over TLS; behind it "known" or "stranger" for a certificate to show
+//! A first                   A begins with TLS and then reads INFO; certificates as above
+//! A mute                    A connects and reads nothing, not even INFO
+//! A refused                 A is not let in: it cannot connect, or the end comes at once
+//! A alert UnknownCA         A reads the end, which TLS gives this reason for
 //! A ends                    A closes its sending side
 //! A leaves                  A closes, and is forgotten
 //! A closed                  A reads the end, and nothing before it
+//! ! lame                    the server becomes a lame duck
+//! ! reload                  the server reads its changed configuration
 //! A <nats +OK               only nats-server answers so; <orchard, ~nats, ~orchard, "closed nats" and others alike
 //! ```
 //!
@@ -22,6 +28,7 @@
 //! hear each other. Escapes: `\r \n \t \0 \s \\ \xNN`; `{x*50}` is fifty times x, `{sig}` the nonce signed by the right key and
 //! `{badsig}` by another.
 
+use super::certificate::Identity;
 use super::setup::Setup;
 
 /// One script of the table.
@@ -66,6 +73,13 @@ pub enum Side {
     Orchard,
 }
 
+/// What a script can do to a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Lame,
+    Reload,
+}
+
 /// One step, and whether only one of the servers takes it.
 #[derive(Debug, Clone)]
 pub struct Step {
@@ -82,7 +96,12 @@ pub enum Action {
     Share(usize, String),
     Info(String),
     Sync,
-    Tls,
+    Tls(Identity),
+    First(Identity),
+    Mute,
+    Refused,
+    Alert(String),
+    Change(Change),
     Ends,
     Leaves,
     Closed,
@@ -97,6 +116,15 @@ pub fn parse(script: &str) -> Result<Vec<Step>, String> {
     for line in script.lines().map(str::trim_start).filter(|line| !line.is_empty()) {
         let wrong = || format!("no step: {line:?}");
         let (who, rest) = line.split_once(' ').ok_or_else(wrong)?;
+        if who == "!" {
+            let change = match rest {
+                "lame" => Change::Lame,
+                "reload" => Change::Reload,
+                _ => return Err(wrong()),
+            };
+            steps.push(Step { who: Vec::new(), only: None, action: Action::Change(change) });
+            continue;
+        }
         if who.is_empty() || !who.chars().all(|c| c.is_ascii_uppercase()) {
             return Err(wrong());
         }
@@ -117,6 +145,12 @@ pub fn parse(script: &str) -> Result<Vec<Step>, String> {
             Some(unended) => unended.to_owned(),
             None => format!("{text}\\r\\n"),
         };
+        let identity = || match rest {
+            "" => Ok(Identity::Nobody),
+            "known" => Ok(Identity::Known),
+            "stranger" => Ok(Identity::Stranger),
+            _ => Err(wrong()),
+        };
         let action = match verb {
             ">" => Action::Send(terminated(rest)),
             "<" => Action::Read(terminated(rest)),
@@ -129,7 +163,11 @@ pub fn parse(script: &str) -> Result<Vec<Step>, String> {
             "quiet" => Action::Send(QUIET.into()),
             "modern" => Action::Send(MODERN.into()),
             "sync" => Action::Sync,
-            "tls" => Action::Tls,
+            "tls" => Action::Tls(identity()?),
+            "first" => Action::First(identity()?),
+            "mute" => Action::Mute,
+            "refused" => Action::Refused,
+            "alert" => Action::Alert(rest.to_owned()),
             "ends" => Action::Ends,
             "leaves" => Action::Leaves,
             "closed" => Action::Closed,
@@ -218,6 +256,10 @@ pub fn fits(pattern: &[u8], line: &[u8]) -> bool {
 
 #[test]
 fn scripts_say_what_they_seem_to() {
+    let steps = parse("A tls known\n! reload\nA alert UnknownCA").unwrap();
+    assert_eq!(steps[0].action, Action::Tls(Identity::Known));
+    assert_eq!((&steps[1].action, steps[1].who.len()), (&Action::Change(Change::Reload), 0));
+    assert_eq!(steps[2].action, Action::Alert("UnknownCA".into()));
     let steps = parse("A > SUB @ 1\nA > X\\\nA <nats {a*3}\nAB * 4 m\nA closed orchard").unwrap();
     assert_eq!(steps.len(), 4);
     let Action::Send(text) = &steps[0].action else { panic!("{steps:?}") };
@@ -226,6 +268,8 @@ fn scripts_say_what_they_seem_to() {
     assert_eq!((bytes(text, "", |_| String::new()).as_slice(), steps[1].only), (&b"aaa\r\n"[..], Some(Side::Nats)));
     assert_eq!(steps[3].only, Some(Side::Orchard));
     assert_eq!(bytes(r#"{"a":1}\x41\s{sig}"#, "", str::to_uppercase), br#"{"a":1}A SIG"#);
-    assert!(parse("a > x").is_err() && parse("A ? x").is_err());
+    for wrong in ["a > x", "A ? x", "! x", "A tls x"] {
+        assert!(parse(wrong).is_err(), "{wrong}");
+    }
     assert!(fits(b"MSG <word> 1 <n>\r\n", b"MSG a.b 1 22\r\n") && !fits(b"<n>", b"x") && fits(b"a<any>z", b"a b zz"));
 }

@@ -1,15 +1,10 @@
-//! The two servers in each configuration: ours in this process, nats-server in Docker.
+//! The configurations that both servers are started with. `server` starts them.
 
-use std::any::Any;
-use std::sync::Arc;
 use std::time::Duration;
 
-use orchard::broker::auth::{Authenticator, StaticUsers};
-use orchard::broker::tls::Tls;
-use orchard::broker::{Broker, Limits};
-use testcontainers::core::{IntoContainerPort, WaitFor};
-use testcontainers::runners::AsyncRunner;
-use testcontainers::{GenericImage, ImageExt};
+use orchard::broker::auth::StaticUsers;
+use orchard::broker::tls::{Tls, TlsFirst};
+use orchard::broker::{Broker, Builder, Limits};
 
 use super::{certificate, keys};
 
@@ -30,17 +25,28 @@ pub enum Setup {
     Crowded,
     /// Pings every 200 ms of which one may go unanswered, 300 ms to say who one is (user `u`, password `p`).
     Impatient,
+    /// Pings every 200 ms, and a user `late` whose right to answer ends after 100 ms.
+    Answers,
+    /// Open, and made a lame duck by the scripts.
+    Leaving,
+    /// [`BEFORE`], until a script makes it [`AFTER`].
+    Changing,
     /// TLS after INFO, with the certificate of `certificate`.
     Tls,
-}
-
-/// A running server.
-pub struct Server {
-    pub port: u16,
-    /// Whether a play may fail because connections of the one before are not gone yet.
-    pub crowded: bool,
-    /// Stops the server when dropped.
-    _keep: Box<dyn Any + Send + Sync>,
+    /// TLS before INFO.
+    TlsFirst,
+    /// The same for those who begin at once, which here means within five seconds.
+    TlsWithin,
+    /// The same within the usual 50 ms, after INFO for the others.
+    TlsAuto,
+    /// TLS with certificates of clients.
+    TlsVerify,
+    /// TLS with 300 ms for the handshake.
+    TlsImpatient,
+    /// TLS and two connections.
+    TlsCrowded,
+    /// TLS before INFO and two connections.
+    TlsFirstCrowded,
 }
 
 /// Lists of users, as both servers read them.
@@ -59,12 +65,39 @@ const USERS: &str = r#"[
       "publish": { "allow": "own.>", "deny": "own.no" }, "subscribe": ["ask.>", "own.>"],
       "allow_responses": { "max": 3, "expires": "1m" } } },
   { "user": "endless", "password": "pw", "permissions": {
-      "subscribe": "ask.>", "allow_responses": { "max": -1, "expires": "1m" } } },
-  { "user": "late", "password": "pw", "permissions": {
-      "subscribe": "ask.>", "allow_responses": { "max": 1, "expires": "1ms" } } }
+      "subscribe": "ask.>", "allow_responses": { "max": -1, "expires": "1m" } } }
 ]"#;
 const TOKEN: &str = r#"{ "token": "t0ken" }"#;
-const IMPATIENT: &str = r#"{ "user": "u", "password": "p" }"#;
+const IMPATIENT: &str = r#"[{ "user": "u", "password": "p" }]"#;
+const ANSWERS: &str = r#"[
+  { "user": "free", "password": "pw" },
+  { "user": "late", "password": "pw", "permissions": {
+      "subscribe": "ask.>", "allow_responses": { "max": -1, "expires": "100ms" } } },
+  { "user": "twice", "password": "pw", "permissions": {
+      "subscribe": "ask.>", "allow_responses": { "max": 2, "expires": "1m" } } }
+]"#;
+/// Users that a change leaves as they are, takes away or brings, and those whose rights or password it changes.
+const BEFORE: &str = r#"[
+  { "user": "free", "password": "pw" },
+  { "user": "same", "password": "pw", "permissions": { "publish": "a.>", "subscribe": "a.>" } },
+  { "user": "gone", "password": "pw" },
+  { "user": "pass", "password": "pw" },
+  { "user": "less", "password": "pw", "permissions": {
+      "publish": ["a.>", "both.>"], "subscribe": ["a.>", "q.>", "both.>", "part.>"], "allow_responses": true } },
+  { "user": "more", "password": "pw", "permissions": { "publish": "a.>", "subscribe": { "allow": "a.>", "deny": "a.no.>" } } }
+]"#;
+const AFTER: &str = r#"[
+  { "user": "free", "password": "pw" },
+  { "user": "same", "password": "pw", "permissions": { "publish": "a.>", "subscribe": "a.>" } },
+  { "user": "pass", "password": "other" },
+  { "user": "less", "password": "pw", "permissions": {
+      "publish": ["b.>", "both.>"], "subscribe": { "allow": ["both.>", "part.>", "q.> one"], "deny": "part.no.>" } } },
+  { "user": "more", "password": "pw", "permissions": { "publish": ["a.>", "b.>"], "subscribe": ["a.>", "b.>"], "allow_responses": true } },
+  { "user": "new", "password": "pw" }
+]"#;
+
+/// What nats-server waits before it sends clients off; shorter than its usual ten seconds, long enough for a script.
+const GRACE: Duration = Duration::from_secs(4);
 
 impl Setup {
     /// The setup that a table calls `name`.
@@ -72,93 +105,120 @@ impl Setup {
         super::PLAYED.iter().copied().find(|setup| format!("{setup:?}") == name)
     }
 
-    fn nats_config(self) -> String {
+    /// Whether a play may fail because connections of the one before are not gone yet.
+    pub fn is_crowded(self) -> bool {
+        matches!(self, Self::Crowded | Self::TlsCrowded | Self::TlsFirstCrowded)
+    }
+
+    /// Whether the scripts change the server for good, so that each must have its own.
+    pub fn is_used_up(self) -> bool {
+        matches!(self, Self::Leaving | Self::Changing)
+    }
+
+    /// Whether INFO comes after the handshake only.
+    pub fn is_tls_first(self) -> bool {
+        matches!(self, Self::TlsFirst | Self::TlsWithin | Self::TlsFirstCrowded)
+    }
+
+    /// The users of the beginning; `None` when everybody is let in.
+    fn list(self) -> Option<String> {
         match self {
-            Self::Open => String::new(),
-            Self::Tls => "tls { cert_file: /cert.pem, key_file: /key.pem, timeout: 30 }".into(),
+            Self::Users => Some(USERS.to_owned()),
+            Self::Token => Some(format!("[{TOKEN}]")),
+            Self::Nkey => Some(format!(r#"[{{ "nkey": "{}" }}]"#, keys::public())),
+            Self::Impatient => Some(IMPATIENT.to_owned()),
+            Self::Answers => Some(ANSWERS.to_owned()),
+            Self::Changing => Some(BEFORE.to_owned()),
+            _ => None,
+        }
+    }
+
+    /// nats-server's configuration.
+    pub fn nats_config(self) -> String {
+        match self {
             Self::Small => "max_payload: 100\nmax_control_line: 256\nmax_subscriptions: 3\n".into(),
-            Self::Users => authorization(&format!("timeout: 30, users: {USERS}")),
             Self::Token => authorization("timeout: 30, token: t0ken"),
-            Self::Nkey => authorization(&format!("timeout: 30, users: {}", nkey_users())),
-            Self::Crowded => "max_connections: 2".into(),
             Self::Impatient => {
                 format!("ping_interval: 200ms\nping_max: 1\n{}", authorization("timeout: 0.3, user: u, password: p"))
             }
+            Self::Answers => format!("ping_interval: 200ms\nping_max: 1000\n{}", users(ANSWERS)),
+            Self::Leaving => {
+                // Thirty seconds are the least it takes; few clients are gone a second after one another all the same.
+                format!("lame_duck_duration: 30s\nlame_duck_grace_period: {}s", GRACE.as_secs())
+            }
+            Self::Crowded => "max_connections: 2".into(),
+            Self::Tls => tls("timeout: 30"),
+            Self::TlsFirst => tls("timeout: 30, handshake_first: true"),
+            Self::TlsWithin => tls(r#"timeout: 30, handshake_first: "5s""#),
+            Self::TlsAuto => tls("timeout: 30, handshake_first: auto"),
+            Self::TlsVerify => tls("timeout: 30, verify: true, ca_file: /ca.pem"),
+            Self::TlsImpatient => tls("timeout: 0.3"),
+            Self::TlsCrowded => format!("max_connections: 2\n{}", tls("timeout: 30")),
+            Self::TlsFirstCrowded => format!("max_connections: 2\n{}", tls("timeout: 30, handshake_first: true")),
+            Self::Open | Self::Users | Self::Nkey | Self::Changing => self.list().as_deref().map(users).unwrap_or_default(),
+        }
+    }
+
+    /// The same after the change that a script asks for.
+    pub fn nats_config_after(self) -> String {
+        assert_eq!(self, Self::Changing);
+        users(AFTER)
+    }
+
+    /// Ours, but for its users.
+    pub fn builder(self) -> Builder {
+        let builder = Broker::builder().limits(self.limits());
+        let tls = || {
+            let (certificate, key, ca) = certificate::pem();
+            let ca = (self == Self::TlsVerify).then_some(ca.as_bytes());
+            Tls::from_pem(certificate.as_bytes(), key.as_bytes(), ca).unwrap()
+        };
+        match self {
+            Self::Tls | Self::TlsVerify | Self::TlsImpatient | Self::TlsCrowded => builder.tls(tls()),
+            Self::TlsFirst | Self::TlsFirstCrowded => builder.tls(tls().first(TlsFirst::Always)),
+            Self::TlsWithin => builder.tls(tls().first(TlsFirst::Within(Duration::from_secs(5)))),
+            Self::TlsAuto => builder.tls(tls().first(TlsFirst::Auto)),
+            _ => builder,
         }
     }
 
     fn limits(self) -> Limits {
         let limits = Limits { auth_timeout: Duration::from_secs(30), ..Limits::default() };
+        let (soon, often) = (Duration::from_millis(300), Duration::from_millis(200));
         match self {
             Self::Small => Limits { max_payload: 100, max_control_line: 256, max_subscriptions: 3, ..limits },
-            Self::Crowded => Limits { max_connections: 2, ..limits },
-            Self::Impatient => Limits {
-                ping_interval: Duration::from_millis(200),
-                max_pings_out: 1,
-                auth_timeout: Duration::from_millis(300),
-                ..limits
-            },
+            Self::Crowded | Self::TlsCrowded | Self::TlsFirstCrowded => Limits { max_connections: 2, ..limits },
+            Self::Impatient => Limits { ping_interval: often, max_pings_out: 1, auth_timeout: soon, ..limits },
+            Self::Answers => Limits { ping_interval: often, max_pings_out: 1_000, ..limits },
+            Self::TlsImpatient => Limits { auth_timeout: soon, ..limits },
             _ => limits,
         }
     }
 
-    fn authenticator(self) -> Option<Arc<dyn Authenticator>> {
-        let users = match self {
-            Self::Open | Self::Small | Self::Crowded | Self::Tls => return None,
-            Self::Users => USERS.to_owned(),
-            Self::Token => format!("[{TOKEN}]"),
-            Self::Nkey => nkey_users(),
-            Self::Impatient => format!("[{IMPATIENT}]"),
-        };
-        Some(Arc::new(StaticUsers::from_json(&format!("{{ \"users\": {users} }}")).unwrap()))
+    /// Our users of the beginning.
+    pub fn users(self) -> Option<StaticUsers> {
+        self.list().map(|list| static_users(&list))
     }
+
+    /// Our users after the change that a script asks for.
+    pub fn users_after(self) -> StaticUsers {
+        assert_eq!(self, Self::Changing);
+        static_users(AFTER)
+    }
+}
+
+fn static_users(list: &str) -> StaticUsers {
+    StaticUsers::from_json(&format!("{{ \"users\": {list} }}")).unwrap()
+}
+
+fn users(list: &str) -> String {
+    authorization(&format!("timeout: 30, users: {list}"))
 }
 
 fn authorization(block: &str) -> String {
     format!("authorization {{ {block} }}")
 }
 
-fn nkey_users() -> String {
-    format!(r#"[{{ "nkey": "{}" }}]"#, keys::public())
-}
-
-/// Our broker.
-pub async fn orchard(setup: Setup) -> Server {
-    let mut builder = Broker::builder().limits(setup.limits());
-    if let Some(authenticator) = setup.authenticator() {
-        builder = builder.authenticator(authenticator);
-    }
-    if setup == Setup::Tls {
-        let (certificate, key) = certificate::pem();
-        builder = builder.tls(Tls::from_pem(certificate.as_bytes(), key.as_bytes(), None).unwrap());
-    }
-    let broker = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let port = broker.local_addr().port();
-    Server { port, crowded: setup == Setup::Crowded, _keep: Box::new(broker) }
-}
-
-/// The real one; `None`, loudly, where Docker or the image cannot be had, unless `CI` is set.
-pub async fn nats(setup: Setup) -> Option<Server> {
-    let image = std::env::var("ORCHARD_TEST_NATS_IMAGE").unwrap_or_else(|_| "nats:2.12".to_owned());
-    let (name, tag) = image.split_once(':').unwrap_or((&image, "latest"));
-    let started = GenericImage::new(name, tag)
-        .with_exposed_port(4222.tcp())
-        .with_wait_for(WaitFor::message_on_stderr("Server is ready"))
-        .with_copy_to("/nats.conf", setup.nats_config().into_bytes())
-        .with_copy_to("/cert.pem", certificate::pem().0.into_bytes())
-        .with_copy_to("/key.pem", certificate::pem().1.into_bytes())
-        .with_cmd(["-c", "/nats.conf"])
-        .with_startup_timeout(Duration::from_secs(60))
-        .start()
-        .await;
-    let container = match started {
-        Ok(container) => container,
-        Err(error) if std::env::var_os("CI").is_some() => panic!("no nats-server to compare with: {error}"),
-        Err(error) => {
-            eprintln!("SKIPPED: no nats-server to compare with (tests/run.sh provides one): {error}");
-            return None;
-        }
-    };
-    let port = container.get_host_port_ipv4(4222.tcp()).await.unwrap();
-    Some(Server { port, crowded: setup == Setup::Crowded, _keep: Box::new(container) })
+fn tls(more: &str) -> String {
+    format!("tls {{ cert_file: /cert.pem, key_file: /key.pem, {more} }}")
 }
