@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::certificate::Identity;
 use super::peer::Peer;
+use super::script;
 use super::server::Server;
 
 /// Fields that nats-server sends and we do not, and why.
@@ -45,6 +46,11 @@ async fn greet(server: &Server) -> Result<Peer, String> {
         true => Peer::first(server.port, Identity::Nobody).await,
         false => Peer::connect(server.port).await,
     }
+}
+
+/// The release that the server says it is.
+pub async fn release(server: &Server) -> Option<(u32, u32)> {
+    greet(server).await.ok().and_then(|peer| script::release(peer.info["version"].as_str()?))
 }
 
 /// Compares the fields, their types, and values that must be the same; yields what differs without a reason.

@@ -1,42 +1,57 @@
-//! Nkeys of the scripts: a key pair from a fixed seed, its public text, signatures of nonces.
+//! Nkeys of the scripts: key pairs from fixed seeds, their public texts, signatures of nonces.
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 
-/// Seeds of the key that the servers know and of another one.
-const KNOWN: [u8; 32] = [7; 32];
-const OTHER: [u8; 32] = [9; 32];
-/// First byte of a user's public key before encoding: the text begins with U.
-const USER: u8 = 20 << 3;
+use super::claims;
 
-/// The public key that the servers know, as text.
-pub fn public() -> String {
-    text(KNOWN)
+/// The key pairs there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// A user that the servers know.
+    Known,
+    /// One that they do not.
+    Other,
+    /// Who signs for users, and who else might like to.
+    Account,
+    OtherAccount,
+    /// Who signs for accounts.
+    Operator,
+}
+
+impl Key {
+    /// The public key as text.
+    pub fn public(self) -> String {
+        // The first five bits are the first letter: U, A or O.
+        let kind = match self {
+            Self::Known | Self::Other => 20 << 3,
+            Self::Account | Self::OtherAccount => 0,
+            Self::Operator => 14 << 3,
+        };
+        let mut bytes = [&[kind], self.pair().public_key().as_ref()].concat();
+        let sum = crc16(&bytes);
+        bytes.extend_from_slice(&sum.to_le_bytes());
+        data_encoding::BASE32_NOPAD.encode(&bytes)
+    }
+
+    fn pair(self) -> Ed25519KeyPair {
+        Ed25519KeyPair::from_seed_unchecked(&[7 + self as u8; 32]).unwrap()
+    }
 }
 
 /// What `{sig}` and the like stand for.
 pub fn fill(what: &str, nonce: &str) -> String {
     match what {
-        "key" => text(KNOWN),
-        "otherkey" => text(OTHER),
-        "sig" => sign(KNOWN, nonce),
-        "badsig" => sign(OTHER, nonce),
-        other => panic!("nothing is called {other:?}"),
+        "key" => Key::Known.public(),
+        "otherkey" => Key::Other.public(),
+        "sig" => sign(Key::Known, nonce),
+        "badsig" => sign(Key::Other, nonce),
+        other => claims::fill(other),
     }
 }
 
-fn pair(seed: [u8; 32]) -> Ed25519KeyPair {
-    Ed25519KeyPair::from_seed_unchecked(&seed).unwrap()
-}
-
-fn sign(seed: [u8; 32], nonce: &str) -> String {
-    data_encoding::BASE64URL_NOPAD.encode(pair(seed).sign(nonce.as_bytes()).as_ref())
-}
-
-fn text(seed: [u8; 32]) -> String {
-    let mut bytes = [&[USER], pair(seed).public_key().as_ref()].concat();
-    let sum = crc16(&bytes);
-    bytes.extend_from_slice(&sum.to_le_bytes());
-    data_encoding::BASE32_NOPAD.encode(&bytes)
+/// The signature of `text` by `key`, in URL-safe base64.
+pub fn sign(key: Key, text: &str) -> String {
+    data_encoding::BASE64URL_NOPAD.encode(key.pair().sign(text.as_bytes()).as_ref())
 }
 
 /// CRC-16/XMODEM, which ends every nkey.

@@ -6,6 +6,7 @@
 //! cuts come from a fixed seed; `ORCHARD_TEST_SEED` chooses another one.
 
 mod certificate;
+mod claims;
 mod info;
 mod keys;
 mod peer;
@@ -43,6 +44,7 @@ setups! {
     users_and_permissions_answer_like_nats_server: Users,
     a_token_answers_like_nats_server: Token,
     nkeys_answer_like_nats_server: Nkey,
+    claims_that_end_answer_like_nats_server: Claims,
     too_many_connections_answer_like_nats_server: Crowded,
     time_outs_answer_like_nats_server: Impatient,
     the_right_to_answer_ends_like_in_nats_server: Answers,

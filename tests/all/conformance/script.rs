@@ -26,7 +26,7 @@
 //! A peer is a capital letter. It connects, and reads INFO, when it is first named; at the end everyone who is still there
 //! must answer a PING with nothing before PONG. `@` is a token of four letters that is new each time, so that scripts do not
 //! hear each other. Escapes: `\r \n \t \0 \s \\ \xNN`; `{x*50}` is fifty times x, `{sig}` the nonce signed by the right key and
-//! `{badsig}` by another.
+//! `{badsig}` by another, `{jwt}` a user's claims (`claims` knows them all).
 
 use super::certificate::Identity;
 use super::setup::Setup;
@@ -41,10 +41,12 @@ pub struct Case {
     pub because: Option<String>,
     /// Not cut at random, because that is where they differ.
     pub uncut: bool,
+    /// The nats-server release (major, minor) before which the real one answers otherwise, and is not asked.
+    pub since: Option<(u32, u32)>,
 }
 
 /// Reads a file of cases: `== name` begins one, `setup S` holds from there on, `because …` gives the reason for a difference,
-/// `uncut` spares the case the random cuts,
+/// `uncut` spares the case the random cuts, `since 2.14` spares it older nats-servers,
 /// `#` is a comment, everything else a step.
 pub fn cases(text: &str) -> Vec<Case> {
     let mut setup = Setup::Open;
@@ -52,18 +54,28 @@ pub fn cases(text: &str) -> Vec<Case> {
     for line in text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         match (line.split_once(' ').unwrap_or((line, "")), cases.last_mut()) {
             (("==", name), _) => {
-                cases.push(Case { name: name.to_owned(), setup, script: String::new(), because: None, uncut: false });
+                let (name, script) = (name.to_owned(), String::new());
+                cases.push(Case { name, setup, script, because: None, uncut: false, since: None });
             }
             (("setup", name), _) => {
                 setup = Setup::named(name).unwrap_or_else(|| panic!("no setup is called {name:?}"));
             }
             (("because", reason), Some(case)) => case.because = Some(reason.to_owned()),
             (("uncut", _), Some(case)) => case.uncut = true,
+            (("since", release), Some(case)) => {
+                case.since = Some(self::release(release).unwrap_or_else(|| panic!("no release: {release:?}")));
+            }
             (_, Some(case)) => case.script.extend([line, "\n"]),
             (_, None) => panic!("a step before the first case: {line:?}"),
         }
     }
     cases
+}
+
+/// Major and minor number of a release such as 2.14 or 2.14.6.
+pub fn release(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 /// The two servers.
@@ -229,6 +241,7 @@ pub fn bytes(text: &str, token: &str, fill: impl Fn(&str) -> String) -> Vec<u8> 
 
 fn is_ours(inner: &str) -> bool {
     matches!(inner, "sig" | "badsig" | "key" | "otherkey")
+        || inner.ends_with("jwt") && inner.bytes().all(|b| b.is_ascii_lowercase())
         || inner.rsplit_once('*').is_some_and(|(what, times)| !what.contains('"') && times.parse::<usize>().is_ok())
 }
 

@@ -1,12 +1,13 @@
 //! The configurations that both servers are started with. `server` starts them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use orchard::broker::auth::StaticUsers;
 use orchard::broker::tls::{Tls, TlsFirst};
 use orchard::broker::{Broker, Builder, Limits};
 
-use super::{certificate, keys};
+use super::{certificate, claims, keys};
 
 /// A configuration that both servers are started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Setup {
     Token,
     /// One nkey.
     Nkey,
+    /// Users with signed claims, some of which end.
+    Claims,
     /// Two connections and no more.
     Crowded,
     /// Pings every 200 ms of which one may go unanswered, 300 ms to say who one is (user `u`, password `p`).
@@ -125,7 +128,7 @@ impl Setup {
         match self {
             Self::Users => Some(USERS.to_owned()),
             Self::Token => Some(format!("[{TOKEN}]")),
-            Self::Nkey => Some(format!(r#"[{{ "nkey": "{}" }}]"#, keys::public())),
+            Self::Nkey => Some(format!(r#"[{{ "nkey": "{}" }}]"#, keys::Key::Known.public())),
             Self::Impatient => Some(IMPATIENT.to_owned()),
             Self::Answers => Some(ANSWERS.to_owned()),
             Self::Changing => Some(BEFORE.to_owned()),
@@ -146,6 +149,7 @@ impl Setup {
                 // Thirty seconds are the least it takes; few clients are gone a second after one another all the same.
                 format!("lame_duck_duration: 30s\nlame_duck_grace_period: {}s", GRACE.as_secs())
             }
+            Self::Claims => claims::nats_config(),
             Self::Crowded => "max_connections: 2".into(),
             Self::Tls => tls("timeout: 30"),
             Self::TlsFirst => tls("timeout: 30, handshake_first: true"),
@@ -174,6 +178,7 @@ impl Setup {
             Tls::from_pem(certificate.as_bytes(), key.as_bytes(), ca).unwrap()
         };
         match self {
+            Self::Claims => builder.authenticator(Arc::new(claims::Claims)),
             Self::Tls | Self::TlsVerify | Self::TlsImpatient | Self::TlsCrowded => builder.tls(tls()),
             Self::TlsFirst | Self::TlsFirstCrowded => builder.tls(tls().first(TlsFirst::Always)),
             Self::TlsWithin => builder.tls(tls().first(TlsFirst::Within(Duration::from_secs(5)))),
