@@ -125,7 +125,7 @@ pub struct Limits {
     pub max_control_line: usize,
     /// Subscriptions of one client.
     pub max_subscriptions: usize,
-    /// Clients at a time.
+    /// Clients at a time, those in the TLS handshake among them. Whoever is one too many is told so in the clear.
     pub max_connections: usize,
     /// Bytes waiting for one client, above which it is cut off.
     pub max_pending: usize,

@@ -85,6 +85,14 @@ pub struct Greeting {
 #[derive(Debug)]
 pub struct Counted<'a>(&'a AtomicUsize);
 
+impl<'a> Counted<'a> {
+    /// One more in `count`, if there are fewer than `most`.
+    fn take(count: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let guard = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < most).then_some(guard)
+    }
+}
+
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
@@ -163,15 +171,12 @@ impl Router {
 
     /// Room for one more handshake, for as long as the guard lives: those count as connections too.
     pub fn room_to_open(&self) -> Option<Counted<'_>> {
-        let guard = Counted(&self.opening);
-        let opening = self.opening.fetch_add(1, Ordering::Relaxed);
-        (opening.saturating_add(self.client_count()) < self.limits.max_connections).then_some(guard)
+        Counted::take(&self.opening, self.limits.max_connections.saturating_sub(self.client_count()))
     }
 
     /// Room to tell one more connection that there is none, for as long as the guard lives.
     pub fn room_to_refuse(&self) -> Option<Counted<'_>> {
-        let guard = Counted(&self.refusing);
-        (self.refusing.fetch_add(1, Ordering::Relaxed) < MAX_REFUSALS).then_some(guard)
+        Counted::take(&self.refusing, MAX_REFUSALS)
     }
 
     /// Ends every connection of the user `name`; says how many there were.
@@ -309,5 +314,21 @@ impl Class {
     pub fn of(subject: &[u8]) -> Self {
         let step = |hash: u32, byte: &u8| hash.wrapping_mul(31).wrapping_add(u32::from(*byte));
         Self(first_token(subject).iter().fold(0, step) as usize % CLASSES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_many_are_counted_at_a_time() {
+        let count = AtomicUsize::new(0);
+        let first = Counted::take(&count, 2).unwrap();
+        let _second = Counted::take(&count, 2).unwrap();
+        assert!(Counted::take(&count, 2).is_none());
+        assert!(Counted::take(&count, 2).is_none(), "who was refused takes no room");
+        drop(first);
+        assert!(Counted::take(&count, 2).is_some());
     }
 }

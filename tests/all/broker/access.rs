@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_nats::{ConnectErrorKind, ConnectOptions};
-use orchard::broker::Broker;
 use orchard::broker::auth::{Authenticator, Credentials, Denied, Exchangeable, StaticUsers, User};
 use orchard::broker::permission::{Permissions, Responses, Rules};
+use orchard::broker::{Broker, Limits};
 
 use super::support::{Raw, start};
 
@@ -82,6 +82,17 @@ async fn signed_claims_reach_the_embedders_authenticator() {
     let broker = start(Broker::builder().authenticator(Arc::new(Claims))).await;
     let mut raw = Raw::with(&broker, r#"{"verbose":false,"jwt":"a.b.c","sig":"s"}"#).await;
     assert_eq!(raw.until_pong().await, "");
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn pings_begin_when_a_client_is_let_in() {
+    let (ping_interval, auth_timeout) = (Duration::from_millis(50), Duration::from_secs(3_600));
+    let limits = Limits { ping_interval, auth_timeout, ..Limits::default() };
+    let users = StaticUsers::default().with("a", "x", all());
+    let broker = start(Broker::builder().authenticator(Arc::new(users)).limits(limits)).await;
+    let mut client = login(&broker, "a").await;
+    assert_eq!(client.line().await, "PING", "and not an hour later");
     broker.shutdown().await;
 }
 

@@ -130,6 +130,45 @@ async fn who_speaks_no_tls_hears_no_more() {
 }
 
 #[tokio::test]
+async fn who_begins_at_once_may_have_longer_to_begin() {
+    let authority = Authority::new();
+    let connector = authority.connector(None);
+    let broker = start(Broker::builder().tls(authority.tls(None).first(TlsFirst::Within(PATIENCE)))).await;
+    works(&mut tls_first(&broker, &connector).await.unwrap()).await;
+    broker.shutdown().await;
+    let brief = TlsFirst::Within(Duration::from_millis(1));
+    let broker = start(Broker::builder().tls(authority.tls(None).first(brief))).await;
+    works(&mut after_info(&broker, &connector).await.unwrap()).await;
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn who_is_one_too_many_is_told_so_without_a_handshake() {
+    const FULL: &str = "-ERR 'maximum connections exceeded'\r\n";
+    let authority = Authority::new();
+    let connector = authority.connector(None);
+    for first in [TlsFirst::Never, TlsFirst::Always, TlsFirst::Auto] {
+        let limits = Limits { max_connections: 1, ..Limits::default() };
+        let broker = start(Broker::builder().tls(authority.tls(None).first(first)).limits(limits)).await;
+        let in_handshake = dial(&broker).await; // counts, although it says nothing
+        let said = Raw::silent(&broker).await.until_closed().await;
+        let before = said.strip_suffix(FULL).unwrap_or_else(|| panic!("{first:?}: {said}"));
+        assert_eq!(before.starts_with("INFO {"), first == TlsFirst::Never, "{said}");
+        drop(in_handshake);
+        let mut next = until("its room to be free", PATIENCE, || async {
+            match first {
+                TlsFirst::Never => after_info(&broker, &connector).await,
+                _ => tls_first(&broker, &connector).await,
+            }
+        })
+        .await;
+        works(&mut next).await;
+        assert!(Raw::silent(&broker).await.until_closed().await.ends_with(FULL));
+        broker.shutdown().await;
+    }
+}
+
+#[tokio::test]
 async fn clients_must_show_a_certificate_when_it_is_asked_for() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let broker = start(Broker::builder().tls(authority.tls(Some(&authority)))).await;

@@ -38,7 +38,15 @@ pub fn check(info: &Value, wanted: &str) -> Result<(), String> {
 /// Fields whose values must be the same, too. `tls_available` is among them although we never send it: nats-server does so
 /// where clients may go without TLS (`allow_non_tls`) and nowhere else, and ours has no such setting.
 const SAME: &[&str] = &[
-    "proto", "headers", "max_payload", "auth_required", "tls_required", "tls_verify", "tls_available", "jetstream", "ldm",
+    "proto",
+    "headers",
+    "max_payload",
+    "auth_required",
+    "tls_required",
+    "tls_verify",
+    "tls_available",
+    "jetstream",
+    "ldm",
 ];
 
 async fn greet(server: &Server) -> Result<Peer, String> {

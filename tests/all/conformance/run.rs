@@ -48,7 +48,10 @@ async fn play_all(server: &Server, side: Side, cases: &[Case]) -> Vec<String> {
     let wanted = |case: &&Case| {
         let old = side == Side::Nats && case.since > release;
         if old {
-            eprintln!("LEFT OUT: {:?} against nats-server {release:?}, which is older than {:?}", case.name, case.since);
+            eprintln!(
+                "LEFT OUT: {:?} against nats-server {release:?}, which is older than {:?}",
+                case.name, case.since
+            );
         }
         !old && case.name.contains(&only)
     };

@@ -159,7 +159,9 @@ impl Setup {
             Self::TlsImpatient => tls("timeout: 0.3"),
             Self::TlsCrowded => format!("max_connections: 2\n{}", tls("timeout: 30")),
             Self::TlsFirstCrowded => format!("max_connections: 2\n{}", tls("timeout: 30, handshake_first: true")),
-            Self::Open | Self::Users | Self::Nkey | Self::Changing => self.list().as_deref().map(users).unwrap_or_default(),
+            Self::Open | Self::Users | Self::Nkey | Self::Changing => {
+                self.list().as_deref().map(users).unwrap_or_default()
+            }
         }
     }
 
