@@ -116,7 +116,9 @@ impl SlowReader {
             flow.start(&mut traffic, server.address);
             traffic.measure(server, span)
         };
+        let first = stream(span / 2);
         let quiet = stream(span / 2);
+        eprintln!("first {:?} quiet {:?}", first.per_second, quiet.per_second);
         let mut peers = Peers::default();
         let address = server.address;
         peers.spawn(move |stop| sip(address, stop));
