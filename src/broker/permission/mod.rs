@@ -183,7 +183,10 @@ mod tests {
         let denied = Rules::default().deny(["a.*", "w.*.c"]);
         let permissions = Permissions { publish: denied, ..Permissions::default() };
         for subject in ["a.b", "a.*", "a.>", "w.>.c", "w.*.c"] {
-            assert!(!permissions.may_publish(subject.as_bytes()), "who listens on a denied pattern would get {subject}");
+            assert!(
+                !permissions.may_publish(subject.as_bytes()),
+                "who listens on a denied pattern would get {subject}"
+            );
         }
         let permissions = Permissions { publish: Rules::allow(["a.*"]), ..Permissions::default() };
         assert!(permissions.may_publish(b"a.>") && permissions.may_publish(b"a.*"), "as in nats-server");

@@ -111,18 +111,16 @@ impl Hostile {
 impl SlowReader {
     pub fn run(&self, server: &Server, span: Duration) -> Figures {
         let flow = Flow { subjects: 1, subscribers: self.receivers, size: self.size };
-        let stream = |span| {
+        let stream = || {
             let mut traffic = Traffic::default();
             flow.start(&mut traffic, server.address);
             traffic.measure(server, span)
         };
-        let first = stream(span / 2);
-        let quiet = stream(span / 2);
-        eprintln!("first {:?} quiet {:?}", first.per_second, quiet.per_second);
+        let quiet = stream(); // as long as the other: a stream gets faster in its first seconds
         let mut peers = Peers::default();
         let address = server.address;
         peers.spawn(move |stop| sip(address, stop));
-        let figures = stream(span);
+        let figures = stream();
         Figures { cpu: None, rate_to_quiet: ratio(figures.per_second, quiet.per_second), ..figures }
     }
 }

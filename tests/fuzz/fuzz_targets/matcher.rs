@@ -94,7 +94,11 @@ fn permissions(choices: &mut Choices<'_>) {
     };
     for subject in UNIVERSE.iter().filter(|subject| naive_match(&wanted, subject)) {
         let shown = !filter.iter().any(|p| matches(p, subject.as_bytes()));
-        assert_eq!(shown, naive_rules(&permissions.subscribe, subject), "{wanted} shows {subject} under {permissions:?}");
+        assert_eq!(
+            shown,
+            naive_rules(&permissions.subscribe, subject),
+            "{wanted} shows {subject} under {permissions:?}"
+        );
     }
 }
 
