@@ -215,6 +215,7 @@ async fn a_published_wildcard_does_not_get_around_a_denial() {
     let mut listener = login(&broker, "listener").await;
     listener.send(b"SUB a.* 1\r\nSUB b.> 2\r\n").await;
     assert_eq!(listener.until_pong().await, "");
+    publisher.send(b"CONNECT {\"pedantic\":false,\"verbose\":false,\"user\":\"publisher\",\"pass\":\"x\"}\r\n").await;
     publisher.send(b"PUB a.> 1\r\nx\r\nPUB b.> 1\r\nx\r\nPUB b.* 1\r\nx\r\nPUB b.b.c 1\r\nx\r\n").await;
     assert_eq!(publisher.until_pong().await, "-ERR 'Permissions Violation for Publish to \"a.>\"'\r\n");
     assert_eq!(listener.until_pong().await, "MSG b.b.c 2 1\r\nx\r\n");
