@@ -17,7 +17,7 @@ use super::protocol::{Fault, Publish, encode, parse};
 use super::route::{Receiver, Route, Routes};
 use super::router::{Class, Router};
 use super::session::{Access, Verdict};
-use super::subject::covers;
+use super::subject::matches;
 
 /// Receivers that may have a batch; when full, everything is forgotten.
 const CACHED_RECEIVERS: usize = 8_192;
@@ -268,7 +268,7 @@ impl Delivery {
         let mut receivers = |members: Vec<Arc<Subscription>>| -> Vec<Receiver> {
             members
                 .into_iter()
-                .filter(|s| !s.filter().iter().any(|pattern| covers(pattern, subject)))
+                .filter(|s| !s.filter().iter().any(|pattern| matches(pattern, subject)))
                 .map(|subscription| Receiver {
                     batch: self.slot_of(&subscription.client),
                     prefix: encode::prefix(subject, &subscription.sid),

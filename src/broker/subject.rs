@@ -32,6 +32,22 @@ fn is_wild(token: &[u8]) -> bool {
     matches!(token, b"*" | b">")
 }
 
+/// Whether `pattern` matches what is published to `subject`. A `*` or `>` in the subject is a token like any other there,
+/// so that no rule is got around with one.
+pub fn matches(pattern: &[u8], subject: &[u8]) -> bool {
+    let mut subject = tokens(subject);
+    for token in tokens(pattern) {
+        match (token, subject.next()) {
+            (_, None | Some(b"")) => return false,
+            (b">", Some(_)) => return subject.all(|token| !token.is_empty()),
+            (b"*", Some(_)) => {}
+            (token, Some(other)) if token == other => {}
+            _ => return false,
+        }
+    }
+    subject.next().is_none()
+}
+
 /// Whether everything that `subject` matches is matched by `pattern` too (for a literal subject: whether it matches).
 /// Nothing covers what has an empty token, as in nats-server.
 pub fn covers(pattern: &[u8], subject: &[u8]) -> bool {
@@ -119,7 +135,7 @@ pub mod strategies {
 mod tests {
     use proptest::prelude::*;
 
-    use super::strategies::{literal, matches, pattern, universe};
+    use super::strategies::{literal, matches as naive_match, pattern, universe};
     use super::*;
 
     #[test]
@@ -134,6 +150,16 @@ mod tests {
     }
 
     #[test]
+    fn a_wildcard_in_what_is_published_is_a_token_like_any_other() {
+        for (pattern, subject) in [("a.*", "a.>"), ("a.*", "a.*"), ("w.*.c", "w.>.c"), (">", "a.>.b"), ("a.>", "a.>")] {
+            assert!(matches(pattern.as_bytes(), subject.as_bytes()), "{pattern} {subject}");
+        }
+        for (pattern, subject) in [("a.b", "a.*"), ("a.*", ">"), ("a.*", "a.>.b"), ("*", "a.>"), (">", "a..>")] {
+            assert!(!matches(pattern.as_bytes(), subject.as_bytes()), "{pattern} {subject}");
+        }
+    }
+
+    #[test]
     fn nothing_covers_an_empty_token() {
         for (pattern, subject) in [(">", "a..b"), ("a.>", "a."), ("*.b", ".b"), ("a..b", "a..b"), (">", "")] {
             assert!(!covers(pattern.as_bytes(), subject.as_bytes()), "{pattern} {subject}");
@@ -143,14 +169,19 @@ mod tests {
     proptest! {
         #[test]
         fn covers_is_matching_on_literals(pattern in pattern(), subject in literal()) {
-            prop_assert_eq!(covers(pattern.as_bytes(), subject.as_bytes()), matches(&pattern, &subject));
+            prop_assert_eq!(covers(pattern.as_bytes(), subject.as_bytes()), naive_match(&pattern, &subject));
+        }
+
+        #[test]
+        fn matching_agrees_with_the_definition(a in pattern(), b in prop_oneof![literal(), pattern()]) {
+            prop_assert_eq!(matches(a.as_bytes(), b.as_bytes()), naive_match(&a, &b));
         }
 
         #[test]
         fn covers_and_overlaps_agree_with_enumeration(a in pattern(), b in pattern()) {
             let (mut covered, mut both) = (true, false);
             for subject in universe() {
-                match (matches(&a, &subject), matches(&b, &subject)) {
+                match (naive_match(&a, &subject), naive_match(&b, &subject)) {
                     (true, true) => both = true,
                     (false, true) => covered = false,
                     _ => {}

@@ -38,6 +38,9 @@ const MIN_READ: usize = 4 * 1024;
 const MAX_READ: usize = 64 * 1024;
 /// Reads after which a client that always has more lets others run: half a megabyte.
 const READS_PER_TURN: u32 = 8;
+/// Operations after which it does so too, of those that cost more than passing a message on: subscriptions come and go under
+/// a lock, and who listens to a new subject must be looked up. A read full of them would keep others waiting for milliseconds.
+const COSTLY_PER_TURN: u32 = 128;
 /// Bytes read and thrown away after a fault, so that the client gets to read why before its own writes fail.
 const MAX_DISCARD: usize = 4 * 1024 * 1024;
 
@@ -90,6 +93,7 @@ async fn converse(
         delivery: Delivery::new(router.clone(), client.clone()),
         bounds: Bounds { control_line: router.limits.max_control_line, payload: router.limits.max_payload },
         parser: Parser::default(),
+        costly: 0,
         router: router.clone(),
         client: client.clone(),
         nonce: greeting.nonce,
@@ -166,6 +170,8 @@ struct Connection {
     delivery: Delivery,
     parser: Parser,
     bounds: Bounds,
+    /// Costly operations in this turn.
+    costly: u32,
 }
 
 impl Drop for Connection {
@@ -184,18 +190,23 @@ impl Connection {
         self.router.info_for(&Greeting { client, ip, nonce: None, tls: self.client.outbound.is_tls() })
     }
 
+    fn recheck_if_wanted(&mut self) -> Option<Fault> {
+        if !self.client.wants_recheck() {
+            return None;
+        }
+        let fault = self.recheck();
+        self.delivery.commit();
+        fault
+    }
+
     /// Reads until the peer closes (`None`) or breaks a rule.
     async fn read(&mut self, transport: &Transport) -> Option<Fault> {
         let mut buffer = BytesMut::new();
         let mut room = MIN_READ;
         let mut turns = 0u32;
         loop {
-            if self.client.wants_recheck() {
-                let fault = self.recheck();
-                self.delivery.commit();
-                if fault.is_some() {
-                    return fault;
-                }
+            if let Some(fault) = self.recheck_if_wanted() {
+                return Some(fault);
             }
             // A body on its way is given room step by step: announcing much costs the peer nothing.
             let missing = self.parser.need().saturating_sub(buffer.len()).min(buffer.len());
@@ -205,18 +216,29 @@ impl Connection {
                 Ok(count) => {
                     room = if count >= room { (room * 4).min(MAX_READ) } else { room };
                     self.client.heard.store(true, Ordering::Relaxed);
-                    let fault = self.perform(&mut buffer);
-                    self.delivery.commit();
-                    if fault.is_some() {
-                        return fault;
+                    loop {
+                        let fault = self.perform(&mut buffer);
+                        self.delivery.commit();
+                        if fault.is_some() {
+                            return fault;
+                        }
+                        self.delivery.stall().await;
+                        if self.costly < COSTLY_PER_TURN {
+                            break;
+                        }
+                        self.costly = 0;
+                        tokio::task::yield_now().await;
+                        if let Some(fault) = self.recheck_if_wanted() {
+                            return Some(fault);
+                        }
                     }
-                    self.delivery.stall().await;
                     turns = turns.wrapping_add(1);
                     if turns.is_multiple_of(READS_PER_TURN) {
                         tokio::task::yield_now().await;
                     }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.costly = 0;
                     if buffer.is_empty() {
                         buffer = BytesMut::new(); // an idle client holds no buffer
                     }

@@ -6,19 +6,19 @@ use super::super::delivery::Body;
 use super::super::protocol::parse::Parser;
 use super::super::protocol::{Fault, Op, Publish, encode};
 use super::super::session::{Access, Step};
-use super::Connection;
+use super::{COSTLY_PER_TURN, Connection};
 
 /// Bodies from here on are shared between receivers instead of copied: below, counting references and writing in more
 /// pieces costs more than the copy, and a small body would keep a whole read buffer alive.
 const SHARE_FROM: usize = 16 * 1024;
 
 impl Connection {
-    /// Performs every whole operation in `buffer` and leaves the rest in it.
+    /// Performs every whole operation in `buffer` and leaves the rest in it; stops early when [`COSTLY_PER_TURN`] is used up.
     pub(super) fn perform(&mut self, buffer: &mut BytesMut) -> Option<Fault> {
         let mut done = 0;
         loop {
             let input = buffer.get(done..).unwrap_or_default();
-            if input.is_empty() {
+            if input.is_empty() || self.costly >= COSTLY_PER_TURN {
                 break;
             }
             if self.session.awaits_connect() && !matches!(input.first(), Some(b'C' | b'c')) {
@@ -62,6 +62,7 @@ impl Connection {
     #[inline]
     fn operation(&mut self, op: Op<'_>, shared: Option<&Bytes>) -> Option<Fault> {
         if !matches!(op, Op::Publish(_)) {
+            self.costly += 1;
             self.forget_expired();
         }
         match self.session.handle(op) {
@@ -107,7 +108,11 @@ impl Connection {
     #[inline]
     fn publish(&mut self, message: &Publish<'_>, shared: Option<&Bytes>) {
         self.delivery.count_in(message.body.len());
-        let verdict = self.delivery.verdict(message.subject, |subject| self.session.judge(subject));
+        let costly = &mut self.costly;
+        let verdict = self.delivery.verdict(message.subject, |subject| {
+            *costly += 1;
+            self.session.judge(subject)
+        });
         if self.session.options().pedantic && !verdict.literal {
             self.delivery.answer(|out| encode::error(out, &Fault::PublishSubject));
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::subject::{covers, has_wildcard, overlaps};
+use super::subject::{covers, has_wildcard, matches, overlaps};
 
 /// What a user may do. The default allows everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,9 +86,9 @@ impl Permissions {
     pub fn may_publish(&self, subject: &[u8]) -> bool {
         let allowed = match &self.publish.allow {
             None => self.allow_responses.is_none(),
-            Some(allow) => allow.iter().any(|p| covers(p.as_bytes(), subject)),
+            Some(allow) => allow.iter().any(|p| matches(p.as_bytes(), subject)),
         };
-        allowed && !self.publish.deny.iter().any(|p| covers(p.as_bytes(), subject))
+        allowed && !self.publish.deny.iter().any(|p| matches(p.as_bytes(), subject))
     }
 
     /// Whether `subject` may be subscribed to, in `queue` if given. One wider than what is allowed is refused; one that is
@@ -135,7 +135,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::broker::subject::strategies::{literal, matches, pattern, universe};
+    use crate::broker::subject::strategies::{literal, matches as naive_match, pattern, universe};
 
     fn subscribe(rules: &Rules, subject: &str) -> Subscribe {
         let permissions = Permissions { subscribe: rules.clone(), ..Permissions::default() };
@@ -178,19 +178,34 @@ mod tests {
         assert!(both.may_publish(b"a") && !both.may_publish(b"b"));
     }
 
+    #[test]
+    fn a_published_wildcard_is_a_token_like_any_other() {
+        let denied = Rules::default().deny(["a.*", "w.*.c"]);
+        let permissions = Permissions { publish: denied, ..Permissions::default() };
+        for subject in ["a.b", "a.*", "a.>", "w.>.c", "w.*.c"] {
+            assert!(
+                !permissions.may_publish(subject.as_bytes()),
+                "who listens on a denied pattern would get {subject}"
+            );
+        }
+        let permissions = Permissions { publish: Rules::allow(["a.*"]), ..Permissions::default() };
+        assert!(permissions.may_publish(b"a.>") && permissions.may_publish(b"a.*"), "as in nats-server");
+        assert!(!permissions.may_publish(b"a.>.b") && !permissions.may_publish(b">"));
+    }
+
     fn rules() -> impl Strategy<Value = Rules> {
         (prop::option::of(prop::collection::vec(pattern(), 0..4)), prop::collection::vec(pattern(), 0..3))
             .prop_map(|(allow, deny)| Rules { allow, deny })
     }
 
     fn naive(rules: &Rules, subject: &str) -> bool {
-        rules.allow.as_ref().is_none_or(|allow| allow.iter().any(|p| matches(p, subject)))
-            && !rules.deny.iter().any(|p| matches(p, subject))
+        rules.allow.as_ref().is_none_or(|allow| allow.iter().any(|p| naive_match(p, subject)))
+            && !rules.deny.iter().any(|p| naive_match(p, subject))
     }
 
     proptest! {
         #[test]
-        fn publishing_agrees_with_the_definition(rules in rules(), subject in literal()) {
+        fn publishing_agrees_with_the_definition(rules in rules(), subject in prop_oneof![literal(), pattern()]) {
             let permissions = Permissions { publish: rules.clone(), ..Permissions::default() };
             prop_assert_eq!(permissions.may_publish(subject.as_bytes()), naive(&rules, &subject));
         }
@@ -202,8 +217,8 @@ mod tests {
                 Subscribe::Granted => Vec::new(),
                 Subscribe::Filtered(filter) => filter,
             };
-            for subject in universe().iter().filter(|subject| matches(&wanted, subject)) {
-                let shown = !filter.iter().any(|p| covers(p, subject.as_bytes()));
+            for subject in universe().iter().filter(|subject| naive_match(&wanted, subject)) {
+                let shown = !filter.iter().any(|p| matches(p, subject.as_bytes()));
                 prop_assert_eq!(shown, naive(&rules, subject), "{}", subject);
             }
         }

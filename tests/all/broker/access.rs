@@ -214,3 +214,21 @@ async fn a_busy_client_is_rechecked_too() {
     assert!(seen.contains("Permissions Violation for Publish to \"foo\""), "{}", seen.len());
     broker.shutdown().await;
 }
+
+/// Whoever listens on a denied pattern gets what is published with a wildcard in its place, and is shielded from it too.
+#[tokio::test]
+async fn a_published_wildcard_does_not_get_around_a_denial() {
+    let publisher = Permissions { publish: Rules::default().deny(["a.*"]), ..all() };
+    let listener = Permissions { subscribe: Rules::default().deny(["b.*"]), ..all() };
+    let users = StaticUsers::default().with("publisher", "x", publisher).with("listener", "x", listener);
+    let broker = start(Broker::builder().authenticator(Arc::new(users))).await;
+    let mut publisher = login(&broker, "publisher").await;
+    let mut listener = login(&broker, "listener").await;
+    listener.send(b"SUB a.* 1\r\nSUB b.> 2\r\n").await;
+    assert_eq!(listener.until_pong().await, "");
+    publisher.send(b"CONNECT {\"pedantic\":false,\"verbose\":false,\"user\":\"publisher\",\"pass\":\"x\"}\r\n").await;
+    publisher.send(b"PUB a.> 1\r\nx\r\nPUB b.> 1\r\nx\r\nPUB b.* 1\r\nx\r\nPUB b.b.c 1\r\nx\r\n").await;
+    assert_eq!(publisher.until_pong().await, "-ERR 'Permissions Violation for Publish to \"a.>\"'\r\n");
+    assert_eq!(listener.until_pong().await, "MSG b.b.c 2 1\r\nx\r\n");
+    broker.shutdown().await;
+}

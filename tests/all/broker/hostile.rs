@@ -65,6 +65,28 @@ async fn a_client_that_takes_nothing_within_the_write_deadline_is_cut_off() {
     broker.shutdown().await;
 }
 
+/// All in one thread, where whoever does not let go keeps everybody waiting.
+#[tokio::test]
+async fn a_flood_of_subscriptions_lets_others_in_between() {
+    const FLOOD: usize = 2_000;
+    let broker = plain().await;
+    let mut flooder = Raw::with(&broker, QUIET).await;
+    flooder.until_pong().await;
+    let lines: String = (0..FLOOD).map(|sid| format!("SUB *.{sid} {sid}\r\n")).collect();
+    flooder.send(lines.as_bytes()).await;
+    let watch = async {
+        let mut before = 0;
+        while before < FLOOD {
+            tokio::task::yield_now().await;
+            let now = broker.stats().subscriptions;
+            assert!(now - before <= 256, "{} subscriptions in one go", now - before);
+            before = now;
+        }
+    };
+    tokio::time::timeout(PATIENCE, watch).await.unwrap();
+    broker.shutdown().await;
+}
+
 #[tokio::test]
 async fn silent_connections_do_not_keep_others_out() {
     let broker = plain().await;

@@ -9,15 +9,19 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::Figures;
+use crate::hostile::{Hostile, SlowReader};
 use crate::server::Server;
 
-const OPTIONS: &str = "CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\n";
+/// How a client begins.
+pub const OPTIONS: &str = "CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\n";
 /// Before counting starts.
 const WARM_UP: Duration = Duration::from_millis(500);
+/// An answer that is not there by then is none.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of frames in one write.
-const CHUNK: usize = 64 * 1024;
+pub const CHUNK: usize = 64 * 1024;
 /// Body of requests and answers.
-const BODY: &str = "0123456789abcdef";
+pub const BODY: &str = "0123456789abcdef";
 
 /// What is done to a server.
 pub enum Load {
@@ -25,6 +29,8 @@ pub enum Load {
     Requests(Requests),
     Idle(Idle),
     Wild(Wild),
+    Hostile(Hostile),
+    SlowReader(SlowReader),
 }
 
 /// A stream of messages: one publisher for each subject, so many subscribers of each, bytes of a body.
@@ -61,13 +67,15 @@ impl Load {
             Self::Requests(requests) => requests.run(server, span),
             Self::Idle(idle) => idle.run(server, span),
             Self::Wild(wild) => wild.run(server, span),
+            Self::Hostile(hostile) => hostile.run(server, span),
+            Self::SlowReader(reader) => reader.run(server, span),
         }
     }
 }
 
 /// Publishers and subscribers at work; all messages that arrive are equally long.
 #[derive(Default)]
-struct Traffic {
+pub struct Traffic {
     stop: Arc<AtomicBool>,
     /// Bytes.
     received: Arc<AtomicU64>,
@@ -102,7 +110,7 @@ impl Traffic {
         }));
     }
 
-    fn measure(self, server: &Server, span: Duration) -> Figures {
+    pub fn measure(self, server: &Server, span: Duration) -> Figures {
         thread::sleep(WARM_UP);
         let (from, cpu, started) = (self.received.load(Ordering::Relaxed), server.cpu(), Instant::now());
         thread::sleep(span);
@@ -127,7 +135,7 @@ impl Traffic {
 }
 
 impl Flow {
-    fn start(&self, traffic: &mut Traffic, address: SocketAddr) {
+    pub fn start(&self, traffic: &mut Traffic, address: SocketAddr) {
         let body = "x".repeat(self.size);
         traffic.length = format!("MSG bench.0 1 {}\r\n{body}\r\n", self.size).len() as u64;
         traffic.fan_in = 1.0 / self.subscribers as f64;
@@ -144,13 +152,14 @@ impl Flow {
 }
 
 impl Requests {
-    fn run(&self, server: &Server, span: Duration) -> Figures {
+    pub fn run(&self, server: &Server, span: Duration) -> Figures {
         let responding = connect(server.address, "SUB ask 1\r\n");
         let closer = responding.try_clone().unwrap();
         let request_length = format!("MSG ask 1 answers.1 16\r\n{BODY}\r\n").len();
         let answer = format!("PUB answers.1 16\r\n{BODY}\r\n");
         let responder = thread::spawn(move || respond(responding, request_length, &answer));
         let mut stream = connect(server.address, "SUB answers.* 2\r\n");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let answer_length = format!("MSG answers.1 2 16\r\n{BODY}\r\n").len();
         let request = format!("PUB ask answers.1 16\r\n{BODY}\r\n");
         let mut buffer = vec![0; CHUNK];
@@ -194,6 +203,8 @@ impl Requests {
             rss,
             p50: at(50),
             p99: at(99),
+            worst: times.last().map(|time| time.as_secs_f64() * 1e3),
+            ..Figures::default()
         }
     }
 }
@@ -245,13 +256,14 @@ impl Wild {
 }
 
 /// Connects, sends CONNECT and `more`, and waits until the server has seen it.
-fn connect(address: SocketAddr, more: &str) -> TcpStream {
+pub fn connect(address: SocketAddr, more: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
     stream.write_all(format!("{OPTIONS}{more}PING\r\n").as_bytes()).unwrap();
     let mut seen = Vec::new();
     let mut buffer = [0; 4096];
-    while !seen.ends_with(b"PONG\r\n") {
+    // Not only at the end: the last messages of an earlier stream may still come.
+    while !seen.windows(6).any(|six| six == b"PONG\r\n") {
         let count = stream.read(&mut buffer).unwrap();
         assert!(count > 0, "closed: {}", String::from_utf8_lossy(&seen));
         seen.extend_from_slice(&buffer[..count]);

@@ -8,15 +8,20 @@
 //! medians. Figures drift between machines and days; the ratios (ours/theirs) are what counts. CPU seconds are the server's,
 //! for a million messages in and out.
 //!
+//! Rows called "hostile" do it twice on one server: alone, and while peers that mean harm are at work ([`hostile`]). Their
+//! last column compares the two, ours/theirs; the worst of all answers is in milliseconds.
+//!
 //! Rows called "1 CPU" pin servers and generator to one core, which gives the steadiest round trips: on two, a wake-up on
 //! the other core costs more than all the rest.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a failed bench says so by panicking
 
+mod hostile;
 mod load;
 mod server;
 
 use std::time::Duration;
 
+use hostile::{Hostile, SlowReader};
 use load::{Flow, Idle, Load, Requests, Wild};
 use server::{OneCpu, Server};
 
@@ -46,6 +51,13 @@ const ROWS: &[(&str, bool, Load)] = &[
     ("1,000 idle", false, Load::Idle(Idle { idle: 1_000, busy: 0 })),
     ("1,000 idle + 10 busy", false, Load::Idle(Idle { idle: 1_000, busy: 10 })),
     ("10,000 wildcards", false, Load::Wild(Wild { subscriptions: 10_000 })),
+    ("hostile: nobody", false, Load::Hostile(Hostile::Nobody)),
+    ("hostile: never reads", false, Load::Hostile(Hostile::NeverReads)),
+    ("hostile: 1,000 slowloris", false, Load::Hostile(Hostile::Slowloris)),
+    ("hostile: SUB/UNSUB flood", false, Load::Hostile(Hostile::Churn)),
+    ("hostile: oversized", false, Load::Hostile(Hostile::Oversized)),
+    ("hostile: 10,000 idle", false, Load::Hostile(Hostile::Idle)),
+    ("hostile: 1->9 + slow 256 B", false, Load::SlowReader(SlowReader { receivers: 9, size: 256 })),
 ];
 
 /// Names the binary of a further server to compare with.
@@ -74,8 +86,9 @@ fn main() {
     for program in &theirs {
         println!("theirs: {program} {}", Server::version(program));
     }
+    hostile::raise_file_limit();
     println!(
-        "{:<26}{:>27}{:>22}{:>20}{:>22}{:>22}",
+        "{:<26}{:>27}{:>22}{:>20}{:>22}{:>22}  to the same without peers",
         "ours/theirs", "messages/s", "CPU s per million", "RSS MiB", "p50 us", "p99 us"
     );
     for (name, one_cpu, load) in
@@ -96,6 +109,11 @@ struct Figures {
     /// Microseconds.
     p50: Option<f64>,
     p99: Option<f64>,
+    /// Milliseconds.
+    worst: Option<f64>,
+    rate_to_quiet: Option<f64>,
+    p50_to_quiet: Option<f64>,
+    p99_to_quiet: Option<f64>,
 }
 
 /// Runs one load against all servers in turns and prints a line for each of theirs.
@@ -138,6 +156,26 @@ fn cells(ours: &Figures, theirs: &Figures) -> String {
         cell(20, 1, ours.rss, theirs.rss),
         cell(22, 0, ours.p50, theirs.p50),
         cell(22, 0, ours.p99, theirs.p99),
+        to_quiet(ours, theirs),
+    ]
+    .concat()
+}
+
+/// Of rows that are measured without peers too: what the peers change.
+fn to_quiet(ours: &Figures, theirs: &Figures) -> String {
+    let part = |label: &str, ours: Option<f64>, theirs: Option<f64>| match (ours, theirs) {
+        (Some(ours), Some(theirs)) => format!("  {label} {ours:.2}/{theirs:.2}"),
+        (Some(ours), None) => format!("  {label} {ours:.2}"),
+        _ => String::new(),
+    };
+    if ours.rate_to_quiet.or(ours.p50_to_quiet).is_none() {
+        return String::new();
+    }
+    [
+        part("messages", ours.rate_to_quiet, theirs.rate_to_quiet),
+        part("p50", ours.p50_to_quiet, theirs.p50_to_quiet),
+        part("p99", ours.p99_to_quiet, theirs.p99_to_quiet),
+        part("worst ms", ours.worst, theirs.worst),
     ]
     .concat()
 }
@@ -154,5 +192,9 @@ fn median(runs: &[Figures]) -> Figures {
         rss: middle(|run| run.rss),
         p50: middle(|run| run.p50),
         p99: middle(|run| run.p99),
+        worst: middle(|run| run.worst),
+        rate_to_quiet: middle(|run| run.rate_to_quiet),
+        p50_to_quiet: middle(|run| run.p50_to_quiet),
+        p99_to_quiet: middle(|run| run.p99_to_quiet),
     }
 }

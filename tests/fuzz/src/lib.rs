@@ -5,6 +5,8 @@
 pub mod permission;
 #[path = "../../../src/broker/protocol/mod.rs"]
 pub mod protocol;
+#[path = "../../../src/broker/replies.rs"]
+pub mod replies;
 #[path = "../../../src/broker/session.rs"]
 pub mod session;
 #[path = "../../../src/broker/subject.rs"]
@@ -62,9 +64,17 @@ impl<'a> Choices<'a> {
             .collect();
         tokens.join(".")
     }
+
+    /// Rules of such subjects.
+    pub fn rules(&mut self) -> permission::Rules {
+        let mut patterns = |most| -> Vec<String> { (0..self.below(most)).map(|_| self.subject(true)).collect() };
+        let (allow, deny) = (patterns(4), patterns(3));
+        permission::Rules { allow: (self.below(3) > 0).then_some(allow), deny }
+    }
 }
 
-/// The definition of matching, written as naively as can be: nothing matches what has an empty token.
+/// The definition of matching, written as naively as can be: nothing matches what has an empty token, and a wildcard in
+/// the subject is a token like any other.
 pub fn naive_match(pattern: &str, subject: &str) -> bool {
     fn go(pattern: &[&str], subject: &[&str]) -> bool {
         match (pattern, subject) {
@@ -76,6 +86,12 @@ pub fn naive_match(pattern: &str, subject: &str) -> bool {
     }
     let (pattern, subject): (Vec<_>, Vec<_>) = (pattern.split('.').collect(), subject.split('.').collect());
     !pattern.contains(&"") && !subject.contains(&"") && go(&pattern, &subject)
+}
+
+/// What rules say of a subject, by that definition.
+pub fn naive_rules(rules: &permission::Rules, subject: &str) -> bool {
+    rules.allow.as_ref().is_none_or(|allow| allow.iter().any(|p| naive_match(p, subject)))
+        && !rules.deny.iter().any(|p| naive_match(p, subject))
 }
 
 /// Every literal subject of up to five tokens over the alphabet of [`Choices::subject`], and one token beyond it. One
