@@ -68,6 +68,8 @@ pub struct Delivery {
     slots: Vec<Slot>,
     touched: Vec<usize>,
     behind: Vec<usize>,
+    /// Receivers that the last commit had something for.
+    width: usize,
     /// Reads of the socket so far.
     reads: u64,
     by_client: HashMap<u64, usize>,
@@ -89,6 +91,7 @@ impl Delivery {
             slots: Vec::new(),
             touched: Vec::new(),
             behind: Vec::new(),
+            width: 0,
             reads: 1,
             by_client: HashMap::new(),
             routes: Routes::default(),
@@ -195,6 +198,7 @@ impl Delivery {
             counters.bytes_out.fetch_add(counts.bytes_out, Ordering::Relaxed);
         }
         let mut touched = std::mem::take(&mut self.touched);
+        self.width = touched.len();
         let others_first = touched.iter().filter(|at| **at != OWN).chain(touched.iter().filter(|at| **at == OWN));
         for at in others_first.copied() {
             self.hand_over(at);
@@ -212,6 +216,11 @@ impl Delivery {
             self.behind.clear();
             self.by_client.retain(|_, at| *at == OWN);
         }
+    }
+
+    /// How many receivers the last [`Delivery::commit`] had something for.
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     /// Waits for receivers that are behind although they keep reading, if most receivers are. Bounded by [`MAX_STALL`];

@@ -57,6 +57,11 @@ pub struct Wild {
 }
 
 impl Load {
+    /// One publisher, one subscriber: what a relay can do, too.
+    pub fn is_one_to_one(&self) -> bool {
+        matches!(self, Self::Flow(Flow { subjects: 1, subscribers: 1, .. }))
+    }
+
     pub fn run(&self, server: &Server, span: Duration) -> Figures {
         match self {
             Self::Flow(flow) => {

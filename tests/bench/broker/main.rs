@@ -11,6 +11,9 @@
 //! Rows called "hostile" do it twice on one server: alone, and while peers that mean harm are at work ([`hostile`]). Their
 //! last column compares the two, ours/theirs; the worst of all answers is in milliseconds.
 //!
+//! From one publisher to one subscriber there is a limit as well: a relay that copies bytes from one socket to the other
+//! and does not look at them. What it reaches on this machine, no server can exceed by much.
+//!
 //! Rows called "1 CPU" pin servers and generator to one core, which gives the steadiest round trips: on two, a wake-up on
 //! the other core costs more than all the rest.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a failed bench says so by panicking
@@ -67,6 +70,9 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.iter().any(|arg| arg == "--serve") {
         return server::serve();
+    }
+    if args.iter().any(|arg| arg == "--relay") {
+        return server::relay();
     }
     if !args.iter().any(|arg| arg == "--bench") {
         return println!("broker bench: run it with `cargo bench --bench broker`");
@@ -130,12 +136,17 @@ fn row(name: &str, one_cpu: bool, load: &Load, theirs: &[String], span: Duration
         }
     }
     let ours = median(&runs[0]);
+    let limit: Vec<Figures> =
+        (0..if load.is_one_to_one() { rounds } else { 0 }).map(|_| load.run(&Server::bare_relay(), span)).collect();
     if theirs.is_empty() {
         println!("{name:<26}{}", cells(&ours, &Figures::default()));
     }
     for (at, program) in theirs.iter().enumerate() {
         let label = if at == 0 { name.to_owned() } else { format!("  {}", Server::version(program)) };
         println!("{label:<26}{}", cells(&ours, &median(&runs[at + 1])));
+    }
+    if !limit.is_empty() {
+        println!("{:<26}{}", "  a relay that only copies", cells(&ours, &median(&limit)));
     }
 }
 

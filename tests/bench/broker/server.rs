@@ -1,6 +1,6 @@
 //! The servers under load: processes of their own, with what they cost. And pinning to one CPU.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -33,8 +33,17 @@ pub struct Server {
 
 impl Server {
     pub fn ours() -> Self {
+        Self::of_this_program("--serve")
+    }
+
+    /// A process that copies what its second client sends to its first, see [`relay`].
+    pub fn bare_relay() -> Self {
+        Self::of_this_program("--relay")
+    }
+
+    fn of_this_program(mode: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .arg("--serve")
+            .arg(mode)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -96,6 +105,33 @@ impl Drop for Server {
             let _ = self.child.kill();
         }
         let _ = self.child.wait();
+    }
+}
+
+/// Bytes from the second client to the first, unseen: blocking calls, the broker's buffer size, no tasks. Each client is
+/// greeted with the PONG that it waits for.
+pub fn relay() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    let greeted = || {
+        let mut stream = listener.accept().unwrap().0;
+        stream.set_nodelay(true).unwrap();
+        let mut line = String::new();
+        // A byte at a time, so that nothing behind the PING is taken.
+        let mut byte = [0];
+        while !line.ends_with("PING\r\n") {
+            stream.read_exact(&mut byte).unwrap();
+            line.push(char::from(byte[0]));
+        }
+        stream.write_all(b"PONG\r\n").unwrap();
+        stream
+    };
+    let (mut subscriber, mut publisher) = (greeted(), greeted());
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = publisher.read(&mut buffer) {
+        if subscriber.write_all(&buffer[..count]).is_err() {
+            return;
+        }
     }
 }
 
