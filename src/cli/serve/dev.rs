@@ -153,6 +153,7 @@ fn announce(
         url: controller.bus_url.clone(),
         account: Some(BOOTSTRAP_ADMIN.parse()?),
         token: Some(token),
+        fingerprint: None,
         other: Default::default(),
     };
     file.update(|all| all.put(CONTEXT, context, true))?;

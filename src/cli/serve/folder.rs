@@ -96,7 +96,7 @@ pub(super) fn read_token(path: &Path) -> anyhow::Result<Secret> {
 }
 
 /// Reads a token from anywhere; blanks and line breaks around it do not count.
-pub(super) fn token_from(source: impl std::io::Read) -> anyhow::Result<Secret> {
+pub(in crate::cli) fn token_from(source: impl std::io::Read) -> anyhow::Result<Secret> {
     let mut text = zeroize::Zeroizing::new(String::new());
     source.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_TOKEN_BYTES {
