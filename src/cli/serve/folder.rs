@@ -28,6 +28,7 @@ impl DataFolder {
     pub(super) fn claim(path: &Path) -> anyhow::Result<Self> {
         let path =
             std::path::absolute(path).with_context(|| format!("cannot find the data folder {}", path.display()))?;
+        identity::refuse_link(&path).with_context(|| format!("cannot use the data folder {}", path.display()))?;
         if !path.is_dir() {
             identity::make_private_dir(&path).with_context(|| {
                 format!("cannot make the data folder {}; choose another with --data-dir", path.display())
