@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::{Running, runtime};
-use crate::bus::client::{BusOptions, Login, Trust};
-use crate::bus::subject;
+use crate::bus::client::BusOptions;
 use crate::controller::cluster::Timing;
 use crate::controller::{BusSource, Controller, ControllerOptions};
 use crate::identity;
@@ -53,9 +52,11 @@ pub(super) struct OutsideBus {
 #[derive(Debug)]
 pub(super) struct WorkerSetup {
     pub(super) name: WorkerName,
-    pub(super) bus_url: String,
-    pub(super) token: Secret,
+    /// The bus and how it logs in there.
+    pub(super) bus: BusOptions,
     pub(super) data_dir: PathBuf,
+    /// See [`machine_id`].
+    pub(super) machine_id: String,
     pub(super) runtime: RuntimeKind,
     pub(super) resources: Resources,
     pub(super) labels: Labels,
@@ -108,19 +109,9 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
 
 /// Starts a worker.
 pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWorker> {
-    identity::make_private_dir(&setup.data_dir)
-        .with_context(|| format!("cannot make the data folder {}", setup.data_dir.display()))?;
     let runtime = runtime::open(setup.runtime, &setup.data_dir).await?;
-    let bus = BusOptions {
-        url: setup.bus_url,
-        user: subject::worker_user(&setup.name),
-        trust: Trust::Plain,
-        login: Login::Password(setup.token),
-        client_name: format!("orchard worker {}", setup.name),
-        patient: true,
-    };
     let info = WorkerInfo {
-        machine_id: machine_id(&setup.data_dir)?,
+        machine_id: setup.machine_id,
         name: setup.name,
         os: if cfg!(target_os = "macos") { Os::Darwin } else { Os::Linux },
         arch: Arch::HOST,
@@ -131,13 +122,15 @@ pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWo
         default_memory: setup.default_memory,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let worker = Worker::start(WorkerOptions { bus, data_dir: setup.data_dir, info, runtime }).await?;
+    let worker = Worker::start(WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime }).await?;
     Ok(RunningWorker { worker })
 }
 
-/// What tells this worker from another of the same name: made once, kept in its data folder. Not the operating system's
+/// What tells this worker from another of the same name: made once, kept in its data folder, which is made, too. Not the operating system's
 /// id of the machine, which containers and cloned disks share.
-fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
+pub(super) fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
+    identity::make_private_dir(data_dir)
+        .with_context(|| format!("cannot make the data folder {}", data_dir.display()))?;
     let path = data_dir.join("machine-id");
     match std::fs::read_to_string(&path) {
         Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
