@@ -26,7 +26,7 @@ pub fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<ServerConfig
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(vec![identity.certificate().clone()], identity.key())?;
+        .with_single_cert(identity.chain(), identity.key())?;
     config.send_tls13_tickets = 0;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)

@@ -71,7 +71,10 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         bus_listen: arguments.bus_listen,
         outside_bus,
         tunnel_host: arguments.tunnel_host,
-        token: token.clone(),
+        tls: true,
+        bus_host: None,
+        certificate: None,
+        bootstrap_token: Some(token.clone()),
     });
     until_stopped(start, |controller| announce(controller, &folder, token, home)).await
 }

@@ -109,7 +109,10 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         bus_listen: arguments.bus_listen,
         outside_bus: None,
         tunnel_host: None,
-        token: token.clone(),
+        tls: true,
+        bus_host: None,
+        certificate: None,
+        bootstrap_token: Some(token.clone()),
     })
     .await
     .context("cannot start the controller")?;

@@ -30,8 +30,14 @@ pub(super) struct ControllerSetup {
     pub(super) outside_bus: Option<OutsideBus>,
     /// The host name that workers and users reach the tunnels by; none = that of the bus.
     pub(super) tunnel_host: Option<String>,
-    /// What workers and the first account log in with.
-    pub(super) token: Secret,
+    /// Whether the embedded broker encrypts.
+    pub(super) tls: bool,
+    /// Host name or address under which others reach the embedded broker; none = `bus_listen`.
+    pub(super) bus_host: Option<String>,
+    /// Certificate and key to use in place of the controller's own.
+    pub(super) certificate: Option<(PathBuf, PathBuf)>,
+    /// The first account's token from now on; none = the one it has.
+    pub(super) bootstrap_token: Option<Secret>,
 }
 
 /// A NATS server that somebody else runs.
@@ -81,7 +87,7 @@ pub(super) struct RunningWorker {
 pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<RunningController> {
     let bus = match setup.outside_bus {
         Some(OutsideBus { url, user, password }) => BusSource::Outside { url, user, password },
-        None => BusSource::Embedded { listen: setup.bus_listen, token: setup.token },
+        None => BusSource::Embedded { listen: setup.bus_listen, tls: setup.tls, host: setup.bus_host },
     };
     let controller = Controller::start(ControllerOptions {
         data_dir: setup.data_dir,
@@ -89,6 +95,8 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         listen: setup.listen,
         tunnel_host: setup.tunnel_host,
         timing: Timing::default(),
+        certificate: setup.certificate,
+        bootstrap_token: setup.bootstrap_token,
     })
     .await?;
     Ok(RunningController {

@@ -34,6 +34,9 @@ const MAX_PRUNED: u64 = 4_096;
 /// which keeps its place for as long as it lives): those beyond would be refused.
 const MAX_READERS: u32 = 1_024;
 
+/// Tables that there may be: more than there are, as each costs a few bytes only.
+const MAX_TABLES: u32 = 32;
+
 const SCHEMA_KEY: &str = "schema";
 const LAST_EVENT_KEY: &str = "last-event";
 const PUBLISHED_KEY: &str = "published";
@@ -106,6 +109,9 @@ pub struct Store {
     leaving: Table,
     events: Table,
     events_of_vm: Table,
+    accounts: Table,
+    joins: Table,
+    keys: Table,
     _lock: std::sync::Arc<File>,
     #[cfg(test)]
     spoilt: std::sync::Arc<std::sync::atomic::AtomicBool>,
@@ -139,7 +145,7 @@ impl Store {
     #[allow(unsafe_code)] // LMDB maps the file; our lock keeps every other process from changing it
     fn open_tables(path: &Path, lock: File) -> Result<Self, heed::Error> {
         let mut options = EnvOpenOptions::new();
-        options.map_size(MAP_SIZE).max_dbs(8).max_readers(MAX_READERS);
+        options.map_size(MAP_SIZE).max_dbs(MAX_TABLES).max_readers(MAX_READERS);
         // SAFETY: the file lies in a folder of mode 0700 that this process has locked exclusively, so nobody else
         // changes or truncates the mapped file, and it is opened once per `Store`.
         let env = unsafe { options.open(path)? };
@@ -147,16 +153,15 @@ impl Store {
         let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
             let meta = open.create_database::<Str, Bytes>(wtxn, Some("meta"))?;
             let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
-            let tables =
-                (table("vms")?, table("workers")?, table("leaving")?, table("events")?, table("events-of-vm")?);
-            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((
-                meta, tables.0, tables.1, tables.2, tables.3, tables.4,
-            )))
+            let objects = (table("vms")?, table("workers")?, table("leaving")?);
+            let told = (table("events")?, table("events-of-vm")?);
+            let access = (table("accounts")?, table("joins")?, table("worker-keys")?);
+            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((meta, objects, told, access)))
         })?;
-        let (meta, vms, workers, leaving, events, events_of_vm) = match tables {
-            CommitOrAbort::Commit(tables) => tables,
-            CommitOrAbort::Abort(()) => return Err(heed::Error::Io(std::io::Error::other("no tables"))),
+        let CommitOrAbort::Commit((meta, objects, told, access)) = tables else {
+            return Err(heed::Error::Io(std::io::Error::other("no tables")));
         };
+        let ((vms, workers, leaving), (events, events_of_vm), (accounts, joins, keys)) = (objects, told, access);
         Ok(Self {
             env,
             meta,
@@ -165,6 +170,9 @@ impl Store {
             leaving,
             events,
             events_of_vm,
+            accounts,
+            joins,
+            keys,
             _lock: lock.into(),
             #[cfg(test)]
             spoilt: std::sync::Arc::default(),
@@ -194,6 +202,9 @@ impl Store {
             vms: all(&txn, self.vms, "vms")?,
             workers: all(&txn, self.workers, "workers")?,
             leaving: all(&txn, self.leaving, "leaving")?,
+            accounts: all(&txn, self.accounts, "accounts")?,
+            joins: all(&txn, self.joins, "joins")?,
+            keys: all(&txn, self.keys, "worker-keys")?,
             last_event: self.number(&txn, LAST_EVENT_KEY)?,
         })
     }
@@ -265,6 +276,15 @@ impl Store {
         }
         for id in &changes.leaving {
             put_or_delete(&mut txn, self.leaving, &copy_key(*id), cluster.leaving_record(*id))?;
+        }
+        for name in &changes.accounts {
+            put_or_delete(&mut txn, self.accounts, name.as_str().as_bytes(), cluster.account_record(name))?;
+        }
+        for id in &changes.joins {
+            put_or_delete(&mut txn, self.joins, id.as_str().as_bytes(), cluster.join_record(id))?;
+        }
+        for name in &changes.keys {
+            put_or_delete(&mut txn, self.keys, name.as_str().as_bytes(), cluster.key_record(name))?;
         }
         for event in &changes.events {
             self.events.put(&mut txn, &event.number.to_be_bytes(), &rmp_serde::to_vec_named(event)?)?;

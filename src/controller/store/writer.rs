@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Store, StoreError};
+use crate::controller::auth::AccessView;
 use crate::controller::cluster::{Changes, Cluster, Timing};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventNumber;
@@ -53,6 +54,8 @@ pub struct Signals {
     /// Workers whose assignment changed. Level-triggered: when the queue is full the notice is dropped, and the
     /// worker's next heartbeat shows the gap.
     pub assign: mpsc::Receiver<WorkerName>,
+    /// Who may do what, as far as it is durable; renewed before answers go out.
+    pub access: Arc<AccessView>,
 }
 
 /// Joins the writer's thread.
@@ -72,6 +75,7 @@ pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Sign
     let (queue, jobs) = mpsc::channel(QUEUE);
     let (events_sender, events) = watch::channel(cluster.last_event());
     let (assign_sender, assign) = mpsc::channel(ASSIGN_QUEUE);
+    let access = Arc::new(AccessView::of(&cluster));
     let state = State {
         store,
         timing,
@@ -80,13 +84,14 @@ pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Sign
         published: published.clone(),
         events: events_sender,
         assign: assign_sender,
+        access: access.clone(),
         astray: false,
     };
     let thread = std::thread::Builder::new()
         .name("orchard-writer".to_owned())
         .spawn(move || state.run(jobs))
         .map_err(|source| StoreError::Lmdb(heed::Error::Io(source)))?;
-    Ok((Writer { queue, published }, Signals { events, assign }, WriterThread(thread)))
+    Ok((Writer { queue, published }, Signals { events, assign, access }, WriterThread(thread)))
 }
 
 impl Writer {
@@ -150,6 +155,7 @@ struct State {
     published: Arc<AtomicU64>,
     events: watch::Sender<EventNumber>,
     assign: mpsc::Sender<WorkerName>,
+    access: Arc<AccessView>,
     /// The state in memory is not what is stored, and must not be shown or built upon.
     astray: bool,
 }
@@ -222,6 +228,9 @@ impl State {
     }
 
     fn tell(&self, changes: &Changes) {
+        if changes.concern_access() {
+            self.access.renew(&self.cluster, changes);
+        }
         if let Some(last) = changes.events.last() {
             self.events.send_replace(last.number);
         }
