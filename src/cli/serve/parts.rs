@@ -10,6 +10,7 @@ use crate::bus::client::BusOptions;
 use crate::controller::cluster::Timing;
 use crate::controller::{BusSource, Controller, ControllerOptions};
 use crate::identity;
+use crate::identity::ca::Fingerprint;
 use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
@@ -70,10 +71,12 @@ pub(super) struct WorkerSetup {
 pub(super) struct RunningController {
     /// How to reach its bus from this machine.
     pub(super) bus_url: String,
-    /// Where its broker listens; none with an outside bus.
-    pub(super) bus_addr: Option<SocketAddr>,
     /// UDP address of the tunnels.
     pub(super) tunnel_addr: SocketAddr,
+    /// What the certificate of its broker is known by; none with an outside bus or without TLS.
+    pub(super) fingerprint: Option<Fingerprint>,
+    /// The first account's token, if it was made or given in this start.
+    pub(super) bootstrap_token: Option<Secret>,
     controller: Controller,
 }
 
@@ -101,8 +104,9 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
     .await?;
     Ok(RunningController {
         bus_url: controller.bus_url().to_owned(),
-        bus_addr: controller.bus_addr(),
         tunnel_addr: controller.tunnel_addr(),
+        fingerprint: controller.fingerprint(),
+        bootstrap_token: controller.bootstrap_token().cloned(),
         controller,
     })
 }
