@@ -52,6 +52,8 @@ pub struct Candidate<'a> {
     pub machine_id: &'a str,
     /// What to join with if that is needed.
     pub token: Option<BootstrapToken>,
+    /// Where the controller that it joined is now, and its certificate, if the caller knows better than what was saved.
+    pub place: Option<(String, Option<Fingerprint>)>,
 }
 
 /// Who this machine is as a worker, and where.
@@ -194,11 +196,10 @@ impl Candidate<'_> {
                 Some(_) => self.exchange().await,
                 None => Err(JoinError::Revoked { name: member.name, url: member.url }),
             },
-            Err(error) => match &self.token {
-                // The controller has moved, or was set up anew.
+            Err(error) => match self.token.clone() {
                 Some(token) if (&token.url, token.fingerprint) != (&member.url, member.fingerprint) => {
-                    tracing::info!("{error}; joining where the bootstrap token says");
-                    self.exchange().await
+                    tracing::info!("{error}; going where the bootstrap token says");
+                    self.follow(member, token).await
                 }
                 _ => {
                     tracing::warn!("{error}; trying again until it can be reached");
@@ -208,6 +209,28 @@ impl Candidate<'_> {
         }
     }
 
+    /// The controller is not where `member` joined it. At the token's place is either the same, which knows its key, or one
+    /// that was set up anew, which does not.
+    async fn follow(self, member: Member, token: BootstrapToken) -> Result<Member, JoinError> {
+        let moved = Member { url: token.url, fingerprint: token.fingerprint, ..member };
+        match Bus::connect(BusOptions { patient: false, ..moved.bus() }).await {
+            Ok(_) => {
+                self.save(&moved)?;
+                Ok(moved)
+            }
+            Err(error) if error.code == ErrorCode::Unauthenticated => self.exchange().await,
+            Err(error) => Err(JoinError::Bus(error)),
+        }
+    }
+
+    /// Writes down where it joined.
+    fn save(&self, member: &Member) -> Result<(), JoinError> {
+        let record = Record { worker: member.name.clone(), url: member.url.clone(), fingerprint: member.fingerprint };
+        let path = self.data_dir.join(JOIN_FILE);
+        let text = serde_json::to_string_pretty(&record).map_err(io::Error::other);
+        text.and_then(|text| identity::write_private(&path, text.as_bytes())).map_err(io_error("write", &path))
+    }
+
     /// What an earlier exchange has left; none if there was none.
     fn load(&self) -> Result<Option<Member>, JoinError> {
         let Some(seed) = read_seed(&self.data_dir.join(KEY_FILE))? else { return Ok(None) };
@@ -215,19 +238,20 @@ impl Candidate<'_> {
         let Some(text) = read(&path)? else { return Ok(None) };
         let damaged = |why| JoinError::Damaged { path: path.clone(), why };
         let record: Record = serde_json::from_str(&text).map_err(|_| damaged("it cannot be read"))?;
-        let url = address::normalise_bus_url(&record.url).map_err(|_| damaged("the address in it is none"))?;
-        Ok(Some(Member { name: record.worker, url, fingerprint: record.fingerprint, seed }))
+        let (url, fingerprint) = self.place.clone().unwrap_or((record.url, record.fingerprint));
+        let url = address::normalise_bus_url(&url).map_err(|_| damaged("the address in it is none"))?;
+        Ok(Some(Member { name: record.worker, url, fingerprint, seed }))
     }
 
     /// Exchanges the token for the right to log in with a new key.
     async fn exchange(self) -> Result<Member, JoinError> {
-        let token = self.token.ok_or_else(|| JoinError::NoToken(self.data_dir.to_owned()))?;
+        let token = self.token.clone().ok_or_else(|| JoinError::NoToken(self.data_dir.to_owned()))?;
         let next = self.data_dir.join(NEXT_KEY_FILE);
         let known = match read(&self.data_dir.join(JOIN_FILE))? {
             Some(text) => serde_json::from_str::<Record>(&text).ok().map(|record| record.worker),
             None => None,
         };
-        let name = self.name.or(known).or(self.default_name).ok_or(JoinError::NoName)?;
+        let name = self.name.clone().or(known).or(self.default_name.clone()).ok_or(JoinError::NoName)?;
         let seed = match read_seed(&next)? {
             Some(seed) => seed,
             None => new_seed(&next)?,
@@ -238,17 +262,14 @@ impl Candidate<'_> {
             machine_id: self.machine_id.to_owned(),
         };
         ask(&token, &request).await?;
-        let BootstrapToken { url, fingerprint, .. } = token;
-        let record = Record { worker: name.clone(), url: url.clone(), fingerprint };
-        let text = serde_json::to_string_pretty(&record).map_err(io::Error::other);
-        let path = self.data_dir.join(JOIN_FILE);
-        text.and_then(|text| identity::write_private(&path, text.as_bytes())).map_err(io_error("write", &path))?;
+        let member = Member { name, url: token.url, fingerprint: token.fingerprint, seed };
+        self.save(&member)?;
         let path = self.data_dir.join(KEY_FILE);
         // Written and not renamed: it is on the disk for certain before the worker goes on.
-        identity::write_private(&path, seed.expose().as_bytes()).map_err(io_error("write", &path))?;
+        identity::write_private(&path, member.seed.expose().as_bytes()).map_err(io_error("write", &path))?;
         fs::remove_file(&next).map_err(io_error("remove", &next))?;
-        tracing::info!(worker = %name, "joined the cluster at {url}");
-        Ok(Member { name, url, fingerprint, seed })
+        tracing::info!(worker = %member.name, "joined the cluster at {}", member.url);
+        Ok(member)
     }
 }
 
@@ -342,7 +363,7 @@ mod tests {
     use super::*;
 
     fn candidate(dir: &Path) -> Candidate<'_> {
-        Candidate { data_dir: dir, name: None, default_name: None, machine_id: "m", token: None }
+        Candidate { data_dir: dir, name: None, default_name: None, machine_id: "m", token: None, place: None }
     }
 
     /// A folder as a machine that has joined has it.

@@ -103,7 +103,7 @@ fn announce(controller: &RunningController, folder: &DataFolder, token: Secret, 
         url: controller.bus_url.clone(),
         account: Some(BOOTSTRAP_ADMIN.parse()?),
         token: Some(token),
-        fingerprint: None,
+        fingerprint: controller.fingerprint,
         other: Default::default(),
     };
     let mut is_default = false;

@@ -2,20 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
 use super::{Running, runtime};
 use crate::bus::client::BusOptions;
+use crate::config::join::BootstrapToken;
 use crate::controller::cluster::Timing;
 use crate::controller::{BusSource, Controller, ControllerOptions};
 use crate::identity;
+use crate::identity::ca::Fingerprint;
 use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::{Arch, Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
+use crate::worker::join::{Candidate, JoinError};
 use crate::worker::{Worker, WorkerOptions};
+
+/// How long a token is good that is used by this very process, and at once.
+const OWN_TOKEN_TTL: Duration = Duration::from_secs(600);
 
 /// What a controller needs to start.
 #[derive(Debug)]
@@ -72,6 +79,8 @@ pub(super) struct RunningController {
     pub(super) bus_url: String,
     /// Where its broker listens; none with an outside bus.
     pub(super) bus_addr: Option<SocketAddr>,
+    /// What the bus's certificate is known by; none when it is not ours, or in plain text.
+    pub(super) fingerprint: Option<Fingerprint>,
     /// UDP address of the tunnels.
     pub(super) tunnel_addr: SocketAddr,
     controller: Controller,
@@ -102,6 +111,7 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
     Ok(RunningController {
         bus_url: controller.bus_url().to_owned(),
         bus_addr: controller.bus_addr(),
+        fingerprint: controller.fingerprint(),
         tunnel_addr: controller.tunnel_addr(),
         controller,
     })
@@ -126,8 +136,8 @@ pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWo
     Ok(RunningWorker { worker })
 }
 
-/// What tells this worker from another of the same name: made once, kept in its data folder, which is made, too. Not the operating system's
-/// id of the machine, which containers and cloned disks share.
+/// What tells this worker from another of the same name: made once, kept in its data folder, which is made, too. Not the
+/// operating system's id of the machine, which containers and cloned disks share.
 pub(super) fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
     identity::make_private_dir(data_dir)
         .with_context(|| format!("cannot make the data folder {}", data_dir.display()))?;
@@ -140,6 +150,36 @@ pub(super) fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
                 .with_context(|| format!("cannot write {}", path.display()))?;
             Ok(id)
         }
+    }
+}
+
+impl RunningController {
+    /// Lets the worker `name` of this very process in: with the key that it has, or else with one that it now gets.
+    pub(super) async fn admit(&self, name: &WorkerName, data_dir: &Path) -> anyhow::Result<BusOptions> {
+        let machine_id = machine_id(data_dir)?;
+        let place = Some((self.bus_url.clone(), self.fingerprint));
+        let name = name.clone();
+        let candidate = Candidate {
+            data_dir,
+            name: Some(name.clone()),
+            default_name: None,
+            machine_id: &machine_id,
+            token: None,
+            place,
+        };
+        match candidate.clone().become_member().await {
+            Err(JoinError::NoToken(_) | JoinError::Revoked { .. }) => {}
+            known => return Ok(known?.bus()),
+        }
+        let made = self.controller.create_join_token(OWN_TOKEN_TTL, 1, Some(name)).await?;
+        let id = made.id.parse().map_err(anyhow::Error::msg)?;
+        let token = BootstrapToken {
+            url: self.bus_url.clone(),
+            fingerprint: self.fingerprint,
+            id,
+            secret: made.secret.clone(),
+        };
+        Ok(Candidate { token: Some(token), ..candidate }.become_member().await?.bus())
     }
 }
 
