@@ -52,9 +52,10 @@ pub struct Candidate<'a> {
     pub machine_id: &'a str,
     /// What to join with if that is needed.
     pub token: Option<BootstrapToken>,
-    /// Where the controller that it joined is now, and its certificate, if the caller knows better than what was saved.
-    pub place: Option<(String, Option<Fingerprint>)>,
 }
+
+/// Where a controller is, and its certificate, as in [`BootstrapToken`].
+type Place = (String, Option<Fingerprint>);
 
 /// Who this machine is as a worker, and where.
 #[derive(Clone, Debug)]
@@ -180,7 +181,20 @@ impl Candidate<'_> {
     /// # Errors
     /// See [`JoinError`]. Cancel safe: what was begun is taken up again by the next call.
     pub async fn become_member(self) -> Result<Member, JoinError> {
-        let Some(member) = self.load()? else { return self.exchange().await };
+        self.admit(None).await
+    }
+
+    /// As [`Candidate::become_member`], for a caller who knows better than what was saved where the controller is now that
+    /// this machine joined.
+    ///
+    /// # Errors
+    /// As for [`Candidate::become_member`].
+    pub async fn become_member_at(self, url: String, fingerprint: Option<Fingerprint>) -> Result<Member, JoinError> {
+        self.admit(Some((url, fingerprint))).await
+    }
+
+    async fn admit(self, place: Option<Place>) -> Result<Member, JoinError> {
+        let Some(member) = self.load(place)? else { return self.exchange().await };
         if let Some(asked) = self.name.clone().filter(|asked| *asked != member.name) {
             let folder = self.data_dir.to_owned();
             return Err(JoinError::OtherName { folder, known: member.name, asked });
@@ -232,13 +246,13 @@ impl Candidate<'_> {
     }
 
     /// What an earlier exchange has left; none if there was none.
-    fn load(&self) -> Result<Option<Member>, JoinError> {
+    fn load(&self, place: Option<Place>) -> Result<Option<Member>, JoinError> {
         let Some(seed) = read_seed(&self.data_dir.join(KEY_FILE))? else { return Ok(None) };
         let path = self.data_dir.join(JOIN_FILE);
         let Some(text) = read(&path)? else { return Ok(None) };
         let damaged = |why| JoinError::Damaged { path: path.clone(), why };
         let record: Record = serde_json::from_str(&text).map_err(|_| damaged("it cannot be read"))?;
-        let (url, fingerprint) = self.place.clone().unwrap_or((record.url, record.fingerprint));
+        let (url, fingerprint) = place.unwrap_or((record.url, record.fingerprint));
         let url = address::normalise_bus_url(&url).map_err(|_| damaged("the address in it is none"))?;
         Ok(Some(Member { name: record.worker, url, fingerprint, seed }))
     }
@@ -363,7 +377,7 @@ mod tests {
     use super::*;
 
     fn candidate(dir: &Path) -> Candidate<'_> {
-        Candidate { data_dir: dir, name: None, default_name: None, machine_id: "m", token: None, place: None }
+        Candidate { data_dir: dir, name: None, default_name: None, machine_id: "m", token: None }
     }
 
     /// A folder as a machine that has joined has it.
@@ -393,7 +407,7 @@ mod tests {
     #[test]
     fn a_key_that_others_may_read_or_that_is_none_is_refused_and_not_shown() {
         let dir = joined();
-        let member = candidate(dir.path()).load().unwrap().unwrap();
+        let member = candidate(dir.path()).load(None).unwrap().unwrap();
         assert_eq!((member.name.as_str(), member.fingerprint), ("w", None));
         let key = dir.path().join(KEY_FILE);
         let seed = fs::read_to_string(&key).unwrap();
@@ -401,13 +415,13 @@ mod tests {
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
 
         fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = candidate(dir.path()).load().unwrap_err();
+        let error = candidate(dir.path()).load(None).unwrap_err();
         assert!(matches!(error, JoinError::Exposed { mode: 0o640, .. }), "{error}");
         assert!(error.to_string().contains("chmod 600"), "{error}");
         identity::write_private(&key, KeyPair::new_account().seed().unwrap().as_bytes()).unwrap();
-        assert!(matches!(candidate(dir.path()).load(), Err(JoinError::Damaged { .. })));
+        assert!(matches!(candidate(dir.path()).load(None), Err(JoinError::Damaged { .. })));
         identity::write_private(&key, seed.as_bytes()).unwrap();
         identity::write_private(&dir.path().join(JOIN_FILE), b"{}").unwrap();
-        assert!(matches!(candidate(dir.path()).load(), Err(JoinError::Damaged { .. })));
+        assert!(matches!(candidate(dir.path()).load(None), Err(JoinError::Damaged { .. })));
     }
 }

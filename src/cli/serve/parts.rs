@@ -157,28 +157,17 @@ impl RunningController {
     /// Lets the worker `name` of this very process in: with the key that it has, or else with one that it now gets.
     pub(super) async fn admit(&self, name: &WorkerName, data_dir: &Path) -> anyhow::Result<BusOptions> {
         let machine_id = machine_id(data_dir)?;
-        let place = Some((self.bus_url.clone(), self.fingerprint));
+        let (url, fingerprint) = (self.bus_url.clone(), self.fingerprint);
         let name = name.clone();
-        let candidate = Candidate {
-            data_dir,
-            name: Some(name.clone()),
-            default_name: None,
-            machine_id: &machine_id,
-            token: None,
-            place,
-        };
-        match candidate.clone().become_member().await {
+        let candidate =
+            Candidate { data_dir, name: Some(name.clone()), default_name: None, machine_id: &machine_id, token: None };
+        match candidate.clone().become_member_at(url.clone(), fingerprint).await {
             Err(JoinError::NoToken(_) | JoinError::Revoked { .. }) => {}
             known => return Ok(known?.bus()),
         }
         let made = self.controller.create_join_token(OWN_TOKEN_TTL, 1, Some(name)).await?;
         let id = made.id.parse().map_err(anyhow::Error::msg)?;
-        let token = BootstrapToken {
-            url: self.bus_url.clone(),
-            fingerprint: self.fingerprint,
-            id,
-            secret: made.secret.clone(),
-        };
+        let token = BootstrapToken { url, fingerprint, id, secret: made.secret };
         Ok(Candidate { token: Some(token), ..candidate }.become_member().await?.bus())
     }
 }

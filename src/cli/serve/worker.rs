@@ -173,7 +173,7 @@ async fn admit(
     match entry {
         Entry::Member(token) => {
             let data_dir = folder.path();
-            let candidate = Candidate { data_dir, name, default_name: host::name(), machine_id, token, place: None };
+            let candidate = Candidate { data_dir, name, default_name: host::name(), machine_id, token };
             let member = candidate.become_member().await?;
             Ok((member.name.clone(), member.bus()))
         }
