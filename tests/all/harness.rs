@@ -86,17 +86,22 @@ impl Access {
             .unwrap()
     }
 
-    /// How the worker `name` logs in, once it has joined.
-    pub async fn join(&self, name: &WorkerName, data_dir: &Path) -> BusOptions {
-        identity::make_private_dir(data_dir).unwrap();
+    /// A token with which one machine may join.
+    pub async fn bootstrap_token(&self) -> BootstrapToken {
         let request = CreateJoinToken { ttl_s: 600, uses: 1, worker: None };
         let made = self.call(&request).await.unwrap();
-        let token = BootstrapToken {
+        BootstrapToken {
             url: self.url.clone(),
             fingerprint: made.fingerprint.map(|print| print.parse().unwrap()),
             id: made.id.parse().unwrap(),
             secret: made.secret,
-        };
+        }
+    }
+
+    /// How the worker `name` logs in, once it has joined.
+    pub async fn join(&self, name: &WorkerName, data_dir: &Path) -> BusOptions {
+        identity::make_private_dir(data_dir).unwrap();
+        let token = self.bootstrap_token().await;
         let candidate = Candidate {
             data_dir,
             name: Some(name.clone()),

@@ -146,15 +146,14 @@ fn announce(
         "\
 orchard controller is ready
   bus          {bus}
-  tunnels      {tunnels} (udp)
-  data         {data}",
+  tunnels      {tunnels} (udp)",
         bus = controller.bus_url,
         tunnels = controller.tunnel_addr,
-        data = folder.path().display(),
     );
     if let Some(fingerprint) = &controller.fingerprint {
         text += &format!("\n  certificate  {fingerprint} (SHA-256)");
     }
+    text += &format!("\n  data         {}", folder.path().display());
     let named = match context {
         Remembered::Default => {
             text += &format!("\n  context      {CONTEXT}, the default, in {}", file.path().display());

@@ -59,7 +59,8 @@ async fn roles_given_and_taken_hold_for_open_connections_within_a_second() {
     bus.flush().await.unwrap();
     assert!(futures_util::FutureExt::now_or_never(events.next()).flatten().is_none(), "the subscription has ended");
     cluster.access.call(&become_([Role::ComputeRead].into_iter().collect())).await.unwrap();
-    wait::until("the verb to be allowed", PROMPT, || bus.call(&reader.account, &ListVms::default(), LIMIT)).await;
+    let list = ListVms::default();
+    wait::until("the verb to be allowed", PROMPT, || bus.call(&reader.account, &list, LIMIT)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
