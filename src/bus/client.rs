@@ -1,6 +1,7 @@
 //! A connection to the bus, typed: requests with deadlines, answers decoded, errors kinded.
 
 use std::future::pending;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -82,6 +83,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts to connect again.
 const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
+/// The same for a user that is not let in: somebody must do something first, and a thousand workers that were deleted must
+/// not keep the controller busy with refusing them.
+const MAX_REFUSED_PAUSE: Duration = Duration::from_secs(15);
 /// Messages waiting for a slow subscriber here before the client library drops some: events are replayed by number, so
 /// a drop costs a request, not an event.
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
@@ -92,19 +96,24 @@ fn tell(
     url: String,
     refused: &'static str,
     refusals: broadcast::Sender<String>,
+    shut_out: Arc<AtomicBool>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     let told = AtomicBool::new(false);
     move |event| {
         match event {
             Event::Connected => {
                 told.store(false, Ordering::Relaxed);
+                shut_out.store(false, Ordering::Relaxed);
                 tracing::debug!("connected to the bus at {url}");
             }
             Event::Closed => tracing::debug!("the connection to the bus at {url} is closed"),
-            Event::ClientError(error) if told.swap(true, Ordering::Relaxed) => tracing::debug!("bus: {error}"),
             Event::ClientError(error) => {
                 let error = error.to_string();
-                if error.contains("authorization") {
+                let refused_now = error.contains("authorization");
+                shut_out.store(refused_now, Ordering::Relaxed);
+                if told.swap(true, Ordering::Relaxed) {
+                    tracing::debug!("bus: {error}");
+                } else if refused_now {
                     tracing::warn!("the bus at {url} lets this user in no more: {refused}; trying again until it does");
                 } else {
                     let advice = "is the controller running there, with the certificate that it had?";
@@ -190,6 +199,7 @@ impl Bus {
     /// [`ErrorCode::Unauthenticated`] when the user is refused, [`ErrorCode::Unavailable`] when nothing answers there.
     pub async fn connect(options: BusOptions) -> Result<Self, ApiError> {
         let (refusals, _) = broadcast::channel(refusal::CAPACITY);
+        let shut_out = Arc::new(AtomicBool::new(false));
         let login = match &options.login {
             Login::Password(password) => {
                 async_nats::ConnectOptions::with_user_and_password(options.user.clone(), password.expose().to_owned())
@@ -202,8 +212,11 @@ impl Bus {
             .connection_timeout(CONNECT_TIMEOUT)
             .request_timeout(Some(REQUEST_TIMEOUT))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
-            .reconnect_delay_callback(reconnect_pause)
-            .event_callback(tell(options.url.clone(), refused(&options.login), refusals.clone()));
+            .reconnect_delay_callback({
+                let shut_out = shut_out.clone();
+                move |attempt| reconnect_pause(attempt, shut_out.load(Ordering::Relaxed))
+            })
+            .event_callback(tell(options.url.clone(), refused(&options.login), refusals.clone(), shut_out));
         let config = options.trust.client_config().map_err(|error| {
             ApiError::new(ErrorCode::Internal, format!("cannot set up TLS for {}: {error}", options.url))
         })?;
@@ -325,11 +338,12 @@ impl Bus {
 
 /// Pause before reconnection attempt number `attempt`: doubling from 50 ms, capped, jittered by a third so that a
 /// fleet does not come back as one wave.
-fn reconnect_pause(attempt: usize) -> Duration {
-    let base = Duration::from_millis(50).saturating_mul(1 << attempt.clamp(1, 7).saturating_sub(1));
+fn reconnect_pause(attempt: usize, shut_out: bool) -> Duration {
+    let base = Duration::from_millis(50).saturating_mul(1 << attempt.clamp(1, 10).saturating_sub(1));
+    let most = if shut_out { MAX_REFUSED_PAUSE } else { MAX_RECONNECT_PAUSE };
     let mut byte = [0u8; 1];
     let _ = getrandom::fill(&mut byte);
-    let capped = base.min(MAX_RECONNECT_PAUSE);
+    let capped = base.min(most);
     capped.mul_f64(2.0 / 3.0 + f64::from(byte[0]) / 255.0 / 3.0)
 }
 
@@ -340,8 +354,10 @@ mod tests {
     #[test]
     fn pauses_grow_and_stay_below_the_bound() {
         for attempt in 0..100 {
-            assert!(reconnect_pause(attempt) <= MAX_RECONNECT_PAUSE);
+            assert!(reconnect_pause(attempt, false) <= MAX_RECONNECT_PAUSE);
+            assert!(reconnect_pause(attempt, true) <= MAX_REFUSED_PAUSE);
         }
-        assert!(reconnect_pause(1) < Duration::from_millis(51));
+        assert!(reconnect_pause(1, true) < Duration::from_millis(51));
+        assert!(reconnect_pause(20, true) > MAX_RECONNECT_PAUSE);
     }
 }
