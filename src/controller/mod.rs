@@ -124,7 +124,7 @@ impl Controller {
         let certificate = Identity::load_or_create(&options.data_dir)?;
         let (writer, signals, thread) = writer::start(store.clone(), options.timing, clock)?;
 
-        let gate = Arc::new(Gate::new(clock));
+        let gate = Arc::new(Gate::new(clock, Arc::new(gate::Everybody)));
         let relay = Relay::bind(options.listen, &certificate, gate.clone(), Limits::default(), Transport::default())?;
         let endpoint = TunnelEndpoint {
             host: options.tunnel_host,

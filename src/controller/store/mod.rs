@@ -4,6 +4,8 @@
 //! repair after a crash. On Apple systems the LMDB that heed builds syncs with `F_FULLFSYNC`, which forces the drive.
 //! The map is opened far larger than it will get: it is address space, not memory or disk, so it need never be resized.
 
+pub mod seal;
+mod upgrade;
 pub mod writer;
 
 use std::fs::{File, TryLockError};
@@ -14,14 +16,19 @@ use heed::types::{Bytes, Str};
 use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, RoTxn, RwTxn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
+use self::seal::{KeyError, NotSealed, Seal};
 use super::cluster::{Changes, Cluster, Records};
 use crate::identity;
 use crate::model::event::{Event, EventNumber, EventObject};
 use crate::model::{CopyId, VmUid};
 
 /// The version of what the tables hold; raised with every change that an older release cannot read.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
+
+/// The schema before VMs were sealed.
+const PLAIN_SCHEMA: u32 = 1;
 
 /// Address space for the map: events of years fit.
 const MAP_SIZE: usize = if cfg!(target_pointer_width = "64") { 64 << 30 } else { 1 << 30 };
@@ -33,6 +40,14 @@ const MAX_PRUNED: u64 = 4_096;
 /// Readers at once. LMDB's own default of 126 is less than the threads that answer requests for events (512, each of
 /// which keeps its place for as long as it lives): those beyond would be refused.
 const MAX_READERS: u32 = 1_024;
+
+/// Tables that LMDB keeps room for.
+const MAX_TABLES: u32 = 16;
+
+/// The table whose values are sealed.
+const VMS: &str = "vms";
+/// The table of what is no record.
+const META: &str = "meta";
 
 const SCHEMA_KEY: &str = "schema";
 const LAST_EVENT_KEY: &str = "last-event";
@@ -61,6 +76,9 @@ pub enum OpenError {
         /// Its schema.
         found: u32,
     },
+    /// The key that opens its records.
+    #[error("cannot open the stored records")]
+    Key(#[from] KeyError),
     /// LMDB refuses it, or a record cannot be read.
     #[error("the database in {} cannot be read", path.display())]
     Database {
@@ -89,12 +107,36 @@ pub enum StoreError {
         #[source]
         source: rmp_serde::decode::Error,
     },
+    /// A record that should be sealed does not open.
+    #[error("record {key} of table {table} cannot be read; restore database and key from one backup")]
+    Sealed {
+        /// Where.
+        table: &'static str,
+        /// Which.
+        key: String,
+        /// Why.
+        #[source]
+        source: NotSealed,
+    },
+    /// A record cannot be sealed.
+    #[error("a record cannot be sealed")]
+    Seal(#[from] KeyError),
     /// A record cannot be written as MessagePack.
     #[error("a record cannot be encoded")]
     Encode(#[from] rmp_serde::encode::Error),
 }
 
 type Table = Database<'static, Bytes, Bytes>;
+
+/// The tables, as LMDB opened them.
+struct Tables {
+    meta: Database<'static, Str, Bytes>,
+    vms: Table,
+    workers: Table,
+    leaving: Table,
+    events: Table,
+    events_of_vm: Table,
+}
 
 /// The open store. Cheap to clone; the last clone closes it and lets the next process in.
 #[derive(Clone, Debug)]
@@ -106,6 +148,7 @@ pub struct Store {
     leaving: Table,
     events: Table,
     events_of_vm: Table,
+    seal: std::sync::Arc<Seal>,
     _lock: std::sync::Arc<File>,
     #[cfg(test)]
     spoilt: std::sync::Arc<std::sync::atomic::AtomicBool>,
@@ -128,58 +171,58 @@ impl Store {
         }
         let path = folder.join("db");
         identity::make_private_dir(&path).map_err(folder_error)?;
-        let store = Self::open_tables(&path, lock).map_err(|source| database_error(source.into()))?;
-        let found = store.schema().map_err(database_error)?;
+        let (env, tables) = Self::open_tables(&path).map_err(|source| database_error(source.into()))?;
+        let found = schema(&env, tables.meta).map_err(database_error)?;
         if found > SCHEMA {
             return Err(OpenError::Newer { path: folder.to_owned(), found });
         }
-        Ok(store)
-    }
-
-    #[allow(unsafe_code)] // LMDB maps the file; our lock keeps every other process from changing it
-    fn open_tables(path: &Path, lock: File) -> Result<Self, heed::Error> {
-        let mut options = EnvOpenOptions::new();
-        options.map_size(MAP_SIZE).max_dbs(8).max_readers(MAX_READERS);
-        // SAFETY: the file lies in a folder of mode 0700 that this process has locked exclusively, so nobody else
-        // changes or truncates the mapped file, and it is opened once per `Store`.
-        let env = unsafe { options.open(path)? };
-        let wtxn = env.write_txn()?;
-        let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
-            let meta = open.create_database::<Str, Bytes>(wtxn, Some("meta"))?;
-            let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
-            let tables =
-                (table("vms")?, table("workers")?, table("leaving")?, table("events")?, table("events-of-vm")?);
-            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((
-                meta, tables.0, tables.1, tables.2, tables.3, tables.4,
-            )))
-        })?;
-        let (meta, vms, workers, leaving, events, events_of_vm) = match tables {
-            CommitOrAbort::Commit(tables) => tables,
-            CommitOrAbort::Abort(()) => return Err(heed::Error::Io(std::io::Error::other("no tables"))),
+        // A key is made only where nothing can be lost for want of the right one.
+        let sealed = found > PLAIN_SCHEMA && has_records(&env, tables.vms).map_err(database_error)?;
+        let seal = Seal::load(folder, !sealed)?;
+        let (env, tables) = if found == PLAIN_SCHEMA {
+            env.prepare_for_closing().wait();
+            upgrade::from_plain(folder, &seal).map_err(database_error)?;
+            tracing::info!("the stored VMs are sealed with {} from now on; back it up", seal::KEY_FILE);
+            Self::open_tables(&path).map_err(|source| database_error(source.into()))?
+        } else {
+            (env, tables)
         };
         Ok(Self {
             env,
-            meta,
-            vms,
-            workers,
-            leaving,
-            events,
-            events_of_vm,
+            meta: tables.meta,
+            vms: tables.vms,
+            workers: tables.workers,
+            leaving: tables.leaving,
+            events: tables.events,
+            events_of_vm: tables.events_of_vm,
+            seal: seal.into(),
             _lock: lock.into(),
             #[cfg(test)]
             spoilt: std::sync::Arc::default(),
         })
     }
 
-    /// The schema of what is stored; a new store gets the current one.
-    fn schema(&self) -> Result<u32, StoreError> {
-        let mut txn = self.env.write_txn()?;
-        if let Some(bytes) = self.meta.get(&txn, SCHEMA_KEY)? {
-            return decode("meta", SCHEMA_KEY.as_bytes(), bytes);
+    #[allow(unsafe_code)] // LMDB maps the file; our lock keeps every other process from changing it
+    fn open_tables(path: &Path) -> Result<(Env, Tables), heed::Error> {
+        let mut options = EnvOpenOptions::new();
+        options.map_size(MAP_SIZE).max_dbs(MAX_TABLES).max_readers(MAX_READERS);
+        // SAFETY: the file lies in a folder of mode 0700 that this process has locked exclusively, so nobody else
+        // changes or truncates the mapped file, and it is opened once per `Store`.
+        let env = unsafe { options.open(path)? };
+        let wtxn = env.write_txn()?;
+        let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
+            let meta = open.create_database::<Str, Bytes>(wtxn, Some(META))?;
+            let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
+            let tables =
+                (meta, table(VMS)?, table("workers")?, table("leaving")?, table("events")?, table("events-of-vm")?);
+            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(tables))
+        })?;
+        match tables {
+            CommitOrAbort::Commit((meta, vms, workers, leaving, events, events_of_vm)) => {
+                Ok((env, Tables { meta, vms, workers, leaving, events, events_of_vm }))
+            }
+            CommitOrAbort::Abort(()) => Err(heed::Error::Io(std::io::Error::other("no tables"))),
         }
-        self.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&SCHEMA)?)?;
-        txn.commit()?;
-        Ok(SCHEMA)
     }
 
     /// Reads everything the core needs.
@@ -191,7 +234,7 @@ impl Store {
         self.fail_if_spoilt()?;
         let txn = self.env.read_txn()?;
         Ok(Records {
-            vms: all(&txn, self.vms, "vms")?,
+            vms: self.all_sealed(&txn, self.vms, VMS)?,
             workers: all(&txn, self.workers, "workers")?,
             leaving: all(&txn, self.leaving, "leaving")?,
             last_event: self.number(&txn, LAST_EVENT_KEY)?,
@@ -258,7 +301,7 @@ impl Store {
         self.fail_if_spoilt()?;
         let mut txn = self.env.write_txn()?;
         for uid in &changes.vms {
-            put_or_delete(&mut txn, self.vms, uid.0.as_bytes(), cluster.vm_record(*uid))?;
+            self.put_sealed_or_delete(&mut txn, self.vms, VMS, uid.0.as_bytes(), cluster.vm_record(*uid))?;
         }
         for name in &changes.workers {
             put_or_delete(&mut txn, self.workers, name.as_str().as_bytes(), cluster.worker_record(name))?;
@@ -276,6 +319,43 @@ impl Store {
         self.meta.put(&mut txn, LAST_EVENT_KEY, &rmp_serde::to_vec(&cluster.last_event())?)?;
         self.meta.put(&mut txn, PUBLISHED_KEY, &rmp_serde::to_vec(&published)?)?;
         txn.commit()?;
+        Ok(())
+    }
+
+    fn all_sealed<T: DeserializeOwned>(
+        &self,
+        txn: &RoTxn<'_>,
+        table: Table,
+        name: &'static str,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut found = Vec::new();
+        for entry in table.iter(txn)? {
+            let (key, bytes) = entry?;
+            let opened = self.seal.open(name, key, bytes).map_err(|source| StoreError::Sealed {
+                table: name,
+                key: data_encoding::HEXLOWER.encode(key),
+                source,
+            })?;
+            found.push(decode(name, key, &opened)?);
+        }
+        Ok(found)
+    }
+
+    fn put_sealed_or_delete<T: Serialize>(
+        &self,
+        txn: &mut RwTxn<'_>,
+        table: Table,
+        name: &'static str,
+        key: &[u8],
+        record: Option<&T>,
+    ) -> Result<(), StoreError> {
+        match record {
+            Some(record) => {
+                let plain = Zeroizing::new(rmp_serde::to_vec_named(record)?);
+                table.put(txn, key, &self.seal.seal(name, key, &plain)?)?;
+            }
+            None => drop(table.delete(txn, key)?),
+        }
         Ok(())
     }
 
@@ -308,6 +388,22 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The schema of what is stored; a new store gets the current one.
+fn schema(env: &Env, meta: Database<'static, Str, Bytes>) -> Result<u32, StoreError> {
+    let mut txn = env.write_txn()?;
+    if let Some(bytes) = meta.get(&txn, SCHEMA_KEY)? {
+        return decode("meta", SCHEMA_KEY.as_bytes(), bytes);
+    }
+    meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&SCHEMA)?)?;
+    txn.commit()?;
+    Ok(SCHEMA)
+}
+
+fn has_records(env: &Env, table: Table) -> Result<bool, StoreError> {
+    let txn = env.read_txn()?;
+    Ok(table.first(&txn)?.is_some())
 }
 
 fn copy_key(id: CopyId) -> Vec<u8> {
@@ -348,3 +444,6 @@ fn put_or_delete<T: Serialize>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
