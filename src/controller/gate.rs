@@ -5,13 +5,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use super::audit::Auditor;
 use crate::identity::same_secret;
+use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::{AccountName, Clock, SessionId, WorkerName};
 use crate::tunnel::header::WorkerHello;
 use crate::tunnel::proof::{self, Exported};
-use crate::tunnel::relay::{Gatekeeper, Note};
+use crate::tunnel::relay::{Gatekeeper, Note, NoteEvent};
 use crate::tunnel::ticket::{Grant, TicketError, Tickets};
 
 /// Tickets that may wait to be used at once, over all accounts: at 30 s each, hundreds of new sessions a second.
@@ -58,6 +60,7 @@ pub(super) struct Gate {
     sessions: RwLock<HashMap<WorkerName, (SessionId, Secret)>>,
     links: RwLock<HashSet<WorkerName>>,
     rights: Arc<dyn Rights>,
+    auditor: Auditor,
 }
 
 impl fmt::Debug for Gate {
@@ -67,13 +70,14 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    pub(super) fn new(clock: Clock, rights: Arc<dyn Rights>) -> Self {
+    pub(super) fn new(clock: Clock, rights: Arc<dyn Rights>, auditor: Auditor) -> Self {
         Self {
             clock,
             tickets: Mutex::new(Tickets::new(MAX_TICKETS)),
             sessions: RwLock::default(),
             links: RwLock::default(),
             rights,
+            auditor,
         }
     }
 
@@ -135,7 +139,7 @@ impl Gatekeeper for Gate {
     }
 
     fn note(&self, note: Note<'_>) {
-        tracing::trace!(?note, "tunnel");
+        self.auditor.record(deed_of(&note));
     }
 
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError> {
@@ -152,5 +156,29 @@ impl Gatekeeper for Gate {
         } else {
             links.remove(worker);
         }
+    }
+}
+
+/// What the audit trail says of a stream.
+fn deed_of(note: &Note<'_>) -> Deed {
+    let (kind, outcome, message) = match note.event {
+        NoteEvent::Refused(why) => (AuditType::TunnelOpened, Outcome::Refused, why.to_string()),
+        NoteEvent::Failed(why) => (AuditType::TunnelOpened, Outcome::Failed, why.to_string()),
+        NoteEvent::Opened => (AuditType::TunnelOpened, Outcome::Done, String::new()),
+        NoteEvent::Closed { to_vm, from_vm, lasted, broken } => {
+            let end = broken.map_or_else(String::new, |reason| format!("; {reason}"));
+            let seconds = lasted.as_secs_f64();
+            let message = format!("{to_vm} bytes to the VM, {from_vm} bytes from it, {seconds:.3} s{end}");
+            (AuditType::TunnelClosed, Outcome::Done, message)
+        }
+    };
+    Deed {
+        kind,
+        account: note.grant.map_or_else(String::new, |grant| grant.account.to_string()),
+        address: note.peer.to_string(),
+        verb: "connect.open".to_owned(),
+        target: note.grant.map_or_else(String::new, |grant| format!("{}:{}", grant.vm, grant.port)),
+        outcome,
+        message,
     }
 }

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod scheduler;
 pub mod store;
 
+mod audit;
 pub mod auth;
 mod gate;
 mod publisher;
@@ -17,10 +18,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::audit::{Auditor, Logins};
 use self::auth::BusUsers;
 use self::cluster::Timing;
 use self::gate::Gate;
-use self::publisher::{publish_events, send_assignments};
+use self::publisher::{Feed, publish, send_assignments};
 use self::service::{Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
 use self::store::{OpenError, Store, StoreError};
@@ -124,7 +126,8 @@ impl Controller {
         let certificate = Identity::load_or_create(&options.data_dir)?;
         let (writer, signals, thread) = writer::start(store.clone(), options.timing, clock)?;
 
-        let gate = Arc::new(Gate::new(clock, Arc::new(gate::Everybody)));
+        let (auditor, deeds) = Auditor::new(clock);
+        let gate = Arc::new(Gate::new(clock, Arc::new(gate::Everybody), auditor.clone()));
         let relay = Relay::bind(options.listen, &certificate, gate.clone(), Limits::default(), Transport::default())?;
         let endpoint = TunnelEndpoint {
             host: options.tunnel_host,
@@ -132,20 +135,24 @@ impl Controller {
             fingerprint: relay.fingerprint().to_string(),
         };
 
-        let (broker, bus_options) = open_bus(options.bus).await?;
+        let (broker, bus_options) = open_bus(options.bus, &auditor).await?;
         let bus_url = bus_options.url.clone();
         let bus = Bus::connect(bus_options).await.map_err(StartError::Bus)?;
         let context = Context {
             writer: writer.clone(),
             store: store.clone(),
             gate,
+            auditor: auditor.clone(),
+            addresses: broker.as_ref().map(Broker::addresses),
             clock,
             timing: options.timing,
             tunnel: endpoint,
         };
         let service = Service::start(&bus, Arc::new(context)).await.map_err(StartError::Bus)?;
         let loops = vec![
-            task::spawn(publish_events(bus.clone(), store, writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Events, bus.clone(), store.clone(), writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Audit, bus.clone(), store, writer.clone(), signals.audit)),
+            auditor.run(deeds, writer.clone()),
             task::spawn(send_assignments(bus, writer.clone(), signals.assign)),
             task::spawn(tick(writer.clone())),
         ];
@@ -193,13 +200,14 @@ impl Controller {
 }
 
 /// The broker, if it is ours, and how the controller itself logs in.
-async fn open_bus(source: BusSource) -> Result<(Option<Broker>, BusOptions), StartError> {
+async fn open_bus(source: BusSource, auditor: &Auditor) -> Result<(Option<Broker>, BusOptions), StartError> {
     let client_name = "orchard controller".to_owned();
     match source {
         BusSource::Embedded { listen, token } => {
             let own = identity::new_token();
-            let users = BusUsers { token, own: own.clone() };
-            let broker = Broker::builder().server_name("orchard").authenticator(Arc::new(users)).bind(listen).await?;
+            let users = Arc::new(BusUsers { token, own: own.clone() });
+            let users = Arc::new(Logins::new(users, auditor.clone()));
+            let broker = Broker::builder().server_name("orchard").authenticator(users).bind(listen).await?;
             let mut address = broker.local_addr();
             if address.ip().is_unspecified() {
                 // A wildcard is no address to dial; the loopback one of its family always is behind it.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
 use crate::model::vm::Vm;
 use crate::model::{CopyId, Now, VmUid, WorkerName};
@@ -18,6 +19,8 @@ pub struct Changes {
     pub leaving: BTreeSet<CopyId>,
     /// New events, in number order.
     pub events: Vec<Event>,
+    /// New audit records, in number order.
+    pub audit: Vec<AuditRecord>,
     /// Workers to be sent their assignment once all this is durable.
     pub assign: BTreeSet<WorkerName>,
 }
@@ -25,7 +28,8 @@ pub struct Changes {
 impl Changes {
     /// Whether anything must be stored.
     pub fn is_empty(&self) -> bool {
-        self.vms.is_empty() && self.workers.is_empty() && self.leaving.is_empty() && self.events.is_empty()
+        let objects = self.vms.is_empty() && self.workers.is_empty() && self.leaving.is_empty();
+        objects && self.events.is_empty() && self.audit.is_empty()
     }
 
     /// Marks `vm` and appends an event about it, with the next number.

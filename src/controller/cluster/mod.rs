@@ -7,6 +7,7 @@
 //! What is stored are VMs, workers, copies that are still to be removed, and events. Sessions and liveness are only in
 //! memory: after a restart every worker says hello again and has a whole lease to do so.
 
+mod audit;
 mod changes;
 mod vm;
 mod worker;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::changes::Changes;
 use super::scheduler::{self, Candidate};
 use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
+use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventNumber, EventType};
 use crate::model::resources::Resources;
@@ -68,6 +70,8 @@ pub struct Records {
     pub leaving: Vec<Leaving>,
     /// The last number given to an event.
     pub last_event: EventNumber,
+    /// The last number given to an audit record.
+    pub last_audit: AuditNumber,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +108,7 @@ pub struct Cluster {
     /// Not to be placed before this moment of the monotonic clock.
     held_back: HashMap<VmUid, Duration>,
     last_event: EventNumber,
+    last_audit: AuditNumber,
     /// When time last passed; none before the first time.
     ticked: Option<Duration>,
     /// Something happened that may let an unplaced VM be placed.
@@ -122,6 +127,7 @@ impl Cluster {
             unplaced: BTreeSet::new(),
             held_back: HashMap::new(),
             last_event: records.last_event,
+            last_audit: records.last_audit,
             ticked: None,
             place_again: true,
         };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Context;
+use crate::bus::access::{AuditPage, ListAudit};
 use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
     ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
@@ -45,12 +46,13 @@ pub(super) async fn handle(context: &Context, subject: &str, payload: &[u8]) -> 
     verbs! {
         CreateVm => create_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
         GetWorker => get_worker, ListWorkers => list_workers,
-        ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
+        ListEvents => list_events, ListAudit => list_audit, OpenTunnel => open_tunnel, GetInfo => get_info,
     }
 }
 
 fn reply<C: ApiCall>(result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiError> {
-    encode(&Answer::from(result))
+    // An error is encoded by the caller, who also records it.
+    encode(&Answer::Ok(result?))
 }
 
 async fn create_vm(
@@ -103,6 +105,30 @@ async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> 
     let read = tokio::task::spawn_blocking(move || store.events(request.after, limit, request.vm)).await;
     let (events, first_kept) = read.map_err(|_| failed("read events"))?.map_err(|error| read_failed(&error))?;
     event_page(events, limit, request.after, last, first_kept)
+}
+
+async fn list_audit(context: &Context, _: AccountName, request: ListAudit) -> Result<AuditPage, ApiError> {
+    // In this order, as for events.
+    let last = context.writer.submit(|step| Ok(step.cluster.last_audit())).await?;
+    let limit = page(request.limit, MAX_EVENT_PAGE);
+    let store = context.store.clone();
+    let read = tokio::task::spawn_blocking(move || store.audit(request.after, limit)).await;
+    let (mut records, first_kept) =
+        read.map_err(|_| failed("read the audit trail"))?.map_err(|error| read_failed(&error))?;
+    let mut more = records.len() >= limit;
+    let mut size = 0usize;
+    for (index, record) in records.iter().enumerate() {
+        size = size.saturating_add(encode(record)?.len());
+        if size > PAGE_SIZE && index > 0 {
+            records.truncate(index);
+            more = true;
+            break;
+        }
+    }
+    let newest = records.last().map_or(request.after, |record| record.number);
+    let last = last.max(newest);
+    let next = if more { newest } else { last.max(request.after) };
+    Ok(AuditPage { records, next, last, first_kept })
 }
 
 /// Cuts what was read to a page that can be sent, and says where to go on.

@@ -5,6 +5,7 @@
 //! silence; `nats service ls` shows it as `orchard`.
 
 mod api;
+mod guard;
 mod worker;
 
 use std::future::Future;
@@ -17,9 +18,12 @@ use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use self::guard::InFlight;
+use super::audit::Auditor;
 use super::gate::Gate;
 use super::store::Store;
 use super::store::writer::Writer;
+use crate::broker::Addresses;
 use crate::bus::client::Bus;
 use crate::bus::message::{self, Answer, TunnelEndpoint};
 use crate::bus::subject::{self, WorkerVerb};
@@ -31,13 +35,25 @@ use crate::task::{self, Task};
 const MAX_IN_FLIGHT: usize = 1_024;
 
 /// What a handler needs.
+#[derive(Clone)]
 pub(super) struct Context {
     pub(super) writer: Writer,
     pub(super) store: Store,
     pub(super) gate: Arc<Gate>,
+    pub(super) auditor: Auditor,
+    /// From where users are connected; none when the broker is not ours.
+    pub(super) addresses: Option<Addresses>,
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
     pub(super) tunnel: TunnelEndpoint,
+}
+
+impl Context {
+    /// From where the bus user `name` is connected, for people; empty when that is not known.
+    pub(super) fn addresses_of(&self, name: &str) -> String {
+        let found = self.addresses.as_ref().map_or_else(Vec::new, |addresses| addresses.of(name));
+        found.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// The running service. Dropping it ends it.
@@ -82,13 +98,24 @@ impl Service {
         let answers = bus.clone();
         tasks.push(task::spawn(async move {
             let mut lane = Lane::new();
+            let in_flight = InFlight::default();
             while let Some(request) = endpoint.next().await {
                 if !request.message.reply.as_ref().is_some_and(|reply| is_inbox(reply)) {
                     continue;
                 }
+                let account = subject::parse_api(&request.message.subject).map(|(account, ..)| account);
+                // Refused here and now: it takes no place in the lane, so that others need not wait for theirs.
+                let underway = match account.map(|account| in_flight.begin(&account)).transpose() {
+                    Ok(underway) => underway,
+                    Err(error) => {
+                        let _ = request.respond(Ok(payload(Err(error), answers.max_payload()))).await;
+                        continue;
+                    }
+                };
                 let (context, bus) = (context.clone(), answers.clone());
                 lane.run(async move {
-                    let answer = api::handle(&context, &request.message.subject, &request.message.payload).await;
+                    let _underway = underway;
+                    let answer = answer_api(&context, &request.message.subject, &request.message.payload).await;
                     if let Err(error) = request.respond(Ok(payload(answer, bus.max_payload()))).await {
                         tracing::warn!("an answer could not be sent: {error}");
                     }
@@ -112,6 +139,22 @@ impl Service {
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.nats.stop()).await;
     }
+}
+
+/// Answers one API request; what it changes, and that it was refused, goes into the audit trail.
+async fn answer_api(context: &Context, subject: &str, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
+    let deed = if guard::changes(subject) { guard::deed_of(context, subject, payload) } else { None };
+    let answer = match deed {
+        Some(deed) => {
+            let context = Context { writer: context.writer.audited(deed), ..context.clone() };
+            api::handle(&context, subject, payload).await
+        }
+        None => api::handle(context, subject, payload).await,
+    };
+    if let Err(error) = &answer {
+        guard::record_failure(context, subject, payload, error);
+    }
+    answer
 }
 
 async fn answer_worker(context: &Context, bus: &Bus, request: async_nats::Message) {

@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use self::seal::{KeyError, NotSealed, Seal};
 use super::cluster::{Changes, Cluster, Records};
 use crate::identity;
+use crate::model::audit::{AuditNumber, AuditRecord};
 use crate::model::event::{Event, EventNumber, EventObject};
 use crate::model::{CopyId, VmUid};
 
@@ -34,7 +35,9 @@ const PLAIN_SCHEMA: u32 = 1;
 const MAP_SIZE: usize = if cfg!(target_pointer_width = "64") { 64 << 30 } else { 1 << 30 };
 /// How many events are kept; older ones go in the transaction that adds newer ones.
 const KEPT_EVENTS: u64 = 1_000_000;
-/// At most so many old events go in one transaction, so that no commit becomes slow after a change of the bound.
+/// How many audit records are kept; they go apart from events, so that neither can push out the other.
+const KEPT_AUDIT: u64 = 500_000;
+/// At most so many old events or audit records go in one transaction, so that no commit becomes slow after a change of the bound.
 const MAX_PRUNED: u64 = 4_096;
 
 /// Readers at once. LMDB's own default of 126 is less than the threads that answer requests for events (512, each of
@@ -52,6 +55,17 @@ const META: &str = "meta";
 const SCHEMA_KEY: &str = "schema";
 const LAST_EVENT_KEY: &str = "last-event";
 const PUBLISHED_KEY: &str = "published";
+const LAST_AUDIT_KEY: &str = "last-audit";
+const AUDIT_PUBLISHED_KEY: &str = "audit-published";
+
+/// Up to which numbers things have been published, as far as was noted: later ones may have been, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// Events.
+    pub events: EventNumber,
+    /// Audit records.
+    pub audit: AuditNumber,
+}
 
 /// Why the store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +150,7 @@ struct Tables {
     leaving: Table,
     events: Table,
     events_of_vm: Table,
+    audit: Table,
 }
 
 /// The open store. Cheap to clone; the last clone closes it and lets the next process in.
@@ -148,6 +163,7 @@ pub struct Store {
     leaving: Table,
     events: Table,
     events_of_vm: Table,
+    audit: Table,
     seal: std::sync::Arc<Seal>,
     _lock: std::sync::Arc<File>,
     #[cfg(test)]
@@ -195,6 +211,7 @@ impl Store {
             leaving: tables.leaving,
             events: tables.events,
             events_of_vm: tables.events_of_vm,
+            audit: tables.audit,
             seal: seal.into(),
             _lock: lock.into(),
             #[cfg(test)]
@@ -213,13 +230,20 @@ impl Store {
         let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
             let meta = open.create_database::<Str, Bytes>(wtxn, Some(META))?;
             let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
-            let tables =
-                (meta, table(VMS)?, table("workers")?, table("leaving")?, table("events")?, table("events-of-vm")?);
+            let tables = (
+                meta,
+                table(VMS)?,
+                table("workers")?,
+                table("leaving")?,
+                table("events")?,
+                table("events-of-vm")?,
+                table("audit")?,
+            );
             Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(tables))
         })?;
         match tables {
-            CommitOrAbort::Commit((meta, vms, workers, leaving, events, events_of_vm)) => {
-                Ok((env, Tables { meta, vms, workers, leaving, events, events_of_vm }))
+            CommitOrAbort::Commit((meta, vms, workers, leaving, events, events_of_vm, audit)) => {
+                Ok((env, Tables { meta, vms, workers, leaving, events, events_of_vm, audit }))
             }
             CommitOrAbort::Abort(()) => Err(heed::Error::Io(std::io::Error::other("no tables"))),
         }
@@ -238,16 +262,33 @@ impl Store {
             workers: all(&txn, self.workers, "workers")?,
             leaving: all(&txn, self.leaving, "leaving")?,
             last_event: self.number(&txn, LAST_EVENT_KEY)?,
+            last_audit: self.number(&txn, LAST_AUDIT_KEY)?,
         })
     }
 
-    /// Up to which number events have been published, as far as was noted: later ones may have been, too.
+    /// How far publishing had come.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn published(&self) -> Result<EventNumber, StoreError> {
+    pub fn published(&self) -> Result<Published, StoreError> {
         let txn = self.env.read_txn()?;
-        self.number(&txn, PUBLISHED_KEY)
+        Ok(Published { events: self.number(&txn, PUBLISHED_KEY)?, audit: self.number(&txn, AUDIT_PUBLISHED_KEY)? })
+    }
+
+    /// At most `limit` audit records with numbers above `after`, and the number of the oldest still kept (0 = none).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn audit(&self, after: AuditNumber, limit: usize) -> Result<(Vec<AuditRecord>, AuditNumber), StoreError> {
+        let txn = self.env.read_txn()?;
+        let first = self.audit.first(&txn)?.map_or(0, |(key, _)| number_of(key));
+        let from = after.saturating_add(1).to_be_bytes();
+        let mut found = Vec::new();
+        for entry in self.audit.range(&txn, &(Included(from.as_slice()), Unbounded))?.take(limit) {
+            let (key, bytes) = entry?;
+            found.push(decode("audit", key, bytes)?);
+        }
+        Ok((found, first))
     }
 
     fn number(&self, txn: &RoTxn<'_>, key: &'static str) -> Result<EventNumber, StoreError> {
@@ -296,7 +337,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then nothing of it is stored.
-    pub fn commit(&self, cluster: &Cluster, changes: &Changes, published: EventNumber) -> Result<(), StoreError> {
+    pub fn commit(&self, cluster: &Cluster, changes: &Changes, published: Published) -> Result<(), StoreError> {
         #[cfg(test)]
         self.fail_if_spoilt()?;
         let mut txn = self.env.write_txn()?;
@@ -315,9 +356,15 @@ impl Store {
                 self.events_of_vm.put(&mut txn, &vm_event_key(*uid, event.number), &[])?;
             }
         }
+        for record in &changes.audit {
+            self.audit.put(&mut txn, &record.number.to_be_bytes(), &rmp_serde::to_vec_named(record)?)?;
+        }
         self.prune(&mut txn, cluster.last_event())?;
+        self.prune_audit(&mut txn, cluster.last_audit())?;
         self.meta.put(&mut txn, LAST_EVENT_KEY, &rmp_serde::to_vec(&cluster.last_event())?)?;
-        self.meta.put(&mut txn, PUBLISHED_KEY, &rmp_serde::to_vec(&published)?)?;
+        self.meta.put(&mut txn, PUBLISHED_KEY, &rmp_serde::to_vec(&published.events)?)?;
+        self.meta.put(&mut txn, LAST_AUDIT_KEY, &rmp_serde::to_vec(&cluster.last_audit())?)?;
+        self.meta.put(&mut txn, AUDIT_PUBLISHED_KEY, &rmp_serde::to_vec(&published.audit)?)?;
         txn.commit()?;
         Ok(())
     }
@@ -371,6 +418,18 @@ impl Store {
             true => Err(StoreError::Lmdb(heed::Error::Io(std::io::Error::other("spoilt")))),
             false => Ok(()),
         }
+    }
+
+    fn prune_audit(&self, txn: &mut RwTxn<'_>, last: AuditNumber) -> Result<(), StoreError> {
+        for _ in 0..MAX_PRUNED {
+            let Some((key, _)) = self.audit.first(txn)? else { return Ok(()) };
+            let number = number_of(key);
+            if last.saturating_sub(number) < KEPT_AUDIT {
+                return Ok(());
+            }
+            self.audit.delete(txn, &number.to_be_bytes())?;
+        }
+        Ok(())
     }
 
     fn prune(&self, txn: &mut RwTxn<'_>, last: EventNumber) -> Result<(), StoreError> {

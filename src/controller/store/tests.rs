@@ -34,7 +34,7 @@ fn create(store: &Store, cluster: &mut Cluster, n: usize) {
     let mut changes = Changes::default();
     let uid = VmUid(uuid::Uuid::now_v7());
     cluster.create_vm(request(n, 10), uid, Clock::start().now(), &mut changes).unwrap();
-    store.commit(cluster, &changes, 0).unwrap();
+    store.commit(cluster, &changes, Published::default()).unwrap();
 }
 
 /// The secrets that stand in any file of `folder`.
@@ -89,7 +89,7 @@ fn no_file_of_the_data_folder_holds_a_secret_of_a_vm() {
     }
     let mut changes = Changes::default();
     state.delete_vm(&"vm3".parse().unwrap(), Clock::start().now(), &mut changes).unwrap();
-    store.commit(&state, &changes, 0).unwrap();
+    store.commit(&state, &changes, Published::default()).unwrap();
     assert_eq!(found_in(dir.path()), Vec::<&str>::new());
     let read = store.records().unwrap().vms;
     assert_eq!(read.len(), 19);
@@ -145,29 +145,4 @@ fn a_store_of_a_newer_release_is_left_alone() {
     txn.commit().unwrap();
     drop(store);
     assert!(matches!(Store::open(dir.path()).unwrap_err(), OpenError::Newer { .. }));
-}
-
-#[test]
-fn measure() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    let mut state = cluster(&store);
-    let mut changes = Changes::default();
-    for n in 0..10_000 {
-        state.create_vm(request(n, 100), VmUid(uuid::Uuid::now_v7()), Clock::start().now(), &mut changes).unwrap();
-    }
-    store.commit(&state, &changes, 0).unwrap();
-    for _ in 0..3 {
-        let t = std::time::Instant::now();
-        let n = store.records().unwrap().vms.len();
-        println!("all {n} {:?}", t.elapsed());
-        let txn = store.env.read_txn().unwrap();
-        let t = std::time::Instant::now();
-        let mut bytes = 0;
-        for entry in store.vms.iter(&txn).unwrap() {
-            let (key, value) = entry.unwrap();
-            bytes += store.seal.open(VMS, key, value).unwrap().len();
-        }
-        println!("open {bytes} {:?}", t.elapsed());
-    }
 }
