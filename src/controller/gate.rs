@@ -6,11 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::audit::Auditor;
+use super::auth::AccessView;
+use crate::bus::message::{ApiCall, OpenTunnel};
 use crate::identity::same_secret;
+use crate::model::access;
 use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::{AccountName, Clock, SessionId, WorkerName};
+use crate::tunnel::Reason;
 use crate::tunnel::header::WorkerHello;
 use crate::tunnel::proof::{self, Exported};
 use crate::tunnel::relay::{Gatekeeper, Note, NoteEvent};
@@ -19,47 +23,17 @@ use crate::tunnel::ticket::{Grant, TicketError, Tickets};
 /// Tickets that may wait to be used at once, over all accounts: at 30 s each, hundreds of new sessions a second.
 const MAX_TICKETS: usize = 16_384;
 
-/// What the gate asks of those who know accounts and workers. Answered at once, from memory.
-pub(super) trait Rights: Send + Sync + 'static {
-    /// The key with which `worker` must sign.
-    fn worker_key(&self, worker: &WorkerName) -> WorkerKey;
-
-    /// Whether `account` may open connections into VMs now.
-    ///
-    /// # Errors
-    /// The refusal that it is told.
-    fn may_connect(&self, account: &AccountName) -> Result<(), ApiError>;
-}
-
-/// How a worker proves itself besides the secret of its session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum WorkerKey {
-    /// With this nkey (`U…`).
-    Known(String),
-    /// Not at all: it never joined.
-    None,
-}
-
-/// For as long as there is one token for all: everybody who got a ticket may use it.
-pub(super) struct Everybody;
-
-impl Rights for Everybody {
-    fn worker_key(&self, _: &WorkerName) -> WorkerKey {
-        WorkerKey::None
-    }
-
-    fn may_connect(&self, _: &AccountName) -> Result<(), ApiError> {
-        Ok(())
-    }
-}
-
 /// Shared by the API, which hands out, and the relay, which asks.
 pub(super) struct Gate {
     clock: Clock,
     tickets: Mutex<Tickets>,
     sessions: RwLock<HashMap<WorkerName, (SessionId, Secret)>>,
     links: RwLock<HashSet<WorkerName>>,
-    rights: Arc<dyn Rights>,
+    /// The key with which each worker that is connected has proven itself.
+    admitted: RwLock<HashMap<WorkerName, String>>,
+    access: Arc<AccessView>,
+    /// Whether every worker must have a key. On an outside nats-server none has: its operator says who is `worker/NAME`.
+    workers_have_keys: bool,
     auditor: Auditor,
 }
 
@@ -70,13 +44,15 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    pub(super) fn new(clock: Clock, rights: Arc<dyn Rights>, auditor: Auditor) -> Self {
+    pub(super) fn new(clock: Clock, access: Arc<AccessView>, workers_have_keys: bool, auditor: Auditor) -> Self {
         Self {
             clock,
             tickets: Mutex::new(Tickets::new(MAX_TICKETS)),
             sessions: RwLock::default(),
             links: RwLock::default(),
-            rights,
+            admitted: RwLock::default(),
+            access,
+            workers_have_keys,
             auditor,
         }
     }
@@ -96,14 +72,32 @@ impl Gate {
         })
     }
 
+    /// No ticket of `account` is good any more.
+    pub(super) fn revoke_tickets(&self, account: &AccountName) {
+        self.tickets().revoke(account);
+    }
+
     /// Lets `worker` open its data path with `secret` for as long as `session` is its newest.
     pub(super) fn open_session(&self, worker: WorkerName, session: SessionId, secret: Secret) {
         self.sessions.write().unwrap_or_else(PoisonError::into_inner).insert(worker, (session, secret));
     }
 
-    /// Lets `worker` open no data path any more until it registers again. Its living one is another matter.
-    pub(super) fn close_session(&self, worker: &WorkerName) {
-        self.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(worker);
+    /// What must become of the data path of `worker`, whose key may have come, gone or changed: the reason why it must be
+    /// closed, if so. Its session is over then, too.
+    pub(super) fn review(&self, worker: &WorkerName) -> Option<Reason> {
+        let mut admitted = self.admitted.write().unwrap_or_else(PoisonError::into_inner);
+        match self.access.worker_key(worker) {
+            None => {
+                admitted.remove(worker);
+                self.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(worker);
+                Some(Reason::WorkerDeleted)
+            }
+            // The machine that has the new key opens a session and a data path of its own, or has done so already.
+            Some(key) => admitted.get(worker).is_some_and(|with| *with != key).then(|| {
+                admitted.remove(worker);
+                Reason::Replaced
+            }),
+        }
     }
 
     /// Whether the worker's data path is up.
@@ -126,16 +120,27 @@ impl Gatekeeper for Gate {
                 format!("worker {worker} has no such session: register first"),
             ));
         }
-        match self.rights.worker_key(worker) {
-            WorkerKey::Known(key) => proof::verify(&key, exported, hello),
-            // Only on an outside nats-server, whose operator says who is `worker/NAME` there: the secret, which went
-            // to that user alone, must do.
-            WorkerKey::None => Ok(()),
+        match self.access.worker_key(worker) {
+            Some(key) => {
+                proof::verify(&key, exported, hello)?;
+                self.admitted.write().unwrap_or_else(PoisonError::into_inner).insert(worker.clone(), key);
+                Ok(())
+            }
+            None if self.workers_have_keys => Err(ApiError::new(
+                ErrorCode::Unauthenticated,
+                format!("worker {worker} was deleted; it must join again with a new bootstrap token"),
+            )),
+            // On an outside nats-server the secret, which only its user `worker/NAME` could be told, must do.
+            None => Ok(()),
         }
     }
 
     fn permits(&self, account: &AccountName) -> Result<(), ApiError> {
-        self.rights.may_connect(account)
+        // By the same rule of the one table by which tickets are given out.
+        match access::rule(OpenTunnel::RESOURCE, OpenTunnel::VERB) {
+            Some(verb) => self.access.authorise_verb(account, verb, self.clock.now().wall),
+            None => Err(ApiError::new(ErrorCode::Forbidden, "nobody may connect")),
+        }
     }
 
     fn note(&self, note: Note<'_>) {

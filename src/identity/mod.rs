@@ -84,6 +84,25 @@ pub fn make_private_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Refuses `path` if it is a symbolic link: a data folder holds keys, and where a link leads can be changed by whoever owns
+/// the folder around it.
+///
+/// # Errors
+/// Says that it is a link; whatever the file system says, unless nothing is there.
+pub fn refuse_link(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(about) if about.is_symlink() => {
+            let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+            Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("it is a symbolic link, and others may change where it leads; name {} itself", real.display()),
+            ))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +113,18 @@ mod tests {
         assert_eq!(a.expose().len(), 43);
         assert!(!same_secret(a.expose(), b.expose()) && same_secret(a.expose(), a.expose()));
         assert!(is_hash_of(&hash_of(a.expose()), a.expose()) && !is_hash_of(&hash_of(a.expose()), b.expose()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_refused_and_its_end_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        refuse_link(&real).unwrap();
+        refuse_link(&dir.path().join("missing")).unwrap();
+        assert!(refuse_link(&link).unwrap_err().to_string().contains("real itself"));
     }
 
     #[cfg(unix)]

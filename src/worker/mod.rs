@@ -1,12 +1,13 @@
 //! The worker: keeps what its host runs equal to what the controller wishes, and carries connections into the VMs.
 //!
-//! Parts, from the outside in: `session` registers, renews the lease and takes assignments; `fleet` reconciles them
+//! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
 //! with what the runtime really runs; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
 //! reports and log lines until they are acknowledged; `attach` serves tunnel streams. VM processes are not children
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
 mod fleet;
+pub mod join;
 mod journal;
 pub mod plan;
 pub mod runtime;

@@ -71,7 +71,10 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         bus_listen: arguments.bus_listen,
         outside_bus,
         tunnel_host: arguments.tunnel_host,
-        token: token.clone(),
+        tls: true,
+        bus_host: None,
+        certificate: None,
+        bootstrap_token: Some(token.clone()),
     });
     until_stopped(start, |controller| announce(controller, &folder, token, home)).await
 }
@@ -100,6 +103,7 @@ fn announce(controller: &RunningController, folder: &DataFolder, token: Secret, 
         url: controller.bus_url.clone(),
         account: Some(BOOTSTRAP_ADMIN.parse()?),
         token: Some(token),
+        fingerprint: None,
         other: Default::default(),
     };
     let mut is_default = false;

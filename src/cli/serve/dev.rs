@@ -11,6 +11,8 @@ use super::host::Capacity;
 use super::parts::{self, ControllerSetup, RunningController, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
 use super::{Running, until_stopped};
+use crate::bus::client::{BusOptions, Login, Trust};
+use crate::bus::subject;
 use crate::cli::output;
 use crate::config::Home;
 use crate::config::address::parse_listen;
@@ -107,7 +109,10 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         bus_listen: arguments.bus_listen,
         outside_bus: None,
         tunnel_host: None,
-        token: token.clone(),
+        tls: true,
+        bus_host: None,
+        certificate: None,
+        bootstrap_token: Some(token.clone()),
     })
     .await
     .context("cannot start the controller")?;
@@ -116,10 +121,18 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
     let mut workers = Vec::new();
     for number in 1..=arguments.workers {
         let name: WorkerName = format!("dev-{number}").parse()?;
+        let data_dir = folder.path().join("workers").join(name.as_str());
         let started = parts::start_worker(WorkerSetup {
-            bus_url: controller.bus_url.clone(),
-            token: token.clone(),
-            data_dir: folder.path().join("workers").join(name.as_str()),
+            bus: BusOptions {
+                url: controller.bus_url.clone(),
+                trust: Trust::of(&controller.bus_url, None),
+                user: subject::worker_user(&name),
+                login: Login::Password(token.clone()),
+                client_name: format!("orchard worker {name}"),
+                patient: true,
+            },
+            machine_id: parts::machine_id(&data_dir)?,
+            data_dir,
             runtime: kind,
             resources: capacity.resources(kind),
             labels: Default::default(),
@@ -153,6 +166,7 @@ fn announce(
         url: controller.bus_url.clone(),
         account: Some(BOOTSTRAP_ADMIN.parse()?),
         token: Some(token),
+        fingerprint: None,
         other: Default::default(),
     };
     file.update(|all| all.put(CONTEXT, context, true))?;

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::{Running, runtime};
-use crate::bus::client::{BusOptions, Login, Trust};
-use crate::bus::subject;
+use crate::bus::client::BusOptions;
 use crate::controller::cluster::Timing;
 use crate::controller::{BusSource, Controller, ControllerOptions};
 use crate::identity;
@@ -31,8 +30,14 @@ pub(super) struct ControllerSetup {
     pub(super) outside_bus: Option<OutsideBus>,
     /// The host name that workers and users reach the tunnels by; none = that of the bus.
     pub(super) tunnel_host: Option<String>,
-    /// What workers and the first account log in with.
-    pub(super) token: Secret,
+    /// Whether the embedded broker encrypts.
+    pub(super) tls: bool,
+    /// Host name or address under which others reach the embedded broker; none = `bus_listen`.
+    pub(super) bus_host: Option<String>,
+    /// Certificate and key to use in place of the controller's own.
+    pub(super) certificate: Option<(PathBuf, PathBuf)>,
+    /// The first account's token from now on; none = the one it has.
+    pub(super) bootstrap_token: Option<Secret>,
 }
 
 /// A NATS server that somebody else runs.
@@ -47,9 +52,11 @@ pub(super) struct OutsideBus {
 #[derive(Debug)]
 pub(super) struct WorkerSetup {
     pub(super) name: WorkerName,
-    pub(super) bus_url: String,
-    pub(super) token: Secret,
+    /// The bus and how it logs in there.
+    pub(super) bus: BusOptions,
     pub(super) data_dir: PathBuf,
+    /// See [`machine_id`].
+    pub(super) machine_id: String,
     pub(super) runtime: RuntimeKind,
     pub(super) resources: Resources,
     pub(super) labels: Labels,
@@ -80,7 +87,7 @@ pub(super) struct RunningWorker {
 pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<RunningController> {
     let bus = match setup.outside_bus {
         Some(OutsideBus { url, user, password }) => BusSource::Outside { url, user, password },
-        None => BusSource::Embedded { listen: setup.bus_listen, token: setup.token },
+        None => BusSource::Embedded { listen: setup.bus_listen, tls: setup.tls, host: setup.bus_host },
     };
     let controller = Controller::start(ControllerOptions {
         data_dir: setup.data_dir,
@@ -88,6 +95,8 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         listen: setup.listen,
         tunnel_host: setup.tunnel_host,
         timing: Timing::default(),
+        certificate: setup.certificate,
+        bootstrap_token: setup.bootstrap_token,
     })
     .await?;
     Ok(RunningController {
@@ -100,19 +109,9 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
 
 /// Starts a worker.
 pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWorker> {
-    identity::make_private_dir(&setup.data_dir)
-        .with_context(|| format!("cannot make the data folder {}", setup.data_dir.display()))?;
     let runtime = runtime::open(setup.runtime, &setup.data_dir).await?;
-    let bus = BusOptions {
-        url: setup.bus_url,
-        user: subject::worker_user(&setup.name),
-        trust: Trust::Plain,
-        login: Login::Password(setup.token),
-        client_name: format!("orchard worker {}", setup.name),
-        patient: true,
-    };
     let info = WorkerInfo {
-        machine_id: machine_id(&setup.data_dir)?,
+        machine_id: setup.machine_id,
         name: setup.name,
         os: if cfg!(target_os = "macos") { Os::Darwin } else { Os::Linux },
         arch: Arch::HOST,
@@ -123,13 +122,15 @@ pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWo
         default_memory: setup.default_memory,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let worker = Worker::start(WorkerOptions { bus, data_dir: setup.data_dir, info, runtime }).await?;
+    let worker = Worker::start(WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime }).await?;
     Ok(RunningWorker { worker })
 }
 
-/// What tells this worker from another of the same name: made once, kept in its data folder. Not the operating system's
+/// What tells this worker from another of the same name: made once, kept in its data folder, which is made, too. Not the operating system's
 /// id of the machine, which containers and cloned disks share.
-fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
+pub(super) fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
+    identity::make_private_dir(data_dir)
+        .with_context(|| format!("cannot make the data folder {}", data_dir.display()))?;
     let path = data_dir.join("machine-id");
     match std::fs::read_to_string(&path) {
         Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),

@@ -4,11 +4,14 @@
 //! writer (`controller::store::writer`) owns it. Each method first checks and then changes, so a refusal changes
 //! nothing and one bad command fails alone.
 //!
-//! What is stored are VMs, workers, copies that are still to be removed, and events. Sessions and liveness are only in
+//! What is stored are VMs, workers, copies that are still to be removed, who may do what (`access`), and events. Sessions and liveness are only in
 //! memory: after a restart every worker says hello again and has a whole lease to do so.
 
+mod access;
 mod audit;
 mod changes;
+mod join;
+mod removal;
 mod vm;
 mod worker;
 
@@ -17,9 +20,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::access::Access;
+pub use self::access::check_token;
 pub use self::changes::Changes;
 use super::scheduler::{self, Candidate};
 use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
+use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventNumber, EventType};
@@ -68,6 +74,12 @@ pub struct Records {
     pub workers: Vec<Worker>,
     /// All copies still to be removed.
     pub leaving: Vec<Leaving>,
+    /// All service accounts.
+    pub accounts: Vec<Account>,
+    /// All join tokens.
+    pub joins: Vec<JoinToken>,
+    /// The keys of all workers.
+    pub keys: Vec<WorkerKey>,
     /// The last number given to an event.
     pub last_event: EventNumber,
     /// The last number given to an audit record.
@@ -103,6 +115,7 @@ pub struct Cluster {
     names: HashMap<VmUid, VmName>,
     leaving: BTreeMap<CopyId, Leaving>,
     workers: BTreeMap<WorkerName, WorkerEntry>,
+    access: Access,
     /// VMs without a worker; version 7 uids sort by age, so the oldest comes first.
     unplaced: BTreeSet<VmUid>,
     /// Not to be placed before this moment of the monotonic clock.
@@ -124,6 +137,7 @@ impl Cluster {
             names: HashMap::new(),
             leaving: BTreeMap::new(),
             workers: BTreeMap::new(),
+            access: Access::load(records.accounts, records.joins, records.keys),
             unplaced: BTreeSet::new(),
             held_back: HashMap::new(),
             last_event: records.last_event,

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use super::Context;
-use crate::bus::access::{AuditPage, ListAudit};
+use super::{Context, access};
+use crate::bus::access::{
+    AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, GetAccount, ListAccounts, ListAudit,
+    RotateAccount, UpdateAccount,
+};
 use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
     ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
 };
-use crate::bus::subject;
 use crate::controller::store::StoreError;
 use crate::identity;
+use crate::model::access::rule;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventNumber};
 use crate::model::vm::VmStatus;
@@ -24,30 +27,56 @@ const PAGE_SIZE: usize = 512 * 1024;
 /// How long a ticket is good for: the time to open a stream, with a slow link.
 const TICKET_TTL: Duration = Duration::from_secs(30);
 
-/// Answers one request.
-pub(super) async fn handle(context: &Context, subject: &str, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
-    let Some((account, resource, verb)) = subject::parse_api(subject) else {
-        return Err(ApiError::new(
-            ErrorCode::Invalid,
-            format!("{subject} is not orchard.v1.api.<account>.<resource>.<verb>"),
-        ));
-    };
-    macro_rules! verbs {
-        ($($call:ty => $handler:ident),+ $(,)?) => {
+macro_rules! verbs {
+    ($($call:ty => $handler:path),+ $(,)?) => {
+        /// Resource and verb of each call that is answered here.
+        #[cfg(test)]
+        const HANDLED: &[(&str, &str)] = &[$((<$call>::RESOURCE, <$call>::VERB)),+];
+
+        async fn dispatch(
+            context: &Context,
+            account: AccountName,
+            (resource, verb): (&str, &str),
+            payload: &[u8],
+        ) -> Result<Vec<u8>, ApiError> {
             match (resource, verb) {
                 $((<$call>::RESOURCE, <$call>::VERB) => reply::<$call>($handler(context, account, decode(payload)?).await),)+
-                _ => Err(ApiError::new(
-                    ErrorCode::UnknownVerb,
-                    format!("this controller (release {}) knows no {resource}.{verb}; it may be older than the caller", env!("CARGO_PKG_VERSION")),
-                )),
+                _ => Err(unknown(resource, verb)),
             }
-        };
-    }
-    verbs! {
-        CreateVm => create_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
-        GetWorker => get_worker, ListWorkers => list_workers,
-        ListEvents => list_events, ListAudit => list_audit, OpenTunnel => open_tunnel, GetInfo => get_info,
-    }
+        }
+    };
+}
+
+verbs! {
+    CreateVm => create_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
+    GetWorker => get_worker, ListWorkers => list_workers, DeleteWorker => delete_worker,
+    ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
+    CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
+    UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
+    CreateJoinToken => access::create_join_token, ListAudit => list_audit,
+}
+
+/// Answers one request of `account`, which the broker let speak under that name. What it may do is looked up again here:
+/// an outside broker may be set up otherwise, and a role may have been taken away since.
+pub(super) async fn handle(
+    context: &Context,
+    account: AccountName,
+    (resource, verb): (&str, &str),
+    payload: &[u8],
+) -> Result<Vec<u8>, ApiError> {
+    let rule = rule(resource, verb).ok_or_else(|| unknown(resource, verb))?;
+    context.access.authorise_verb(&account, rule, context.clock.now().wall)?;
+    dispatch(context, account, (resource, verb), payload).await
+}
+
+fn unknown(resource: &str, verb: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::UnknownVerb,
+        format!(
+            "this controller (release {}) knows no {resource}.{verb}; it may be older than the caller",
+            env!("CARGO_PKG_VERSION")
+        ),
+    )
 }
 
 fn reply<C: ApiCall>(result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiError> {
@@ -90,6 +119,12 @@ async fn get_worker(context: &Context, _: AccountName, request: GetWorker) -> Re
 async fn list_workers(context: &Context, _: AccountName, _: ListWorkers) -> Result<WorkerPage, ApiError> {
     let views = context.writer.submit(|step| Ok(step.cluster.all_workers())).await?;
     Ok(WorkerPage { workers: views.into_iter().map(|view| connectable(context, view)).collect() })
+}
+
+async fn delete_worker(context: &Context, _: AccountName, request: DeleteWorker) -> Result<Done, ApiError> {
+    let DeleteWorker { name, force } = request;
+    context.writer.submit(move |step| step.cluster.delete_worker(&name, force, step.now, step.changes)).await?;
+    Ok(Done {})
 }
 
 fn connectable(context: &Context, mut view: WorkerView) -> WorkerView {
@@ -198,7 +233,7 @@ async fn get_info(context: &Context, _: AccountName, _: GetInfo) -> Result<Contr
     Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event })
 }
 
-fn page(asked: u32, most: u32) -> usize {
+pub(super) fn page(asked: u32, most: u32) -> usize {
     let size = if asked == 0 { most } else { asked.min(most) };
     usize::try_from(size).unwrap_or(usize::MAX)
 }
@@ -227,6 +262,17 @@ mod tests {
             message: "x".repeat(len),
             worker: None,
             stream: None,
+        }
+    }
+
+    #[test]
+    fn every_verb_of_the_table_is_answered_and_no_other() {
+        let table: Vec<_> = crate::model::access::VERBS.iter().map(|verb| (verb.resource, verb.verb)).collect();
+        for verb in HANDLED {
+            assert!(table.contains(verb), "{verb:?} is answered but nobody may call it");
+        }
+        for verb in &table {
+            assert!(HANDLED.contains(verb), "{verb:?} may be called but is not answered");
         }
     }
 

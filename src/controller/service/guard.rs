@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Deserialize;
 
 use super::Context;
-use crate::bus::{message, subject};
+use crate::bus::message;
 use crate::controller::audit::outcome_of;
 use crate::model::AccountName;
 use crate::model::access;
@@ -73,35 +73,41 @@ struct Target {
     worker: Option<String>,
 }
 
-/// The record of a request, as it is when the request is done.
-pub(super) fn deed_of(context: &Context, subject: &str, payload: &[u8]) -> Option<Deed> {
-    let (account, resource, verb) = subject::parse_api(subject)?;
-    let target: Target = message::decode(payload).unwrap_or_default();
-    Some(Deed {
-        kind: AuditType::Request,
-        address: context.addresses_of(account.as_str()),
-        account: account.to_string(),
-        verb: format!("{resource}.{verb}"),
-        target: target.name.or(target.vm).or(target.worker).unwrap_or_default(),
-        outcome: Outcome::Done,
-        message: String::new(),
-    })
+/// One request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) account: &'a AccountName,
+    pub(super) resource: &'a str,
+    pub(super) verb: &'a str,
+    pub(super) payload: &'a [u8],
 }
 
-/// Whether requests to `subject` change something.
-pub(super) fn changes(subject: &str) -> bool {
-    subject::parse_api(subject)
-        .is_some_and(|(_, resource, verb)| access::rule(resource, verb).is_some_and(|rule| rule.changes))
-}
-
-/// Records that a request was refused, or that a change failed.
-pub(super) fn record_failure(context: &Context, subject: &str, payload: &[u8], error: &ApiError) {
-    let outcome = outcome_of(error);
-    if outcome != Outcome::Refused && !changes(subject) {
-        return;
+impl Asked<'_> {
+    /// Whether it changes something when it is done.
+    pub(super) fn changes(&self) -> bool {
+        access::rule(self.resource, self.verb).is_some_and(|rule| rule.changes)
     }
-    if let Some(deed) = deed_of(context, subject, payload) {
-        context.auditor.record(Deed { outcome, message: error.to_string(), ..deed });
+
+    /// Its record, as it is when it is done.
+    pub(super) fn deed(&self, context: &Context) -> Deed {
+        let target: Target = message::decode(self.payload).unwrap_or_default();
+        Deed {
+            kind: AuditType::Request,
+            account: self.account.to_string(),
+            address: context.addresses_of(self.account.as_str()),
+            verb: format!("{}.{}", self.resource, self.verb),
+            target: target.name.or(target.vm).or(target.worker).unwrap_or_default(),
+            outcome: Outcome::Done,
+            message: String::new(),
+        }
+    }
+
+    /// Records that it was refused, or that the change failed.
+    pub(super) fn record_failure(&self, context: &Context, error: &ApiError) {
+        let outcome = outcome_of(error);
+        if outcome == Outcome::Refused || self.changes() {
+            context.auditor.record(Deed { outcome, message: error.to_string(), ..self.deed(context) });
+        }
     }
 }
 

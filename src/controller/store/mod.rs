@@ -44,8 +44,8 @@ const MAX_PRUNED: u64 = 4_096;
 /// which keeps its place for as long as it lives): those beyond would be refused.
 const MAX_READERS: u32 = 1_024;
 
-/// Tables that LMDB keeps room for.
-const MAX_TABLES: u32 = 16;
+/// Tables that there may be: more than there are, as each costs a few bytes only.
+const MAX_TABLES: u32 = 32;
 
 /// The table whose values are sealed.
 const VMS: &str = "vms";
@@ -151,6 +151,9 @@ struct Tables {
     events: Table,
     events_of_vm: Table,
     audit: Table,
+    accounts: Table,
+    joins: Table,
+    keys: Table,
 }
 
 /// The open store. Cheap to clone; the last clone closes it and lets the next process in.
@@ -164,6 +167,9 @@ pub struct Store {
     events: Table,
     events_of_vm: Table,
     audit: Table,
+    accounts: Table,
+    joins: Table,
+    keys: Table,
     seal: std::sync::Arc<Seal>,
     _lock: std::sync::Arc<File>,
     #[cfg(test)]
@@ -212,6 +218,9 @@ impl Store {
             events: tables.events,
             events_of_vm: tables.events_of_vm,
             audit: tables.audit,
+            accounts: tables.accounts,
+            joins: tables.joins,
+            keys: tables.keys,
             seal: seal.into(),
             _lock: lock.into(),
             #[cfg(test)]
@@ -230,23 +239,17 @@ impl Store {
         let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
             let meta = open.create_database::<Str, Bytes>(wtxn, Some(META))?;
             let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
-            let tables = (
-                meta,
-                table(VMS)?,
-                table("workers")?,
-                table("leaving")?,
-                table("events")?,
-                table("events-of-vm")?,
-                table("audit")?,
-            );
-            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(tables))
+            let objects = (table(VMS)?, table("workers")?, table("leaving")?);
+            let told = (table("events")?, table("events-of-vm")?, table("audit")?);
+            let access = (table("accounts")?, table("joins")?, table("worker-keys")?);
+            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((meta, objects, told, access)))
         })?;
-        match tables {
-            CommitOrAbort::Commit((meta, vms, workers, leaving, events, events_of_vm, audit)) => {
-                Ok((env, Tables { meta, vms, workers, leaving, events, events_of_vm, audit }))
-            }
-            CommitOrAbort::Abort(()) => Err(heed::Error::Io(std::io::Error::other("no tables"))),
-        }
+        let CommitOrAbort::Commit((meta, objects, told, access)) = tables else {
+            return Err(heed::Error::Io(std::io::Error::other("no tables")));
+        };
+        let ((vms, workers, leaving), (events, events_of_vm, audit)) = (objects, told);
+        let (accounts, joins, keys) = access;
+        Ok((env, Tables { meta, vms, workers, leaving, events, events_of_vm, audit, accounts, joins, keys }))
     }
 
     /// Reads everything the core needs.
@@ -261,6 +264,9 @@ impl Store {
             vms: self.all_sealed(&txn, self.vms, VMS)?,
             workers: all(&txn, self.workers, "workers")?,
             leaving: all(&txn, self.leaving, "leaving")?,
+            accounts: all(&txn, self.accounts, "accounts")?,
+            joins: all(&txn, self.joins, "joins")?,
+            keys: all(&txn, self.keys, "worker-keys")?,
             last_event: self.number(&txn, LAST_EVENT_KEY)?,
             last_audit: self.number(&txn, LAST_AUDIT_KEY)?,
         })
@@ -349,6 +355,15 @@ impl Store {
         }
         for id in &changes.leaving {
             put_or_delete(&mut txn, self.leaving, &copy_key(*id), cluster.leaving_record(*id))?;
+        }
+        for name in &changes.accounts {
+            put_or_delete(&mut txn, self.accounts, name.as_str().as_bytes(), cluster.account_record(name))?;
+        }
+        for id in &changes.joins {
+            put_or_delete(&mut txn, self.joins, id.as_str().as_bytes(), cluster.join_record(id))?;
+        }
+        for name in &changes.keys {
+            put_or_delete(&mut txn, self.keys, name.as_str().as_bytes(), cluster.key_record(name))?;
         }
         for event in &changes.events {
             self.events.put(&mut txn, &event.number.to_be_bytes(), &rmp_serde::to_vec_named(event)?)?;

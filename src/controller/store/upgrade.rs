@@ -16,7 +16,8 @@ use super::{MAP_SIZE, MAX_TABLES, META, SCHEMA, SCHEMA_KEY, StoreError, VMS};
 /// Name of LMDB's file in its folder.
 const DATA_FILE: &str = "data.mdb";
 /// The tables of schema 1.
-const PLAIN_TABLES: &[&str] = &[META, VMS, "workers", "leaving", "events", "events-of-vm"];
+const PLAIN_TABLES: &[&str] =
+    &[META, VMS, "workers", "leaving", "events", "events-of-vm", "accounts", "joins", "worker-keys"];
 /// Where the new database grows until it is whole, beside the old one.
 const NEW_FOLDER: &str = "db.new";
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Published, Store, StoreError};
+use crate::controller::auth::AccessView;
 use crate::controller::cluster::{Changes, Cluster, Timing};
 use crate::model::audit::{AuditNumber, Deed};
 use crate::model::error::{ApiError, ErrorCode};
@@ -65,6 +66,8 @@ pub struct Signals {
     /// Workers whose assignment changed. Level-triggered: when the queue is full the notice is dropped, and the
     /// worker's next heartbeat shows the gap.
     pub assign: mpsc::Receiver<WorkerName>,
+    /// Who may do what, as far as it is durable; renewed before answers go out.
+    pub access: Arc<AccessView>,
 }
 
 /// Joins the writer's thread.
@@ -86,6 +89,7 @@ pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Sign
     let (events_sender, events) = watch::channel(cluster.last_event());
     let (audit_sender, audit) = watch::channel(cluster.last_audit());
     let (assign_sender, assign) = mpsc::channel(ASSIGN_QUEUE);
+    let access = Arc::new(AccessView::of(&cluster));
     let state = State {
         store,
         timing,
@@ -95,13 +99,15 @@ pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Sign
         events: events_sender,
         audit: audit_sender,
         assign: assign_sender,
+        access: access.clone(),
         astray: false,
     };
     let thread = std::thread::Builder::new()
         .name("orchard-writer".to_owned())
         .spawn(move || state.run(jobs))
         .map_err(|source| StoreError::Lmdb(heed::Error::Io(source)))?;
-    Ok((Writer { queue, published, deed: None }, Signals { events, audit, assign }, WriterThread(thread)))
+    let signals = Signals { events, audit, assign, access };
+    Ok((Writer { queue, published, deed: None }, signals, WriterThread(thread)))
 }
 
 impl Writer {
@@ -187,6 +193,7 @@ struct State {
     events: watch::Sender<EventNumber>,
     audit: watch::Sender<AuditNumber>,
     assign: mpsc::Sender<WorkerName>,
+    access: Arc<AccessView>,
     /// The state in memory is not what is stored, and must not be shown or built upon.
     astray: bool,
 }
@@ -259,6 +266,9 @@ impl State {
     }
 
     fn tell(&self, changes: &Changes) {
+        if changes.concern_access() {
+            self.access.renew(&self.cluster, changes);
+        }
         if let Some(last) = changes.events.last() {
             self.events.send_replace(last.number);
         }

@@ -70,6 +70,10 @@ impl Accounts {
         self.lock().open.get(account).map_or(0, HashMap::len)
     }
 
+    pub(super) fn names(&self) -> Vec<AccountName> {
+        self.lock().open.keys().cloned().collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -232,23 +232,41 @@ impl Relay {
         session::probe(&self.shared, worker, deadline).await
     }
 
+    /// A handle for those who take rights away.
+    pub fn control(&self) -> Control {
+        Control(self.shared.clone())
+    }
+}
+
+/// Cuts what is open. Of no use once the relay has ended.
+#[derive(Clone, Debug)]
+pub struct Control(Arc<Shared>);
+
+impl Control {
     /// Ends the worker's connection and all sessions over it, and tells it why. Whoever calls this has the
     /// [`Gatekeeper`] refuse it first, or it comes straight back.
     pub fn disconnect(&self, worker: &WorkerName, reason: Reason) {
-        self.shared.links.disconnect(worker, reason);
+        self.0.links.disconnect(worker, reason);
     }
 
     /// Breaks off every stream of `account`, and tells both ends why; says how many there were. Whoever calls this has
     /// the [`Gatekeeper`] refuse it first.
     pub fn cut_account(&self, account: &AccountName, reason: Reason) -> usize {
-        self.shared.accounts.cut(account, reason)
+        self.0.accounts.cut(account, reason)
     }
 
     /// How many streams `account` has open, or is opening.
     pub fn sessions_of(&self, account: &AccountName) -> usize {
-        self.shared.accounts.count(account)
+        self.0.accounts.count(account)
     }
 
+    /// The accounts that have streams open, or are opening some.
+    pub fn accounts(&self) -> Vec<AccountName> {
+        self.0.accounts.names()
+    }
+}
+
+impl Relay {
     /// Ends every session, tells the peers, and returns once the port is free or the farewell took too long.
     pub async fn shutdown(self) {
         self.endpoint.close(Reason::ShuttingDown.code(), b"");

@@ -161,16 +161,16 @@ async fn streams_of_an_account_that_lost_its_role_are_cut_within_a_second_with_t
     }
     let others = world.open(port).await.unwrap();
     let mallory = "mallory".parse().unwrap();
-    assert_eq!(world.relay.sessions_of(&mallory), 20);
+    assert_eq!(world.relay.control().sessions_of(&mallory), 20);
     world.gate.barred.lock().unwrap().insert(mallory.clone());
     let started = Instant::now();
-    assert_eq!(world.relay.cut_account(&mallory, Reason::Revoked), 20);
+    assert_eq!(world.relay.control().cut_account(&mallory, Reason::Revoked), 20);
     for mut stream in open {
         let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
         assert!(error.to_string().contains("may not connect any more"), "{error}");
     }
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
-    assert_eq!(world.relay.sessions_of(&mallory), 0);
+    assert_eq!(world.relay.control().sessions_of(&mallory), 0);
     converse(others, b"another account's go on").await;
     until("the notes", LIMIT, || async {
         let notes = world.gate.notes.lock().unwrap().clone();
@@ -189,7 +189,7 @@ async fn connection_of_a_deleted_worker_is_closed_and_it_learns_why() {
     let w1 = "w1".parse().unwrap();
     gate.secrets.lock().unwrap().remove(&w1);
     let mut states = worker.watch();
-    relay.disconnect(&w1, Reason::WorkerDeleted);
+    relay.control().disconnect(&w1, Reason::WorkerDeleted);
     let told = |state: &LinkState| matches!(state, LinkState::Down(why) if why.contains("was deleted"));
     tokio::time::timeout(LIMIT, states.wait_for(told)).await.unwrap().unwrap();
     let refused = |state: &LinkState| matches!(state, LinkState::Down(why) if why.contains("session is over"));

@@ -1,0 +1,392 @@
+//! Joining: how a machine becomes a worker of a cluster, once, and who it is there ever after. Called by the command line
+//! before the worker starts.
+//!
+//! The machine makes a key pair and exchanges a bootstrap token for the right to log in with it. The seed never leaves
+//! the data folder; the controller learns the public half only. What is kept: `worker.nk`, the seed; `worker.join`, where
+//! it joined and how to know the controller there; `worker.nk.next`, the key of an exchange that is under way, so that
+//! one that was cut short is taken up again with the same key, which costs no further use of the token.
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nkeys::{KeyPair, KeyPairType};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::bus::access::{Join, Joined};
+use crate::bus::client::{Bus, BusOptions, Login, REQUEST_TIMEOUT, Trust};
+use crate::bus::subject;
+use crate::config::address;
+use crate::config::join::BootstrapToken;
+use crate::identity;
+use crate::identity::ca::Fingerprint;
+use crate::model::WorkerName;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::secret::Secret;
+
+/// The seed of the worker's key pair.
+pub const KEY_FILE: &str = "worker.nk";
+/// The seed of a key pair that is not yet known to be accepted.
+const NEXT_KEY_FILE: &str = "worker.nk.next";
+/// Where the worker joined, as JSON.
+pub const JOIN_FILE: &str = "worker.join";
+/// A larger file is none of ours.
+const MAX_FILE_BYTES: u64 = 16 * 1024;
+/// How long a controller that cannot be reached is waited for before joining is given up: it may be starting, too.
+const JOIN_PATIENCE: Duration = Duration::from_secs(60);
+/// The pause between two attempts.
+const JOIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// A machine that wants to be a worker.
+#[derive(Clone, Debug)]
+pub struct Candidate<'a> {
+    /// Holds the key; there already, and closed to others.
+    pub data_dir: &'a Path,
+    /// The name to join under; none = the one it joined under, and `default_name` if it never did.
+    pub name: Option<WorkerName>,
+    /// See `name`.
+    pub default_name: Option<WorkerName>,
+    /// Identity of the host, as in `WorkerInfo`.
+    pub machine_id: &'a str,
+    /// What to join with if that is needed.
+    pub token: Option<BootstrapToken>,
+}
+
+/// Who this machine is as a worker, and where.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its name in the cluster.
+    pub name: WorkerName,
+    /// Where the bus is.
+    pub url: String,
+    /// The certificate to expect there, as in `BootstrapToken::fingerprint`.
+    pub fingerprint: Option<Fingerprint>,
+    seed: Secret,
+}
+
+/// Why a machine does not become a worker.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The file system.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Others may read the key.
+    #[error(
+        "others may read {} (its mode is {mode:o}), and whoever has it can be this worker; close it with: chmod 600 {}",
+        path.display(), path.display()
+    )]
+    Exposed {
+        /// The key file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A file is not what it should be.
+    #[error(
+        "{} is damaged ({why}); remove it and join again with a token of `orchard get bootstrap-token --worker NAME`",
+        path.display()
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// It never joined, and has nothing to join with.
+    #[error(
+        "this machine has not joined a cluster yet ({} holds no key): run `orchard get bootstrap-token` on a machine that \
+         may, and give what it prints to `orchard worker run --bootstrap-token-stdin` here",
+        .0.display()
+    )]
+    NoToken(PathBuf),
+    /// Its machine has no name that a worker could have.
+    #[error("this machine's name cannot be a worker's; give one with --name")]
+    NoName,
+    /// The folder is another worker's.
+    #[error("the data folder {} belongs to worker {known}, not {asked}; choose another with --data-dir", folder.display())]
+    OtherName {
+        /// The folder.
+        folder: PathBuf,
+        /// Who joined with it.
+        known: WorkerName,
+        /// Who is asked to run.
+        asked: WorkerName,
+    },
+    /// The controller does not know its key any more.
+    #[error(
+        "worker {name} is not let in at {url} any more: it was deleted, or its name was given to another machine. Its VMs \
+         go on here. To let it join again, run `orchard get bootstrap-token` on a machine that may, and give what it \
+         prints to `orchard worker run --bootstrap-token-stdin` here"
+    )]
+    Revoked {
+        /// Its name.
+        name: WorkerName,
+        /// Where.
+        url: String,
+    },
+    /// The token is not accepted.
+    #[error(
+        "the bootstrap token is refused at {url}: it has ended, is used up, or is of another controller; get another with \
+         `orchard get bootstrap-token`"
+    )]
+    TokenRefused {
+        /// Where.
+        url: String,
+    },
+    /// The bus or the controller says no.
+    #[error("cannot join")]
+    Bus(#[source] ApiError),
+}
+
+/// What [`JOIN_FILE`] holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    worker: WorkerName,
+    url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fingerprint: Option<Fingerprint>,
+}
+
+impl Member {
+    /// How it logs in to the bus.
+    pub fn bus(&self) -> BusOptions {
+        BusOptions {
+            url: self.url.clone(),
+            trust: Trust::of(&self.url, self.fingerprint),
+            user: subject::worker_user(&self.name),
+            login: Login::Key(self.seed.clone()),
+            client_name: format!("orchard worker {}", self.name),
+            patient: true,
+        }
+    }
+}
+
+impl Candidate<'_> {
+    /// Finds out who this machine is, and joins if it is nobody yet or nobody any more. A token is used only then. While
+    /// the controller that it joined cannot be reached, its key is taken to be good.
+    ///
+    /// # Errors
+    /// See [`JoinError`]. Cancel safe: what was begun is taken up again by the next call.
+    pub async fn become_member(self) -> Result<Member, JoinError> {
+        let Some(member) = self.load()? else { return self.exchange().await };
+        if let Some(asked) = self.name.clone().filter(|asked| *asked != member.name) {
+            let folder = self.data_dir.to_owned();
+            return Err(JoinError::OtherName { folder, known: member.name, asked });
+        }
+        match Bus::connect(BusOptions { patient: false, ..member.bus() }).await {
+            Ok(_) => {
+                if self.token.is_some() {
+                    tracing::info!("this machine has joined already; the bootstrap token is not used");
+                }
+                Ok(member)
+            }
+            Err(error) if error.code == ErrorCode::Unauthenticated => match self.token {
+                Some(_) => self.exchange().await,
+                None => Err(JoinError::Revoked { name: member.name, url: member.url }),
+            },
+            Err(error) => match &self.token {
+                // The controller has moved, or was set up anew.
+                Some(token) if (&token.url, token.fingerprint) != (&member.url, member.fingerprint) => {
+                    tracing::info!("{error}; joining where the bootstrap token says");
+                    self.exchange().await
+                }
+                _ => {
+                    tracing::warn!("{error}; trying again until it can be reached");
+                    Ok(member)
+                }
+            },
+        }
+    }
+
+    /// What an earlier exchange has left; none if there was none.
+    fn load(&self) -> Result<Option<Member>, JoinError> {
+        let Some(seed) = read_seed(&self.data_dir.join(KEY_FILE))? else { return Ok(None) };
+        let path = self.data_dir.join(JOIN_FILE);
+        let Some(text) = read(&path)? else { return Ok(None) };
+        let damaged = |why| JoinError::Damaged { path: path.clone(), why };
+        let record: Record = serde_json::from_str(&text).map_err(|_| damaged("it cannot be read"))?;
+        let url = address::normalise_bus_url(&record.url).map_err(|_| damaged("the address in it is none"))?;
+        Ok(Some(Member { name: record.worker, url, fingerprint: record.fingerprint, seed }))
+    }
+
+    /// Exchanges the token for the right to log in with a new key.
+    async fn exchange(self) -> Result<Member, JoinError> {
+        let token = self.token.ok_or_else(|| JoinError::NoToken(self.data_dir.to_owned()))?;
+        let next = self.data_dir.join(NEXT_KEY_FILE);
+        let known = match read(&self.data_dir.join(JOIN_FILE))? {
+            Some(text) => serde_json::from_str::<Record>(&text).ok().map(|record| record.worker),
+            None => None,
+        };
+        let name = self.name.or(known).or(self.default_name).ok_or(JoinError::NoName)?;
+        let seed = match read_seed(&next)? {
+            Some(seed) => seed,
+            None => new_seed(&next)?,
+        };
+        let request = Join {
+            worker: name.clone(),
+            public_key: public_key(&seed, &next)?,
+            machine_id: self.machine_id.to_owned(),
+        };
+        ask(&token, &request).await?;
+        let BootstrapToken { url, fingerprint, .. } = token;
+        let record = Record { worker: name.clone(), url: url.clone(), fingerprint };
+        let text = serde_json::to_string_pretty(&record).map_err(io::Error::other);
+        let path = self.data_dir.join(JOIN_FILE);
+        text.and_then(|text| identity::write_private(&path, text.as_bytes())).map_err(io_error("write", &path))?;
+        let path = self.data_dir.join(KEY_FILE);
+        // Written and not renamed: it is on the disk for certain before the worker goes on.
+        identity::write_private(&path, seed.expose().as_bytes()).map_err(io_error("write", &path))?;
+        fs::remove_file(&next).map_err(io_error("remove", &next))?;
+        tracing::info!(worker = %name, "joined the cluster at {url}");
+        Ok(Member { name, url, fingerprint, seed })
+    }
+}
+
+/// Logs in with the token's secret and asks to join.
+async fn ask(token: &BootstrapToken, request: &Join) -> Result<(), JoinError> {
+    let deadline = Instant::now() + JOIN_PATIENCE;
+    let mut told = false;
+    loop {
+        let asked = async {
+            let bus = Bus::connect(BusOptions {
+                url: token.url.clone(),
+                trust: Trust::of(&token.url, token.fingerprint),
+                user: subject::join_user(&token.id),
+                login: Login::Password(token.secret.clone()),
+                client_name: format!("orchard worker {} (joining)", request.worker),
+                patient: false,
+            })
+            .await?;
+            bus.request::<_, Joined>(subject::join(&token.id), request, REQUEST_TIMEOUT).await
+        };
+        match asked.await {
+            Ok(Joined {}) => return Ok(()),
+            Err(error) if error.code == ErrorCode::Unauthenticated => {
+                return Err(JoinError::TokenRefused { url: token.url.clone() });
+            }
+            Err(error)
+                if matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout)
+                    && Instant::now() + JOIN_PAUSE < deadline =>
+            {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!("{error}; trying again for {JOIN_PATIENCE:?}");
+                }
+                tokio::time::sleep(JOIN_PAUSE).await;
+            }
+            Err(error) => return Err(JoinError::Bus(error)),
+        }
+    }
+}
+
+fn new_seed(path: &Path) -> Result<Secret, JoinError> {
+    let seed = KeyPair::new_user().seed().map(Secret::new);
+    let seed = seed.map_err(|error| io_error("make a key for", path)(io::Error::other(error.to_string())))?;
+    identity::write_private(path, seed.expose().as_bytes()).map_err(io_error("write", path))?;
+    Ok(seed)
+}
+
+fn public_key(seed: &Secret, path: &Path) -> Result<String, JoinError> {
+    let damaged = || JoinError::Damaged { path: path.to_owned(), why: "it holds no seed of a user's key" };
+    let pair = KeyPair::from_seed(seed.expose()).map_err(|_| damaged())?;
+    match pair.key_pair_type() {
+        KeyPairType::User => Ok(pair.public_key()),
+        _ => Err(damaged()),
+    }
+}
+
+/// The seed in `path`; none if the file is not there.
+fn read_seed(path: &Path) -> Result<Option<Secret>, JoinError> {
+    let Some(text) = read(path)? else { return Ok(None) };
+    let seed = Secret::new(text.trim());
+    public_key(&seed, path)?;
+    Ok(Some(seed))
+}
+
+/// The text of a private file; none if it is not there.
+fn read(path: &Path) -> Result<Option<zeroize::Zeroizing<String>>, JoinError> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("read", path)(error)),
+    };
+    // Of the file that is open, not of whatever the path leads to by then.
+    let about = file.metadata().map_err(io_error("read", path))?;
+    let mode = std::os::unix::fs::PermissionsExt::mode(&about.permissions()) & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(JoinError::Exposed { path: path.to_owned(), mode });
+    }
+    let mut text = zeroize::Zeroizing::new(String::new());
+    file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(io_error("read", path))?;
+    Ok(Some(text))
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JoinError {
+    let path = path.to_owned();
+    move |source| JoinError::Io { doing, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn candidate(dir: &Path) -> Candidate<'_> {
+        Candidate { data_dir: dir, name: None, default_name: None, machine_id: "m", token: None }
+    }
+
+    /// A folder as a machine that has joined has it.
+    fn joined() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        new_seed(&dir.path().join(KEY_FILE)).unwrap();
+        let record = r#"{"worker": "w", "url": "tls://ctl:4222", "future": 1}"#;
+        identity::write_private(&dir.path().join(JOIN_FILE), record.as_bytes()).unwrap();
+        dir
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_never_joined_says_how_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = candidate(dir.path()).become_member().await.unwrap_err();
+        assert!(error.to_string().contains("--bootstrap-token-stdin"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_data_folder_belongs_to_one_name() {
+        let dir = joined();
+        let asked = Candidate { name: Some("x".parse().unwrap()), ..candidate(dir.path()) };
+        assert!(matches!(asked.become_member().await, Err(JoinError::OtherName { .. })));
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_or_that_is_none_is_refused_and_not_shown() {
+        let dir = joined();
+        let member = candidate(dir.path()).load().unwrap().unwrap();
+        assert_eq!((member.name.as_str(), member.fingerprint), ("w", None));
+        let key = dir.path().join(KEY_FILE);
+        let seed = fs::read_to_string(&key).unwrap();
+        assert!(seed.starts_with("SU") && !format!("{member:?}").contains(&seed));
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+
+        fs::set_permissions(&key, PermissionsExt::from_mode(0o640)).unwrap();
+        let error = candidate(dir.path()).load().unwrap_err();
+        assert!(matches!(error, JoinError::Exposed { mode: 0o640, .. }), "{error}");
+        assert!(error.to_string().contains("chmod 600"), "{error}");
+        identity::write_private(&key, KeyPair::new_account().seed().unwrap().as_bytes()).unwrap();
+        assert!(matches!(candidate(dir.path()).load(), Err(JoinError::Damaged { .. })));
+        identity::write_private(&key, seed.as_bytes()).unwrap();
+        identity::write_private(&dir.path().join(JOIN_FILE), b"{}").unwrap();
+        assert!(matches!(candidate(dir.path()).load(), Err(JoinError::Damaged { .. })));
+    }
+}
