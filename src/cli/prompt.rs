@@ -44,9 +44,10 @@ pub(super) fn yes_or_no(question: &str) -> io::Result<bool> {
 
 /// Asks for a secret without showing what is typed. Blocks.
 pub(super) fn secret(question: &str) -> io::Result<Secret> {
-    ask(question)?;
     let answer = {
+        // First hidden, then asked: whoever types ahead is not shown either.
         let _raw = RawMode::enter()?;
+        ask(question)?;
         read_hidden(io::stdin().lock().bytes())
     };
     eprintln!();

@@ -379,7 +379,7 @@ mod tests {
         assert!(seed.starts_with("SU") && !format!("{member:?}").contains(&seed));
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
 
-        fs::set_permissions(&key, PermissionsExt::from_mode(0o640)).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
         let error = candidate(dir.path()).load().unwrap_err();
         assert!(matches!(error, JoinError::Exposed { mode: 0o640, .. }), "{error}");
         assert!(error.to_string().contains("chmod 600"), "{error}");
