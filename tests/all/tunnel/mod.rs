@@ -2,5 +2,6 @@
 
 mod attacks;
 mod doors;
+pub mod rights;
 mod sessions;
 mod world;
