@@ -90,6 +90,14 @@ pub struct ControllerOptions {
 /// Why a controller does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The data folder is not ours alone.
+    #[error("cannot trust the data folder {}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: std::io::Error,
+    },
     /// The store.
     #[error("cannot open the store")]
     Open(#[from] OpenError),
@@ -141,6 +149,9 @@ impl Controller {
     pub async fn start(options: ControllerOptions) -> Result<Self, StartError> {
         identity::tls::install_provider();
         let clock = Clock::start();
+        for folder in [options.data_dir.clone(), options.data_dir.join("db")] {
+            identity::refuse_foreign(&folder).map_err(|source| StartError::Folder { path: folder, source })?;
+        }
         let store = Store::open(&options.data_dir)?;
         let certificate = match &options.certificate {
             Some((certificate, key)) => Identity::read(certificate, key)?,

@@ -54,6 +54,9 @@ pub struct Candidate<'a> {
     pub token: Option<BootstrapToken>,
 }
 
+/// Where a controller is, and its certificate, as in [`BootstrapToken`].
+type Place = (String, Option<Fingerprint>);
+
 /// Who this machine is as a worker, and where.
 #[derive(Clone, Debug)]
 pub struct Member {
@@ -178,7 +181,20 @@ impl Candidate<'_> {
     /// # Errors
     /// See [`JoinError`]. Cancel safe: what was begun is taken up again by the next call.
     pub async fn become_member(self) -> Result<Member, JoinError> {
-        let Some(member) = self.load()? else { return self.exchange().await };
+        self.admit(None).await
+    }
+
+    /// As [`Candidate::become_member`], for a caller who knows better than what was saved where the controller is now that
+    /// this machine joined.
+    ///
+    /// # Errors
+    /// As for [`Candidate::become_member`].
+    pub async fn become_member_at(self, url: String, fingerprint: Option<Fingerprint>) -> Result<Member, JoinError> {
+        self.admit(Some((url, fingerprint))).await
+    }
+
+    async fn admit(self, place: Option<Place>) -> Result<Member, JoinError> {
+        let Some(member) = self.load(place)? else { return self.exchange().await };
         if let Some(asked) = self.name.clone().filter(|asked| *asked != member.name) {
             let folder = self.data_dir.to_owned();
             return Err(JoinError::OtherName { folder, known: member.name, asked });
@@ -194,11 +210,10 @@ impl Candidate<'_> {
                 Some(_) => self.exchange().await,
                 None => Err(JoinError::Revoked { name: member.name, url: member.url }),
             },
-            Err(error) => match &self.token {
-                // The controller has moved, or was set up anew.
+            Err(error) => match self.token.clone() {
                 Some(token) if (&token.url, token.fingerprint) != (&member.url, member.fingerprint) => {
-                    tracing::info!("{error}; joining where the bootstrap token says");
-                    self.exchange().await
+                    tracing::info!("{error}; going where the bootstrap token says");
+                    self.follow(member, token).await
                 }
                 _ => {
                     tracing::warn!("{error}; trying again until it can be reached");
@@ -208,26 +223,49 @@ impl Candidate<'_> {
         }
     }
 
+    /// The controller is not where `member` joined it. At the token's place is either the same, which knows its key, or one
+    /// that was set up anew, which does not.
+    async fn follow(self, member: Member, token: BootstrapToken) -> Result<Member, JoinError> {
+        let moved = Member { url: token.url, fingerprint: token.fingerprint, ..member };
+        match Bus::connect(BusOptions { patient: false, ..moved.bus() }).await {
+            Ok(_) => {
+                self.save(&moved)?;
+                Ok(moved)
+            }
+            Err(error) if error.code == ErrorCode::Unauthenticated => self.exchange().await,
+            Err(error) => Err(JoinError::Bus(error)),
+        }
+    }
+
+    /// Writes down where it joined.
+    fn save(&self, member: &Member) -> Result<(), JoinError> {
+        let record = Record { worker: member.name.clone(), url: member.url.clone(), fingerprint: member.fingerprint };
+        let path = self.data_dir.join(JOIN_FILE);
+        let text = serde_json::to_string_pretty(&record).map_err(io::Error::other);
+        text.and_then(|text| identity::write_private(&path, text.as_bytes())).map_err(io_error("write", &path))
+    }
+
     /// What an earlier exchange has left; none if there was none.
-    fn load(&self) -> Result<Option<Member>, JoinError> {
+    fn load(&self, place: Option<Place>) -> Result<Option<Member>, JoinError> {
         let Some(seed) = read_seed(&self.data_dir.join(KEY_FILE))? else { return Ok(None) };
         let path = self.data_dir.join(JOIN_FILE);
         let Some(text) = read(&path)? else { return Ok(None) };
         let damaged = |why| JoinError::Damaged { path: path.clone(), why };
         let record: Record = serde_json::from_str(&text).map_err(|_| damaged("it cannot be read"))?;
-        let url = address::normalise_bus_url(&record.url).map_err(|_| damaged("the address in it is none"))?;
-        Ok(Some(Member { name: record.worker, url, fingerprint: record.fingerprint, seed }))
+        let (url, fingerprint) = place.unwrap_or((record.url, record.fingerprint));
+        let url = address::normalise_bus_url(&url).map_err(|_| damaged("the address in it is none"))?;
+        Ok(Some(Member { name: record.worker, url, fingerprint, seed }))
     }
 
     /// Exchanges the token for the right to log in with a new key.
     async fn exchange(self) -> Result<Member, JoinError> {
-        let token = self.token.ok_or_else(|| JoinError::NoToken(self.data_dir.to_owned()))?;
+        let token = self.token.clone().ok_or_else(|| JoinError::NoToken(self.data_dir.to_owned()))?;
         let next = self.data_dir.join(NEXT_KEY_FILE);
         let known = match read(&self.data_dir.join(JOIN_FILE))? {
             Some(text) => serde_json::from_str::<Record>(&text).ok().map(|record| record.worker),
             None => None,
         };
-        let name = self.name.or(known).or(self.default_name).ok_or(JoinError::NoName)?;
+        let name = self.name.clone().or(known).or(self.default_name.clone()).ok_or(JoinError::NoName)?;
         let seed = match read_seed(&next)? {
             Some(seed) => seed,
             None => new_seed(&next)?,
@@ -238,17 +276,14 @@ impl Candidate<'_> {
             machine_id: self.machine_id.to_owned(),
         };
         ask(&token, &request).await?;
-        let BootstrapToken { url, fingerprint, .. } = token;
-        let record = Record { worker: name.clone(), url: url.clone(), fingerprint };
-        let text = serde_json::to_string_pretty(&record).map_err(io::Error::other);
-        let path = self.data_dir.join(JOIN_FILE);
-        text.and_then(|text| identity::write_private(&path, text.as_bytes())).map_err(io_error("write", &path))?;
+        let member = Member { name, url: token.url, fingerprint: token.fingerprint, seed };
+        self.save(&member)?;
         let path = self.data_dir.join(KEY_FILE);
         // Written and not renamed: it is on the disk for certain before the worker goes on.
-        identity::write_private(&path, seed.expose().as_bytes()).map_err(io_error("write", &path))?;
+        identity::write_private(&path, member.seed.expose().as_bytes()).map_err(io_error("write", &path))?;
         fs::remove_file(&next).map_err(io_error("remove", &next))?;
-        tracing::info!(worker = %name, "joined the cluster at {url}");
-        Ok(Member { name, url, fingerprint, seed })
+        tracing::info!(worker = %member.name, "joined the cluster at {}", member.url);
+        Ok(member)
     }
 }
 
@@ -372,7 +407,7 @@ mod tests {
     #[test]
     fn a_key_that_others_may_read_or_that_is_none_is_refused_and_not_shown() {
         let dir = joined();
-        let member = candidate(dir.path()).load().unwrap().unwrap();
+        let member = candidate(dir.path()).load(None).unwrap().unwrap();
         assert_eq!((member.name.as_str(), member.fingerprint), ("w", None));
         let key = dir.path().join(KEY_FILE);
         let seed = fs::read_to_string(&key).unwrap();
@@ -380,13 +415,13 @@ mod tests {
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
 
         fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = candidate(dir.path()).load().unwrap_err();
+        let error = candidate(dir.path()).load(None).unwrap_err();
         assert!(matches!(error, JoinError::Exposed { mode: 0o640, .. }), "{error}");
         assert!(error.to_string().contains("chmod 600"), "{error}");
         identity::write_private(&key, KeyPair::new_account().seed().unwrap().as_bytes()).unwrap();
-        assert!(matches!(candidate(dir.path()).load(), Err(JoinError::Damaged { .. })));
+        assert!(matches!(candidate(dir.path()).load(None), Err(JoinError::Damaged { .. })));
         identity::write_private(&key, seed.as_bytes()).unwrap();
         identity::write_private(&dir.path().join(JOIN_FILE), b"{}").unwrap();
-        assert!(matches!(candidate(dir.path()).load(), Err(JoinError::Damaged { .. })));
+        assert!(matches!(candidate(dir.path()).load(None), Err(JoinError::Damaged { .. })));
     }
 }

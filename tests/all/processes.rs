@@ -3,7 +3,11 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use orchard::model::secret::Secret;
+use orchard::bus::access::CreateJoinToken;
+use orchard::bus::client::Trust;
+use orchard::config::Home;
+use orchard::config::context::ContextFile;
+use orchard::config::join::BootstrapToken;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -19,8 +23,13 @@ pub struct Server {
 
 impl Server {
     /// Starts `command` and waits until it says that it is ready.
-    pub async fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    pub async fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::null()).await
+    }
+
+    /// The same with something to read.
+    pub async fn start_with(mut command: Command, input: Stdio) -> Self {
+        command.stdin(input).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut said = Vec::new();
@@ -62,33 +71,35 @@ impl Server {
 }
 
 /// `orchard worker run` for the controller of `access`, reached at `url`, within `prefix` (such as `ip netns exec NAME`).
+/// The first start joins; later ones have the key, and do not use the token.
 pub async fn worker(access: &Access, url: &str, folder: &Path, runtime: &str, prefix: &[&str]) -> Server {
     std::fs::create_dir_all(folder).unwrap();
-    let token = folder.join("token");
-    std::fs::write(&token, access.token.expose()).unwrap();
+    let token = BootstrapToken { url: url.to_owned(), ..access.bootstrap_token().await };
     let words: Vec<&str> = prefix.iter().copied().chain([env!("CARGO_BIN_EXE_orchard")]).collect();
     let mut command = Command::new(words[0]);
-    command.args(&words[1..]).env("ORCHARD_HOME", folder).args(["worker", "run", url, "--name", "far"]);
+    command.args(&words[1..]).env("ORCHARD_HOME", folder).args(["worker", "run", "--name", "far"]);
     command.args(["--default-cpu", "1", "--default-memory", "128", "--runtime", runtime]);
-    command.arg("--token-file").arg(token).arg("--data-dir").arg(folder.join("data"));
+    command.arg("--bootstrap-token").arg(token.to_text().expose()).arg("--data-dir").arg(folder.join("data"));
     Server::start(command).await
 }
 
-/// `orchard controller run` on `data`, with these addresses.
+/// `orchard controller run` on `data`, with these addresses; each start on one folder has the same token for its first
+/// account.
 pub async fn controller(home: &Path, data: &Path, bus: &str, tunnels: &str) -> (Server, Access) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orchard"));
-    command.env("ORCHARD_HOME", home).args([
-        "controller",
-        "run",
-        "--bus-listen",
-        bus,
-        "--listen",
-        tunnels,
-        "--data-dir",
-    ]);
-    command.arg(data);
+    let token = data.with_extension("token");
+    if !token.exists() {
+        std::fs::write(&token, identity::new_token().expose()).unwrap();
+    }
+    let token = Secret::new(std::fs::read_to_string(token).unwrap());
+    command.env("ORCHARD_HOME", home).env("ORCHARD_BOOTSTRAP_ADMIN_TOKEN", token.expose());
+    command.args(["controller", "run", "--bus-listen", bus, "--listen", tunnels, "--data-dir"]).arg(data);
     let server = Server::start(command).await;
-    let token = std::fs::read_to_string(data.join("token")).unwrap();
-    let access = Access { url: server.value("bus"), token: Secret::new(token.trim()) };
+    let access = Access {
+        url: server.value("bus"),
+        trust: Trust::Certificate(server.value("certificate").parse().unwrap()),
+        account: BOOTSTRAP_ADMIN.parse().unwrap(),
+        token,
+    };
     (server, access)
 }

@@ -61,7 +61,7 @@ impl StandIn {
     }
 
     async fn with(tls: Tls, fingerprint: Fingerprint) -> Self {
-        let users = Arc::new(Exchangeable::new(users(&[])));
+        let users = Arc::new(Exchangeable::new(list_of(&[])));
         let broker = Broker::builder().tls(tls).authenticator(users.clone()).bind(any_port()).await.unwrap();
         let addr = broker.local_addr();
         let bus = Bus::connect(BusOptions {
@@ -86,7 +86,7 @@ impl StandIn {
                     }
                     Some(request) = asked.next() => {
                         let join: Join = message::decode(&request.payload).unwrap();
-                        known.replace(users(&[&join.public_key]));
+                        known.replace(list_of(&[&join.public_key]));
                         list.lock().unwrap().push(join);
                         (request, message::encode(&Answer::Ok(Joined {})))
                     }
@@ -120,12 +120,12 @@ impl StandIn {
 
     /// Lets in no worker any more.
     pub fn revoke(&self) {
-        self.users.replace(users(&[]));
+        self.users.replace(list_of(&[]));
         self.broker.recheck_all();
     }
 }
 
-fn users(keys: &[&str]) -> StaticUsers {
+fn list_of(keys: &[&str]) -> StaticUsers {
     let everything = Permissions::default;
     let users = StaticUsers::default().with(OWN.0, OWN.1, everything()).with(ACCOUNT.0, ACCOUNT.1, everything()).with(
         &format!("join/{}", JOIN.0),

@@ -11,8 +11,6 @@ use super::host::Capacity;
 use super::parts::{self, ControllerSetup, RunningController, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
 use super::{Running, until_stopped};
-use crate::bus::client::{BusOptions, Login, Trust};
-use crate::bus::subject;
 use crate::cli::output;
 use crate::config::Home;
 use crate::config::address::parse_listen;
@@ -112,7 +110,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         tls: true,
         bus_host: None,
         certificate: None,
-        bootstrap_token: Some(token.clone()),
+        bootstrap_token: Some(token),
     })
     .await
     .context("cannot start the controller")?;
@@ -122,26 +120,22 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
     for number in 1..=arguments.workers {
         let name: WorkerName = format!("dev-{number}").parse()?;
         let data_dir = folder.path().join("workers").join(name.as_str());
-        let started = parts::start_worker(WorkerSetup {
-            bus: BusOptions {
-                url: controller.bus_url.clone(),
-                trust: Trust::of(&controller.bus_url, None),
-                user: subject::worker_user(&name),
-                login: Login::Password(token.clone()),
-                client_name: format!("orchard worker {name}"),
-                patient: true,
-            },
-            machine_id: parts::machine_id(&data_dir)?,
-            data_dir,
-            runtime: kind,
-            resources: capacity.resources(kind),
-            labels: Default::default(),
-            default_cpu: defaults.cores,
-            default_memory: defaults.memory,
-            name: name.clone(),
-        })
-        .await
-        .with_context(|| format!("cannot start worker {name}"));
+        let started = async {
+            let bus = controller.admit(&name, &data_dir).await?;
+            parts::start_worker(WorkerSetup {
+                bus,
+                machine_id: parts::machine_id(&data_dir)?,
+                data_dir,
+                runtime: kind,
+                resources: capacity.resources(kind),
+                labels: Default::default(),
+                default_cpu: defaults.cores,
+                default_memory: defaults.memory,
+                name: name.clone(),
+            })
+            .await
+        };
+        let started = started.await.with_context(|| format!("cannot start worker {name}"));
         match started {
             Ok(worker) => workers.push(worker),
             Err(error) => {
@@ -166,7 +160,7 @@ fn announce(
         url: controller.bus_url.clone(),
         account: Some(BOOTSTRAP_ADMIN.parse()?),
         token: Some(token),
-        fingerprint: None,
+        fingerprint: controller.fingerprint,
         other: Default::default(),
     };
     file.update(|all| all.put(CONTEXT, context, true))?;

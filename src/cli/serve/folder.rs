@@ -36,6 +36,7 @@ impl DataFolder {
         }
         let lock_path = path.join(LOCK_NAME);
         let cannot = || format!("cannot lock {}", lock_path.display());
+        identity::refuse_link(&lock_path).with_context(cannot)?;
         let mut lock = File::options()
             .create(true)
             .truncate(false)

@@ -2,20 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
 use super::{Running, runtime};
 use crate::bus::client::BusOptions;
+use crate::config::join::BootstrapToken;
 use crate::controller::cluster::Timing;
 use crate::controller::{BusSource, Controller, ControllerOptions};
 use crate::identity;
+use crate::identity::ca::Fingerprint;
 use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::{Arch, Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
+use crate::worker::join::{Candidate, JoinError};
 use crate::worker::{Worker, WorkerOptions};
+
+/// How long a token is good that is used by this very process, and at once.
+const OWN_TOKEN_TTL: Duration = Duration::from_secs(600);
 
 /// What a controller needs to start.
 #[derive(Debug)]
@@ -70,10 +77,12 @@ pub(super) struct WorkerSetup {
 pub(super) struct RunningController {
     /// How to reach its bus from this machine.
     pub(super) bus_url: String,
-    /// Where its broker listens; none with an outside bus.
-    pub(super) bus_addr: Option<SocketAddr>,
     /// UDP address of the tunnels.
     pub(super) tunnel_addr: SocketAddr,
+    /// What the certificate of its broker is known by; none with an outside bus or without TLS.
+    pub(super) fingerprint: Option<Fingerprint>,
+    /// The first account's token, if it was made or given in this start.
+    pub(super) bootstrap_token: Option<Secret>,
     controller: Controller,
 }
 
@@ -101,8 +110,9 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
     .await?;
     Ok(RunningController {
         bus_url: controller.bus_url().to_owned(),
-        bus_addr: controller.bus_addr(),
         tunnel_addr: controller.tunnel_addr(),
+        fingerprint: controller.fingerprint(),
+        bootstrap_token: controller.bootstrap_token().cloned(),
         controller,
     })
 }
@@ -126,8 +136,8 @@ pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWo
     Ok(RunningWorker { worker })
 }
 
-/// What tells this worker from another of the same name: made once, kept in its data folder, which is made, too. Not the operating system's
-/// id of the machine, which containers and cloned disks share.
+/// What tells this worker from another of the same name: made once, kept in its data folder, which is made, too. Not the
+/// operating system's id of the machine, which containers and cloned disks share.
 pub(super) fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
     identity::make_private_dir(data_dir)
         .with_context(|| format!("cannot make the data folder {}", data_dir.display()))?;
@@ -140,6 +150,25 @@ pub(super) fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
                 .with_context(|| format!("cannot write {}", path.display()))?;
             Ok(id)
         }
+    }
+}
+
+impl RunningController {
+    /// Lets the worker `name` of this very process in: with the key that it has, or else with one that it now gets.
+    pub(super) async fn admit(&self, name: &WorkerName, data_dir: &Path) -> anyhow::Result<BusOptions> {
+        let machine_id = machine_id(data_dir)?;
+        let (url, fingerprint) = (self.bus_url.clone(), self.fingerprint);
+        let name = name.clone();
+        let candidate =
+            Candidate { data_dir, name: Some(name.clone()), default_name: None, machine_id: &machine_id, token: None };
+        match candidate.clone().become_member_at(url.clone(), fingerprint).await {
+            Err(JoinError::NoToken(_) | JoinError::Revoked { .. }) => {}
+            known => return Ok(known?.bus()),
+        }
+        let made = self.controller.create_join_token(OWN_TOKEN_TTL, 1, Some(name)).await?;
+        let id = made.id.parse().map_err(anyhow::Error::msg)?;
+        let token = BootstrapToken { url, fingerprint, id, secret: made.secret };
+        Ok(Candidate { token: Some(token), ..candidate }.become_member().await?.bus())
     }
 }
 

@@ -1,0 +1,7 @@
+//! Who may say and hear what, proven on the wire against a running controller.
+
+mod attacks;
+mod matrix;
+mod people;
+mod strangers;
+mod workers;
