@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use orchard::bus::access::CreateJoinToken;
 use orchard::bus::client::Trust;
 use orchard::config::Home;
 use orchard::config::context::ContextFile;
@@ -71,35 +70,49 @@ impl Server {
 }
 
 /// `orchard worker run` for the controller of `access`, reached at `url`, within `prefix` (such as `ip netns exec NAME`).
-/// The first start joins; later ones have the key, and do not use the token.
 pub async fn worker(access: &Access, url: &str, folder: &Path, runtime: &str, prefix: &[&str]) -> Server {
     std::fs::create_dir_all(folder).unwrap();
     let token = BootstrapToken { url: url.to_owned(), ..access.bootstrap_token().await };
-    let words: Vec<&str> = prefix.iter().copied().chain([env!("CARGO_BIN_EXE_orchard")]).collect();
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).env("ORCHARD_HOME", folder).args(["worker", "run", "--name", "far"]);
+    let mut command = within(prefix);
+    command.env("ORCHARD_HOME", folder).args(["worker", "run", "--name", "far"]);
     command.args(["--default-cpu", "1", "--default-memory", "128", "--runtime", runtime]);
-    command.arg("--bootstrap-token").arg(token.to_text().expose()).arg("--data-dir").arg(folder.join("data"));
+    command.args(["--bootstrap-token", token.to_text().expose()]).arg("--data-dir").arg(folder.join("data"));
     Server::start(command).await
 }
 
-/// `orchard controller run` on `data`, with these addresses; each start on one folder has the same token for its first
-/// account.
+/// The real binary, run by `prefix` if there is one.
+pub fn within(prefix: &[&str]) -> Command {
+    let words: Vec<&str> = prefix.iter().copied().chain([env!("CARGO_BIN_EXE_orchard")]).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    command
+}
+
+/// `orchard controller run` on `data`, with these addresses.
 pub async fn controller(home: &Path, data: &Path, bus: &str, tunnels: &str) -> (Server, Access) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_orchard"));
-    let token = data.with_extension("token");
-    if !token.exists() {
-        std::fs::write(&token, identity::new_token().expose()).unwrap();
-    }
-    let token = Secret::new(std::fs::read_to_string(token).unwrap());
-    command.env("ORCHARD_HOME", home).env("ORCHARD_BOOTSTRAP_ADMIN_TOKEN", token.expose());
-    command.args(["controller", "run", "--bus-listen", bus, "--listen", tunnels, "--data-dir"]).arg(data);
+    let mut command = within(&[]);
+    command.env("ORCHARD_HOME", home).args([
+        "controller",
+        "run",
+        "--bus-listen",
+        bus,
+        "--listen",
+        tunnels,
+        "--data-dir",
+    ]);
+    command.arg(data);
     let server = Server::start(command).await;
-    let access = Access {
-        url: server.value("bus"),
-        trust: Trust::Certificate(server.value("certificate").parse().unwrap()),
-        account: BOOTSTRAP_ADMIN.parse().unwrap(),
-        token,
-    };
-    (server, access)
+    (server, access(home))
+}
+
+/// What `orchard controller run` has saved for the user with this home folder.
+pub fn access(home: &Path) -> Access {
+    let contexts = ContextFile::new(Home::at(home)).load().unwrap();
+    let context = contexts.get("bootstrap-context").unwrap().clone();
+    Access {
+        trust: Trust::of(&context.url, context.fingerprint),
+        url: context.url,
+        account: context.account.unwrap(),
+        token: context.token.unwrap(),
+    }
 }
