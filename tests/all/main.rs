@@ -20,6 +20,7 @@ mod netns;
 mod processes;
 mod qemu;
 mod real;
+mod secrets;
 mod ssh;
 mod standin;
 mod stock;
