@@ -118,7 +118,7 @@ async fn numbers_go_on_without_a_gap_after_a_restart() {
         access.call(&vm(&format!("a{n}"))).await.unwrap();
     }
     controller.shutdown().await;
-    let controller = Controller::start(ControllerOptions {
+    let options = ControllerOptions {
         data_dir: dir.path().join("controller"),
         bus: BusSource::Embedded { listen: any_port(), tls: true, host: None },
         listen: any_port(),
@@ -126,9 +126,9 @@ async fn numbers_go_on_without_a_gap_after_a_restart() {
         timing: TIMING,
         certificate: None,
         bootstrap_token: None,
-    })
-    .await
-    .unwrap();
+    };
+    // A reading that was under way at the end of the first may hold the store for a moment.
+    let controller = until("the store", LIMIT, || Controller::start(options.clone())).await;
     let trust = controller.fingerprint().map_or(Trust::Plain, Trust::Certificate);
     let access = Access { url: controller.bus_url().to_owned(), trust, ..access };
     for n in 0..20 {
