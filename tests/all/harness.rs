@@ -109,7 +109,7 @@ impl Access {
             machine_id: &machine_id(name),
             token: Some(token),
         };
-        candidate.become_member().await.unwrap().bus()
+        BusOptions { patient: false, ..candidate.become_member().await.unwrap().bus() }
     }
 
     /// The command line, as a user of this cluster would call it.

@@ -8,7 +8,8 @@ use orchard::model::access::{EVENTS, Role, Roles, VERBS};
 use orchard::model::error::ErrorCode;
 
 use super::people::{Raw, account, as_account};
-use crate::harness::{Access, Cluster, LIMIT};
+use crate::harness::{Access, Cluster, LIMIT, succeed};
+use crate::stock::scripts::installed;
 
 fn subsets() -> impl Iterator<Item = Vec<Role>> {
     (0..1u32 << Role::ALL.len())
@@ -84,5 +85,47 @@ async fn the_broker_itself_refuses_what_the_table_does_not_say() {
             expected.push(foreign.to_owned());
         }
         assert_eq!(raw.refused("Subscription").await, expected, "[{roles}]");
+    }
+}
+
+/// The same by nats.py, which trusts the controller's own certificate as any CA, host name and all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stock_client_in_python_finds_the_same_rights() {
+    let Some(python) = installed("ORCHARD_TEST_PYTHON", "nats.py") else { return };
+    let cluster = Cluster::start().await;
+    for (n, role) in [None].into_iter().chain(Role::ALL.iter().map(Some)).enumerate() {
+        let roles: Roles = role.into_iter().copied().collect();
+        let access = account(&cluster, &format!("stock{n}"), &roles.iter().collect::<Vec<_>>()).await;
+        let foreign: AccountName = "other".parse().unwrap();
+        let mut refused = Vec::new();
+        let mut publish = Vec::new();
+        for verb in VERBS {
+            let (own, other) = (&access.account, &foreign);
+            let [own, other] = [own, other].map(|name| subject::api(name, verb.resource, verb.verb));
+            refused.extend((!roles.satisfy(verb.needs)).then(|| own.clone()));
+            refused.push(other.clone());
+            publish.extend([own, other]);
+        }
+        let mut subscribe = Vec::new();
+        for (kind, needs) in EVENTS {
+            let all = subject::events_of_kind(kind);
+            refused.extend((!roles.satisfy(*needs)).then(|| all.clone()));
+            subscribe.push(all);
+        }
+        for all in ["orchard.>", "_INBOX.>", subject::ALL_EVENTS] {
+            refused.push(all.to_owned());
+            subscribe.push(all.to_owned());
+        }
+        let options = serde_json::json!({
+            "url": access.url.replace("127.0.0.1", "localhost"),
+            "ca": cluster.dir.path().join("controller/controller.crt"),
+            "user": access.account.as_str(), "password": access.token.expose(),
+            "publish": publish, "subscribe": subscribe, "refused": refused,
+            "ask": subject::api(&access.account, "controller", "info"),
+        });
+        let mut command = tokio::process::Command::new(&python);
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/stock_nats.py"));
+        command.args(["rights", &options.to_string()]).kill_on_drop(true);
+        assert!(succeed(command).await.contains("done"), "[{roles}]");
     }
 }
