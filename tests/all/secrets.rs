@@ -92,14 +92,15 @@ async fn no_log_holds_a_secret() {
     client.close().await;
 
     // Commands log as well.
+    let mut commands = Vec::new();
     for arguments in
         [&["list", "vms"][..], &["get", "vm", "box"], &["ssh", "vm", "box", "true"], &["get", "bootstrap-token"]]
     {
         let mut command = user.cli(&at("home"), arguments);
-        let log = std::fs::File::options().create(true).append(true).open(at("commands.log")).unwrap();
-        command.env("RUST_LOG", "trace").stdout(Stdio::null()).stderr(Stdio::from(log));
-        finish(command).await;
+        command.env("RUST_LOG", "trace");
+        commands.extend(finish(command).await.stderr);
     }
+    std::fs::write(at("commands.log"), commands).unwrap();
     let said = [controller.said.join("\n"), worker.said.join("\n")].join("\n");
     std::fs::write(at("said.log"), said).unwrap();
     worker.kill().await;

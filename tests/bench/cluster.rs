@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use orchard::bus::client::{Bus, BusOptions, Login, Trust};
 use orchard::bus::message::{CreateVm, DeleteVm, decode};
+use orchard::bus::subject;
 use orchard::config::join::BootstrapToken;
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
 use orchard::controller::cluster::Timing;

@@ -49,7 +49,7 @@ pub async fn ticket(user: &Access) -> Result<TunnelTicket, ApiError> {
 
 pub async fn redeem(ticket: &TunnelTicket) -> Result<(Client, TunnelStream), ApiError> {
     let endpoint = &ticket.endpoint;
-    let address = Address { host: endpoint.host.clone().unwrap(), port: endpoint.port };
+    let address = Address { host: endpoint.host.clone().unwrap_or_else(|| "127.0.0.1".into()), port: endpoint.port };
     let client = Client::connect(address, endpoint.fingerprint.parse().unwrap(), Transport::default()).await?;
     let stream = client.open(&ticket.ticket, LIMIT).await?;
     Ok((client, stream))
