@@ -136,6 +136,7 @@ pub struct Controller {
     thread: WriterThread,
     broker: Option<Arc<Broker>>,
     bus_url: String,
+    fingerprint: Option<Fingerprint>,
     /// As others reach it.
     address: BusAddress,
     bootstrap_token: Option<Secret>,
@@ -173,7 +174,7 @@ impl Controller {
         };
 
         let open = open_bus(options.bus, &certificate, access.clone(), clock, &auditor).await?;
-        let OpenBus { broker, login, address } = open;
+        let OpenBus { broker, fingerprint, login, address } = open;
         let bus_url = login.url.clone();
         let bus = Bus::connect(login).await.map_err(StartError::Bus)?;
         let context = Context {
@@ -190,8 +191,7 @@ impl Controller {
             workers_have_keys: broker.is_some(),
         };
         let service = Service::start(&bus, Arc::new(context)).await.map_err(StartError::Bus)?;
-        let (broker_of, relay_of) = (broker.clone(), relay.control());
-        let enforcer = Enforcer { access, broker: broker_of, gate, relay: relay_of, tokens };
+        let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
         let loops = vec![
             task::spawn(publish(Feed::Events, bus.clone(), store.clone(), writer.clone(), signals.events)),
             task::spawn(publish(Feed::Audit, bus.clone(), store, writer.clone(), signals.audit)),
@@ -200,7 +200,7 @@ impl Controller {
             task::spawn(tick(writer.clone())),
             task::spawn(enforce::run(enforcer)),
         ];
-        Ok(Self { service, relay, loops, writer, thread, broker, bus_url, address, bootstrap_token })
+        Ok(Self { service, relay, loops, writer, thread, broker, bus_url, fingerprint, address, bootstrap_token })
     }
 
     /// The token of the first account, if it was made or given in this start; it can be had from nowhere else.
@@ -210,7 +210,7 @@ impl Controller {
 
     /// What the bus's certificate is known by; none when it is not ours, or in plain text.
     pub fn fingerprint(&self) -> Option<Fingerprint> {
-        self.address.fingerprint
+        self.fingerprint
     }
 
     /// Makes a token with which machines may join as workers, on behalf of the first account.
@@ -272,6 +272,8 @@ impl Controller {
 struct OpenBus {
     /// If it is ours.
     broker: Option<Arc<Broker>>,
+    /// What its certificate is known by.
+    fingerprint: Option<Fingerprint>,
     /// How the controller itself logs in.
     login: BusOptions,
     address: BusAddress,
@@ -291,7 +293,7 @@ async fn open_bus(
             let trust = if url.starts_with("tls://") { Trust::PublicCas } else { Trust::Plain };
             let address = BusAddress { url: Some(url.clone()), fingerprint: None };
             let login = BusOptions { url, trust, user, login: Login::Password(password), client_name, patient: false };
-            return Ok(OpenBus { broker: None, login, address });
+            return Ok(OpenBus { broker: None, fingerprint: None, login, address });
         }
     };
     let own = identity::new_token();
@@ -315,15 +317,20 @@ async fn open_bus(
             IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
         });
     }
-    let host = host.map(|host| match host.parse() {
+    let named = host.as_ref().map(|host| match host.parse() {
         Ok(IpAddr::V6(bare)) => format!("[{bare}]:{}", local.port()),
         _ => format!("{host}:{}", local.port()),
     });
-    let others = host.or_else(|| (!local.ip().is_unspecified()).then(|| local.to_string()));
-    let address = BusAddress { url: others.map(|others| format!("{scheme}://{others}")), fingerprint };
+    let others = named.or_else(|| (!local.ip().is_unspecified()).then(|| local.to_string()));
+    // Whoever is pinned to a certificate is lost when it is renewed; one that a CA vouches for needs no pin.
+    let vouched_for = host.as_deref().is_some_and(|host| identity::tls::is_vouched_for(identity, host));
+    let address = BusAddress {
+        url: others.map(|others| format!("{scheme}://{others}")),
+        fingerprint: fingerprint.filter(|_| !vouched_for),
+    };
     let (url, user) = (format!("{scheme}://{dialled}"), auth::CONTROLLER_USER.to_owned());
     let login = BusOptions { url, trust, user, login: Login::Password(own), client_name, patient: false };
-    Ok(OpenBus { broker: Some(Arc::new(broker)), login, address })
+    Ok(OpenBus { broker: Some(Arc::new(broker)), fingerprint, login, address })
 }
 
 /// What this machine is called from here and from its neighbours: stock NATS clients look for it in the certificate.

@@ -40,9 +40,9 @@ async fn a_certificate_is_shown_and_trusted_once_a_person_says_yes() {
     assert!(no.code == Some(1) && no.stdout.contains(&print), "{no:?}");
     assert_eq!(saved(home.path()), "");
 
-    let name_and_token =
-        [(&*print, ""), ("(yes/no)", "yes\r"), ("Service account: ", "ann\r"), ("Token of ann", ACCOUNT.1)];
-    let yes = in_terminal(ask(), &[&name_and_token[..], &[("", "\r")]].concat()).await;
+    let token = format!("{}\r", ACCOUNT.1);
+    let answers = [(&*print, ""), ("(yes/no)", "yes\r"), ("Service account: ", "ann\r"), ("Token of ann", &*token)];
+    let yes = in_terminal(ask(), &answers).await;
     assert_eq!(yes.code, Some(0), "{yes:?}");
     assert!(yes.stdout.contains("context default leads to") && !yes.stdout.contains(ACCOUNT.1), "{yes:?}");
     assert!(saved(home.path()).contains(&print) && saved(home.path()).contains(ACCOUNT.1));

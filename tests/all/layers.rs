@@ -44,7 +44,6 @@ const PURE: &[&str] = &[
     "tunnel/ticket.rs",
     "ssh/lines.rs",
     "ssh/quote.rs",
-    "controller/auth/attempts.rs",
     "controller/auth/permissions.rs",
     "controller/cluster",
     "controller/scheduler.rs",

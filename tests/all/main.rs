@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a failed test says so by panicking
 
 mod access;
+mod accounts;
 mod api;
 mod audit;
 mod broker;

@@ -2,10 +2,12 @@
 //! one that refuses every connection from outside and can only dial out.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use orchard::bus::client::Trust;
+use orchard::config::Home;
+use orchard::config::context::{Context, ContextFile};
 use tokio::net::TcpStream;
 
 use crate::guest::guest_image;
@@ -140,6 +142,19 @@ async fn reach(access: &Access, home: &std::path::Path, command: &str) -> String
     .await
 }
 
+/// The real binary, run by `prefix`.
+fn within(prefix: &[&str]) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(prefix[0]);
+    command.args(&prefix[1..]).arg(env!("CARGO_BIN_EXE_orchard"));
+    command
+}
+
+/// What `orchard controller run` has saved for the user with this home folder.
+fn saved(home: &Path) -> Context {
+    let contexts = ContextFile::new(Home::at(home)).load().unwrap();
+    contexts.get("bootstrap-context").unwrap().clone()
+}
+
 /// The way of the README: a controller, a worker elsewhere that can only dial out, and a user at a third place. Nothing is
 /// copied between them but what is printed for that.
 #[tokio::test(flavor = "multi_thread")]
@@ -156,31 +171,30 @@ async fn two_commands_join_a_worker_and_a_third_machine_uses_it() {
     let dir = tempfile::tempdir().unwrap();
     let home = |who: &str| dir.path().join(who);
 
-    let mut run = processes::within(&controller.prefix());
+    let mut run = within(&controller.prefix());
     run.env("ORCHARD_HOME", home("c")).args(["controller", "run", "--tunnel-host", &address]);
     let _controller = Server::start(run).await;
-    let mut get = processes::within(&controller.prefix());
+    let mut get = within(&controller.prefix());
     get.env("ORCHARD_HOME", home("c")).args(["get", "bootstrap-token"]);
     let token = succeed(get).await;
     assert_eq!(token.lines().count(), 1);
     std::fs::write(dir.path().join("pipe"), &token).unwrap();
-    let mut join = processes::within(&worker.prefix());
+    let mut join = within(&worker.prefix());
     join.env("ORCHARD_HOME", home("w")).args(["worker", "run", "--runtime", "qemu", "--bootstrap-token-stdin"]);
     join.args(["--default-cpu", "1", "--default-memory", "128"]);
     let _worker = Server::start_with(join, std::fs::File::open(dir.path().join("pipe")).unwrap().into()).await;
 
     // What the operator read on the controller's terminal.
-    let known = processes::access(&home("c"));
-    let Trust::Certificate(fingerprint) = known.trust else { panic!("no certificate") };
-    std::fs::write(dir.path().join("pipe"), known.token.expose()).unwrap();
+    let known = saved(&home("c"));
+    std::fs::write(dir.path().join("pipe"), known.token.unwrap().expose()).unwrap();
     let as_user = |arguments: &[&str]| {
-        let mut command = processes::within(&user.prefix());
+        let mut command = within(&user.prefix());
         command.env("ORCHARD_HOME", home("u")).args(arguments).kill_on_drop(true);
         command.stdin(std::fs::File::open(dir.path().join("pipe")).unwrap());
         command
     };
     let account = ["--service-account-name", "bootstrap-admin", "--service-account-token-stdin"];
-    let print = fingerprint.to_string();
+    let print = known.fingerprint.unwrap().to_string();
     succeed(as_user(&[&["context", "create", &address, "--fingerprint", &print], &account[..]].concat())).await;
     let image = guest_image();
     succeed(as_user(&["create", "vm", "far-vm", "--image", image.to_str().unwrap(), "--wait"])).await;
@@ -188,7 +202,7 @@ async fn two_commands_join_a_worker_and_a_third_machine_uses_it() {
 
     // Used up: another machine does not get in with it.
     std::fs::write(dir.path().join("pipe"), &token).unwrap();
-    let mut again = processes::within(&user.prefix());
+    let mut again = within(&user.prefix());
     again.env("ORCHARD_HOME", home("x")).args(["worker", "run", "--runtime", "synthetic", "--bootstrap-token-stdin"]);
     again.args(["--name", "x"]).stdin(std::fs::File::open(dir.path().join("pipe")).unwrap());
     let refused = finish(again).await;

@@ -79,7 +79,7 @@ async fn an_account_that_ends_is_cut_off_then() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_controller_does_not_answer_into_anothers_inbox() {
     let cluster = Cluster::start().await;
-    let attacker = account(&cluster, "attacker", &Role::ALL.to_vec()).await;
+    let attacker = account(&cluster, "attacker", Role::ALL).await;
     let victim = account(&cluster, "victim", &[Role::ComputeRead]).await.bus().await;
     let inbox = subject::inbox("victim");
     let mut heard = victim.subscribe(&format!("{inbox}.>")).await.unwrap();
