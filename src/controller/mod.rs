@@ -7,7 +7,9 @@ pub mod cluster;
 pub mod scheduler;
 pub mod store;
 
+mod audit;
 pub mod auth;
+mod enforce;
 mod gate;
 mod publisher;
 mod service;
@@ -17,10 +19,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::audit::{Auditor, Logins};
 use self::auth::{AccessView, BOOTSTRAP_ADMIN, BusUsers};
 use self::cluster::Timing;
+use self::enforce::Enforcer;
 use self::gate::Gate;
-use self::publisher::{publish_events, send_assignments};
+use self::publisher::{Feed, publish, send_assignments};
 use self::service::{BusAddress, Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
 use self::store::{OpenError, Store, StoreError};
@@ -157,7 +161,11 @@ impl Controller {
         let (writer, signals, thread) = writer::start(store.clone(), options.timing, clock)?;
         let bootstrap_token = bootstrap(&writer, options.bootstrap_token).await.map_err(StartError::Admin)?;
 
-        let gate = Arc::new(Gate::new(clock));
+        let (auditor, deeds) = Auditor::new(clock);
+        let access = signals.access;
+        let tokens = access.tokens();
+        let workers_have_keys = matches!(options.bus, BusSource::Embedded { .. });
+        let gate = Arc::new(Gate::new(clock, access.clone(), workers_have_keys, auditor.clone()));
         let relay = Relay::bind(options.listen, &certificate, gate.clone(), Limits::default(), Transport::default())?;
         let endpoint = TunnelEndpoint {
             host: options.tunnel_host,
@@ -165,15 +173,16 @@ impl Controller {
             fingerprint: relay.fingerprint().to_string(),
         };
 
-        let access = signals.access;
-        let open = open_bus(options.bus, &certificate, access.clone(), clock).await?;
+        let open = open_bus(options.bus, &certificate, access.clone(), clock, &auditor).await?;
         let OpenBus { broker, fingerprint, login, address } = open;
         let bus_url = login.url.clone();
         let bus = Bus::connect(login).await.map_err(StartError::Bus)?;
         let context = Context {
             writer: writer.clone(),
             store: store.clone(),
-            gate,
+            gate: gate.clone(),
+            auditor: auditor.clone(),
+            addresses: broker.as_ref().map(|broker| broker.addresses()),
             clock,
             timing: options.timing,
             tunnel: endpoint,
@@ -182,11 +191,14 @@ impl Controller {
             workers_have_keys: broker.is_some(),
         };
         let service = Service::start(&bus, Arc::new(context)).await.map_err(StartError::Bus)?;
+        let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
         let loops = vec![
-            task::spawn(publish_events(bus.clone(), store, writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Events, bus.clone(), store.clone(), writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Audit, bus.clone(), store, writer.clone(), signals.audit)),
+            auditor.run(deeds, writer.clone()),
             task::spawn(send_assignments(bus, writer.clone(), signals.assign)),
             task::spawn(tick(writer.clone())),
-            task::spawn(enforce(access, broker.clone())),
+            task::spawn(enforce::run(enforcer)),
         ];
         Ok(Self { service, relay, loops, writer, thread, broker, bus_url, fingerprint, address, bootstrap_token })
     }
@@ -272,6 +284,7 @@ async fn open_bus(
     identity: &Identity,
     access: Arc<AccessView>,
     clock: Clock,
+    auditor: &Auditor,
 ) -> Result<OpenBus, StartError> {
     let client_name = "orchard controller".to_owned();
     let (listen, tls, host) = match source {
@@ -284,7 +297,7 @@ async fn open_bus(
         }
     };
     let own = identity::new_token();
-    let users = BusUsers::new(access, clock, own.clone());
+    let users = Logins::new(Arc::new(BusUsers::new(access, clock, own.clone())), auditor.clone());
     let mut builder = Broker::builder().server_name("orchard").authenticator(Arc::new(users));
     if tls {
         builder = builder.tls(Tls::new(Arc::new(identity::tls::server_config(identity, &[])?), false));
@@ -348,16 +361,6 @@ async fn bootstrap(writer: &Writer, given: Option<Secret>) -> Result<Option<Secr
         Ok(Some(token))
     };
     writer.submit(step).await
-}
-
-/// Has what changed in who may do what hold for connections that are open. Runs until dropped.
-async fn enforce(access: Arc<AccessView>, broker: Option<Arc<Broker>>) {
-    loop {
-        for user in access.changed().await {
-            let connections = broker.as_ref().map_or(0, |broker| broker.recheck_user(&user));
-            tracing::debug!(user, connections, "rights have changed");
-        }
-    }
 }
 
 async fn tick(writer: Writer) {

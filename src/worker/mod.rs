@@ -23,7 +23,7 @@ use self::journal::Journal;
 use self::runtime::Runtime;
 use self::session::Agent;
 use self::uplink::Uplink;
-use crate::bus::client::{Bus, BusOptions};
+use crate::bus::client::{Bus, BusOptions, Login};
 use crate::model::error::ApiError;
 use crate::model::worker::WorkerInfo;
 use crate::task::{self, Task};
@@ -80,6 +80,10 @@ impl Worker {
         let fleet = Fleet::start(options.runtime.clone(), uplink.clone(), journal);
         let agent = Agent {
             bus,
+            key: match &options.bus.login {
+                Login::Key(seed) => Some(seed.clone()),
+                Login::Password(_) => None,
+            },
             bus_url: options.bus.url,
             info: options.info,
             runtime: options.runtime,

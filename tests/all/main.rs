@@ -4,6 +4,7 @@
 mod access;
 mod accounts;
 mod api;
+mod audit;
 mod broker;
 mod broker_run;
 mod cli;
@@ -20,6 +21,7 @@ mod netns;
 mod processes;
 mod qemu;
 mod real;
+mod secrets;
 mod ssh;
 mod standin;
 mod stock;

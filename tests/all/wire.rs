@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use orchard::bus::access::{
-    AccountPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, Expiry, GetAccount, Join, Joined,
-    ListAccounts, NewJoinToken, NewToken, RotateAccount, UpdateAccount,
+    AccountPage, AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, Expiry, GetAccount, Join,
+    Joined, ListAccounts, ListAudit, NewJoinToken, NewToken, RotateAccount, UpdateAccount,
 };
 use orchard::bus::message::{
     Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
@@ -17,6 +17,7 @@ use orchard::bus::message::{
 };
 use orchard::model::access::{Role, Roles};
 use orchard::model::account::AccountView;
+use orchard::model::audit::{AuditRecord, AuditType, Deed, Outcome};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::{Event, EventObject, EventType, LogStream};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
@@ -138,6 +139,22 @@ fn access(file: &mut String) {
     line(file, "join", &Join { worker: worker.clone(), public_key: "U".into(), machine_id: "m".into() });
     line(file, "join/answer", &Answer::Ok(Joined {}));
     line(file, "worker.delete", &DeleteWorker { name: worker, force: true });
+    line(file, "audit.list", &ListAudit { after: 5, limit: 10 });
+    let deed = Deed {
+        kind: AuditType::TunnelClosed,
+        account: "a".into(),
+        address: "192.0.2.1:5".into(),
+        verb: "connect.open".into(),
+        target: "vm:22".into(),
+        outcome: Outcome::Done,
+        message: "m".into(),
+    };
+    let record = AuditRecord::new(7, time, deed);
+    line(file, "audit/record", &record);
+    let empty = String::new;
+    let least = AuditRecord { address: empty(), verb: empty(), target: empty(), message: empty(), ..record.clone() };
+    line(file, "audit/record/least", &least);
+    line(file, "answer/audit.list", &Answer::Ok(AuditPage { records: vec![record], next: 7, last: 9, first_kept: 1 }));
 }
 
 #[test]

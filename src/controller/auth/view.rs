@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::bus::subject;
 use crate::controller::cluster::{Changes, Cluster};
 use crate::model::access::{Needs, Verb};
-use crate::model::account::{Account, JoinId, JoinToken, WorkerKey};
+use crate::model::account::{Account, JoinId, JoinToken, SecretHash, WorkerKey};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{AccountName, Timestamp, WorkerName};
 
@@ -94,6 +94,11 @@ impl AccessView {
     /// The public key of a worker that has joined.
     pub fn worker_key(&self, worker: &WorkerName) -> Option<String> {
         self.read().keys.get(worker).map(|key| key.public_key.clone())
+    }
+
+    /// The token of each account, by its hash.
+    pub(in crate::controller) fn tokens(&self) -> HashMap<AccountName, SecretHash> {
+        self.read().accounts.iter().map(|(name, account)| (name.clone(), account.token_hash)).collect()
     }
 
     /// Whose key that is.

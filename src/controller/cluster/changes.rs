@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::model::account::JoinId;
+use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
 use crate::model::vm::Vm;
 use crate::model::{AccountName, CopyId, Now, VmUid, WorkerName};
@@ -25,6 +26,8 @@ pub struct Changes {
     pub keys: BTreeSet<WorkerName>,
     /// New events, in number order.
     pub events: Vec<Event>,
+    /// New audit records, in number order.
+    pub audit: Vec<AuditRecord>,
     /// Workers to be sent their assignment once all this is durable.
     pub assign: BTreeSet<WorkerName>,
 }
@@ -33,7 +36,7 @@ impl Changes {
     /// Whether anything must be stored.
     pub fn is_empty(&self) -> bool {
         let objects = self.vms.is_empty() && self.workers.is_empty() && self.leaving.is_empty();
-        objects && !self.concern_access() && self.events.is_empty()
+        objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
     }
 
     /// Whether they change who may do what.

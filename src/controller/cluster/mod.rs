@@ -8,6 +8,7 @@
 //! memory: after a restart every worker says hello again and has a whole lease to do so.
 
 mod access;
+mod audit;
 mod changes;
 mod join;
 mod removal;
@@ -25,6 +26,7 @@ pub use self::changes::Changes;
 use super::scheduler::{self, Candidate};
 use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
+use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventNumber, EventType};
 use crate::model::resources::Resources;
@@ -80,6 +82,8 @@ pub struct Records {
     pub keys: Vec<WorkerKey>,
     /// The last number given to an event.
     pub last_event: EventNumber,
+    /// The last number given to an audit record.
+    pub last_audit: AuditNumber,
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +121,7 @@ pub struct Cluster {
     /// Not to be placed before this moment of the monotonic clock.
     held_back: HashMap<VmUid, Duration>,
     last_event: EventNumber,
+    last_audit: AuditNumber,
     /// When time last passed; none before the first time.
     ticked: Option<Duration>,
     /// Something happened that may let an unplaced VM be placed.
@@ -136,6 +141,7 @@ impl Cluster {
             unplaced: BTreeSet::new(),
             held_back: HashMap::new(),
             last_event: records.last_event,
+            last_audit: records.last_audit,
             ticked: None,
             place_again: true,
         };

@@ -80,7 +80,8 @@ fn unknown(resource: &str, verb: &str) -> ApiError {
 }
 
 fn reply<C: ApiCall>(result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiError> {
-    encode(&Answer::from(result))
+    // An error is encoded by the caller, who also records it.
+    encode(&Answer::Ok(result?))
 }
 
 async fn create_vm(
@@ -126,10 +127,6 @@ async fn delete_worker(context: &Context, _: AccountName, request: DeleteWorker)
     Ok(Done {})
 }
 
-async fn list_audit(_: &Context, _: AccountName, request: ListAudit) -> Result<AuditPage, ApiError> {
-    Ok(AuditPage { records: Vec::new(), next: request.after, last: 0, first_kept: 0 })
-}
-
 fn connectable(context: &Context, mut view: WorkerView) -> WorkerView {
     view.connectable = context.gate.is_linked(&view.worker.info.name);
     view
@@ -143,6 +140,30 @@ async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> 
     let read = tokio::task::spawn_blocking(move || store.events(request.after, limit, request.vm)).await;
     let (events, first_kept) = read.map_err(|_| failed("read events"))?.map_err(|error| read_failed(&error))?;
     event_page(events, limit, request.after, last, first_kept)
+}
+
+async fn list_audit(context: &Context, _: AccountName, request: ListAudit) -> Result<AuditPage, ApiError> {
+    // In this order, as for events.
+    let last = context.writer.submit(|step| Ok(step.cluster.last_audit())).await?;
+    let limit = page(request.limit, MAX_EVENT_PAGE);
+    let store = context.store.clone();
+    let read = tokio::task::spawn_blocking(move || store.audit(request.after, limit)).await;
+    let (mut records, first_kept) =
+        read.map_err(|_| failed("read the audit trail"))?.map_err(|error| read_failed(&error))?;
+    let mut more = records.len() >= limit;
+    let mut size = 0usize;
+    for (index, record) in records.iter().enumerate() {
+        size = size.saturating_add(encode(record)?.len());
+        if size > PAGE_SIZE && index > 0 {
+            records.truncate(index);
+            more = true;
+            break;
+        }
+    }
+    let newest = records.last().map_or(request.after, |record| record.number);
+    let last = last.max(newest);
+    let next = if more { newest } else { last.max(request.after) };
+    Ok(AuditPage { records, next, last, first_kept })
 }
 
 /// Cuts what was read to a page that can be sent, and says where to go on.

@@ -6,6 +6,7 @@
 
 mod access;
 mod api;
+mod guard;
 mod join;
 mod worker;
 
@@ -20,10 +21,13 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 pub(super) use self::access::new_join_token;
+use self::guard::InFlight;
+use super::audit::Auditor;
 use super::auth::AccessView;
 use super::gate::Gate;
 use super::store::Store;
 use super::store::writer::Writer;
+use crate::broker::Addresses;
 use crate::bus::client::Bus;
 use crate::bus::message::{self, Answer, TunnelEndpoint};
 use crate::bus::subject::{self, WorkerVerb};
@@ -36,10 +40,14 @@ use crate::task::{self, Task};
 const MAX_IN_FLIGHT: usize = 1_024;
 
 /// What a handler needs.
+#[derive(Clone)]
 pub(super) struct Context {
     pub(super) writer: Writer,
     pub(super) store: Store,
     pub(super) gate: Arc<Gate>,
+    pub(super) auditor: Auditor,
+    /// From where users are connected; none when the broker is not ours.
+    pub(super) addresses: Option<Addresses>,
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
     pub(super) tunnel: TunnelEndpoint,
@@ -55,6 +63,14 @@ pub(super) struct Context {
 pub(super) struct BusAddress {
     pub(super) url: Option<String>,
     pub(super) fingerprint: Option<Fingerprint>,
+}
+
+impl Context {
+    /// From where the bus user `name` is connected, for people; empty when that is not known.
+    pub(super) fn addresses_of(&self, name: &str) -> String {
+        let found = self.addresses.as_ref().map_or_else(Vec::new, |addresses| addresses.of(name));
+        found.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// The running service. Dropping it ends it.
@@ -108,9 +124,24 @@ impl Service {
         let answers = bus.clone();
         tasks.push(task::spawn(async move {
             let mut lane = Lane::new();
+            let in_flight = InFlight::default();
             while let Some(request) = endpoint.next().await {
+                let Some((account, ..)) = subject::parse_api(&request.message.subject) else { continue };
+                // Refused here and now: it takes no place in the lane, so that others need not wait for theirs.
+                let underway = match in_flight.begin(&account) {
+                    Ok(underway) => underway,
+                    Err(error) if own_inbox(request.message.reply.as_ref(), account.as_str()).is_some() => {
+                        let _ = request.respond(Ok(payload(Err(error), answers.max_payload()))).await;
+                        continue;
+                    }
+                    Err(_) => continue,
+                };
                 let (context, bus) = (context.clone(), answers.clone());
-                lane.run(async move { answer_account(&context, &bus, request).await }).await;
+                lane.run(async move {
+                    let _underway = underway;
+                    answer_account(&context, &bus, request).await;
+                })
+                .await;
             }
         }));
         bus.flush().await?;
@@ -131,13 +162,29 @@ impl Service {
     }
 }
 
+/// Does what one API request asks; what it changes, and that it was refused, goes into the audit trail.
+async fn perform(context: &Context, request: &guard::Asked<'_>) -> Result<Vec<u8>, ApiError> {
+    let verb = (request.resource, request.verb);
+    let answer = if request.changes() {
+        let context = Context { writer: context.writer.audited(request.deed(context)), ..context.clone() };
+        api::handle(&context, request.account.clone(), verb, request.payload).await
+    } else {
+        api::handle(context, request.account.clone(), verb, request.payload).await
+    };
+    if let Err(error) = &answer {
+        request.record_failure(context, error);
+    }
+    answer
+}
+
 async fn answer_account(context: &Context, bus: &Bus, request: async_nats::service::Request) {
     let message = &request.message;
     let Some((account, resource, verb)) = subject::parse_api(&message.subject) else { return };
     if own_inbox(message.reply.as_ref(), account.as_str()).is_none() {
         return;
     }
-    let answer = api::handle(context, account, (resource, verb), &message.payload).await;
+    let asked = guard::Asked { account: &account, resource, verb, payload: &message.payload };
+    let answer = perform(context, &asked).await;
     // By way of the service, which counts it.
     if let Err(error) = request.respond(Ok(payload(answer, bus.max_payload()))).await {
         tracing::warn!("an answer could not be sent: {error}");
