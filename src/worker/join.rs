@@ -6,15 +6,17 @@
 //! it joined and how to know the controller there; `worker.nk.next`, the key of an exchange that is under way, so that
 //! one that was cut short is taken up again with the same key, which costs no further use of the token.
 
+mod files;
+
 use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nkeys::{KeyPair, KeyPairType};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use self::files::{io_error, new_seed, public_key, read, read_seed};
 use crate::bus::access::{Join, Joined};
 use crate::bus::client::{Bus, BusOptions, Login, REQUEST_TIMEOUT, Trust};
 use crate::bus::subject;
@@ -32,8 +34,6 @@ pub const KEY_FILE: &str = "worker.nk";
 const NEXT_KEY_FILE: &str = "worker.nk.next";
 /// Where the worker joined, as JSON.
 pub const JOIN_FILE: &str = "worker.join";
-/// A larger file is none of ours.
-const MAX_FILE_BYTES: u64 = 16 * 1024;
 /// How long a controller that cannot be reached is waited for before joining is given up: it may be starting, too.
 const JOIN_PATIENCE: Duration = Duration::from_secs(60);
 /// The pause between two attempts.
@@ -323,56 +323,11 @@ async fn ask(token: &BootstrapToken, request: &Join) -> Result<(), JoinError> {
     }
 }
 
-fn new_seed(path: &Path) -> Result<Secret, JoinError> {
-    let seed = KeyPair::new_user().seed().map(Secret::new);
-    let seed = seed.map_err(|error| io_error("make a key for", path)(io::Error::other(error.to_string())))?;
-    identity::write_private(path, seed.expose().as_bytes()).map_err(io_error("write", path))?;
-    Ok(seed)
-}
-
-fn public_key(seed: &Secret, path: &Path) -> Result<String, JoinError> {
-    let damaged = || JoinError::Damaged { path: path.to_owned(), why: "it holds no seed of a user's key" };
-    let pair = KeyPair::from_seed(seed.expose()).map_err(|_| damaged())?;
-    match pair.key_pair_type() {
-        KeyPairType::User => Ok(pair.public_key()),
-        _ => Err(damaged()),
-    }
-}
-
-/// The seed in `path`; none if the file is not there.
-fn read_seed(path: &Path) -> Result<Option<Secret>, JoinError> {
-    let Some(text) = read(path)? else { return Ok(None) };
-    let seed = Secret::new(text.trim());
-    public_key(&seed, path)?;
-    Ok(Some(seed))
-}
-
-/// The text of a private file; none if it is not there.
-fn read(path: &Path) -> Result<Option<zeroize::Zeroizing<String>>, JoinError> {
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("read", path)(error)),
-    };
-    // Of the file that is open, not of whatever the path leads to by then.
-    let about = file.metadata().map_err(io_error("read", path))?;
-    let mode = std::os::unix::fs::PermissionsExt::mode(&about.permissions()) & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(JoinError::Exposed { path: path.to_owned(), mode });
-    }
-    let mut text = zeroize::Zeroizing::new(String::new());
-    file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(io_error("read", path))?;
-    Ok(Some(text))
-}
-
-fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JoinError {
-    let path = path.to_owned();
-    move |source| JoinError::Io { doing, path, source }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use nkeys::KeyPair;
 
     use super::*;
 
