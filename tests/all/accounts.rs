@@ -120,3 +120,36 @@ async fn a_deleted_worker_is_out_and_its_name_is_free() {
     cluster.access.join(&"w".parse().unwrap(), &dir).await;
     assert!(dir.join("worker.nk").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_trail_tells_who_did_what_and_goes_on_while_it_is_followed() {
+    let cluster = Cluster::start().await;
+    let token = cluster.run(&["create", "service-account", "ci", "--roles", "compute:read"]).await;
+    let refused =
+        as_account(&cluster, "ci", token.trim(), &["create", "service-account", "x", "--roles", "admin:read"]).await;
+    assert_eq!(refused.code, Some(1));
+    let of = |trail: &str, verb: &str| {
+        let records = trail.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records.filter(|record| record["verb"] == verb).collect::<Vec<_>>()
+    };
+    let trail = cluster.run(&["audit", "-o", "json"]).await;
+    assert!(!trail.contains(token.trim()), "the trail shows a token");
+    let made = of(&trail, "service-account.create");
+    assert_eq!((&made[0]["account"], &made[0]["outcome"]), (&json!("bootstrap-admin"), &json!("done")), "{trail}");
+    assert!(cluster.run(&["audit"]).await.contains("service-account.create"));
+
+    let after = trail.lines().count().to_string();
+    let mut follow = cluster.cli(&["audit", "--follow", "--after", &after, "-o", "json"]);
+    let mut child = follow.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+    cluster.run(&["delete", "service-account", "ci"]).await;
+    let seen = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if !of(&line, "service-account.delete").is_empty() {
+                return;
+            }
+        }
+        panic!("the command ended");
+    };
+    tokio::time::timeout(LIMIT, seen).await.unwrap();
+}

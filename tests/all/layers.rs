@@ -49,6 +49,8 @@ const PURE: &[&str] = &[
     "controller/scheduler.rs",
     "worker/plan.rs",
     "config/duration.rs",
+    "config/join.rs",
+    "bus/refusal.rs",
     "cli/event_order.rs",
     "cli/pairs.rs",
     "worker/runtime/synthetic/behaviour.rs",
