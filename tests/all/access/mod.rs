@@ -2,6 +2,7 @@
 
 mod attacks;
 mod matrix;
+mod operator;
 mod people;
 mod strangers;
 mod workers;
