@@ -131,6 +131,7 @@ pub struct Controller {
     // In the order of stopping, which is the reverse of starting.
     service: Service,
     relay: Relay,
+    auditor: Auditor,
     loops: Vec<Task>,
     writer: Writer,
     thread: WriterThread,
@@ -200,7 +201,19 @@ impl Controller {
             task::spawn(tick(writer.clone())),
             task::spawn(enforce::run(enforcer)),
         ];
-        Ok(Self { service, relay, loops, writer, thread, broker, bus_url, fingerprint, address, bootstrap_token })
+        Ok(Self {
+            service,
+            relay,
+            auditor,
+            loops,
+            writer,
+            thread,
+            broker,
+            bus_url,
+            fingerprint,
+            address,
+            bootstrap_token,
+        })
     }
 
     /// The token of the first account, if it was made or given in this start; it can be had from nowhere else.
@@ -256,6 +269,8 @@ impl Controller {
     pub async fn shutdown(self) {
         self.service.stop().await;
         self.relay.shutdown().await;
+        // Streams that have just ended are still to be recorded.
+        self.auditor.settled().await;
         for task in self.loops {
             task.abort().await;
         }

@@ -27,6 +27,8 @@ const QUEUE: usize = 4_096;
 const BATCH: usize = 256;
 /// How often it is looked whether something that was held back may be told.
 const FLUSH: Duration = Duration::from_secs(1);
+/// How long the end of the controller may wait for what is still to be written.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Takes deeds. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ struct Shared {
     limiter: Mutex<Limiter>,
     queue: mpsc::Sender<Deed>,
     lost: AtomicU64,
+    /// Queued and not yet stored.
+    waiting: AtomicU64,
 }
 
 /// What is still to be written. Run by [`Auditor::run`].
@@ -51,7 +55,7 @@ impl Auditor {
     pub(super) fn new(clock: Clock) -> (Self, Pending) {
         let (queue, pending) = mpsc::channel(QUEUE);
         let limiter = Mutex::new(Limiter::new(clock.now().mono));
-        let shared = Shared { clock, limiter, queue, lost: AtomicU64::new(0) };
+        let shared = Shared { clock, limiter, queue, lost: AtomicU64::new(0), waiting: AtomicU64::new(0) };
         (Self { shared: Arc::new(shared) }, Pending(pending))
     }
 
@@ -79,9 +83,21 @@ impl Auditor {
     }
 
     fn queue(&self, deed: Deed) {
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         if self.shared.queue.try_send(deed).is_err() {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Returns once everything recorded so far is stored, or after [`SETTLE`]. For the end of the controller.
+    pub(super) async fn settled(&self) {
+        let stored = async {
+            while self.shared.waiting.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE, stored).await;
     }
 
     fn flush(&self) {
@@ -99,7 +115,9 @@ impl Auditor {
                 outcome: Outcome::Failed,
                 message: format!("{lost} records were lost: more happened than could be written"),
             };
+            self.shared.waiting.fetch_add(1, Ordering::Relaxed);
             if self.shared.queue.try_send(deed).is_err() {
+                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 self.shared.lost.fetch_add(lost, Ordering::Relaxed);
             }
         }
@@ -147,5 +165,6 @@ async fn write(auditor: Auditor, mut pending: mpsc::Receiver<Deed>, writer: Writ
             tracing::error!("{count} audit records could not be stored: {error}");
             auditor.shared.lost.fetch_add(count, Ordering::Relaxed);
         }
+        auditor.shared.waiting.fetch_sub(count, Ordering::Relaxed);
     }
 }

@@ -4,12 +4,12 @@
 //! repair after a crash. On Apple systems the LMDB that heed builds syncs with `F_FULLFSYNC`, which forces the drive.
 //! The map is opened far larger than it will get: it is address space, not memory or disk, so it need never be resized.
 
+mod history;
 pub mod seal;
 mod upgrade;
 pub mod writer;
 
 use std::fs::{File, TryLockError};
-use std::ops::Bound::{Included, Unbounded};
 use std::path::{Path, PathBuf};
 
 use heed::types::{Bytes, Str};
@@ -18,12 +18,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
+use self::history::vm_event_key;
 use self::seal::{KeyError, NotSealed, Seal};
 use super::cluster::{Changes, Cluster, Records};
 use crate::identity;
-use crate::model::audit::{AuditNumber, AuditRecord};
-use crate::model::event::{Event, EventNumber, EventObject};
-use crate::model::{CopyId, VmUid};
+use crate::model::CopyId;
+use crate::model::audit::AuditNumber;
+use crate::model::event::{EventNumber, EventObject};
 
 /// The version of what the tables hold; raised with every change that an older release cannot read.
 pub const SCHEMA: u32 = 2;
@@ -33,13 +34,6 @@ const PLAIN_SCHEMA: u32 = 1;
 
 /// Address space for the map: events of years fit.
 const MAP_SIZE: usize = if cfg!(target_pointer_width = "64") { 64 << 30 } else { 1 << 30 };
-/// How many events are kept; older ones go in the transaction that adds newer ones.
-const KEPT_EVENTS: u64 = 1_000_000;
-/// How many audit records are kept; they go apart from events, so that neither can push out the other.
-const KEPT_AUDIT: u64 = 500_000;
-/// At most so many old events or audit records go in one transaction, so that no commit becomes slow after a change of the bound.
-const MAX_PRUNED: u64 = 4_096;
-
 /// Readers at once. LMDB's own default of 126 is less than the threads that answer requests for events (512, each of
 /// which keeps its place for as long as it lives): those beyond would be refused.
 const MAX_READERS: u32 = 1_024;
@@ -281,62 +275,8 @@ impl Store {
         Ok(Published { events: self.number(&txn, PUBLISHED_KEY)?, audit: self.number(&txn, AUDIT_PUBLISHED_KEY)? })
     }
 
-    /// At most `limit` audit records with numbers above `after`, and the number of the oldest still kept (0 = none).
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn audit(&self, after: AuditNumber, limit: usize) -> Result<(Vec<AuditRecord>, AuditNumber), StoreError> {
-        let txn = self.env.read_txn()?;
-        let first = self.audit.first(&txn)?.map_or(0, |(key, _)| number_of(key));
-        let from = after.saturating_add(1).to_be_bytes();
-        let mut found = Vec::new();
-        for entry in self.audit.range(&txn, &(Included(from.as_slice()), Unbounded))?.take(limit) {
-            let (key, bytes) = entry?;
-            found.push(decode("audit", key, bytes)?);
-        }
-        Ok((found, first))
-    }
-
     fn number(&self, txn: &RoTxn<'_>, key: &'static str) -> Result<EventNumber, StoreError> {
         self.meta.get(txn, key)?.map_or(Ok(0), |bytes| decode("meta", key.as_bytes(), bytes))
-    }
-
-    /// At most `limit` events with numbers above `after`, of one VM if `vm` is given; with the number of the oldest
-    /// event still kept (0 = none).
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn events(
-        &self,
-        after: EventNumber,
-        limit: usize,
-        vm: Option<VmUid>,
-    ) -> Result<(Vec<Event>, EventNumber), StoreError> {
-        let txn = self.env.read_txn()?;
-        let first = self.events.first(&txn)?.map_or(0, |(key, _)| number_of(key));
-        let from = after.saturating_add(1);
-        let mut found = Vec::new();
-        match vm {
-            None => {
-                for entry in self.events.range(&txn, &(Included(from.to_be_bytes().as_slice()), Unbounded))?.take(limit)
-                {
-                    let (key, bytes) = entry?;
-                    found.push(decode("events", key, bytes)?);
-                }
-            }
-            Some(uid) => {
-                let (low, high) = (vm_event_key(uid, from), vm_event_key(uid, EventNumber::MAX));
-                let range = (Included(low.as_slice()), Included(high.as_slice()));
-                for entry in self.events_of_vm.range(&txn, &range)?.take(limit) {
-                    let (key, _) = entry?;
-                    let number = key.get(16..).unwrap_or_default();
-                    if let Some(bytes) = self.events.get(&txn, number)? {
-                        found.push(decode("events", number, bytes)?);
-                    }
-                }
-            }
-        }
-        Ok((found, first))
     }
 
     /// Stores the newest form of all that `changes` names, in one transaction that is durable on return.
@@ -434,34 +374,6 @@ impl Store {
             false => Ok(()),
         }
     }
-
-    fn prune_audit(&self, txn: &mut RwTxn<'_>, last: AuditNumber) -> Result<(), StoreError> {
-        for _ in 0..MAX_PRUNED {
-            let Some((key, _)) = self.audit.first(txn)? else { return Ok(()) };
-            let number = number_of(key);
-            if last.saturating_sub(number) < KEPT_AUDIT {
-                return Ok(());
-            }
-            self.audit.delete(txn, &number.to_be_bytes())?;
-        }
-        Ok(())
-    }
-
-    fn prune(&self, txn: &mut RwTxn<'_>, last: EventNumber) -> Result<(), StoreError> {
-        for _ in 0..MAX_PRUNED {
-            let Some((key, bytes)) = self.events.first(txn)? else { return Ok(()) };
-            let number = number_of(key);
-            if last.saturating_sub(number) < KEPT_EVENTS {
-                return Ok(());
-            }
-            let event: Event = decode("events", key, bytes)?;
-            if let EventObject::Vm { uid, .. } = event.object {
-                self.events_of_vm.delete(txn, &vm_event_key(uid, number))?;
-            }
-            self.events.delete(txn, &number.to_be_bytes())?;
-        }
-        Ok(())
-    }
 }
 
 /// The schema of what is stored; a new store gets the current one.
@@ -482,14 +394,6 @@ fn has_records(env: &Env, table: Table) -> Result<bool, StoreError> {
 
 fn copy_key(id: CopyId) -> Vec<u8> {
     [id.uid.0.as_bytes().as_slice(), &id.attempt.to_be_bytes()].concat()
-}
-
-fn vm_event_key(uid: VmUid, number: EventNumber) -> Vec<u8> {
-    [uid.0.as_bytes().as_slice(), &number.to_be_bytes()].concat()
-}
-
-fn number_of(key: &[u8]) -> EventNumber {
-    key.try_into().map_or(0, EventNumber::from_be_bytes)
 }
 
 fn decode<T: DeserializeOwned>(table: &'static str, key: &[u8], bytes: &[u8]) -> Result<T, StoreError> {

@@ -236,6 +236,15 @@ impl Relay {
     pub fn control(&self) -> Control {
         Control(self.shared.clone())
     }
+
+    /// Ends every session, tells the peers, and returns once the port is free or the farewell took too long.
+    pub async fn shutdown(self) {
+        self.endpoint.close(Reason::ShuttingDown.code(), b"");
+        self.accepting.stop_within(FAREWELL).await;
+        if tokio::time::timeout(FAREWELL, self.endpoint.wait_idle()).await.is_err() {
+            debug!("some tunnel connections did not take leave in time");
+        }
+    }
 }
 
 /// Cuts what is open. Of no use once the relay has ended.
@@ -263,17 +272,6 @@ impl Control {
     /// The accounts that have streams open, or are opening some.
     pub fn accounts(&self) -> Vec<AccountName> {
         self.0.accounts.names()
-    }
-}
-
-impl Relay {
-    /// Ends every session, tells the peers, and returns once the port is free or the farewell took too long.
-    pub async fn shutdown(self) {
-        self.endpoint.close(Reason::ShuttingDown.code(), b"");
-        self.accepting.stop_within(FAREWELL).await;
-        if tokio::time::timeout(FAREWELL, self.endpoint.wait_idle()).await.is_err() {
-            debug!("some tunnel connections did not take leave in time");
-        }
     }
 }
 
