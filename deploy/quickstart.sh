@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
 done
 case $RUNTIME in auto | qemu | tart | vetu | synthetic) ;; *) warn "unknown runtime: $RUNTIME"; usage >&2; exit 2 ;; esac
 
-unset ORCHARD_URL ORCHARD_SERVICE_ACCOUNT_NAME ORCHARD_SERVICE_ACCOUNT_TOKEN # they would lead to another cluster
+unset ORCHARD_URL ORCHARD_FINGERPRINT ORCHARD_SERVICE_ACCOUNT_NAME ORCHARD_SERVICE_ACCOUNT_TOKEN ORCHARD_BOOTSTRAP_ADMIN_TOKEN # they would lead to another cluster
 export ORCHARD_HOME=${ORCHARD_HOME:-$HOME/.orchard}
 (umask 077 && mkdir -p "$ORCHARD_HOME") # tokens lie in it
 ORCHARD_HOME=$(cd "$ORCHARD_HOME" && pwd)

@@ -92,9 +92,9 @@ pub mod trie;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
@@ -114,6 +114,26 @@ pub const COMPATIBLE_VERSION: &str = "2.10.29";
 const BACKLOG: u32 = 1_024;
 /// How long a shutdown waits for clients to take their last bytes.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// Addresses told of one user: enough to see where it is, little enough to be written down with each thing it does.
+const MAX_ADDRESSES: usize = 4;
+
+/// Says from where users are connected. From [`Broker::addresses`].
+#[derive(Clone)]
+pub struct Addresses(Weak<Router>);
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Addresses").finish_non_exhaustive()
+    }
+}
+
+impl Addresses {
+    /// As [`Broker::addresses_of`].
+    pub fn of(&self, name: &str) -> Vec<IpAddr> {
+        self.0.upgrade().map_or_else(Vec::new, |router| router.addresses_of(name, MAX_ADDRESSES))
+    }
+}
 
 /// What clients may use. The defaults are nats-server's, but for the time to authenticate and the subscriptions, which
 /// it does not bound.
@@ -335,6 +355,16 @@ impl Broker {
     /// The same for every connection.
     pub fn recheck_all(&self) -> usize {
         self.router.recheck(None)
+    }
+
+    /// From where the user `name` is connected now: at most a few addresses, each once.
+    pub fn addresses_of(&self, name: &str) -> Vec<IpAddr> {
+        self.router.addresses_of(name, MAX_ADDRESSES)
+    }
+
+    /// A handle that answers as [`Broker::addresses_of`] for as long as the broker runs, and knows nobody afterwards.
+    pub fn addresses(&self) -> Addresses {
+        Addresses(Arc::downgrade(&self.router))
     }
 
     /// From now on, new connections become TLS as `tls` says; those that are open stay as they are.

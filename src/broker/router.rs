@@ -4,7 +4,7 @@
 //! Generations tell a cache when its entries are stale: one counter for each of 64 classes of first tokens, so that a
 //! client that makes a new inbox does not spoil what others know of their subjects.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -194,6 +194,13 @@ impl Router {
         let clients = self.clients();
         let meant = clients.iter().filter(|client| name.is_none_or(|name| client.is_user(name)));
         meant.map(|client| client.ask_to_recheck()).count()
+    }
+
+    /// From where the user `name` is connected: each address once, at most `most` of them.
+    pub fn addresses_of(&self, name: &str, most: usize) -> Vec<IpAddr> {
+        let found: BTreeSet<IpAddr> =
+            self.clients().iter().filter(|client| client.is_user(name)).map(|client| client.ip).collect();
+        found.into_iter().take(most).collect()
     }
 
     /// Changes with every [`Router::disconnect`] and [`Router::recheck`].

@@ -1,5 +1,7 @@
 //! A connection to the bus, typed: requests with deadlines, answers decoded, errors kinded.
 
+use std::future::pending;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -7,9 +9,11 @@ use async_nats::{Event, HeaderMap, RequestErrorKind, Subscriber};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
 use super::message::{self, Answer, ApiCall};
-use super::subject;
+use super::{refusal, subject};
 use crate::identity::ca::Fingerprint;
 use crate::identity::tls;
 use crate::model::AccountName;
@@ -54,6 +58,16 @@ pub enum Trust {
 }
 
 impl Trust {
+    /// What to expect at `url`: the certificate with this fingerprint; without one, what its scheme says. Plain text is
+    /// spoken only where every address says `nats://` and no certificate is named.
+    pub fn of(url: &str, fingerprint: Option<Fingerprint>) -> Self {
+        match fingerprint {
+            Some(fingerprint) => Trust::Certificate(fingerprint),
+            None if url.split(',').all(|one| one.trim_start().starts_with("nats://")) => Trust::Plain,
+            None => Trust::PublicCas,
+        }
+    }
+
     fn client_config(self) -> Result<Option<rustls::ClientConfig>, rustls::Error> {
         match self {
             Trust::Plain => Ok(None),
@@ -69,29 +83,50 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts to connect again.
 const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
+/// The same for a user that is not let in: somebody must do something first, and a thousand workers that were deleted must
+/// not keep the controller busy with refusing them.
+const MAX_REFUSED_PAUSE: Duration = Duration::from_secs(15);
 /// Messages waiting for a slow subscriber here before the client library drops some: events are replayed by number, so
 /// a drop costs a request, not an event.
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 
-/// Logs what happens to a connection. Of the attempts that fail in a row only the first is told to everybody.
-fn tell(url: String) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
+/// Logs what happens to a connection, and passes refusals on. Of the attempts that fail in a row only the first is told
+/// to everybody.
+fn tell(
+    url: String,
+    refused: &'static str,
+    refusals: broadcast::Sender<String>,
+    shut_out: Arc<AtomicBool>,
+) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     let told = AtomicBool::new(false);
     move |event| {
         match event {
             Event::Connected => {
                 told.store(false, Ordering::Relaxed);
+                shut_out.store(false, Ordering::Relaxed);
                 tracing::debug!("connected to the bus at {url}");
             }
             Event::Closed => tracing::debug!("the connection to the bus at {url} is closed"),
-            Event::ClientError(error) if told.swap(true, Ordering::Relaxed) => tracing::debug!("bus: {error}"),
             Event::ClientError(error) => {
                 let error = error.to_string();
-                let advice = if error.contains("authorization") {
-                    "check the token"
+                let refused_now = error.contains("authorization");
+                shut_out.store(refused_now, Ordering::Relaxed);
+                if told.swap(true, Ordering::Relaxed) {
+                    tracing::debug!("bus: {error}");
+                } else if refused_now {
+                    tracing::warn!("the bus at {url} lets this user in no more: {refused}; trying again until it does");
                 } else {
-                    "is the controller running there?"
-                };
-                tracing::info!("the bus at {url} cannot be used: {error}; {advice}; trying again until it can");
+                    let advice = "is the controller running there, with the certificate that it had?";
+                    tracing::info!("the bus at {url} cannot be used: {error}; {advice} trying again until it can");
+                }
+            }
+            Event::ServerError(error) => {
+                let error = error.to_string();
+                match refusal::refused_publish(&error) {
+                    // Nobody may be waiting any more.
+                    Some(subject) => drop(refusals.send(subject.to_owned())),
+                    None => tracing::info!("bus: {error}"),
+                }
             }
             other => tracing::info!("bus: {other}"),
         }
@@ -103,6 +138,58 @@ fn tell(url: String) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync +
 #[derive(Clone, Debug)]
 pub struct Bus {
     client: async_nats::Client,
+    /// The subjects of requests that the broker refused.
+    refusals: broadcast::Sender<String>,
+}
+
+/// What to do when a user is not let in.
+fn refused(login: &Login) -> &'static str {
+    match login {
+        Login::Password(_) => "check the name and the token, which may have been changed, deleted or expired",
+        Login::Key(_) => {
+            "its key is not known there; if the worker was deleted or its name given away, let it join again: \
+             `orchard get bootstrap-token` on a machine that may, `orchard worker run --bootstrap-token-stdin` here"
+        }
+    }
+}
+
+/// Why the connection could not be made, as far as the certificate is to blame.
+fn certificate_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let found = wrapped.and_then(|inner| inner.downcast_ref()).or_else(|| error.downcast_ref());
+        if found.is_some() {
+            return found;
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// What to tell of an attempt to connect that failed.
+fn unreachable(options: &BusOptions, error: &async_nats::ConnectError) -> ApiError {
+    use async_nats::ConnectErrorKind as Kind;
+    let url = &options.url;
+    if matches!(error.kind(), Kind::Authentication | Kind::AuthorizationViolation) {
+        let text = format!("the bus at {url} refuses user {:?}: {}", options.user, refused(&options.login));
+        return ApiError::new(ErrorCode::Unauthenticated, text);
+    }
+    let text = match (certificate_error(error), options.trust) {
+        (Some(rustls::Error::InvalidCertificate(_)), Trust::Certificate(expected)) => format!(
+            "{url} shows another certificate than the one that is trusted ({expected}): either the controller was set \
+             up anew, and must be trusted anew, or somebody else answers in its place; nothing was told to it"
+        ),
+        (Some(rustls::Error::InvalidCertificate(why)), _) => format!(
+            "no public CA vouches for the certificate of {url} ({why}); if it is the controller's own, name its \
+             fingerprint; nothing was told to it"
+        ),
+        (Some(error), _) => {
+            format!("no TLS with {url}: {error}; if plain text is spoken there on purpose, say so with nats://")
+        }
+        (None, _) => format!("cannot reach the bus at {url}: {error}; is the controller running there?"),
+    };
+    ApiError::new(ErrorCode::Unavailable, text)
 }
 
 impl Bus {
@@ -111,6 +198,8 @@ impl Bus {
     /// # Errors
     /// [`ErrorCode::Unauthenticated`] when the user is refused, [`ErrorCode::Unavailable`] when nothing answers there.
     pub async fn connect(options: BusOptions) -> Result<Self, ApiError> {
+        let (refusals, _) = broadcast::channel(refusal::CAPACITY);
+        let shut_out = Arc::new(AtomicBool::new(false));
         let login = match &options.login {
             Login::Password(password) => {
                 async_nats::ConnectOptions::with_user_and_password(options.user.clone(), password.expose().to_owned())
@@ -123,8 +212,11 @@ impl Bus {
             .connection_timeout(CONNECT_TIMEOUT)
             .request_timeout(Some(REQUEST_TIMEOUT))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
-            .reconnect_delay_callback(reconnect_pause)
-            .event_callback(tell(options.url.clone()));
+            .reconnect_delay_callback({
+                let shut_out = shut_out.clone();
+                move |attempt| reconnect_pause(attempt, shut_out.load(Ordering::Relaxed))
+            })
+            .event_callback(tell(options.url.clone(), refused(&options.login), refusals.clone(), shut_out));
         let config = options.trust.client_config().map_err(|error| {
             ApiError::new(ErrorCode::Internal, format!("cannot set up TLS for {}: {error}", options.url))
         })?;
@@ -133,20 +225,14 @@ impl Bus {
             connect = connect.tls_client_config(config).require_tls(true);
         }
         let connect = if options.patient { connect.retry_on_initial_connect() } else { connect };
-        let client = connect.connect(&options.url).await.map_err(|error| {
-            use async_nats::ConnectErrorKind as Kind;
-            match error.kind() {
-                Kind::Authentication | Kind::AuthorizationViolation => ApiError::new(
-                    ErrorCode::Unauthenticated,
-                    format!("the bus at {} refuses user {:?}: check the token", options.url, options.user),
-                ),
-                _ => ApiError::new(
-                    ErrorCode::Unavailable,
-                    format!("cannot reach the bus at {}: {error}; is the controller running there?", options.url),
-                ),
-            }
-        })?;
-        Ok(Self { client })
+        // Other servers are named before the handshake, when anybody may speak. A pinned certificate tells them apart; a
+        // public CA vouches for strangers, too.
+        let connect = match options.trust {
+            Trust::PublicCas => connect.ignore_discovered_servers(),
+            Trust::Plain | Trust::Certificate(_) => connect,
+        };
+        let client = connect.connect(&options.url).await.map_err(|error| unreachable(&options, &error))?;
+        Ok(Self { client, refusals })
     }
 
     /// The client library's own handle, for what needs no typing: the service API, raw subscriptions.
@@ -162,7 +248,7 @@ impl Bus {
     /// Calls an API verb as `account` and waits at most `timeout` for its answer.
     ///
     /// # Errors
-    /// What the controller answered; [`ErrorCode::Unavailable`] when no controller listens, [`ErrorCode::Timeout`] when
+    /// What the controller answered; [`ErrorCode::Forbidden`] when the broker refuses, [`ErrorCode::Unavailable`] when no controller listens, [`ErrorCode::Timeout`] when
     /// none answered in time. Cancel safe: the request may still be carried out.
     pub async fn call<C: ApiCall>(
         &self,
@@ -185,7 +271,21 @@ impl Bus {
     ) -> Result<A, ApiError> {
         let payload = message::encode(request)?;
         let request = async_nats::Request::new().payload(payload.into()).timeout(Some(timeout));
-        let reply = self.client.send_request(subject.clone(), request).await.map_err(|error| match error.kind() {
+        let mut refusals = self.refusals.subscribe();
+        let refused = async {
+            loop {
+                match refusals.recv().await {
+                    Ok(refused) if refused == subject => return,
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => pending().await,
+                }
+            }
+        };
+        let answered = tokio::select! {
+            answered = self.client.send_request(subject.clone(), request) => answered,
+            () = refused => return Err(refusal::forbidden(&subject)),
+        };
+        let reply = answered.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => ApiError::new(
                 ErrorCode::Unavailable,
                 "the bus is up but no controller listens on it: it may be starting; try again in a moment",
@@ -238,11 +338,12 @@ impl Bus {
 
 /// Pause before reconnection attempt number `attempt`: doubling from 50 ms, capped, jittered by a third so that a
 /// fleet does not come back as one wave.
-fn reconnect_pause(attempt: usize) -> Duration {
-    let base = Duration::from_millis(50).saturating_mul(1 << attempt.clamp(1, 7).saturating_sub(1));
+fn reconnect_pause(attempt: usize, shut_out: bool) -> Duration {
+    let base = Duration::from_millis(50).saturating_mul(1 << attempt.clamp(1, 10).saturating_sub(1));
+    let most = if shut_out { MAX_REFUSED_PAUSE } else { MAX_RECONNECT_PAUSE };
     let mut byte = [0u8; 1];
     let _ = getrandom::fill(&mut byte);
-    let capped = base.min(MAX_RECONNECT_PAUSE);
+    let capped = base.min(most);
     capped.mul_f64(2.0 / 3.0 + f64::from(byte[0]) / 255.0 / 3.0)
 }
 
@@ -253,8 +354,10 @@ mod tests {
     #[test]
     fn pauses_grow_and_stay_below_the_bound() {
         for attempt in 0..100 {
-            assert!(reconnect_pause(attempt) <= MAX_RECONNECT_PAUSE);
+            assert!(reconnect_pause(attempt, false) <= MAX_RECONNECT_PAUSE);
+            assert!(reconnect_pause(attempt, true) <= MAX_REFUSED_PAUSE);
         }
-        assert!(reconnect_pause(1) < Duration::from_millis(51));
+        assert!(reconnect_pause(1, true) < Duration::from_millis(51));
+        assert!(reconnect_pause(20, true) > MAX_RECONNECT_PAUSE);
     }
 }

@@ -5,4 +5,6 @@ pub mod access;
 pub mod client;
 pub mod message;
 pub mod parts;
+pub mod probe;
+mod refusal;
 pub mod subject;

@@ -8,7 +8,8 @@ use super::Global;
 use crate::bus::client::{Bus, BusOptions, Login, REQUEST_TIMEOUT, Trust};
 use crate::bus::message::{ApiCall, GetVm};
 use crate::config::Home;
-use crate::config::context::{ContextFile, Overrides, Target};
+use crate::config::context::ContextFile;
+use crate::config::target::{Overrides, Target};
 use crate::model::VmName;
 use crate::model::error::ApiError;
 use crate::model::vm::Vm;
@@ -25,11 +26,16 @@ impl Client {
     pub(super) async fn connect(home: &Home, global: &Global) -> anyhow::Result<Self> {
         let file = ContextFile::new(home.clone());
         let contexts = file.load().context("cannot find out which controller to use")?;
-        let target = contexts.resolve(global.context.as_deref(), Overrides::from_environment())?;
+        let target = Target::resolve(&contexts, global.context.as_deref(), Overrides::from_environment())?;
+        Ok(Self::log_in(target).await?)
+    }
+
+    /// Connects to `target`.
+    pub(super) async fn log_in(target: Target) -> Result<Self, ApiError> {
         let bus = Bus::connect(BusOptions {
             url: target.url.clone(),
             user: target.account.to_string(),
-            trust: Trust::Plain,
+            trust: Trust::of(&target.url, target.fingerprint),
             login: Login::Password(target.token.clone()),
             client_name: format!("orchard-cli/{}", env!("CARGO_PKG_VERSION")),
             patient: false,

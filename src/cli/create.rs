@@ -1,4 +1,4 @@
-//! `orchard create vm`: the request out of the options; [`wait`](super::wait) then follows the VM until it is ready.
+//! `orchard create`: service accounts go to `accounts`; of a VM, the request out of the options; [`wait`](super::wait) then follows the VM until it is ready.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
+use super::accounts::{self, CreateAccountArgs};
 use super::client::Client;
 use super::output::{self, Format, OutputArgs};
 use super::{UsageError, pairs, wait};
@@ -29,6 +30,8 @@ Examples:
 
 A path that exists on this machine is sent in full; the worker that runs the VM reads it there.")]
     Vm(Box<CreateVmArgs>),
+    /// Create a service account and print its token, which is shown this once
+    ServiceAccount(CreateAccountArgs),
 }
 
 #[derive(Debug, Args)]
@@ -93,7 +96,10 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     command: Create,
     connect: impl FnOnce() -> F,
 ) -> anyhow::Result<()> {
-    let Create::Vm(arguments) = command;
+    let arguments = match command {
+        Create::Vm(arguments) => arguments,
+        Create::ServiceAccount(arguments) => return accounts::create(arguments, connect).await,
+    };
     let (wait, timeout, output) = (arguments.wait, arguments.timeout, arguments.output.output);
     let request = request(*arguments)?;
     let client = connect().await?;

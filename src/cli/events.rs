@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use async_nats::Subscriber;
+use async_nats::Message;
 use clap::Args;
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::Instant;
 
 use super::client::Client;
@@ -19,6 +19,8 @@ use crate::model::VmName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventNumber, EventObject};
 
+/// What is listened to, of `model::access::EVENTS`; the audit trail has a command and numbers of its own.
+const KINDS: [&str; 2] = ["vm", "worker"];
 /// How long silence may last before the controller is asked whether something was missed.
 pub(super) const SILENCE: Duration = Duration::from_secs(3);
 
@@ -54,7 +56,12 @@ async fn replay(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
 }
 
 async fn follow(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
-    let mut live = client.bus().subscribe(subject::ALL_EVENTS).await?;
+    // Kind by kind: nobody but those who may follow the audit trail, too, is let listen to all at once.
+    let mut kinds = Vec::new();
+    for kind in KINDS {
+        kinds.push(client.bus().subscribe(&subject::events_of_kind(kind)).await?);
+    }
+    let mut live = stream::select_all(kinds);
     let start = match arguments.after {
         Some(number) => number,
         None => client.call(&GetInfo {}).await?.last_event,
@@ -113,7 +120,7 @@ pub(super) fn trimmed(after: EventNumber, page: &EventPage) -> Option<String> {
 }
 
 /// The next event from the bus; none after [`SILENCE`], or when what came was no event. Cancel safe.
-async fn next(live: &mut Subscriber) -> Option<Event> {
+async fn next(live: &mut (impl Stream<Item = Message> + Unpin)) -> Option<Event> {
     let silence = Instant::now() + SILENCE;
     match tokio::time::timeout_at(silence, live.next()).await {
         Ok(Some(message)) => message::decode::<Event>(&message.payload)

@@ -1,15 +1,17 @@
-//! `orchard get`: everything about one VM or worker; and `orchard version`.
+//! `orchard get`: everything about one VM, worker or service account, and bootstrap tokens; and `orchard version`.
 
 use clap::{Args, Subcommand};
 
+use super::bootstrap::{self, BootstrapTokenArgs};
 use super::client::Client;
-use super::list;
 use super::output::{self, Format, OutputArgs, Table};
+use super::{accounts, list};
+use crate::bus::access::GetAccount;
 use crate::bus::message::{GetInfo, GetWorker};
 use crate::model::resources::{Labels, Resources};
 use crate::model::vm::Vm;
 use crate::model::worker::WorkerView;
-use crate::model::{Clock, Timestamp, VmName, WorkerName};
+use crate::model::{AccountName, Clock, Timestamp, VmName, WorkerName};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Get {
@@ -29,6 +31,16 @@ pub(super) enum Get {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Show one service account and its roles; its token is nowhere to be had again
+    #[command(after_help = "Example:\n  orchard get service-account ci")]
+    ServiceAccount {
+        /// The account's name
+        name: AccountName,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Make a token with which machines can join as workers, and print it
+    BootstrapToken(BootstrapTokenArgs),
 }
 
 /// `orchard version`.
@@ -52,6 +64,11 @@ pub(super) async fn run(command: Get, client: &Client) -> anyhow::Result<()> {
             let worker = client.call(&GetWorker { name }).await?;
             print(output, &worker, |worker| worker_table(worker, now))
         }
+        Get::ServiceAccount { name, output } => {
+            let account = client.call(&GetAccount { name }).await?;
+            print(output, &account, |account| accounts::details(account, now))
+        }
+        Get::BootstrapToken(arguments) => bootstrap::run(arguments, client).await,
     }
 }
 

@@ -1,7 +1,8 @@
-//! `orchard list`: all VMs or workers, page by page to the end.
+//! `orchard list`: all VMs, workers or service accounts, page by page to the end.
 
 use clap::{Args, Subcommand};
 
+use super::accounts;
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
 use crate::bus::message::{ListVms, ListWorkers};
@@ -17,6 +18,9 @@ pub(super) enum List {
     /// List all workers
     #[command(visible_alias = "worker", after_help = "Example:\n  orchard list workers")]
     Workers(ListArgs),
+    /// List all service accounts and their roles
+    #[command(visible_alias = "service-account", after_help = "Example:\n  orchard list service-accounts")]
+    ServiceAccounts(ListArgs),
 }
 
 #[derive(Debug, Args)]
@@ -39,6 +43,10 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
             let workers = client.call(&ListWorkers {}).await?.workers;
             let name = |worker: &WorkerView| worker.worker.info.name.to_string();
             print(&arguments, &workers, name, |workers| worker_table(workers, now))
+        }
+        List::ServiceAccounts(arguments) => {
+            let all = accounts::all(client).await?;
+            print(&arguments, &all, |account| account.name.to_string(), |all| accounts::table(all, now))
         }
     }
 }

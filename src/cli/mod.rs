@@ -3,8 +3,12 @@
 //! Client commands talk to the controller over the bus and the tunnel only, as any other program could. Exit codes: a
 //! remote command's own (`ssh`), 0, [`FAILED`], [`USAGE`].
 
+mod accounts;
+mod audit;
+mod bootstrap;
 mod client;
 mod connect;
+mod context;
 mod create;
 mod delete;
 mod event_order;
@@ -15,6 +19,7 @@ mod list;
 mod logs;
 mod output;
 mod pairs;
+mod prompt;
 mod serve;
 mod ssh;
 mod wait;
@@ -34,10 +39,13 @@ Environment:
   ORCHARD_URL                    controller, in place of the default context's
   ORCHARD_SERVICE_ACCOUNT_NAME   account, likewise
   ORCHARD_SERVICE_ACCOUNT_TOKEN  that account's token, likewise
+  ORCHARD_FINGERPRINT            SHA-256 of the certificate to expect at ORCHARD_URL; without it,
+                                 a saved context's for that address, or public CAs
 
 Exit codes: 0 done, 1 failed, 2 asked for wrongly; `orchard ssh` exits as the remote command did.
 
-Begin with `orchard dev` in one terminal and `orchard create vm --help` in another.";
+Begin with `orchard dev` in one terminal and `orchard create vm --help` in another, or with
+`orchard context create URL` where a controller runs already.";
 
 /// Turns machines behind NATs into one pool of virtual machines
 #[derive(Debug, Parser)]
@@ -62,29 +70,40 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Create a VM
+    /// Create a VM or a service account
     #[command(subcommand)]
     Create(create::Create),
-    /// List VMs or workers
+    /// List VMs, workers or service accounts
     #[command(subcommand)]
     List(list::List),
-    /// Show one VM or worker
+    /// Show one VM, worker or service account, or make a bootstrap token
     #[command(subcommand)]
     Get(get::Get),
-    /// Delete VMs
+    /// Delete VMs, workers or service accounts
     #[command(subcommand)]
     Delete(delete::Delete),
+    /// Change the roles or the end of a service account
+    #[command(subcommand)]
+    Update(accounts::Update),
+    /// Give a service account a new token
+    #[command(subcommand)]
+    Rotate(accounts::Rotate),
     /// Show the output of a VM's startup script
     #[command(subcommand)]
     Logs(logs::Logs),
     /// Show what happened in the cluster, event by event
     Events(events::EventsArgs),
+    /// Show who asked for what and what came of it, record by record
+    Audit(audit::AuditArgs),
     /// Run a command or a shell in a VM
     #[command(subcommand)]
     Ssh(ssh::Ssh),
     /// Reach a TCP port of a VM through a port of this machine
     #[command(subcommand)]
     PortForward(forward::PortForward),
+    /// Make controllers known to this machine, and choose among them
+    #[command(subcommand)]
+    Context(context::ContextCommand),
     /// Run a whole cluster in this process, to try things out
     Dev(serve::dev::DevArgs),
     /// Run a controller
@@ -129,8 +148,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::List(command) => list::run(command, &connect().await?).await?,
         Command::Get(command) => get::run(command, &connect().await?).await?,
         Command::Delete(command) => delete::run(command, &connect().await?).await?,
+        Command::Update(command) => accounts::update(command, &connect().await?).await?,
+        Command::Rotate(command) => accounts::rotate(command, &connect().await?).await?,
         Command::Logs(command) => logs::run(command, &connect().await?).await?,
         Command::Events(arguments) => events::run(arguments, &connect().await?).await?,
+        Command::Audit(arguments) => audit::run(arguments, &connect().await?).await?,
+        Command::Context(command) => context::run(command, home).await?,
         Command::Ssh(command) => return ssh::run(command, &connect().await?).await,
         Command::PortForward(command) => forward::run(command, &connect().await?).await?,
         Command::Dev(arguments) => return serve::dev::run(arguments, home).await,

@@ -25,19 +25,31 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     Ok(SocketAddr::new(IpAddr::V4(host), port.parse().map_err(|_| wrong())?))
 }
 
-/// Reads where the bus is and writes it in full: `host` and `host:port` gain what they lack. Several addresses,
-/// separated by commas, are the members of one cluster.
+/// Reads where the bus is and writes it in full: `host` and `host:port` gain what they lack. They mean TLS; plain text
+/// is only spoken where `nats://` says so. Several addresses, separated by commas, are the members of one cluster.
 ///
 /// # Errors
 /// What was found and how to write it.
 pub fn normalise_bus_url(text: &str) -> Result<String, String> {
-    let urls: Result<Vec<String>, String> = text.split(',').map(|one| normalise_one(one.trim())).collect();
-    urls.map(|urls| urls.join(","))
+    let urls: Vec<String> = text.split(',').map(|one| normalise_one(one.trim())).collect::<Result<_, _>>()?;
+    let plain = urls.iter().filter(|url| url.starts_with(PLAIN)).count();
+    if plain != 0 && plain != urls.len() {
+        return Err(format!("{text:?} mixes tls:// and nats://; write all of them the same way"));
+    }
+    Ok(urls.join(","))
+}
+
+/// What an address begins with where plain text is spoken.
+const PLAIN: &str = "nats://";
+
+/// Whether plain text is spoken at `url`, which is as [`normalise_bus_url`] writes it.
+pub fn is_plain(url: &str) -> bool {
+    url.starts_with(PLAIN)
 }
 
 fn normalise_one(text: &str) -> Result<String, String> {
-    let wrong = |why: &str| format!("{text:?} is not the address of a controller: {why}; write nats://HOST:PORT");
-    let (scheme, rest) = text.split_once("://").unwrap_or(("nats", text));
+    let wrong = |why: &str| format!("{text:?} is not the address of a controller: {why}; write tls://HOST:PORT");
+    let (scheme, rest) = text.split_once("://").unwrap_or(("tls", text));
     if !matches!(scheme, "nats" | "tls") {
         return Err(wrong(&format!("{scheme:?} is not spoken there")));
     }
@@ -73,6 +85,20 @@ pub fn host_of(url: &str) -> Option<&str> {
     Some(host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host))
 }
 
+/// The port of a bus URL as [`normalise_bus_url`] writes it; of several, that of the first.
+pub fn port_of(url: &str) -> Option<u16> {
+    url.split(',').next()?.rsplit_once(':')?.1.parse().ok()
+}
+
+/// Whether `url`, as [`normalise_bus_url`] writes it, leads to nothing but the machine that uses it.
+pub fn is_loopback(url: &str) -> bool {
+    url.split(',').all(|one| match host_of(one) {
+        Some("localhost") => true,
+        Some(host) => host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback()),
+        None => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,19 +106,22 @@ mod tests {
     #[test]
     fn what_an_address_lacks_is_added() {
         for (given, full) in [
-            ("ctl", "nats://ctl:4222"),
-            ("ctl:1", "nats://ctl:1"),
+            ("ctl", "tls://ctl:4222"),
+            ("ctl:1", "tls://ctl:1"),
             ("tls://ctl.example/", "tls://ctl.example:4222"),
             ("nats://10.0.0.1:9", "nats://10.0.0.1:9"),
-            ("::1", "nats://[::1]:4222"),
-            ("[::1]", "nats://[::1]:4222"),
+            ("::1", "tls://[::1]:4222"),
+            ("[::1]", "tls://[::1]:4222"),
             ("nats://[::1]:7", "nats://[::1]:7"),
-            ("a, b:5", "nats://a:4222,nats://b:5"),
+            ("a, b:5", "tls://a:4222,tls://b:5"),
+            ("nats://a,nats://b", "nats://a:4222,nats://b:4222"),
         ] {
             assert_eq!(normalise_bus_url(given).as_deref(), Ok(full), "{given}");
             assert_eq!(normalise_bus_url(full).as_deref(), Ok(full), "{full} again");
         }
-        for bad in ["", "https://ctl:6120", "nats://", "ctl:0", "ctl:x", "nats://u:p@ctl", "nats://a/b", "a,,b"] {
+        for bad in
+            ["", "https://ctl:6120", "nats://", "ctl:0", "ctl:x", "nats://u:p@ctl", "nats://a/b", "a,,b", "a,nats://b"]
+        {
             assert!(normalise_bus_url(bad).is_err(), "{bad}");
         }
     }
@@ -101,6 +130,18 @@ mod tests {
     fn the_host_of_an_address_is_found() {
         assert_eq!(host_of("nats://ctl:4222"), Some("ctl"));
         assert_eq!(host_of("nats://[::1]:4222,nats://b:1"), Some("::1"));
+        assert_eq!((port_of("nats://[::1]:4222,nats://b:1"), port_of("tls://b:1")), (Some(4222), Some(1)));
+    }
+
+    #[test]
+    fn plain_text_and_loopback_addresses_are_told_apart() {
+        assert!(is_plain("nats://ctl:4222") && !is_plain("tls://ctl:4222"));
+        for url in ["tls://127.0.0.1:1", "tls://[::1]:1", "nats://localhost:1", "tls://127.0.0.1:1,tls://127.1.2.3:1"] {
+            assert!(is_loopback(url), "{url}");
+        }
+        for url in ["tls://ctl:1", "tls://10.0.0.1:1", "tls://127.0.0.1:1,tls://ctl:1", "tls://localhost.example:1"] {
+            assert!(!is_loopback(url), "{url}");
+        }
     }
 
     #[test]

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Home, HomeError, address};
+use super::{Home, HomeError};
 use crate::identity;
+use crate::identity::ca::{Fingerprint, FingerprintError};
 use crate::model::AccountName;
 use crate::model::secret::Secret;
 
@@ -59,19 +60,25 @@ pub enum ContextError {
         path: PathBuf,
     },
     /// The context asked for does not exist.
-    #[error(
-        "there is no context {name:?} (known: {known}); `orchard dev` makes one, or set ORCHARD_URL and the account"
-    )]
+    #[error("there is no context {name:?} (known: {known}); `orchard context create URL --name {name}` makes it")]
     Unknown {
         /// The name asked for.
         name: String,
         /// The names there are.
         known: String,
     },
+    /// The name of a new context is taken.
+    #[error("there is a context {name:?} already, for {url}; replace it with --force, or choose another --name")]
+    Exists {
+        /// The name.
+        name: String,
+        /// Where the one there leads to.
+        url: String,
+    },
     /// Neither a context nor variables say where the controller is.
     #[error(
-        "no controller is known: start one with `orchard dev`, or set ORCHARD_URL, ORCHARD_SERVICE_ACCOUNT_NAME and \
-         ORCHARD_SERVICE_ACCOUNT_TOKEN"
+        "no controller is known: start one with `orchard dev`, or make one known with `orchard context create URL`, or \
+         set ORCHARD_URL, ORCHARD_SERVICE_ACCOUNT_NAME and ORCHARD_SERVICE_ACCOUNT_TOKEN"
     )]
     NoDefault,
     /// A context lacks something.
@@ -95,6 +102,9 @@ pub enum ContextError {
     /// The account's name breaks the naming rule.
     #[error("ORCHARD_SERVICE_ACCOUNT_NAME: {0}")]
     Account(crate::model::error::ApiError),
+    /// The fingerprint in the environment is none.
+    #[error("ORCHARD_FINGERPRINT: {0}")]
+    Fingerprint(FingerprintError),
 }
 
 /// One controller and who to be there.
@@ -108,6 +118,9 @@ pub struct Context {
     /// Its token.
     #[serde(rename = "serviceAccountToken", default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
+    /// The certificate to expect there; none = one that a public CA vouches for, or none at all with `nats://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
     /// Keys of other releases, kept as they are.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
@@ -127,40 +140,6 @@ pub struct Contexts {
     pub other: BTreeMap<String, serde_json::Value>,
 }
 
-/// What stands in the environment; each replaces that part of the default context for one command.
-#[derive(Clone, Debug, Default)]
-pub struct Overrides {
-    /// `ORCHARD_URL`.
-    pub url: Option<String>,
-    /// `ORCHARD_SERVICE_ACCOUNT_NAME`.
-    pub account: Option<String>,
-    /// `ORCHARD_SERVICE_ACCOUNT_TOKEN`.
-    pub token: Option<Secret>,
-}
-
-impl Overrides {
-    /// Reads the environment; an empty variable counts as not set.
-    pub fn from_environment() -> Self {
-        let read = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        Self {
-            url: read("ORCHARD_URL"),
-            account: read("ORCHARD_SERVICE_ACCOUNT_NAME"),
-            token: read("ORCHARD_SERVICE_ACCOUNT_TOKEN").map(Secret::new),
-        }
-    }
-}
-
-/// Where to go and who to be there: a context in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// The bus, in full.
-    pub url: String,
-    /// The account.
-    pub account: AccountName,
-    /// Its token.
-    pub token: Secret,
-}
-
 impl Contexts {
     /// Adds or replaces `name`; it becomes the default if `make_default` or if there is none.
     pub fn put(&mut self, name: &str, context: Context, make_default: bool) {
@@ -170,52 +149,53 @@ impl Contexts {
         }
     }
 
-    /// The context to use. One that is named is used as it stands, so that a token meant for one controller, left
-    /// over in the environment, is not shown to another.
+    /// Adds `name`, as [`Contexts::put`] does, unless there is one of that name already.
     ///
     /// # Errors
-    /// What is missing and how to give it.
-    pub fn resolve(&self, named: Option<&str>, overrides: Overrides) -> Result<Target, ContextError> {
-        let (name, overrides) = match named {
-            Some(name) => (Some(name), Overrides::default()),
-            None => (self.default.as_deref(), overrides),
-        };
-        let context = match name {
-            // A default that was removed by hand does not matter to a command that has it all from elsewhere.
-            Some(name) if named.is_some() || overrides.url.is_none() => Some(self.get(name)?),
-            Some(name) => self.contexts.get(name),
-            None => None,
-        };
-        let of = match name {
-            Some(name) => format!("context {name:?}"),
-            None => "the environment".to_owned(),
-        };
-        let from_environment = overrides.url.is_some();
-        let url = overrides.url.or_else(|| context.map(|c| c.url.clone())).ok_or(ContextError::NoDefault)?;
-        let account = match overrides.account {
-            Some(name) => Some(name.parse().map_err(ContextError::Account)?),
-            None => context.and_then(|c| c.account.clone()),
-        };
-        let lacks = |what, variable| ContextError::Incomplete { of: of.clone(), what, variable };
-        Ok(Target {
-            url: address::normalise_bus_url(&url).map_err(|reason| {
-                let of = if from_environment { "ORCHARD_URL".to_owned() } else { of.clone() };
-                ContextError::Address { of, reason }
-            })?,
-            account: account.ok_or_else(|| lacks("service account", "ORCHARD_SERVICE_ACCOUNT_NAME"))?,
-            token: overrides
-                .token
-                .or_else(|| context.and_then(|c| c.token.clone()))
-                .ok_or_else(|| lacks("token", "ORCHARD_SERVICE_ACCOUNT_TOKEN"))?,
-        })
+    /// [`ContextError::Exists`].
+    pub fn add(&mut self, name: &str, context: Context) -> Result<(), ContextError> {
+        if let Some(there) = self.contexts.get(name) {
+            return Err(ContextError::Exists { name: name.to_owned(), url: there.url.clone() });
+        }
+        self.put(name, context, false);
+        Ok(())
     }
 
-    fn get(&self, name: &str) -> Result<&Context, ContextError> {
+    /// The context `name`.
+    ///
+    /// # Errors
+    /// [`ContextError::Unknown`] with the names there are.
+    pub fn get(&self, name: &str) -> Result<&Context, ContextError> {
         self.contexts.get(name).ok_or_else(|| {
             let names: Vec<_> = self.contexts.keys().map(String::as_str).collect();
             let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
             ContextError::Unknown { name: name.to_owned(), known }
         })
+    }
+
+    /// Makes `name` the default.
+    ///
+    /// # Errors
+    /// [`ContextError::Unknown`].
+    pub fn set_default(&mut self, name: &str) -> Result<(), ContextError> {
+        self.get(name)?;
+        self.default = Some(name.to_owned());
+        Ok(())
+    }
+
+    /// Forgets `name`. Another one becomes the default only if it is the only one left: a command must not go to a
+    /// controller that nobody chose.
+    ///
+    /// # Errors
+    /// [`ContextError::Unknown`].
+    pub fn remove(&mut self, name: &str) -> Result<(), ContextError> {
+        self.get(name)?;
+        self.contexts.remove(name);
+        if self.default.as_deref() == Some(name) {
+            let mut left = self.contexts.keys();
+            self.default = left.next().filter(|_| left.next().is_none()).cloned();
+        }
+        Ok(())
     }
 }
 
@@ -266,10 +246,24 @@ impl ContextFile {
     /// # Errors
     /// Any of loading, [`ContextError::Locked`], [`ContextError::Home`]; the file is then as before.
     pub fn update(&self, change: impl FnOnce(&mut Contexts)) -> Result<(), ContextError> {
+        self.try_update(|contexts| {
+            change(contexts);
+            Ok(())
+        })
+    }
+
+    /// As [`ContextFile::update`], for a change that may be refused.
+    ///
+    /// # Errors
+    /// As for [`ContextFile::update`], and what `change` says; the file is then as before.
+    pub fn try_update(
+        &self,
+        change: impl FnOnce(&mut Contexts) -> Result<(), ContextError>,
+    ) -> Result<(), ContextError> {
         self.home.prepare()?;
         let _lock = lock(&self.home.path().join(LOCK_NAME))?;
         let mut contexts = self.load()?;
-        change(&mut contexts);
+        change(&mut contexts)?;
         let path = self.path();
         let text = serde_saphyr::to_string(&contexts)
             .map_err(|error| ContextError::Syntax { path: path.clone(), reason: first_line(&error) })?;
@@ -309,6 +303,7 @@ mod tests {
             url: url.to_owned(),
             account: Some("bootstrap-admin".parse().unwrap()),
             token: Some(Secret::new("tök: #en")),
+            fingerprint: Some(Fingerprint::of(b"certificate")),
             other: BTreeMap::new(),
         }
     }
@@ -383,27 +378,31 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_replaces_parts_of_the_default_but_not_of_a_named_context() {
-        let mut all = Contexts::default();
-        all.put("home", context("ctl"), true);
-        let from_env = || Overrides { url: Some("other:1".into()), account: None, token: Some(Secret::new("t")) };
-        let target = all.resolve(None, from_env()).unwrap();
-        assert_eq!((target.url.as_str(), target.token.expose()), ("nats://other:1", "t"));
-        let target = all.resolve(Some("home"), from_env()).unwrap();
-        assert_eq!((target.url.as_str(), target.token.expose()), ("nats://ctl:4222", "tök: #en"));
+    fn a_context_of_an_older_release_is_read_and_a_broken_fingerprint_is_never_taken_for_none() {
+        let (_dir, file) = file();
+        file.home.prepare().unwrap();
+        let old = "contexts:\n  x:\n    url: nats://127.0.0.1:4222\n    serviceAccountName: a\n";
+        fs::write(file.path(), old).unwrap();
+        assert_eq!(file.load().unwrap().contexts["x"].fingerprint, None);
+        fs::write(file.path(), format!("{old}    fingerprint: abc\n")).unwrap();
+        assert!(matches!(file.load(), Err(ContextError::Syntax { .. })));
     }
 
     #[test]
-    fn what_is_missing_is_named() {
-        let empty = Contexts::default();
-        assert!(matches!(empty.resolve(None, Overrides::default()), Err(ContextError::NoDefault)));
-        assert!(matches!(empty.resolve(Some("x"), Overrides::default()), Err(ContextError::Unknown { .. })));
-        let only_url = Overrides { url: Some("ctl".into()), ..Overrides::default() };
-        let error = empty.resolve(None, only_url).unwrap_err().to_string();
-        assert!(error.contains("ORCHARD_SERVICE_ACCOUNT_NAME"), "{error}");
-        let mut gone = Contexts { default: Some("gone".into()), ..Contexts::default() };
-        assert!(matches!(gone.resolve(None, Overrides::default()), Err(ContextError::Unknown { .. })));
-        gone.put("bad", Context { url: "https://x".into(), ..context("") }, true);
-        assert!(matches!(gone.resolve(None, Overrides::default()), Err(ContextError::Address { .. })));
+    fn a_name_is_not_taken_over_and_the_default_is_never_guessed() {
+        let mut all = Contexts::default();
+        all.add("a", context("a")).unwrap();
+        assert!(matches!(all.add("a", context("b")), Err(ContextError::Exists { url, .. }) if url == "a"));
+        all.add("b", context("b")).unwrap();
+        all.add("c", context("c")).unwrap();
+        all.set_default("b").unwrap();
+        assert!(all.set_default("x").is_err() && all.remove("x").is_err());
+        all.remove("b").unwrap();
+        assert_eq!(all.default, None);
+        all.set_default("a").unwrap();
+        all.remove("a").unwrap();
+        assert_eq!(all.default.as_deref(), Some("c"));
+        all.remove("c").unwrap();
+        assert_eq!(all.default, None);
     }
 }

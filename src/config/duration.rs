@@ -12,6 +12,10 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = trimmed.parse::<u32>() {
         return Ok(Duration::from_secs(seconds.into()));
     }
+    // Days of 24 hours: what ends a token is no matter of a calendar.
+    if let Some(days) = trimmed.strip_suffix('d').and_then(|days| days.parse::<u32>().ok()) {
+        return Ok(Duration::from_secs(u64::from(days) * 86_400));
+    }
     let signed: jiff::SignedDuration = trimmed.parse().map_err(|_| wrong())?;
     Duration::try_from(signed).map_err(|_| wrong())
 }
@@ -35,7 +39,9 @@ mod tests {
 
     #[test]
     fn go_style_durations_are_read() {
-        for (text, seconds) in [("90s", 90.0), ("5m30s", 330.0), ("1h", 3600.0), ("250ms", 0.25), ("60", 60.0)] {
+        for (text, seconds) in
+            [("90s", 90.0), ("5m30s", 330.0), ("1h", 3600.0), ("250ms", 0.25), ("60", 60.0), ("7d", 604_800.0)]
+        {
             assert_eq!(parse(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
         }
         for text in ["", "-5s", "soon", "5x", "1.5.2s", "99999999999999999999s"] {

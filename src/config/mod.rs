@@ -1,9 +1,12 @@
-//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`], the ways to write
-//! addresses in [`address`] and durations in [`duration`]. Called by the command line only.
+//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`], the one in force in
+//! [`target`], the ways to write addresses in [`address`], durations in [`duration`] and bootstrap tokens in [`join`].
+//! Called by the command line, and by the worker when it joins.
 
 pub mod address;
 pub mod context;
 pub mod duration;
+pub mod join;
+pub mod target;
 
 use std::ffi::OsString;
 use std::io;

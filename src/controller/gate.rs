@@ -1,35 +1,59 @@
 //! Who may use the tunnel: workers by the secret of their session, clients by tickets for one stream.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use super::audit::Auditor;
+use super::auth::AccessView;
+use crate::bus::message::{ApiCall, OpenTunnel};
 use crate::identity::same_secret;
+use crate::model::access;
+use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
-use crate::model::{Clock, SessionId, WorkerName};
-use crate::tunnel::relay::Gatekeeper;
+use crate::model::{AccountName, Clock, SessionId, WorkerName};
+use crate::tunnel::Reason;
+use crate::tunnel::header::WorkerHello;
+use crate::tunnel::proof::{self, Exported};
+use crate::tunnel::relay::{Gatekeeper, Note, NoteEvent};
 use crate::tunnel::ticket::{Grant, TicketError, Tickets};
 
 /// Tickets that may wait to be used at once, over all accounts: at 30 s each, hundreds of new sessions a second.
 const MAX_TICKETS: usize = 16_384;
 
 /// Shared by the API, which hands out, and the relay, which asks.
-#[derive(Debug)]
 pub(super) struct Gate {
     clock: Clock,
     tickets: Mutex<Tickets>,
     sessions: RwLock<HashMap<WorkerName, (SessionId, Secret)>>,
     links: RwLock<HashSet<WorkerName>>,
+    /// The key with which each worker that is connected has proven itself.
+    admitted: RwLock<HashMap<WorkerName, String>>,
+    access: Arc<AccessView>,
+    /// Whether every worker must have a key. On an outside nats-server none has: its operator says who is `worker/NAME`.
+    workers_have_keys: bool,
+    auditor: Auditor,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
+    }
 }
 
 impl Gate {
-    pub(super) fn new(clock: Clock) -> Self {
+    pub(super) fn new(clock: Clock, access: Arc<AccessView>, workers_have_keys: bool, auditor: Auditor) -> Self {
         Self {
             clock,
             tickets: Mutex::new(Tickets::new(MAX_TICKETS)),
             sessions: RwLock::default(),
             links: RwLock::default(),
+            admitted: RwLock::default(),
+            access,
+            workers_have_keys,
+            auditor,
         }
     }
 
@@ -48,9 +72,32 @@ impl Gate {
         })
     }
 
+    /// No ticket of `account` is good any more.
+    pub(super) fn revoke_tickets(&self, account: &AccountName) {
+        self.tickets().revoke(account);
+    }
+
     /// Lets `worker` open its data path with `secret` for as long as `session` is its newest.
     pub(super) fn open_session(&self, worker: WorkerName, session: SessionId, secret: Secret) {
         self.sessions.write().unwrap_or_else(PoisonError::into_inner).insert(worker, (session, secret));
+    }
+
+    /// What must become of the data path of `worker`, whose key may have come, gone or changed: the reason why it must be
+    /// closed, if so. Its session is over then, too.
+    pub(super) fn review(&self, worker: &WorkerName) -> Option<Reason> {
+        let mut admitted = self.admitted.write().unwrap_or_else(PoisonError::into_inner);
+        match self.access.worker_key(worker) {
+            None => {
+                admitted.remove(worker);
+                self.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(worker);
+                Some(Reason::WorkerDeleted)
+            }
+            // The machine that has the new key opens a session and a data path of its own, or has done so already.
+            Some(key) => admitted.get(worker).is_some_and(|with| *with != key).then(|| {
+                admitted.remove(worker);
+                Reason::Replaced
+            }),
+        }
     }
 
     /// Whether the worker's data path is up.
@@ -60,15 +107,44 @@ impl Gate {
 }
 
 impl Gatekeeper for Gate {
-    fn admit(&self, worker: &WorkerName, session: SessionId, secret: &str) -> Result<(), ApiError> {
+    fn admit(&self, hello: &WorkerHello, exported: Exported) -> Result<(), ApiError> {
+        let worker = &hello.worker;
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        match sessions.get(worker) {
-            Some((open, expected)) if *open == session && same_secret(expected.expose(), secret) => Ok(()),
-            _ => Err(ApiError::new(
+        let known = sessions.get(worker).is_some_and(|(open, expected)| {
+            *open == hello.session && same_secret(expected.expose(), hello.secret.expose())
+        });
+        drop(sessions);
+        if !known {
+            return Err(ApiError::new(
                 ErrorCode::Unauthenticated,
                 format!("worker {worker} has no such session: register first"),
-            )),
+            ));
         }
+        match self.access.worker_key(worker) {
+            Some(key) => {
+                proof::verify(&key, exported, hello)?;
+                self.admitted.write().unwrap_or_else(PoisonError::into_inner).insert(worker.clone(), key);
+                Ok(())
+            }
+            None if self.workers_have_keys => Err(ApiError::new(
+                ErrorCode::Unauthenticated,
+                format!("worker {worker} was deleted; it must join again with a new bootstrap token"),
+            )),
+            // On an outside nats-server the secret, which only its user `worker/NAME` could be told, must do.
+            None => Ok(()),
+        }
+    }
+
+    fn permits(&self, account: &AccountName) -> Result<(), ApiError> {
+        // By the same rule of the one table by which tickets are given out.
+        match access::rule(OpenTunnel::RESOURCE, OpenTunnel::VERB) {
+            Some(verb) => self.access.authorise_verb(account, verb, self.clock.now().wall),
+            None => Err(ApiError::new(ErrorCode::Forbidden, "nobody may connect")),
+        }
+    }
+
+    fn note(&self, note: Note<'_>) {
+        self.auditor.record(deed_of(&note));
     }
 
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError> {
@@ -85,5 +161,29 @@ impl Gatekeeper for Gate {
         } else {
             links.remove(worker);
         }
+    }
+}
+
+/// What the audit trail says of a stream.
+fn deed_of(note: &Note<'_>) -> Deed {
+    let (kind, outcome, message) = match note.event {
+        NoteEvent::Refused(why) => (AuditType::TunnelOpened, Outcome::Refused, why.to_string()),
+        NoteEvent::Failed(why) => (AuditType::TunnelOpened, Outcome::Failed, why.to_string()),
+        NoteEvent::Opened => (AuditType::TunnelOpened, Outcome::Done, String::new()),
+        NoteEvent::Closed { to_vm, from_vm, lasted, broken } => {
+            let end = broken.map_or_else(String::new, |reason| format!("; {reason}"));
+            let seconds = lasted.as_secs_f64();
+            let message = format!("{to_vm} bytes to the VM, {from_vm} bytes from it, {seconds:.3} s{end}");
+            (AuditType::TunnelClosed, Outcome::Done, message)
+        }
+    };
+    Deed {
+        kind,
+        account: note.grant.map_or_else(String::new, |grant| grant.account.to_string()),
+        address: note.peer.to_string(),
+        verb: "connect.open".to_owned(),
+        target: note.grant.map_or_else(String::new, |grant| format!("{}:{}", grant.vm, grant.port)),
+        outcome,
+        message,
     }
 }

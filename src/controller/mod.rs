@@ -7,30 +7,36 @@ pub mod cluster;
 pub mod scheduler;
 pub mod store;
 
+mod audit;
 pub mod auth;
+mod enforce;
 mod gate;
 mod publisher;
 mod service;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::auth::BusUsers;
+use self::audit::{Auditor, Logins};
+use self::auth::{AccessView, BOOTSTRAP_ADMIN, BusUsers};
 use self::cluster::Timing;
+use self::enforce::Enforcer;
 use self::gate::Gate;
-use self::publisher::{publish_events, send_assignments};
-use self::service::{Context, Service};
+use self::publisher::{Feed, publish, send_assignments};
+use self::service::{BusAddress, Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
 use self::store::{OpenError, Store, StoreError};
 use crate::broker::Broker;
+use crate::broker::tls::Tls;
+use crate::bus::access::{CreateJoinToken, NewJoinToken};
 use crate::bus::client::{Bus, BusOptions, Login, Trust};
 use crate::bus::message::TunnelEndpoint;
-use crate::identity::ca::{self, Identity};
-use crate::model::Clock;
+use crate::identity::ca::{self, Fingerprint, Identity};
 use crate::model::error::ApiError;
 use crate::model::secret::Secret;
+use crate::model::{AccountName, Clock, WorkerName};
 use crate::task::{self, Task};
 use crate::tunnel::Transport;
 use crate::tunnel::relay::{Limits, Relay, RelayError};
@@ -46,12 +52,14 @@ pub enum BusSource {
     Embedded {
         /// Where it listens; port 0 lets the system choose.
         listen: SocketAddr,
-        /// What accounts and workers present as password.
-        token: Secret,
+        /// Whether connections are TLS, as they should be unless a proxy in front of it sees to that.
+        tls: bool,
+        /// Host name or address under which other machines reach it; none = `listen`, if that is an address to dial.
+        host: Option<String>,
     },
     /// A nats-server somewhere else; who may log in there is its operator's matter.
     Outside {
-        /// `nats://host:port`.
+        /// `tls://host:port`, with a certificate that a public CA vouches for, or `nats://host:port` in plain text.
         url: String,
         /// The user to log in as.
         user: String,
@@ -73,11 +81,23 @@ pub struct ControllerOptions {
     pub tunnel_host: Option<String>,
     /// Heartbeat and lease.
     pub timing: Timing,
+    /// Files with a certificate, behind it those that lead to its CA, and its key; none = the controller makes its own.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The token of the first account from this start on, whatever it was; none = one is made at the first start.
+    pub bootstrap_token: Option<Secret>,
 }
 
 /// Why a controller does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The data folder is not ours alone.
+    #[error("cannot trust the data folder {}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: std::io::Error,
+    },
     /// The store.
     #[error("cannot open the store")]
     Open(#[from] OpenError),
@@ -93,9 +113,15 @@ pub enum StartError {
     /// The tunnel's port.
     #[error("cannot start the tunnel endpoint")]
     Tunnel(#[from] RelayError),
+    /// TLS.
+    #[error("cannot encrypt with the controller's certificate")]
+    Tls(#[from] rustls::Error),
     /// The bus.
     #[error("cannot use the bus")]
     Bus(#[source] ApiError),
+    /// The first account.
+    #[error("cannot set up the account {BOOTSTRAP_ADMIN}")]
+    Admin(#[source] ApiError),
 }
 
 /// A running controller. Stop it with [`Controller::shutdown`]; dropping it stops everything at once, which loses
@@ -105,11 +131,16 @@ pub struct Controller {
     // In the order of stopping, which is the reverse of starting.
     service: Service,
     relay: Relay,
+    auditor: Auditor,
     loops: Vec<Task>,
     writer: Writer,
     thread: WriterThread,
-    broker: Option<Broker>,
+    broker: Option<Arc<Broker>>,
     bus_url: String,
+    fingerprint: Option<Fingerprint>,
+    /// As others reach it.
+    address: BusAddress,
+    bootstrap_token: Option<Secret>,
 }
 
 impl Controller {
@@ -120,11 +151,22 @@ impl Controller {
     pub async fn start(options: ControllerOptions) -> Result<Self, StartError> {
         identity::tls::install_provider();
         let clock = Clock::start();
+        for folder in [options.data_dir.clone(), options.data_dir.join("db")] {
+            identity::refuse_foreign(&folder).map_err(|source| StartError::Folder { path: folder, source })?;
+        }
         let store = Store::open(&options.data_dir)?;
-        let certificate = Identity::load_or_create(&options.data_dir)?;
+        let certificate = match &options.certificate {
+            Some((certificate, key)) => Identity::read(certificate, key)?,
+            None => Identity::load_or_create(&options.data_dir, &local_names())?,
+        };
         let (writer, signals, thread) = writer::start(store.clone(), options.timing, clock)?;
+        let bootstrap_token = bootstrap(&writer, options.bootstrap_token).await.map_err(StartError::Admin)?;
 
-        let gate = Arc::new(Gate::new(clock));
+        let (auditor, deeds) = Auditor::new(clock);
+        let access = signals.access;
+        let tokens = access.tokens();
+        let workers_have_keys = matches!(options.bus, BusSource::Embedded { .. });
+        let gate = Arc::new(Gate::new(clock, access.clone(), workers_have_keys, auditor.clone()));
         let relay = Relay::bind(options.listen, &certificate, gate.clone(), Limits::default(), Transport::default())?;
         let endpoint = TunnelEndpoint {
             host: options.tunnel_host,
@@ -132,24 +174,70 @@ impl Controller {
             fingerprint: relay.fingerprint().to_string(),
         };
 
-        let (broker, bus_options) = open_bus(options.bus).await?;
-        let bus_url = bus_options.url.clone();
-        let bus = Bus::connect(bus_options).await.map_err(StartError::Bus)?;
+        let open = open_bus(options.bus, &certificate, access.clone(), clock, &auditor).await?;
+        let OpenBus { broker, fingerprint, login, address } = open;
+        let bus_url = login.url.clone();
+        let bus = Bus::connect(login).await.map_err(StartError::Bus)?;
         let context = Context {
             writer: writer.clone(),
             store: store.clone(),
-            gate,
+            gate: gate.clone(),
+            auditor: auditor.clone(),
+            addresses: broker.as_ref().map(|broker| broker.addresses()),
             clock,
             timing: options.timing,
             tunnel: endpoint,
+            access: access.clone(),
+            bus: address.clone(),
+            workers_have_keys: broker.is_some(),
         };
         let service = Service::start(&bus, Arc::new(context)).await.map_err(StartError::Bus)?;
+        let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
         let loops = vec![
-            task::spawn(publish_events(bus.clone(), store, writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Events, bus.clone(), store.clone(), writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Audit, bus.clone(), store, writer.clone(), signals.audit)),
+            auditor.run(deeds, writer.clone()),
             task::spawn(send_assignments(bus, writer.clone(), signals.assign)),
             task::spawn(tick(writer.clone())),
+            task::spawn(enforce::run(enforcer)),
         ];
-        Ok(Self { service, relay, loops, writer, thread, broker, bus_url })
+        Ok(Self {
+            service,
+            relay,
+            auditor,
+            loops,
+            writer,
+            thread,
+            broker,
+            bus_url,
+            fingerprint,
+            address,
+            bootstrap_token,
+        })
+    }
+
+    /// The token of the first account, if it was made or given in this start; it can be had from nowhere else.
+    pub fn bootstrap_token(&self) -> Option<&Secret> {
+        self.bootstrap_token.as_ref()
+    }
+
+    /// What the bus's certificate is known by; none when it is not ours, or in plain text.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
+    }
+
+    /// Makes a token with which machines may join as workers, on behalf of the first account.
+    ///
+    /// # Errors
+    /// As for `bootstrap-token.create`.
+    pub async fn create_join_token(
+        &self,
+        ttl: Duration,
+        uses: u32,
+        worker: Option<WorkerName>,
+    ) -> Result<NewJoinToken, ApiError> {
+        let request = CreateJoinToken { ttl_s: ttl.as_secs(), uses, worker };
+        service::new_join_token(&self.writer, &self.address, admin()?, request).await
     }
 
     /// How to reach the bus from this machine.
@@ -159,7 +247,7 @@ impl Controller {
 
     /// Where the embedded broker listens; none when the bus is outside.
     pub fn bus_addr(&self) -> Option<SocketAddr> {
-        self.broker.as_ref().map(Broker::local_addr)
+        self.broker.as_ref().map(|broker| broker.local_addr())
     }
 
     /// Where the tunnel endpoint listens (UDP).
@@ -181,44 +269,113 @@ impl Controller {
     pub async fn shutdown(self) {
         self.service.stop().await;
         self.relay.shutdown().await;
+        // Streams that have just ended are still to be recorded.
+        self.auditor.settled().await;
         for task in self.loops {
             task.abort().await;
         }
         drop(self.writer);
         self.thread.join().await;
-        if let Some(broker) = self.broker {
+        // The loop that also had it is gone.
+        if let Some(broker) = self.broker.and_then(Arc::into_inner) {
             broker.shutdown().await;
         }
     }
 }
 
-/// The broker, if it is ours, and how the controller itself logs in.
-async fn open_bus(source: BusSource) -> Result<(Option<Broker>, BusOptions), StartError> {
+/// The bus, opened.
+struct OpenBus {
+    /// If it is ours.
+    broker: Option<Arc<Broker>>,
+    /// What its certificate is known by.
+    fingerprint: Option<Fingerprint>,
+    /// How the controller itself logs in.
+    login: BusOptions,
+    address: BusAddress,
+}
+
+async fn open_bus(
+    source: BusSource,
+    identity: &Identity,
+    access: Arc<AccessView>,
+    clock: Clock,
+    auditor: &Auditor,
+) -> Result<OpenBus, StartError> {
     let client_name = "orchard controller".to_owned();
-    match source {
-        BusSource::Embedded { listen, token } => {
-            let own = identity::new_token();
-            let users = BusUsers { token, own: own.clone() };
-            let broker = Broker::builder().server_name("orchard").authenticator(Arc::new(users)).bind(listen).await?;
-            let mut address = broker.local_addr();
-            if address.ip().is_unspecified() {
-                // A wildcard is no address to dial; the loopback one of its family always is behind it.
-                address.set_ip(if address.is_ipv4() {
-                    std::net::Ipv4Addr::LOCALHOST.into()
-                } else {
-                    std::net::Ipv6Addr::LOCALHOST.into()
-                });
-            }
-            let url = format!("nats://{address}");
-            let user = auth::CONTROLLER_USER.to_owned();
-            let (trust, login) = (Trust::Plain, Login::Password(own));
-            Ok((Some(broker), BusOptions { url, trust, user, login, client_name, patient: false }))
-        }
+    let (listen, tls, host) = match source {
+        BusSource::Embedded { listen, tls, host } => (listen, tls, host),
         BusSource::Outside { url, user, password } => {
-            let (trust, login) = (Trust::Plain, Login::Password(password));
-            Ok((None, BusOptions { url, trust, user, login, client_name, patient: false }))
+            let trust = if url.starts_with("tls://") { Trust::PublicCas } else { Trust::Plain };
+            let address = BusAddress { url: Some(url.clone()), fingerprint: None };
+            let login = BusOptions { url, trust, user, login: Login::Password(password), client_name, patient: false };
+            return Ok(OpenBus { broker: None, fingerprint: None, login, address });
         }
+    };
+    let own = identity::new_token();
+    let users = Logins::new(Arc::new(BusUsers::new(access, clock, own.clone())), auditor.clone());
+    let mut builder = Broker::builder().server_name("orchard").authenticator(Arc::new(users));
+    if tls {
+        builder = builder.tls(Tls::new(Arc::new(identity::tls::server_config(identity, &[])?), false));
     }
+    let broker = builder.bind(listen).await?;
+    let fingerprint = tls.then(|| identity.fingerprint());
+    let (scheme, trust) = match fingerprint {
+        Some(fingerprint) => ("tls", Trust::Certificate(fingerprint)),
+        None => ("nats", Trust::Plain),
+    };
+    let local = broker.local_addr();
+    let mut dialled = local;
+    if local.ip().is_unspecified() {
+        // A wildcard is no address to dial; the loopback one of its family always is behind it.
+        dialled.set_ip(match local.ip() {
+            IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let named = host.as_ref().map(|host| match host.parse() {
+        Ok(IpAddr::V6(bare)) => format!("[{bare}]:{}", local.port()),
+        _ => format!("{host}:{}", local.port()),
+    });
+    let others = named.or_else(|| (!local.ip().is_unspecified()).then(|| local.to_string()));
+    // Whoever is pinned to a certificate is lost when it is renewed; one that a CA vouches for needs no pin.
+    let vouched_for = host.as_deref().is_some_and(|host| identity::tls::is_vouched_for(identity, host));
+    let address = BusAddress {
+        url: others.map(|others| format!("{scheme}://{others}")),
+        fingerprint: fingerprint.filter(|_| !vouched_for),
+    };
+    let (url, user) = (format!("{scheme}://{dialled}"), auth::CONTROLLER_USER.to_owned());
+    let login = BusOptions { url, trust, user, login: Login::Password(own), client_name, patient: false };
+    Ok(OpenBus { broker: Some(Arc::new(broker)), fingerprint, login, address })
+}
+
+/// What this machine is called from here and from its neighbours: stock NATS clients look for it in the certificate.
+fn local_names() -> Vec<String> {
+    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+    names.extend(rustix::system::uname().nodename().to_str().ok().map(str::to_owned));
+    names
+}
+
+fn admin() -> Result<AccountName, ApiError> {
+    BOOTSTRAP_ADMIN.parse()
+}
+
+/// Sees to it that somebody can log in: at the first start, and whenever the operator gives a token. Yields the token if
+/// it is new.
+async fn bootstrap(writer: &Writer, given: Option<Secret>) -> Result<Option<Secret>, ApiError> {
+    if let Some(token) = &given {
+        cluster::check_token(token)?;
+    }
+    let name = admin()?;
+    let step = move |step: &mut writer::Step<'_>| {
+        let token = match given {
+            Some(given) => given,
+            None if step.cluster.account_records().next().is_none() => identity::new_token(),
+            None => return Ok(None),
+        };
+        step.cluster.restore_admin(&name, identity::hash_of(token.expose()), step.now, step.changes);
+        Ok(Some(token))
+    };
+    writer.submit(step).await
 }
 
 async fn tick(writer: Writer) {

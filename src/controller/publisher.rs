@@ -1,4 +1,4 @@
-//! What goes out after each durable batch: events, in order, and assignments to workers.
+//! What goes out after each durable batch: events and audit records, in order, and assignments to workers.
 //!
 //! Events are read back from the store by number, never handed over in memory: a slow or absent bus costs nothing, and
 //! after a crash publishing resumes where it was noted. A subscriber sees every number at least once, in order.
@@ -14,33 +14,87 @@ use super::store::Store;
 use super::store::writer::Writer;
 use crate::bus::client::Bus;
 use crate::bus::{message, parts, subject};
-use crate::model::WorkerName;
+use crate::model::audit::AuditRecord;
 use crate::model::error::ApiError;
-use crate::model::event::{Event, EventNumber, EventObject};
+use crate::model::event::{Event, EventObject};
+use crate::model::{Timestamp, WorkerName};
 
-/// Events read from the store at a time.
+/// Events or records read from the store at a time.
 const PAGE: usize = 256;
 /// Notices of changed assignments taken at a time.
 const MAX_NAMED: usize = 1_024;
 /// Pause after a failure to read or publish.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Publishes every event after the last that was noted as published, then each new one. Runs until dropped.
-pub(super) async fn publish_events(bus: Bus, store: Store, writer: Writer, mut last: watch::Receiver<EventNumber>) {
-    let mut cursor = writer.published();
+/// What is published by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Feed {
+    /// Events of VMs and workers.
+    Events,
+    /// The audit trail.
+    Audit,
+}
+
+/// One thing to publish.
+struct Item {
+    number: u64,
+    subject: String,
+    headers: HeaderMap,
+    payload: Vec<u8>,
+}
+
+impl Feed {
+    fn published(self, writer: &Writer) -> u64 {
+        match self {
+            Feed::Events => writer.published().events,
+            Feed::Audit => writer.published().audit,
+        }
+    }
+
+    fn set_published(self, writer: &Writer, number: u64) {
+        match self {
+            Feed::Events => writer.set_published(number),
+            Feed::Audit => writer.set_audit_published(number),
+        }
+    }
+
+    fn read(self, store: &Store, after: u64) -> Result<Vec<Item>, Failure> {
+        let items = match self {
+            Feed::Events => store.events(after, PAGE, None)?.0.iter().map(event_item).collect::<Result<_, _>>(),
+            Feed::Audit => store.audit(after, PAGE)?.0.iter().map(audit_item).collect::<Result<_, _>>(),
+        };
+        Ok(items?)
+    }
+}
+
+fn event_item(event: &Event) -> Result<Item, ApiError> {
+    let (number, subject) = (event.number, subject::event(event));
+    Ok(Item { number, subject, headers: cloud_event(event), payload: message::encode(event)? })
+}
+
+fn audit_item(record: &AuditRecord) -> Result<Item, ApiError> {
+    let (number, subject) = (record.number, subject::audit(record));
+    Ok(Item { number, subject, headers: cloud_audit(record), payload: message::encode(record)? })
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Publishes everything of `feed` after the last that was noted as published, then each new one. Runs until dropped.
+pub(super) async fn publish(feed: Feed, bus: Bus, store: Store, writer: Writer, mut last: watch::Receiver<u64>) {
+    let mut cursor = feed.published(&writer);
     loop {
         let target = *last.borrow_and_update();
         while cursor < target {
-            match publish_page(&bus, &store, cursor).await {
+            match publish_page(feed, &bus, &store, cursor).await {
                 // The store holds nothing between here and there any more.
                 Ok(None) => cursor = target,
                 Ok(Some(number)) => cursor = number,
                 Err(error) => {
-                    tracing::warn!("events after {cursor} cannot be published yet: {error}");
+                    tracing::warn!("{feed:?} after {cursor} cannot be published yet: {error}");
                     tokio::time::sleep(RETRY).await;
                 }
             }
-            writer.set_published(cursor);
+            feed.set_published(&writer, cursor);
         }
         if last.changed().await.is_err() {
             return;
@@ -48,18 +102,15 @@ pub(super) async fn publish_events(bus: Bus, store: Store, writer: Writer, mut l
     }
 }
 
-async fn publish_page(
-    bus: &Bus,
-    store: &Store,
-    after: EventNumber,
-) -> Result<Option<EventNumber>, Box<dyn std::error::Error + Send + Sync>> {
+async fn publish_page(feed: Feed, bus: &Bus, store: &Store, after: u64) -> Result<Option<u64>, Failure> {
     let store = store.clone();
-    let (events, _) = tokio::task::spawn_blocking(move || store.events(after, PAGE, None)).await??;
-    for event in &events {
-        bus.publish(subject::event(event), Some(cloud_event(event)), Bytes::from(message::encode(event)?)).await?;
+    let items = tokio::task::spawn_blocking(move || feed.read(&store, after)).await??;
+    let last = items.last().map(|item| item.number);
+    for item in items {
+        bus.publish(item.subject, Some(item.headers), Bytes::from(item.payload)).await?;
     }
     bus.flush().await?;
-    Ok(events.last().map(|event| event.number))
+    Ok(last)
 }
 
 /// CloudEvents 1.0 attributes in NATS headers (binary content mode). `Nats-Msg-Id` lets a JetStream of an outside
@@ -71,15 +122,28 @@ fn cloud_event(event: &Event) -> HeaderMap {
     };
     let number = event.number.to_string();
     let kind = format!("orchard.v1.{what}.{}", event.kind.as_str());
-    let time = event.time.to_string();
+    headers(&number, &number, "/orchard/controller", &kind, &name, event.time)
+}
+
+/// The same for the audit trail, whose numbers are its own: so is its source, and the id for JetStream.
+fn cloud_audit(record: &AuditRecord) -> HeaderMap {
+    let number = record.number.to_string();
+    let kind = format!("orchard.v1.audit.{}", record.kind.as_str());
+    // A failed login calls itself what it likes, line ends included, which no header may hold.
+    let name: String = record.account.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
+    headers(&format!("audit-{number}"), &number, "/orchard/controller/audit", &kind, &name, record.time)
+}
+
+fn headers(message: &str, number: &str, source: &str, kind: &str, name: &str, time: Timestamp) -> HeaderMap {
+    let time = time.to_string();
     let mut headers = HeaderMap::new();
     for (key, value) in [
-        ("Nats-Msg-Id", number.as_str()),
+        ("Nats-Msg-Id", message),
         ("ce-specversion", "1.0"),
-        ("ce-id", &number),
-        ("ce-source", "/orchard/controller"),
-        ("ce-type", &kind),
-        ("ce-subject", &name),
+        ("ce-id", number),
+        ("ce-source", source),
+        ("ce-type", kind),
+        ("ce-subject", name),
         ("ce-time", &time),
         ("content-type", "application/msgpack"),
     ] {

@@ -13,6 +13,7 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -34,6 +35,8 @@ const VALID_YEARS: (i32, i32) = (2020, 2120);
 /// A certificate with its private key.
 pub struct Identity {
     certificate: CertificateDer<'static>,
+    /// Those that lead from it to a CA, if it is a given one.
+    intermediates: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
@@ -43,47 +46,71 @@ impl Identity {
     /// # Errors
     /// [`CaError::Generate`]; needs a broken system.
     pub fn generate() -> Result<Self, CaError> {
-        let (certificate, key) = generate_pem()?;
-        Self::from_pem(certificate.as_bytes(), key.as_bytes(), Path::new("(memory)"))
+        let (certificate, key) = generate_pem(&[])?;
+        let memory = Path::new("(memory)");
+        Self::from_pem(certificate.as_bytes(), key.as_bytes(), memory, memory)
     }
 
-    /// Loads the identity kept in `folder`, or makes a new one there if there is none.
+    /// Reads an identity that somebody else made: the certificate, with those that lead from it to its CA behind it, and
+    /// its key, both in PEM.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is none, when they do not belong together, or when others may read the key.
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, CaError> {
+        let chain = std::fs::read(certificate).map_err(CaError::io("read", certificate))?;
+        let secret = Zeroizing::new(std::fs::read(key).map_err(CaError::io("read", key))?);
+        refuse_readable_key(key)?;
+        Self::from_pem(&chain, &secret, certificate, key)
+    }
+
+    /// Loads the identity kept in `folder`, or makes a new one there if there is none; a new one is also good for `names`
+    /// (hosts and addresses), for clients that look at them.
     ///
     /// # Errors
     /// When only one of the two files is there, when one cannot be read or written, when they do not belong together,
     /// or when others may read the key.
-    pub fn load_or_create(folder: &Path) -> Result<Self, CaError> {
+    pub fn load_or_create(folder: &Path, names: &[String]) -> Result<Self, CaError> {
         let (certificate_path, key_path) = (folder.join(CERTIFICATE_FILE), folder.join(KEY_FILE));
         match (read(&certificate_path)?, read(&key_path)?) {
             (Some(certificate), Some(key)) => {
                 refuse_readable_key(&key_path)?;
-                Self::from_pem(&certificate, &Zeroizing::new(key), folder)
+                Self::from_pem(&certificate, &Zeroizing::new(key), &certificate_path, &key_path)
             }
             (None, None) => {
-                let (certificate, key) = generate_pem()?;
+                let (certificate, key) = generate_pem(names)?;
                 make_private_dir(folder).map_err(CaError::io("make", folder))?;
                 write_private(&key_path, key.as_bytes()).map_err(CaError::io("write", &key_path))?;
                 write_private(&certificate_path, certificate.as_bytes())
                     .map_err(CaError::io("write", &certificate_path))?;
-                Self::from_pem(certificate.as_bytes(), key.as_bytes(), folder)
+                Self::from_pem(certificate.as_bytes(), key.as_bytes(), &certificate_path, &key_path)
             }
             (Some(_), None) => Err(CaError::Half { found: certificate_path, missing: key_path }),
             (None, Some(_)) => Err(CaError::Half { found: key_path, missing: certificate_path }),
         }
     }
 
-    fn from_pem(certificate: &[u8], key: &[u8], folder: &Path) -> Result<Self, CaError> {
-        let unreadable = |file: &str, error: rustls::pki_types::pem::Error| CaError::Unreadable {
-            path: folder.join(file),
-            why: error.to_string(),
-        };
-        let certificate =
-            CertificateDer::from_pem_slice(certificate).map_err(|error| unreadable(CERTIFICATE_FILE, error))?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| unreadable(KEY_FILE, error))?;
+    fn from_pem(chain: &[u8], key: &[u8], chain_path: &Path, key_path: &Path) -> Result<Self, CaError> {
+        let unreadable = |path: &Path, why: String| CaError::Unreadable { path: path.to_owned(), why };
+        let mut chain = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| unreadable(chain_path, error.to_string()))?;
+        if chain.is_empty() {
+            return Err(unreadable(chain_path, "there is no certificate in it".to_owned()));
+        }
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| unreadable(key_path, error.to_string()))?;
         let provider = rustls::crypto::aws_lc_rs::default_provider();
-        rustls::sign::CertifiedKey::from_der(vec![certificate.clone()], key.clone_key(), &provider)
-            .map_err(|source| CaError::Mismatch { folder: folder.to_owned(), source })?;
-        Ok(Self { certificate, key })
+        rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider).map_err(|source| {
+            CaError::Mismatch { certificate: chain_path.to_owned(), key: key_path.to_owned(), source }
+        })?;
+        let intermediates = chain.split_off(1);
+        let certificate =
+            chain.pop().ok_or_else(|| unreadable(chain_path, "there is no certificate in it".to_owned()))?;
+        Ok(Self { certificate, intermediates, key })
+    }
+
+    /// The certificate and those that lead from it to its CA.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        std::iter::once(&self.certificate).chain(&self.intermediates).cloned().collect()
     }
 
     /// The certificate.
@@ -109,7 +136,8 @@ impl fmt::Debug for Identity {
 }
 
 /// The SHA-256 of a certificate's DER form; written as 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
@@ -133,6 +161,19 @@ impl fmt::Display for Fingerprint {
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Fingerprint> for String {
+    fn from(fingerprint: Fingerprint) -> String {
+        fingerprint.to_string()
+    }
+}
+
+impl TryFrom<String> for Fingerprint {
+    type Error = FingerprintError;
+    fn try_from(text: String) -> Result<Self, FingerprintError> {
+        text.parse()
     }
 }
 
@@ -182,7 +223,7 @@ pub enum CaError {
         missing: PathBuf,
     },
     /// A file is not PEM of the right kind.
-    #[error("{} is not usable: {why}; restore it from a backup", path.display())]
+    #[error("{} is not usable: {why}; restore it from a backup, or name another", path.display())]
     Unreadable {
         /// Which file.
         path: PathBuf,
@@ -190,10 +231,12 @@ pub enum CaError {
         why: String,
     },
     /// Key and certificate are not a pair.
-    #[error("{CERTIFICATE_FILE} and {KEY_FILE} in {} do not belong together; restore both from one backup", folder.display())]
+    #[error("{} and {} do not belong together; restore both from one backup, or name others", certificate.display(), key.display())]
     Mismatch {
-        /// Where they are.
-        folder: PathBuf,
+        /// The certificate.
+        certificate: PathBuf,
+        /// The key.
+        key: PathBuf,
         /// What the TLS library said.
         source: rustls::Error,
     },
@@ -237,10 +280,13 @@ fn refuse_readable_key(path: &Path) -> Result<(), CaError> {
     Ok(())
 }
 
-/// A new certificate and its key, both in PEM.
-fn generate_pem() -> Result<(String, Zeroizing<String>), CaError> {
+/// A new certificate and its key, both in PEM. Names that no certificate can hold are left out: those who look at the
+/// fingerprint need none.
+fn generate_pem(names: &[String]) -> Result<(String, Zeroizing<String>), CaError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
+    let more = names.iter().filter_map(|name| CertificateParams::new(vec![name.clone()]).ok());
+    params.subject_alt_names.extend(more.flat_map(|of_name| of_name.subject_alt_names));
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, SERVER_NAME);
     params.distinguished_name = name;
@@ -260,8 +306,8 @@ mod tests {
     fn the_identity_survives_a_restart_and_its_key_is_private() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("new");
-        let made = Identity::load_or_create(&folder).unwrap();
-        let loaded = Identity::load_or_create(&folder).unwrap();
+        let made = Identity::load_or_create(&folder, &[]).unwrap();
+        let loaded = Identity::load_or_create(&folder, &[]).unwrap();
         assert_eq!(made.fingerprint(), loaded.fingerprint());
         assert_ne!(made.fingerprint(), Identity::generate().unwrap().fingerprint());
         #[cfg(unix)]
@@ -270,24 +316,24 @@ mod tests {
             let key = folder.join(KEY_FILE);
             assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
             std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
-            assert!(matches!(Identity::load_or_create(&folder), Err(CaError::Exposed { mode: 0o644, .. })));
+            assert!(matches!(Identity::load_or_create(&folder, &[]), Err(CaError::Exposed { mode: 0o644, .. })));
         }
     }
 
     #[test]
     fn a_missing_damaged_or_foreign_half_is_refused_and_nothing_is_overwritten() {
         let dir = tempfile::tempdir().unwrap();
-        Identity::load_or_create(dir.path()).unwrap();
+        Identity::load_or_create(dir.path(), &[]).unwrap();
         let other = tempfile::tempdir().unwrap();
-        Identity::load_or_create(other.path()).unwrap();
+        Identity::load_or_create(other.path(), &[]).unwrap();
         let certificate = dir.path().join(CERTIFICATE_FILE);
 
         std::fs::copy(other.path().join(CERTIFICATE_FILE), &certificate).unwrap();
-        assert!(matches!(Identity::load_or_create(dir.path()), Err(CaError::Mismatch { .. })));
+        assert!(matches!(Identity::load_or_create(dir.path(), &[]), Err(CaError::Mismatch { .. })));
         std::fs::write(&certificate, "nonsense").unwrap();
-        assert!(matches!(Identity::load_or_create(dir.path()), Err(CaError::Unreadable { .. })));
+        assert!(matches!(Identity::load_or_create(dir.path(), &[]), Err(CaError::Unreadable { .. })));
         std::fs::remove_file(&certificate).unwrap();
-        assert!(matches!(Identity::load_or_create(dir.path()), Err(CaError::Half { .. })));
+        assert!(matches!(Identity::load_or_create(dir.path(), &[]), Err(CaError::Half { .. })));
         assert!(!certificate.exists());
     }
 

@@ -84,6 +84,70 @@ pub fn make_private_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Refuses `path` if it is a symbolic link: a data folder holds keys, and where a link leads can be changed by whoever owns
+/// the folder around it.
+///
+/// # Errors
+/// Says that it is a link; whatever the file system says, unless nothing is there.
+pub fn refuse_link(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(about) if about.is_symlink() => {
+            let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+            Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("it is a symbolic link, and others may change where it leads; name {} itself", real.display()),
+            ))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a folder that holds keys unless it and all in it are ours alone: no symbolic links, which could lead a write
+/// elsewhere or bring foreign keys in, nothing of other users, and nothing that others may write to. A folder that is not
+/// there is fine.
+///
+/// # Errors
+/// Names what is wrong and with which file; whatever the file system says.
+pub fn refuse_foreign(folder: &Path) -> io::Result<()> {
+    refuse_link(folder)?;
+    match std::fs::symlink_metadata(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        about => refuse_foreign_file(folder, &about?)?,
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        refuse_foreign_file(&path, &entry.metadata()?)?;
+    }
+    Ok(())
+}
+
+fn refuse_foreign_file(path: &Path, about: &std::fs::Metadata) -> io::Result<()> {
+    let refuse =
+        |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} {why}", path.display())));
+    if about.is_symlink() {
+        return refuse("is a symbolic link, which does not belong here; put what it leads to in its place".to_owned());
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let (owner, own) = (about.uid(), rustix::process::geteuid().as_raw());
+        if owner != own {
+            return refuse(format!(
+                "belongs to user {owner}, not to user {own} who runs this; give it to that one (chown)"
+            ));
+        }
+        if about.mode() & 0o022 != 0 {
+            return refuse(format!(
+                "may be written to by others (mode {:04o}); run: chmod go-w on it",
+                about.mode() & 0o777
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +158,41 @@ mod tests {
         assert_eq!(a.expose().len(), 43);
         assert!(!same_secret(a.expose(), b.expose()) && same_secret(a.expose(), a.expose()));
         assert!(is_hash_of(&hash_of(a.expose()), a.expose()) && !is_hash_of(&hash_of(a.expose()), b.expose()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_refused_and_its_end_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        refuse_link(&real).unwrap();
+        refuse_link(&dir.path().join("missing")).unwrap();
+        assert!(refuse_link(&link).unwrap_err().to_string().contains("real itself"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_of_keys_holds_nothing_that_others_could_have_put_there() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("data");
+        refuse_foreign(&folder).unwrap();
+        make_private_dir(&folder).unwrap();
+        std::fs::write(folder.join("key"), "k").unwrap();
+        refuse_foreign(&folder).unwrap();
+        std::fs::set_permissions(folder.join("key"), PermissionsExt::from_mode(0o666)).unwrap();
+        assert!(refuse_foreign(&folder).unwrap_err().to_string().contains("key"));
+        std::fs::remove_file(folder.join("key")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", folder.join("key")).unwrap();
+        assert!(refuse_foreign(&folder).unwrap_err().to_string().contains("symbolic link"));
+        std::fs::remove_file(folder.join("key")).unwrap();
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o777)).unwrap();
+        assert!(refuse_foreign(&folder).is_err());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        assert!(refuse_foreign(&link).is_err());
     }
 
     #[cfg(unix)]

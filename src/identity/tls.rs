@@ -1,10 +1,10 @@
 //! rustls configurations: TLS 1.3 only, the aws-lc-rs provider only, and trust in exactly one certificate.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
@@ -26,7 +26,7 @@ pub fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<ServerConfig
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(vec![identity.certificate().clone()], identity.key())?;
+        .with_single_cert(identity.chain(), identity.key())?;
     config.send_tls13_tickets = 0;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
@@ -65,6 +65,108 @@ pub fn public_client_config(alpn: &[&[u8]]) -> Result<ClientConfig, rustls::Erro
     config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
+}
+
+/// The client's side of a look at a stranger: any certificate passes, and what it was stands in the returned [`Sighting`]
+/// afterwards. Say nothing over such a connection; end it and connect again with the certificate that was agreed on.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn sighting_config() -> Result<(ClientConfig, Arc<Sighting>), rustls::Error> {
+    let provider = provider();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    // A machine without CAs trusts nobody.
+    let public = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().ok();
+    let sighting = Arc::new(Sighting { provider: provider.clone(), public, seen: OnceLock::new() });
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(sighting.clone())
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok((config, sighting))
+}
+
+/// What a server showed of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its certificate's.
+    pub fingerprint: Fingerprint,
+    /// Why no public CA vouches for it under the name that was dialled; none = one does.
+    pub doubt: Option<String>,
+}
+
+/// Accepts any certificate and remembers it. That the peer holds its private key is proven by the handshake's signature.
+#[derive(Debug)]
+pub struct Sighting {
+    provider: Arc<CryptoProvider>,
+    public: Option<Arc<WebPkiServerVerifier>>,
+    seen: OnceLock<Seen>,
+}
+
+impl Sighting {
+    /// What was shown in the handshake; none before it.
+    pub fn seen(&self) -> Option<&Seen> {
+        self.seen.get()
+    }
+}
+
+impl ServerCertVerifier for Sighting {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let doubt = match &self.public {
+            None => Some("this machine knows no CA".to_owned()),
+            Some(public) => public
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                .err()
+                .map(|error| error.to_string()),
+        };
+        let _ = self.seen.set(Seen { fingerprint: Fingerprint::of(end_entity), doubt });
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Whether machines that trust the same CAs as this one take `identity` for `host` as it is: then a fingerprint would only
+/// tie them to a certificate that is renewed every few weeks.
+pub fn is_vouched_for(identity: &Identity, host: &str) -> bool {
+    let Ok(name) = ServerName::try_from(host) else { return false };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(roots.into(), provider()).build() else {
+        return false;
+    };
+    let chain = identity.chain();
+    let Some((certificate, intermediates)) = chain.split_first() else { return false };
+    verifier.verify_server_cert(certificate, intermediates, &name, &[], UnixTime::now()).is_ok()
 }
 
 fn provider() -> Arc<CryptoProvider> {

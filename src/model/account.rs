@@ -1,4 +1,4 @@
-//! Service accounts and the tokens that let workers join: what is stored of them, and what readers see. Pure.
+//! Service accounts, the tokens that let workers join, and their keys: what is stored of them, and what readers see. Pure.
 //!
 //! Of a secret only its SHA-256 is kept. That is enough for 256 random bits, which nobody can guess however fast a hash is;
 //! a slow one would only let strangers keep the controller busy.
@@ -133,6 +133,21 @@ pub struct JoinToken {
     /// Only this worker may join with it, and may get a new key for a name that it holds already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerName>,
+}
+
+/// How a worker is known: by the public half of a key whose private half never leaves its machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerKey {
+    /// Whose.
+    pub worker: WorkerName,
+    /// As NATS writes it (`U…`).
+    pub public_key: String,
+    /// The machine that joined with it, as in `WorkerInfo`.
+    pub machine_id: String,
+    /// When it joined.
+    pub joined_at: Timestamp,
+    /// With which token.
+    pub joined_with: JoinId,
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub enum EventType {
     Restarting,
     /// Deletion was asked for.
     Deleting,
-    /// Nothing of the VM is left on any worker.
+    /// Nothing of the VM is left on any worker; or a worker was taken out of the cluster.
     Deleted,
     /// A line of output of the startup script.
     Log,

@@ -65,6 +65,10 @@ pub struct WorkerHello {
     pub session: SessionId,
     /// The secret.
     pub secret: Secret,
+    /// The signature of the worker's key over this hello and the connection it is sent over, in URL-safe base64; see
+    /// [`proof`](super::proof). None = the worker has no key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
 }
 
 impl Frame {
@@ -188,6 +192,7 @@ mod tests {
             worker: "mini-1".parse().unwrap(),
             session: SessionId(UUID.parse().unwrap()),
             secret: Secret::new("s3"),
+            proof: None,
         }
     }
 
@@ -235,6 +240,15 @@ mod tests {
                     b"\x00\x5a\x81\xacworker-hello\x83\xa6worker\xa6mini-1\xa7session\xd9\x24".as_slice(),
                     UUID.as_bytes(),
                     b"\xa6secret\xa2s3",
+                ]
+                .concat(),
+            ),
+            (
+                Frame::WorkerHello(WorkerHello { proof: Some("sig".into()), ..hello() }),
+                [
+                    b"\x00\x64\x81\xacworker-hello\x84\xa6worker\xa6mini-1\xa7session\xd9\x24".as_slice(),
+                    UUID.as_bytes(),
+                    b"\xa6secret\xa2s3\xa5proof\xa3sig",
                 ]
                 .concat(),
             ),

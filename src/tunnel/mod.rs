@@ -17,6 +17,7 @@ pub mod client;
 mod dial;
 mod endpoint;
 pub mod header;
+pub mod proof;
 mod reason;
 pub mod relay;
 mod splice;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 pub use self::dial::DialError;
 pub use self::endpoint::{Packets, Transport};
+pub use self::reason::Reason;
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"orchard/1";

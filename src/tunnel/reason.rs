@@ -28,6 +28,12 @@ pub enum Reason {
     Replaced = 8,
     /// Nothing happened for long.
     Idle = 9,
+    /// The account that opened it may not do so any more.
+    Revoked = 10,
+    /// The account that opened it has a new token.
+    Rotated = 11,
+    /// The worker was deleted.
+    WorkerDeleted = 12,
     /// A code of a later release.
     Unknown = 255,
 }
@@ -43,21 +49,24 @@ const ALL: &[Reason] = &[
     Reason::Unauthenticated,
     Reason::Replaced,
     Reason::Idle,
+    Reason::Revoked,
+    Reason::Rotated,
+    Reason::WorkerDeleted,
 ];
 
 impl Reason {
     /// The number on the wire.
-    pub fn code(self) -> VarInt {
+    pub(super) fn code(self) -> VarInt {
         VarInt::from_u32(self as u32)
     }
 
     /// The reason for a number.
-    pub fn from_code(code: VarInt) -> Self {
+    pub(super) fn from_code(code: VarInt) -> Self {
         ALL.iter().copied().find(|reason| reason.code() == code).unwrap_or(Self::Unknown)
     }
 
     /// What a reader or writer of the stream is told.
-    pub fn to_io(self) -> io::Error {
+    pub(super) fn to_io(self) -> io::Error {
         let kind = match self {
             Reason::Closed => io::ErrorKind::BrokenPipe,
             Reason::ClientLost | Reason::WorkerLost => io::ErrorKind::ConnectionAborted,
@@ -80,6 +89,11 @@ impl fmt::Display for Reason {
             Reason::Unauthenticated => "no valid proof of identity was given in time",
             Reason::Replaced => "a newer connection of the same worker took over",
             Reason::Idle => "the connection was idle",
+            Reason::Revoked => {
+                "the account may not connect any more: it was deleted, has expired, or lost the role that it needs"
+            }
+            Reason::Rotated => "the account's token was changed; connect again with the new one",
+            Reason::WorkerDeleted => "the worker was deleted",
             Reason::Unknown => "the other end gave a reason that this release does not know",
         })
     }
@@ -110,6 +124,6 @@ mod tests {
             assert_eq!(Reason::from_code(reason.code()), *reason);
         }
         assert_eq!(Reason::from_code(VarInt::from_u32(77)), Reason::Unknown);
-        assert_eq!(ALL.iter().map(|r| *r as u32).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        assert_eq!(ALL.iter().map(|r| *r as u32).collect::<Vec<_>>(), (0..13).collect::<Vec<_>>());
     }
 }

@@ -55,10 +55,11 @@ enum End {
     Broken(Reason),
 }
 
-/// The relay's splice: `client` is the first end, `worker` the second. Not cancel safe: when dropped, both ends are reset.
-pub async fn relay(mut client: TunnelStream, mut worker: TunnelStream) -> Traffic {
+/// The relay's splice: `client` is the first end, `worker` the second. When `cut` yields a reason, both are reset with it.
+/// Not cancel safe: when dropped, both ends are reset.
+pub async fn relay(mut client: TunnelStream, mut worker: TunnelStream, cut: impl Future<Output = Reason>) -> Traffic {
     let mut traffic = Traffic::default();
-    let broken = both(
+    let session = both(
         pipe(
             &mut client.incoming,
             &mut worker.outgoing,
@@ -71,8 +72,12 @@ pub async fn relay(mut client: TunnelStream, mut worker: TunnelStream) -> Traffi
             Ends(Reason::WorkerLost, Reason::ClientLost),
             &mut traffic.back,
         ),
-    )
-    .await;
+    );
+    // Neither may be dropped half-way, except to end the session.
+    let broken = tokio::select! {
+        broken = session => broken,
+        reason = cut => Some(reason),
+    };
     if let Some(reason) = broken {
         client.abort(reason);
         worker.abort(reason);

@@ -122,6 +122,17 @@ impl Tickets {
         Ok(grant)
     }
 
+    /// Takes back every ticket of `account`: it has lost its right to them, or another token.
+    pub fn revoke(&mut self, account: &AccountName) {
+        self.grants.retain(|hash, (expiry, grant)| {
+            let stays = grant.account != *account;
+            if !stays {
+                self.expiries.remove(&(*expiry, *hash));
+            }
+            stays
+        });
+    }
+
     /// How many are kept, expired ones included.
     pub fn len(&self) -> usize {
         self.grants.len()
@@ -167,6 +178,19 @@ mod tests {
         assert_eq!(tickets.redeem("ticket-1", Duration::ZERO), Ok(grant(22)));
         assert_eq!(tickets.redeem("ticket-1", Duration::ZERO), Err(TicketError::Unknown));
         assert!(tickets.is_empty());
+    }
+
+    #[test]
+    fn what_is_taken_back_opens_nothing_and_leaves_others_alone() {
+        let mut tickets = Tickets::default();
+        let of = |name: &str| Grant { account: name.parse().unwrap(), ..grant(22) };
+        for (number, name) in [(1, "ann"), (2, "bob"), (3, "ann")] {
+            tickets.issue(&secret(number), of(name), Duration::ZERO, TICKET_TTL).unwrap();
+        }
+        tickets.revoke(&"ann".parse().unwrap());
+        assert_eq!((tickets.len(), tickets.expiries.len()), (1, 1));
+        assert_eq!(tickets.redeem("ticket-1", Duration::ZERO), Err(TicketError::Unknown));
+        assert_eq!(tickets.redeem("ticket-2", Duration::ZERO), Ok(of("bob")));
     }
 
     #[test]

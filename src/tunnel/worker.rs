@@ -17,12 +17,14 @@ use super::backoff::Backoff;
 use super::dial::{Dialled, dial};
 use super::endpoint::Transport;
 use super::header::{Frame, WorkerHello};
+use super::proof::{self, Exported};
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;
 use super::{ATTACH_DEADLINE, Address, HEADER_DEADLINE, splice};
 use crate::identity::ca::Fingerprint;
 use crate::model::CopyId;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::secret::Secret;
 use crate::task::{self, Task};
 
 /// A connection into a guest.
@@ -46,8 +48,11 @@ pub struct LinkOptions {
     pub address: Address,
     /// Its certificate.
     pub fingerprint: Fingerprint,
-    /// What admits this worker; see [`WorkerLink::renew`].
+    /// What admits this worker; see [`WorkerLink::renew`]. Its proof is made anew for each connection.
     pub hello: WorkerHello,
+    /// The nkey seed (`SU…`) with which the worker logs in to the bus; none = it has no key, and the secret of its
+    /// session alone must do.
+    pub key: Option<Secret>,
     /// Settings that depend on the network.
     pub transport: Transport,
 }
@@ -178,7 +183,8 @@ impl Keeper {
         let lost = |error: &quinn::ConnectionError| ApiError::new(ErrorCode::Unavailable, reason::describe(error));
         let (outgoing, incoming) = connection.open_bi().await.map_err(|error| lost(&error))?;
         let mut control = TunnelStream::new(outgoing, incoming);
-        say_hello(&mut control, hello).await.map_err(|error| match connection.close_reason() {
+        let proven = prove(self.options.key.as_ref(), connection, hello)?;
+        say_hello(&mut control, proven).await.map_err(|error| match connection.close_reason() {
             Some(closed) if error.code == ErrorCode::Unavailable => lost(&closed),
             _ => error,
         })?;
@@ -188,11 +194,16 @@ impl Keeper {
     /// Serves the connection until it ends; yields why it did.
     async fn serve(&mut self, connection: &Connection, mut control: TunnelStream) -> String {
         let mut hello = self.hello.clone();
+        let key = self.options.key.clone();
         // Neither `accept_bi` nor `renewals` may be dropped half-way, so that renewals run in a future of their own.
         let renewals = async {
             while hello.changed().await.is_ok() {
                 let next = hello.borrow_and_update().clone();
-                if let Err(error) = say_hello(&mut control, next).await {
+                let told = match prove(key.as_ref(), connection, next) {
+                    Ok(next) => say_hello(&mut control, next).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = told {
                     return error.to_string();
                 }
                 debug!("the session was renewed over the tunnel connection");
@@ -217,6 +228,13 @@ impl Keeper {
         self.hello.borrow_and_update();
         why
     }
+}
+
+/// The hello, signed for this connection if there is a key to sign with.
+fn prove(key: Option<&Secret>, connection: &Connection, hello: WorkerHello) -> Result<WorkerHello, ApiError> {
+    let Some(key) = key else { return Ok(hello) };
+    let proof = proof::sign(key, Exported::of(connection)?, &hello)?;
+    Ok(WorkerHello { proof: Some(proof), ..hello })
 }
 
 async fn say_hello(control: &mut TunnelStream, hello: WorkerHello) -> Result<(), ApiError> {

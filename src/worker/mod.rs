@@ -1,12 +1,13 @@
 //! The worker: keeps what its host runs equal to what the controller wishes, and carries connections into the VMs.
 //!
-//! Parts, from the outside in: `session` registers, renews the lease and takes assignments; `fleet` reconciles them
+//! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
 //! with what the runtime really runs; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
 //! reports and log lines until they are acknowledged; `attach` serves tunnel streams. VM processes are not children
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
 mod fleet;
+pub mod join;
 mod journal;
 pub mod plan;
 pub mod runtime;
@@ -22,7 +23,7 @@ use self::journal::Journal;
 use self::runtime::Runtime;
 use self::session::Agent;
 use self::uplink::Uplink;
-use crate::bus::client::{Bus, BusOptions};
+use crate::bus::client::{Bus, BusOptions, Login};
 use crate::model::error::ApiError;
 use crate::model::worker::WorkerInfo;
 use crate::task::{self, Task};
@@ -79,6 +80,10 @@ impl Worker {
         let fleet = Fleet::start(options.runtime.clone(), uplink.clone(), journal);
         let agent = Agent {
             bus,
+            key: match &options.bus.login {
+                Login::Key(seed) => Some(seed.clone()),
+                Login::Password(_) => None,
+            },
             bus_url: options.bus.url,
             info: options.info,
             runtime: options.runtime,

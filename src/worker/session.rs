@@ -17,6 +17,7 @@ use crate::bus::subject::{self, WorkerVerb};
 use crate::config::address;
 use crate::model::SessionId;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::secret::Secret;
 use crate::model::worker::WorkerInfo;
 use crate::tunnel::header::WorkerHello;
 use crate::tunnel::worker::{LinkOptions, WorkerLink};
@@ -31,6 +32,8 @@ const HELLO_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration:
 pub(super) struct Agent {
     pub(super) bus: Bus,
     pub(super) bus_url: String,
+    /// The seed with which the worker logs in, if it does so with a key; its data path is bound to it.
+    pub(super) key: Option<Secret>,
     pub(super) info: WorkerInfo,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) uplink: Uplink,
@@ -125,7 +128,8 @@ impl Agent {
     /// Keeps the data path: the one there is learns the new session, so that open streams go on; if the relay is
     /// another one, it is dialled anew.
     fn link(&self, held: &mut Option<Link>, session: SessionId, welcome: &Welcome) -> Result<(), ApiError> {
-        let hello = WorkerHello { worker: self.info.name.clone(), session, secret: welcome.tunnel_secret.clone() };
+        let (worker, secret) = (self.info.name.clone(), welcome.tunnel_secret.clone());
+        let hello = WorkerHello { worker, session, secret, proof: None };
         if let Some(link) = held.as_ref().filter(|link| link.endpoint == welcome.tunnel) {
             link.connection.renew(hello);
             return Ok(());
@@ -142,7 +146,8 @@ impl Agent {
             .parse()
             .map_err(|error| unreadable(format!("the controller sent an unreadable fingerprint: {error}")))?;
         let address = Address { host, port: endpoint.port };
-        let options = LinkOptions { address, fingerprint, hello, transport: Transport::default() };
+        let options =
+            LinkOptions { address, fingerprint, hello, key: self.key.clone(), transport: Transport::default() };
         let connection = WorkerLink::start(options, Arc::new(Attachments { runtime: self.runtime.clone() }));
         *held = Some(Link { endpoint, connection });
         Ok(())

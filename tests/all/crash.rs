@@ -28,7 +28,7 @@ async fn killed_in_the_middle_of_fifty_creates_the_controller_keeps_each_acknowl
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
     let (server, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
-    let (bus_address, tunnels) = (server.value("bus").replace("nats://", ""), server.value("tunnels"));
+    let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     let host = Arc::new(SyntheticHost::default());
     let runtime = Arc::new(Synthetic::on(host.clone()));
     let worker = access.worker("w", &dir.path().join("worker"), runtime.clone()).await;
@@ -81,7 +81,7 @@ async fn neither_a_dead_controller_nor_a_dead_worker_stops_a_vm() {
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
     let (server, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
-    let (bus_address, tunnels) = (server.value("bus").replace("nats://", ""), server.value("tunnels"));
+    let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     let host = Arc::new(SyntheticHost::default());
     let worker_dir = dir.path().join("worker");
     let worker = access.worker("w", &worker_dir, Arc::new(Synthetic::on(host.clone()))).await;

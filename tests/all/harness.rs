@@ -6,16 +6,22 @@ use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use orchard::bus::access::CreateJoinToken;
 use orchard::bus::client::{Bus, BusOptions, Login, Trust};
+use orchard::bus::message::ApiCall;
+use orchard::bus::subject;
+use orchard::config::join::BootstrapToken;
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
 use orchard::controller::cluster::Timing;
 use orchard::controller::{BusSource, Controller, ControllerOptions};
 use orchard::identity;
+use orchard::model::error::ApiError;
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use orchard::model::secret::Secret;
 use orchard::model::vm::{Arch, Os};
 use orchard::model::worker::WorkerInfo;
 use orchard::model::{AccountName, WorkerName};
+use orchard::worker::join::Candidate;
 use orchard::worker::runtime::Runtime;
 use orchard::worker::{Worker, WorkerOptions};
 
@@ -31,51 +37,79 @@ pub fn any_port() -> SocketAddr {
 #[derive(Clone, Debug)]
 pub struct Access {
     pub url: String,
+    pub trust: Trust,
+    pub account: AccountName,
     pub token: Secret,
 }
 
 impl Access {
     pub fn account(&self) -> AccountName {
-        BOOTSTRAP_ADMIN.parse().unwrap()
+        self.account.clone()
+    }
+
+    /// The same cluster as somebody else.
+    pub fn of(&self, account: &str, token: &Secret) -> Self {
+        Self { account: account.parse().unwrap(), token: token.clone(), ..self.clone() }
+    }
+
+    /// How `user` logs in with `login`.
+    pub fn options(&self, user: &str, login: Login) -> BusOptions {
+        BusOptions {
+            url: self.url.clone(),
+            user: user.into(),
+            trust: self.trust,
+            login,
+            client_name: "test".into(),
+            patient: false,
+        }
+    }
+
+    pub async fn try_bus(&self) -> Result<Bus, ApiError> {
+        Bus::connect(self.options(self.account.as_str(), Login::Password(self.token.clone()))).await
     }
 
     pub async fn bus(&self) -> Bus {
-        Bus::connect(BusOptions {
-            url: self.url.clone(),
-            user: BOOTSTRAP_ADMIN.into(),
-            trust: Trust::Plain,
-            login: Login::Password(self.token.clone()),
-            client_name: "test".into(),
-            patient: false,
-        })
-        .await
-        .unwrap()
+        self.try_bus().await.unwrap()
     }
 
-    /// Starts a worker of this cluster in this process.
+    /// Calls a verb as this account.
+    pub async fn call<C: ApiCall>(&self, request: &C) -> Result<C::Reply, ApiError> {
+        self.bus().await.call(&self.account, request, LIMIT).await
+    }
+
+    /// Starts a worker of this cluster in this process: it joins first, unless it has.
     pub async fn worker(&self, name: &str, data_dir: &Path, runtime: Arc<dyn Runtime>) -> Worker {
         let name: WorkerName = name.parse().unwrap();
-        let info = WorkerInfo {
-            name: name.clone(),
-            machine_id: format!("test-{name}"),
-            os: Os::Linux,
-            arch: Arch::HOST,
-            runtime: runtime.kind(),
-            resources: [(LOGICAL_CORES, 64), (MEMORY_MIB, 64 * 1024)].into(),
-            labels: [("zone".to_owned(), "test".to_owned())].into(),
-            default_cpu: 1,
-            default_memory: 128,
-            version: "test".into(),
-        };
-        let bus = BusOptions {
+        let bus = BusOptions { patient: true, ..self.join(&name, data_dir).await };
+        Worker::start(WorkerOptions { bus, data_dir: data_dir.to_owned(), info: info(&name, &*runtime), runtime })
+            .await
+            .unwrap()
+    }
+
+    /// A token with which one machine may join.
+    pub async fn bootstrap_token(&self) -> BootstrapToken {
+        let request = CreateJoinToken { ttl_s: 600, uses: 1, worker: None };
+        let made = self.call(&request).await.unwrap();
+        BootstrapToken {
             url: self.url.clone(),
-            user: orchard::bus::subject::worker_user(&name),
-            trust: Trust::Plain,
-            login: Login::Password(self.token.clone()),
-            client_name: format!("worker {name}"),
-            patient: true,
+            fingerprint: made.fingerprint.map(|print| print.parse().unwrap()),
+            id: made.id.parse().unwrap(),
+            secret: made.secret,
+        }
+    }
+
+    /// How the worker `name` logs in, once it has joined.
+    pub async fn join(&self, name: &WorkerName, data_dir: &Path) -> BusOptions {
+        identity::make_private_dir(data_dir).unwrap();
+        let token = self.bootstrap_token().await;
+        let candidate = Candidate {
+            data_dir,
+            name: Some(name.clone()),
+            default_name: None,
+            machine_id: &machine_id(name),
+            token: Some(token),
         };
-        Worker::start(WorkerOptions { bus, data_dir: data_dir.to_owned(), info, runtime }).await.unwrap()
+        BusOptions { patient: false, ..candidate.become_member().await.unwrap().bus() }
     }
 
     /// The command line, as a user of this cluster would call it.
@@ -85,11 +119,34 @@ impl Access {
             .args(arguments)
             .env("ORCHARD_HOME", home)
             .env("ORCHARD_URL", &self.url)
-            .env("ORCHARD_SERVICE_ACCOUNT_NAME", BOOTSTRAP_ADMIN)
+            .env("ORCHARD_SERVICE_ACCOUNT_NAME", self.account.as_str())
             .env("ORCHARD_SERVICE_ACCOUNT_TOKEN", self.token.expose())
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        if let Trust::Certificate(fingerprint) = self.trust {
+            command.env("ORCHARD_FINGERPRINT", fingerprint.to_string());
+        }
         command
+    }
+}
+
+fn machine_id(worker: &WorkerName) -> String {
+    format!("test-{worker}")
+}
+
+/// What a worker of these tests says of itself.
+pub fn info(name: &WorkerName, runtime: &dyn Runtime) -> WorkerInfo {
+    WorkerInfo {
+        name: name.clone(),
+        machine_id: machine_id(name),
+        os: Os::Linux,
+        arch: Arch::HOST,
+        runtime: runtime.kind(),
+        resources: [(LOGICAL_CORES, 64), (MEMORY_MIB, 64 * 1024)].into(),
+        labels: [("zone".to_owned(), "test".to_owned())].into(),
+        default_cpu: 1,
+        default_memory: 128,
+        version: "test".into(),
     }
 }
 
@@ -110,7 +167,8 @@ pub async fn succeed(command: tokio::process::Command) -> String {
 /// A controller with workers.
 pub struct Cluster {
     pub access: Access,
-    _controller: Controller,
+    pub controller: Controller,
+    outside: bool,
     pub workers: Vec<Worker>,
     pub dir: tempfile::TempDir,
 }
@@ -119,31 +177,47 @@ pub struct Cluster {
 pub const TIMING: Timing = Timing { heartbeat: Duration::from_millis(200), lease: Duration::from_millis(1_000) };
 
 impl Cluster {
-    /// A controller with its embedded broker, and no worker yet.
+    /// A controller with its embedded broker, over TLS as always, and no worker yet.
     pub async fn start() -> Self {
-        let token = identity::new_token();
-        Self::start_on(BusSource::Embedded { listen: any_port(), token: token.clone() }, token).await
+        Self::start_on(BusSource::Embedded { listen: any_port(), tls: true, host: None }, identity::new_token()).await
     }
 
-    /// A controller on a given bus.
+    /// A controller on a given bus, where the first account and, if that is an outside one, workers log in with `token`.
     pub async fn start_on(bus: BusSource, token: Secret) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let outside = matches!(bus, BusSource::Outside { .. });
         let controller = Controller::start(ControllerOptions {
             data_dir: dir.path().join("controller"),
             bus,
             listen: any_port(),
             tunnel_host: Some("127.0.0.1".into()),
             timing: TIMING,
+            certificate: None,
+            bootstrap_token: (!outside).then(|| token.clone()),
         })
         .await
         .unwrap();
-        let access = Access { url: controller.bus_url().to_owned(), token };
-        Self { access, _controller: controller, workers: Vec::new(), dir }
+        let access = Access {
+            url: controller.bus_url().to_owned(),
+            trust: controller.fingerprint().map_or(Trust::Plain, Trust::Certificate),
+            account: BOOTSTRAP_ADMIN.parse().unwrap(),
+            token,
+        };
+        Self { access, controller, outside, workers: Vec::new(), dir }
     }
 
     /// Adds a worker.
     pub async fn add_worker(&mut self, name: &str, runtime: Arc<dyn Runtime>) {
-        let worker = self.access.worker(name, &self.worker_dir(name), runtime).await;
+        let data_dir = self.worker_dir(name);
+        let worker = if self.outside {
+            // Its operator lets workers in, here with one password for all.
+            let name: WorkerName = name.parse().unwrap();
+            let login = Login::Password(self.access.token.clone());
+            let bus = BusOptions { patient: true, ..self.access.options(&subject::worker_user(&name), login) };
+            Worker::start(WorkerOptions { bus, data_dir, info: info(&name, &*runtime), runtime }).await.unwrap()
+        } else {
+            self.access.worker(name, &data_dir, runtime).await
+        };
         self.workers.push(worker);
     }
 

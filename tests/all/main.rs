@@ -1,22 +1,29 @@
 //! The one integration binary: every theme is a module, so that a rebuild links once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a failed test says so by panicking
 
+mod access;
+mod accounts;
 mod api;
+mod audit;
 mod broker;
 mod broker_run;
 mod cli;
 mod conformance;
+mod contexts;
 mod crash;
 mod flow;
 mod guest;
 mod harness;
 mod images;
+mod joining;
 mod layers;
 mod netns;
 mod processes;
 mod qemu;
 mod real;
+mod secrets;
 mod ssh;
+mod standin;
 mod stock;
 mod tart;
 mod tunnel;

@@ -1,61 +1,81 @@
-//! A worker behind a NAT, as far as one machine can play it: its own process in a network namespace of its own, which
-//! refuses every connection from outside and can only dial out.
+//! Machines apart, as far as one can play them: processes in network namespaces of their own. A worker behind a NAT is in
+//! one that refuses every connection from outside and can only dial out.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use orchard::config::Home;
+use orchard::config::context::{Context, ContextFile};
 use tokio::net::TcpStream;
 
 use crate::guest::guest_image;
 use crate::harness::{Access, LIMIT, finish, succeed};
+use crate::processes::Server;
 use crate::{processes, wait};
 
-/// A network namespace with one cable to this one; removed when dropped.
+/// A network namespace; removed when dropped, with all that runs in it.
 struct Namespace {
     name: String,
-    /// This side's address.
-    here: String,
-    /// The other side's.
-    there: String,
 }
 
 impl Namespace {
-    fn new() -> Self {
-        let id = std::process::id();
-        let name = format!("orchard{id}");
-        // A /30 of the range that is set aside for tests of networks (RFC 2544), by process.
-        let net = format!("198.18.{}.", id % 256);
-        let (here, there) = (format!("{net}1"), format!("{net}2"));
-        let (near, far) = (format!("on{id}"), format!("of{id}"));
-        let space = Self { name: name.clone(), here: here.clone(), there: there.clone() };
-        for line in [
-            format!("ip netns add {name}"),
-            format!("ip link add {near} type veth peer name {far} netns {name}"),
-            format!("ip addr add {here}/30 dev {near}"),
-            format!("ip link set {near} up"),
-            format!("ip -n {name} addr add {there}/30 dev {far}"),
-            format!("ip -n {name} link set {far} up"),
-            format!("ip -n {name} link set lo up"),
-            format!("ip netns exec {name} iptables -P INPUT DROP"),
-            format!("ip netns exec {name} iptables -A INPUT -i lo -j ACCEPT"),
-            format!("ip netns exec {name} iptables -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"),
-        ] {
-            let words: Vec<&str> = line.split(' ').collect();
-            let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
-            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        space
+    fn new(role: &str) -> Self {
+        let name = format!("orchard{}{role}", std::process::id());
+        sh(&format!("ip netns add {name}"));
+        sh(&format!("ip -n {name} link set lo up"));
+        Self { name }
     }
+
+    /// What is put before a command to run it in here.
+    fn prefix(&self) -> [&str; 4] {
+        ["ip", "netns", "exec", &self.name]
+    }
+
+    /// Lets nobody in who was not called.
+    fn only_dials_out(&self) {
+        let name = &self.name;
+        sh(&format!("ip netns exec {name} iptables -P INPUT DROP"));
+        sh(&format!("ip netns exec {name} iptables -A INPUT -i lo -j ACCEPT"));
+        sh(&format!("ip netns exec {name} iptables -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"));
+    }
+
+    /// How many processes run in here.
+    fn processes(&self) -> Vec<String> {
+        let output = Command::new("ip").args(["netns", "pids", &self.name]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).split_whitespace().map(str::to_owned).collect()
+    }
+}
+
+/// A cable between two namespaces (none = this one), with network `net` of this test process on it: yields the addresses
+/// of both ends.
+fn cable(near: Option<&Namespace>, far: &Namespace, net: u32) -> (String, String) {
+    let id = std::process::id();
+    // A /30 of the range that is set aside for tests of networks (RFC 2544), by process.
+    let base = format!("198.18.{}.", id % 256);
+    let (here, there) = (format!("{base}{}", net * 4 + 1), format!("{base}{}", net * 4 + 2));
+    let (plug, other) = (format!("o{id}n{net}"), format!("o{id}f{net}"));
+    let (inside, far) = (near.map(|near| format!("-n {} ", near.name)).unwrap_or_default(), &far.name);
+    sh(&format!("ip {inside}link add {plug} type veth peer name {other} netns {far}"));
+    sh(&format!("ip {inside}addr add {here}/30 dev {plug}"));
+    sh(&format!("ip {inside}link set {plug} up"));
+    sh(&format!("ip -n {far} addr add {there}/30 dev {other}"));
+    sh(&format!("ip -n {far} link set {other} up"));
+    (here, there)
+}
+
+fn sh(line: &str) {
+    let words: Vec<&str> = line.split(' ').collect();
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // The guest outlives its worker by design, so the test ends it: whatever runs in the namespace.
-        if let Ok(pids) = Command::new("ip").args(["netns", "pids", &self.name]).output() {
-            for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
-                let _ = Command::new("kill").args(["-KILL", pid]).status();
-            }
+        // The guest outlives its worker by design, so the test ends it.
+        for pid in self.processes() {
+            let _ = Command::new("kill").args(["-KILL", &pid]).status();
         }
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
@@ -76,16 +96,18 @@ async fn ssh_reaches_a_real_guest_on_a_worker_that_can_only_dial_out() {
     if !may_run("ssh_reaches_a_real_guest_on_a_worker_that_can_only_dial_out") {
         return;
     }
-    let space = Namespace::new();
+    let space = Namespace::new("w");
+    let (here, there) = cable(None, &space, 0);
+    space.only_dials_out();
     let dir = tempfile::tempdir().unwrap();
     let home = dir.path().join("home");
-    let any = format!("{}:0", space.here);
+    let any = format!("{here}:0");
     let (_controller, access) = processes::controller(&home, &dir.path().join("c"), &any, &any).await;
-    let inside = ["ip", "netns", "exec", &space.name];
+    let inside = space.prefix();
     let worker = processes::worker(&access, &access.url, &dir.path().join("w"), "qemu", &inside).await;
 
     // Nothing in there can be dialled, not even a port that is open: the guest's own forwards are on its loopback.
-    let port: SocketAddr = format!("{}:22", space.there).parse().unwrap();
+    let port: SocketAddr = format!("{there}:22").parse().unwrap();
     let dialled = tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(port)).await;
     assert!(!matches!(dialled, Ok(Ok(_))), "the namespace lets connections in");
 
@@ -104,8 +126,7 @@ async fn ssh_reaches_a_real_guest_on_a_worker_that_can_only_dial_out() {
     assert_eq!((vm["status"].as_str(), vm["restart_count"].as_u64()), (Some("running"), Some(0)), "{vm}");
     run(&["delete", "vm", "far-vm"]).await;
     wait::until("QEMU to be gone", LIMIT, || async {
-        let pids = Command::new("ip").args(["netns", "pids", &space.name]).output().unwrap();
-        let count = String::from_utf8_lossy(&pids.stdout).split_whitespace().count();
+        let count = space.processes().len();
         if count == 1 { Ok(()) } else { Err(format!("{count} processes in the namespace; only the worker should be")) }
     })
     .await;
@@ -119,4 +140,73 @@ async fn reach(access: &Access, home: &std::path::Path, command: &str) -> String
         if output.status.success() { Ok(said) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     })
     .await
+}
+
+/// The real binary, run by `prefix`.
+fn within(prefix: &[&str]) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(prefix[0]);
+    command.args(&prefix[1..]).arg(env!("CARGO_BIN_EXE_orchard"));
+    command
+}
+
+/// What `orchard controller run` has saved for the user with this home folder.
+fn saved(home: &Path) -> Context {
+    let contexts = ContextFile::new(Home::at(home)).load().unwrap();
+    contexts.get("bootstrap-context").unwrap().clone()
+}
+
+/// The way of the README: a controller, a worker elsewhere that can only dial out, and a user at a third place. Nothing is
+/// copied between them but what is printed for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_commands_join_a_worker_and_a_third_machine_uses_it() {
+    if !may_run("two_commands_join_a_worker_and_a_third_machine_uses_it") {
+        return;
+    }
+    let (controller, worker, user) = (Namespace::new("c"), Namespace::new("w2"), Namespace::new("u"));
+    let (address, _) = cable(Some(&controller), &worker, 1);
+    let (gateway, _) = cable(Some(&controller), &user, 2);
+    // The user finds the controller by the same address; nobody is led from the user to the worker.
+    sh(&format!("ip -n {} route add {address} via {gateway}", user.name));
+    worker.only_dials_out();
+    let dir = tempfile::tempdir().unwrap();
+    let home = |who: &str| dir.path().join(who);
+
+    let mut run = within(&controller.prefix());
+    run.env("ORCHARD_HOME", home("c")).args(["controller", "run", "--tunnel-host", &address]);
+    let _controller = Server::start(run).await;
+    let mut get = within(&controller.prefix());
+    get.env("ORCHARD_HOME", home("c")).args(["get", "bootstrap-token"]);
+    let token = succeed(get).await;
+    assert_eq!(token.lines().count(), 1);
+    std::fs::write(dir.path().join("pipe"), &token).unwrap();
+    let mut join = within(&worker.prefix());
+    join.env("ORCHARD_HOME", home("w")).args(["worker", "run", "--runtime", "qemu", "--bootstrap-token-stdin"]);
+    join.args(["--default-cpu", "1", "--default-memory", "128"]);
+    let _worker = Server::start_with(join, std::fs::File::open(dir.path().join("pipe")).unwrap().into()).await;
+
+    // What the operator read on the controller's terminal.
+    let known = saved(&home("c"));
+    std::fs::write(dir.path().join("pipe"), known.token.unwrap().expose()).unwrap();
+    let as_user = |arguments: &[&str]| {
+        let mut command = within(&user.prefix());
+        command.env("ORCHARD_HOME", home("u")).args(arguments).kill_on_drop(true);
+        command.stdin(std::fs::File::open(dir.path().join("pipe")).unwrap());
+        command
+    };
+    let account = ["--service-account-name", "bootstrap-admin", "--service-account-token-stdin"];
+    let print = known.fingerprint.unwrap().to_string();
+    succeed(as_user(&[&["context", "create", &address, "--fingerprint", &print], &account[..]].concat())).await;
+    let image = guest_image();
+    succeed(as_user(&["create", "vm", "far-vm", "--image", image.to_str().unwrap(), "--wait"])).await;
+    assert!(succeed(as_user(&["ssh", "vm", "far-vm", "hostname"])).await.contains("far-vm"));
+
+    // Used up: another machine does not get in with it.
+    std::fs::write(dir.path().join("pipe"), &token).unwrap();
+    let mut again = within(&user.prefix());
+    again.env("ORCHARD_HOME", home("x")).args(["worker", "run", "--runtime", "synthetic", "--bootstrap-token-stdin"]);
+    again.args(["--name", "x"]).stdin(std::fs::File::open(dir.path().join("pipe")).unwrap());
+    let refused = finish(again).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("get bootstrap-token"), "{said}");
+    succeed(as_user(&["delete", "vm", "far-vm"])).await;
 }

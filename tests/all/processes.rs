@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use orchard::model::secret::Secret;
+use orchard::bus::client::Trust;
+use orchard::config::Home;
+use orchard::config::context::ContextFile;
+use orchard::config::join::BootstrapToken;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -19,8 +22,13 @@ pub struct Server {
 
 impl Server {
     /// Starts `command` and waits until it says that it is ready.
-    pub async fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    pub async fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::null()).await
+    }
+
+    /// The same with something to read.
+    pub async fn start_with(mut command: Command, input: Stdio) -> Self {
+        command.stdin(input).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut said = Vec::new();
@@ -64,19 +72,25 @@ impl Server {
 /// `orchard worker run` for the controller of `access`, reached at `url`, within `prefix` (such as `ip netns exec NAME`).
 pub async fn worker(access: &Access, url: &str, folder: &Path, runtime: &str, prefix: &[&str]) -> Server {
     std::fs::create_dir_all(folder).unwrap();
-    let token = folder.join("token");
-    std::fs::write(&token, access.token.expose()).unwrap();
+    let token = BootstrapToken { url: url.to_owned(), ..access.bootstrap_token().await };
+    let mut command = within(prefix);
+    command.env("ORCHARD_HOME", folder).args(["worker", "run", "--name", "far"]);
+    command.args(["--default-cpu", "1", "--default-memory", "128", "--runtime", runtime]);
+    command.args(["--bootstrap-token", token.to_text().expose()]).arg("--data-dir").arg(folder.join("data"));
+    Server::start(command).await
+}
+
+/// The real binary, run by `prefix` if there is one.
+pub fn within(prefix: &[&str]) -> Command {
     let words: Vec<&str> = prefix.iter().copied().chain([env!("CARGO_BIN_EXE_orchard")]).collect();
     let mut command = Command::new(words[0]);
-    command.args(&words[1..]).env("ORCHARD_HOME", folder).args(["worker", "run", url, "--name", "far"]);
-    command.args(["--default-cpu", "1", "--default-memory", "128", "--runtime", runtime]);
-    command.arg("--token-file").arg(token).arg("--data-dir").arg(folder.join("data"));
-    Server::start(command).await
+    command.args(&words[1..]);
+    command
 }
 
 /// `orchard controller run` on `data`, with these addresses.
 pub async fn controller(home: &Path, data: &Path, bus: &str, tunnels: &str) -> (Server, Access) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_orchard"));
+    let mut command = within(&[]);
     command.env("ORCHARD_HOME", home).args([
         "controller",
         "run",
@@ -88,7 +102,17 @@ pub async fn controller(home: &Path, data: &Path, bus: &str, tunnels: &str) -> (
     ]);
     command.arg(data);
     let server = Server::start(command).await;
-    let token = std::fs::read_to_string(data.join("token")).unwrap();
-    let access = Access { url: server.value("bus"), token: Secret::new(token.trim()) };
-    (server, access)
+    (server, access(home))
+}
+
+/// What `orchard controller run` has saved for the user with this home folder.
+pub fn access(home: &Path) -> Access {
+    let contexts = ContextFile::new(Home::at(home)).load().unwrap();
+    let context = contexts.get("bootstrap-context").unwrap().clone();
+    Access {
+        trust: Trust::of(&context.url, context.fingerprint),
+        url: context.url,
+        account: context.account.unwrap(),
+        token: context.token.unwrap(),
+    }
 }

@@ -6,18 +6,25 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use orchard::bus::access::{
+    AccountPage, AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, Expiry, GetAccount, Join,
+    Joined, ListAccounts, ListAudit, NewJoinToken, NewToken, RotateAccount, UpdateAccount,
+};
 use orchard::bus::message::{
     Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
     HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, LogLine, LogLines, Observation, OpenTunnel, Report, RunSpec,
     TunnelEndpoint, TunnelTicket, Want, Welcome, decode, encode,
 };
+use orchard::model::access::{Role, Roles};
+use orchard::model::account::AccountView;
+use orchard::model::audit::{AuditRecord, AuditType, Deed, Outcome};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::{Event, EventObject, EventType, LogStream};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use orchard::model::secret::Secret;
 use orchard::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
 use orchard::model::worker::WorkerInfo;
-use orchard::model::{SessionId, Timestamp, VmUid};
+use orchard::model::{AccountName, SessionId, Timestamp, VmUid, WorkerName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -92,6 +99,64 @@ fn line<T: Serialize + DeserializeOwned>(file: &mut String, name: &str, message:
     writeln!(file, "{name} {}", data_encoding::HEXLOWER.encode(&bytes)).unwrap();
 }
 
+/// What concerns who may do what.
+fn access(file: &mut String) {
+    let name: AccountName = "ci".parse().unwrap();
+    let worker: WorkerName = "mini.local".parse().unwrap();
+    let time = Timestamp::from_millis(1_700_000_000_123);
+    let roles: Roles = [Role::ComputeRead, Role::ComputeConnect].into_iter().collect();
+    let create = CreateAccount {
+        name: name.clone(),
+        roles: roles.clone(),
+        expires_at: Some(time),
+        token: Some(Secret::new("t")),
+    };
+    line(file, "service-account.create", &create);
+    let least = CreateAccount { roles: Roles::default(), expires_at: None, token: None, ..create };
+    line(file, "service-account.create/least", &least);
+    line(file, "service-account.get", &GetAccount { name: name.clone() });
+    line(file, "service-account.list", &ListAccounts { after: Some(name.clone()), limit: 10 });
+    let at = Some(Expiry::At(time));
+    line(file, "service-account.update", &UpdateAccount { name: name.clone(), roles: Some(roles.clone()), expiry: at });
+    let never = Some(Expiry::Never);
+    line(file, "service-account.update/never", &UpdateAccount { name: name.clone(), roles: None, expiry: never });
+    line(file, "service-account.rotate", &RotateAccount { name: name.clone() });
+    line(file, "service-account.delete", &DeleteAccount { name: name.clone() });
+    let view = AccountView { name, roles, created_at: time, rotated_at: Some(time), expires_at: Some(time) };
+    line(file, "answer/service-account.get", &Answer::Ok(view.clone()));
+    line(file, "answer/service-account.list", &Answer::Ok(AccountPage { accounts: vec![view.clone()], more: true }));
+    line(file, "answer/service-account.create", &Answer::Ok(NewToken { account: view, token: Secret::new("t") }));
+    let token = CreateJoinToken { ttl_s: 86_400, uses: 1, worker: Some(worker.clone()) };
+    line(file, "bootstrap-token.create", &token);
+    let made = NewJoinToken {
+        id: "0102030405060708".into(),
+        secret: Secret::new("s"),
+        expires_at: time,
+        bus_url: Some("tls://ctl:4222".into()),
+        fingerprint: Some("ab".repeat(32)),
+    };
+    line(file, "answer/bootstrap-token.create", &Answer::Ok(made));
+    line(file, "join", &Join { worker: worker.clone(), public_key: "U".into(), machine_id: "m".into() });
+    line(file, "join/answer", &Answer::Ok(Joined {}));
+    line(file, "worker.delete", &DeleteWorker { name: worker, force: true });
+    line(file, "audit.list", &ListAudit { after: 5, limit: 10 });
+    let deed = Deed {
+        kind: AuditType::TunnelClosed,
+        account: "a".into(),
+        address: "192.0.2.1:5".into(),
+        verb: "connect.open".into(),
+        target: "vm:22".into(),
+        outcome: Outcome::Done,
+        message: "m".into(),
+    };
+    let record = AuditRecord::new(7, time, deed);
+    line(file, "audit/record", &record);
+    let empty = String::new;
+    let least = AuditRecord { address: empty(), verb: empty(), target: empty(), message: empty(), ..record.clone() };
+    line(file, "audit/record/least", &least);
+    line(file, "answer/audit.list", &Answer::Ok(AuditPage { records: vec![record], next: 7, last: 9, first_kept: 1 }));
+}
+
 #[test]
 fn the_bytes_of_every_message_are_as_written_down() {
     let mut file = String::new();
@@ -145,6 +210,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
     let page = EventPage { events: vec![event(EventType::Created, of_vm)], next: 7, last: 7, first_kept: 1 };
     line(&mut file, "answer/event.list", &Answer::Ok(page));
 
+    access(&mut file);
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas/messages.txt");
     if std::env::var_os("ORCHARD_UPDATE_SCHEMAS").is_some() {
         std::fs::write(&path, &file).unwrap();

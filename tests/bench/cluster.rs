@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use orchard::bus::client::{Bus, BusOptions, Login, Trust};
 use orchard::bus::message::{CreateVm, DeleteVm, decode};
 use orchard::bus::subject;
+use orchard::config::join::BootstrapToken;
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
 use orchard::controller::cluster::Timing;
 use orchard::controller::{BusSource, Controller, ControllerOptions};
@@ -21,6 +22,7 @@ use orchard::model::event::{Event, EventType};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use orchard::model::vm::{Arch, Os, RuntimeKind, VmSpec};
 use orchard::model::worker::WorkerInfo;
+use orchard::worker::join::Candidate;
 use orchard::worker::runtime::synthetic::Synthetic;
 use orchard::worker::{Worker, WorkerOptions};
 
@@ -44,18 +46,20 @@ async fn run() {
     let local = "127.0.0.1:0".parse().unwrap();
     let controller = Controller::start(ControllerOptions {
         data_dir: dir.path().join("controller"),
-        bus: BusSource::Embedded { listen: local, token: token.clone() },
+        bus: BusSource::Embedded { listen: local, tls: true, host: None },
         listen: local,
         tunnel_host: None,
         timing: Timing::default(),
+        certificate: None,
+        bootstrap_token: Some(token.clone()),
     })
     .await
     .unwrap();
-    let login = |user: String| BusOptions {
+    let login = BusOptions {
         url: controller.bus_url().to_owned(),
-        user,
-        trust: Trust::Plain,
-        login: Login::Password(token.clone()),
+        user: BOOTSTRAP_ADMIN.into(),
+        trust: controller.fingerprint().map_or(Trust::Plain, Trust::Certificate),
+        login: Login::Password(token),
         client_name: "bench".into(),
         patient: false,
     };
@@ -72,10 +76,21 @@ async fn run() {
         default_memory: 1,
         version: String::new(),
     };
-    let bus = login(subject::worker_user(&name));
-    let options = WorkerOptions { bus, data_dir: dir.path().join("worker"), info, runtime: Arc::new(Synthetic::new()) };
+    let data_dir = dir.path().join("worker");
+    identity::make_private_dir(&data_dir).unwrap();
+    let made = controller.create_join_token(CALL, 1, None).await.unwrap();
+    let token = BootstrapToken {
+        url: login.url.clone(),
+        fingerprint: controller.fingerprint(),
+        id: made.id.parse().unwrap(),
+        secret: made.secret,
+    };
+    let (name, machine_id) = (Some(name), "bench");
+    let candidate = Candidate { data_dir: &data_dir, name, default_name: None, machine_id, token: Some(token) };
+    let bus = candidate.become_member().await.unwrap().bus();
+    let options = WorkerOptions { bus, data_dir, info, runtime: Arc::new(Synthetic::new()) };
     let worker = Worker::start(options).await.unwrap();
-    let bus = Bus::connect(login(BOOTSTRAP_ADMIN.into())).await.unwrap();
+    let bus = Bus::connect(login).await.unwrap();
 
     // The first needs the worker to have registered; it warms everything up.
     create_to_running(&bus, "warm".into()).await;

@@ -13,13 +13,14 @@ use orchard::identity::ca::{Identity, SERVER_NAME};
 use orchard::identity::{new_token, tls};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::secret::Secret;
-use orchard::model::{CopyId, SessionId, VmUid, WorkerName};
+use orchard::model::{AccountName, CopyId, SessionId, VmUid, WorkerName};
 use orchard::tunnel::client::Client;
 use orchard::tunnel::header::WorkerHello;
-use orchard::tunnel::relay::{Gatekeeper, Limits, Relay};
+use orchard::tunnel::proof::Exported;
+use orchard::tunnel::relay::{Gatekeeper, Limits, Note, Relay};
 use orchard::tunnel::ticket::{Grant, TICKET_TTL, Tickets};
 use orchard::tunnel::worker::{Attach, Duplex, LinkOptions, LinkState, WorkerLink};
-use orchard::tunnel::{Packets, Transport};
+use orchard::tunnel::{MAX_SESSIONS, Packets, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
@@ -51,9 +52,13 @@ impl Gate {
 }
 
 impl Gatekeeper for Gate {
-    fn admit(&self, _worker: &WorkerName, _session: SessionId, _secret: &str) -> Result<(), ApiError> {
+    fn admit(&self, _hello: &WorkerHello, _exported: Exported) -> Result<(), ApiError> {
         Ok(())
     }
+    fn permits(&self, _account: &AccountName) -> Result<(), ApiError> {
+        Ok(())
+    }
+    fn note(&self, _note: Note<'_>) {}
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError> {
         Ok(self.0.lock().unwrap().redeem(ticket, Duration::ZERO)?)
     }
@@ -164,12 +169,14 @@ fn quic(relays: &Runtime, workers: &Runtime, clients: &Runtime, guest: SocketAdd
     let transport = Transport { packets };
     let gate = Arc::new(Gate::default());
     let identity = Identity::generate().unwrap();
-    let relay =
-        relays.block_on(async { Relay::bind(any(), &identity, gate.clone(), Limits::default(), transport) }).unwrap();
-    let hello =
-        WorkerHello { worker: "w".parse().unwrap(), session: SessionId(Uuid::nil()), secret: Secret::new("bench") };
+    // All streams are one account's here.
+    let sessions_per_account = usize::try_from(MAX_SESSIONS).unwrap();
+    let limits = Limits { sessions_per_account, ..Limits::default() };
+    let relay = relays.block_on(async { Relay::bind(any(), &identity, gate.clone(), limits, transport) }).unwrap();
+    let (session, secret) = (SessionId(Uuid::nil()), Secret::new("bench"));
+    let hello = WorkerHello { worker: "w".parse().unwrap(), session, secret, proof: None };
     let (address, fingerprint) = (relay.local_addr(), relay.fingerprint());
-    let options = LinkOptions { address: address.into(), fingerprint, hello, transport };
+    let options = LinkOptions { address: address.into(), fingerprint, hello, key: None, transport };
     let worker = workers.block_on(async { WorkerLink::start(options, Arc::new(Guests)) });
     workers.block_on(async { worker.watch().wait_for(|state| *state == LinkState::Up).await.map(drop) }).unwrap();
     let client = clients.block_on(Client::connect(address, fingerprint, transport)).unwrap();

@@ -27,10 +27,25 @@ pub trait Authenticator: Send + Sync + 'static {
         Some(user.clone())
     }
 
+    /// Told when `user`, connected from `peer`, tried what its permissions forbid and was refused. Called in the
+    /// connection's own task, as often as clients try: it must cost little.
+    fn violated(&self, user: &User, peer: SocketAddr, violation: Violation<'_>) {
+        let _ = (user, peer, violation);
+    }
+
     /// Whether INFO must carry a nonce for clients to sign.
     fn wants_nonce(&self) -> bool {
         false
     }
+}
+
+/// What permissions forbade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Violation<'a> {
+    /// To publish to this subject.
+    Publish(&'a str),
+    /// To listen to this subject.
+    Subscribe(&'a str),
 }
 
 /// What a client presents. Absent means that CONNECT did not name it.

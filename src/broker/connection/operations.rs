@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use super::super::auth::Violation;
 use super::super::delivery::Body;
 use super::super::protocol::parse::Parser;
 use super::super::protocol::{Fault, Op, Publish, encode};
@@ -84,7 +85,7 @@ impl Connection {
             }
             Step::Authenticate(options) => return self.authenticate(*options),
             Step::Refuse(fault) if fault.closes() => return Some(fault),
-            Step::Refuse(fault) => self.delivery.answer(|out| encode::error(out, &fault)),
+            Step::Refuse(fault) => self.refuse(&fault),
         }
         None
     }
@@ -95,6 +96,19 @@ impl Connection {
             if self.session.subscription(&sid).is_some_and(|held| held.id == id) {
                 self.session.unsubscribe(&sid);
             }
+        }
+    }
+
+    /// Answers with `fault`, and tells the authenticator of what permissions forbade.
+    fn refuse(&mut self, fault: &Fault) {
+        self.delivery.answer(|out| encode::error(out, fault));
+        let violation = match fault {
+            Fault::PublishDenied(subject) => Violation::Publish(subject),
+            Fault::SubscribeDenied(subject) | Fault::QueueDenied(subject, _) => Violation::Subscribe(subject),
+            _ => return,
+        };
+        if let (Some(authenticator), Some(user)) = (&self.router.authenticator, self.session.user()) {
+            authenticator.violated(user, self.peer, violation);
         }
     }
 
@@ -118,7 +132,7 @@ impl Connection {
         }
         if verdict.access != Access::Granted && !self.is_answer(message.subject, verdict.access) {
             let fault = Fault::PublishDenied(String::from_utf8_lossy(message.subject).into_owned());
-            return self.delivery.answer(|out| encode::error(out, &fault));
+            return self.refuse(&fault);
         }
         self.accept();
         let heard = self.delivery.publish(message, shared.map_or(Body::Copied, Body::Shared));

@@ -1,6 +1,7 @@
 //! `orchard controller run`.
 
-use std::net::SocketAddr;
+use std::io::IsTerminal as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -10,15 +11,21 @@ use super::parts::{self, ControllerSetup, OutsideBus, RunningController};
 use super::{host, until_stopped};
 use crate::cli::{UsageError, output};
 use crate::config::Home;
-use crate::config::address::{normalise_bus_url, parse_listen};
+use crate::config::address::{DEFAULT_BUS_PORT, normalise_bus_url, parse_listen};
 use crate::config::context::{Context, ContextFile};
 use crate::controller::auth::BOOTSTRAP_ADMIN;
+use crate::model::AccountName;
 use crate::model::secret::Secret;
 
 /// The context of the first account, on the controller's own machine.
 const CONTEXT: &str = "bootstrap-context";
 /// The variable that may hold the password of an outside bus.
 const BUS_PASSWORD: &str = "ORCHARD_BUS_PASSWORD";
+/// The variable that may hold the first account's token.
+const ADMIN_TOKEN: &str = "ORCHARD_BOOTSTRAP_ADMIN_TOKEN";
+/// Where the bus listens if nobody says otherwise; without TLS on this machine only.
+const BUS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_BUS_PORT);
+const PLAIN_BUS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_BUS_PORT);
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum ControllerCommand {
@@ -29,7 +36,9 @@ Examples:
   orchard controller run --data-dir /var/lib/orchard --tunnel-host ctl.example.com
   orchard controller run --bus-url nats://nats.example.com:4222 --bus-user orchard
 
-The first start makes the token that workers join with, in the file `token` of the data folder.
+The first start makes the account bootstrap-admin, shows its token on the terminal once, and keeps
+it in the context bootstrap-context of the user who runs this. With ORCHARD_BOOTSTRAP_ADMIN_TOKEN
+set, that account has all roles and this token from then on: a way in when all others are lost.
 Restarting or killing the controller stops no VM and forgets nothing.")]
     Run(RunArgs),
 }
@@ -42,9 +51,18 @@ pub(in crate::cli) struct RunArgs {
     /// UDP address of the tunnels
     #[arg(long, default_value = "0.0.0.0:6120", value_name = "ADDR", value_parser = parse_listen)]
     listen: SocketAddr,
-    /// TCP address of the bus
-    #[arg(long, default_value = "0.0.0.0:4222", value_name = "ADDR", value_parser = parse_listen)]
-    bus_listen: SocketAddr,
+    /// TCP address of the bus [default: 0.0.0.0:4222, or 127.0.0.1:4222 with --insecure-no-tls]
+    #[arg(long, value_name = "ADDR", value_parser = parse_listen)]
+    bus_listen: Option<SocketAddr>,
+    /// Certificate (PEM, with those that lead to its CA behind it) to use in place of the controller's own
+    #[arg(long, value_name = "FILE", requires = "controller_key")]
+    controller_cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "controller_cert")]
+    controller_key: Option<PathBuf>,
+    /// Do not encrypt the bus: for a proxy on this machine that does. Tokens can be read by whoever listens in
+    #[arg(long, conflicts_with = "bus_url")]
+    insecure_no_tls: bool,
     /// Use this NATS server in place of the embedded broker
     #[arg(long, value_name = "URL", value_parser = normalise_bus_url, conflicts_with = "bus_listen")]
     bus_url: Option<String>,
@@ -62,18 +80,38 @@ pub(in crate::cli) struct RunArgs {
 pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyhow::Result<u8> {
     let ControllerCommand::Run(arguments) = command;
     let outside_bus = outside_bus(&arguments)?;
+    let bootstrap_token = std::env::var(ADMIN_TOKEN).ok().filter(|token| !token.is_empty()).map(Secret::new);
+    let bus_listen = arguments.bus_listen.unwrap_or(match arguments.insecure_no_tls {
+        true => PLAIN_BUS_LISTEN,
+        false => BUS_LISTEN,
+    });
+    if arguments.insecure_no_tls {
+        eprintln!(
+            "WARNING: the bus at {bus_listen} is not encrypted: whoever can listen in reads tokens and guest passwords."
+        );
+        eprintln!("WARNING: put a proxy with TLS in front of it, and let nobody else reach it.");
+    }
     home.prepare()?;
     let folder = DataFolder::claim(&arguments.data_dir.unwrap_or_else(|| home.path().join("controller")))?;
-    let token = folder.token()?;
+    // Whoever runs an outside bus wants to know what to let accounts and workers in with.
+    let outside_token = outside_bus.is_some().then(|| folder.token()).transpose()?;
+    let made_here = bootstrap_token.is_none();
+    let bus_host = arguments.tunnel_host.clone().or_else(|| {
+        let all_interfaces = bus_listen.ip().is_unspecified();
+        host::name().filter(|_| all_interfaces).map(String::from)
+    });
     let start = parts::start_controller(ControllerSetup {
         data_dir: folder.path().to_owned(),
         listen: arguments.listen,
-        bus_listen: arguments.bus_listen,
+        bus_listen,
         outside_bus,
         tunnel_host: arguments.tunnel_host,
-        token: token.clone(),
+        tls: !arguments.insecure_no_tls,
+        bus_host,
+        certificate: arguments.controller_cert.zip(arguments.controller_key),
+        bootstrap_token,
     });
-    until_stopped(start, |controller| announce(controller, &folder, token, home)).await
+    until_stopped(start, |controller| announce(controller, &folder, outside_token, made_here, home)).await
 }
 
 fn outside_bus(arguments: &RunArgs) -> anyhow::Result<Option<OutsideBus>> {
@@ -94,58 +132,97 @@ fn outside_bus(arguments: &RunArgs) -> anyhow::Result<Option<OutsideBus>> {
     Ok(Some(OutsideBus { url, user, password }))
 }
 
-fn announce(controller: &RunningController, folder: &DataFolder, token: Secret, home: Home) -> anyhow::Result<()> {
+fn announce(
+    controller: &RunningController,
+    folder: &DataFolder,
+    outside_token: Option<Secret>,
+    made_here: bool,
+    home: Home,
+) -> anyhow::Result<()> {
     let file = ContextFile::new(home);
-    let context = Context {
-        url: controller.bus_url.clone(),
-        account: Some(BOOTSTRAP_ADMIN.parse()?),
-        token: Some(token),
-        other: Default::default(),
-    };
-    let mut is_default = false;
-    file.update(|all| {
-        all.put(CONTEXT, context, false);
-        is_default = all.default.as_deref() == Some(CONTEXT);
-    })?;
+    let context = remember(controller, outside_token.clone(), &file)?;
     tracing::info!(bus = %controller.bus_url, tunnels = %controller.tunnel_addr, "the controller is up");
-    output::line(&format!(
+    let mut text = format!(
         "\
 orchard controller is ready
-  bus      {bus}
-  tunnels  {tunnels} (udp)
-  data     {data}
-  context  {CONTEXT}{default} in {file}
-{outside}
-To join a worker, copy {token_file} to it and run there:
-  orchard worker run {join} --token-file FILE",
+  bus          {bus}
+  tunnels      {tunnels} (udp)",
         bus = controller.bus_url,
         tunnels = controller.tunnel_addr,
-        data = folder.path().display(),
-        default = if is_default { ", the default" } else { ", to be named with --context" },
-        file = file.path().display(),
-        outside = match controller.bus_addr {
-            Some(_) => String::new(),
-            None => format!(
-                "\nThe server at {} decides who gets in: give its users {BOOTSTRAP_ADMIN} and worker/NAME the password that\n\
-                 stands in {}.\n",
-                controller.bus_url,
-                folder.token_path().display()
-            ),
-        },
-        token_file = folder.token_path().display(),
-        join = join_url(controller),
-    ))?;
+    );
+    if let Some(fingerprint) = &controller.fingerprint {
+        text += &format!("\n  certificate  {fingerprint} (SHA-256)");
+    }
+    text += &format!("\n  data         {}", folder.path().display());
+    let named = match context {
+        Remembered::Default => {
+            text += &format!("\n  context      {CONTEXT}, the default, in {}", file.path().display());
+            String::new()
+        }
+        Remembered::Named => {
+            text += &format!("\n  context      {CONTEXT}, to be named with --context, in {}", file.path().display());
+            format!(" --context {CONTEXT}")
+        }
+        Remembered::No => String::new(),
+    };
+    // On a terminal a person sees it once; a pipe or a file would keep it.
+    if let Some(token) = controller.bootstrap_token.as_ref().filter(|_| made_here && std::io::stdout().is_terminal()) {
+        text += &format!("\n  account      {BOOTSTRAP_ADMIN}, with the token {} (shown this once)", token.expose());
+    }
+    text += &match outside_token {
+        Some(_) => format!(
+            "
+
+The server at {} decides who gets in: give its users {BOOTSTRAP_ADMIN} and worker/NAME the password that
+stands in {token}.
+To run a worker, copy that file to its machine and run there:
+  orchard worker run {} --token-file FILE",
+            controller.bus_url,
+            controller.bus_url,
+            token = folder.token_path().display(),
+        ),
+        None => format!(
+            "
+
+To let another machine join as a worker:
+  orchard get bootstrap-token{named} | ssh MACHINE orchard worker run --bootstrap-token-stdin"
+        ),
+    };
+    output::line(&text)?;
     Ok(())
 }
 
-/// How another machine most likely reaches the bus: a broker on all interfaces is found by this machine's name.
-fn join_url(controller: &RunningController) -> String {
-    match controller.bus_addr {
-        Some(address) if address.ip().is_unspecified() => {
-            let name = host::name().map_or_else(|| "THIS-HOST".to_owned(), String::from);
-            format!("nats://{name}:{}", address.port())
-        }
-        Some(address) => format!("nats://{address}"),
-        None => controller.bus_url.clone(),
-    }
+/// Whether this user has the context of the first account.
+enum Remembered {
+    Default,
+    Named,
+    No,
+}
+
+/// Saves how this user reaches the controller: with the first account's token if it is known, and otherwise where the
+/// context that was saved when it was has to lead now.
+fn remember(
+    controller: &RunningController,
+    outside_token: Option<Secret>,
+    file: &ContextFile,
+) -> anyhow::Result<Remembered> {
+    let account: AccountName = BOOTSTRAP_ADMIN.parse()?;
+    let mut remembered = Remembered::No;
+    file.update(|all| {
+        let known = all.get(CONTEXT).ok().and_then(|context| context.token.clone());
+        let Some(token) = outside_token.or_else(|| controller.bootstrap_token.clone()).or(known) else { return };
+        let context = Context {
+            url: controller.bus_url.clone(),
+            account: Some(account),
+            token: Some(token),
+            fingerprint: controller.fingerprint,
+            other: Default::default(),
+        };
+        all.put(CONTEXT, context, false);
+        remembered = match all.default.as_deref() == Some(CONTEXT) {
+            true => Remembered::Default,
+            false => Remembered::Named,
+        };
+    })?;
+    Ok(remembered)
 }

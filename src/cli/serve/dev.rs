@@ -107,7 +107,10 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         bus_listen: arguments.bus_listen,
         outside_bus: None,
         tunnel_host: None,
-        token: token.clone(),
+        tls: true,
+        bus_host: None,
+        certificate: None,
+        bootstrap_token: Some(token),
     })
     .await
     .context("cannot start the controller")?;
@@ -116,19 +119,23 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
     let mut workers = Vec::new();
     for number in 1..=arguments.workers {
         let name: WorkerName = format!("dev-{number}").parse()?;
-        let started = parts::start_worker(WorkerSetup {
-            bus_url: controller.bus_url.clone(),
-            token: token.clone(),
-            data_dir: folder.path().join("workers").join(name.as_str()),
-            runtime: kind,
-            resources: capacity.resources(kind),
-            labels: Default::default(),
-            default_cpu: defaults.cores,
-            default_memory: defaults.memory,
-            name: name.clone(),
-        })
-        .await
-        .with_context(|| format!("cannot start worker {name}"));
+        let data_dir = folder.path().join("workers").join(name.as_str());
+        let started = async {
+            let bus = controller.admit(&name, &data_dir).await?;
+            parts::start_worker(WorkerSetup {
+                bus,
+                machine_id: parts::machine_id(&data_dir)?,
+                data_dir,
+                runtime: kind,
+                resources: capacity.resources(kind),
+                labels: Default::default(),
+                default_cpu: defaults.cores,
+                default_memory: defaults.memory,
+                name: name.clone(),
+            })
+            .await
+        };
+        let started = started.await.with_context(|| format!("cannot start worker {name}"));
         match started {
             Ok(worker) => workers.push(worker),
             Err(error) => {
@@ -153,6 +160,7 @@ fn announce(
         url: controller.bus_url.clone(),
         account: Some(BOOTSTRAP_ADMIN.parse()?),
         token: Some(token),
+        fingerprint: controller.fingerprint,
         other: Default::default(),
     };
     file.update(|all| all.put(CONTEXT, context, true))?;

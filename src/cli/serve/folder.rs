@@ -28,6 +28,7 @@ impl DataFolder {
     pub(super) fn claim(path: &Path) -> anyhow::Result<Self> {
         let path =
             std::path::absolute(path).with_context(|| format!("cannot find the data folder {}", path.display()))?;
+        identity::refuse_link(&path).with_context(|| format!("cannot use the data folder {}", path.display()))?;
         if !path.is_dir() {
             identity::make_private_dir(&path).with_context(|| {
                 format!("cannot make the data folder {}; choose another with --data-dir", path.display())
@@ -35,6 +36,7 @@ impl DataFolder {
         }
         let lock_path = path.join(LOCK_NAME);
         let cannot = || format!("cannot lock {}", lock_path.display());
+        identity::refuse_link(&lock_path).with_context(cannot)?;
         let mut lock = File::options()
             .create(true)
             .truncate(false)
@@ -96,7 +98,7 @@ pub(super) fn read_token(path: &Path) -> anyhow::Result<Secret> {
 }
 
 /// Reads a token from anywhere; blanks and line breaks around it do not count.
-pub(super) fn token_from(source: impl std::io::Read) -> anyhow::Result<Secret> {
+pub(in crate::cli) fn token_from(source: impl std::io::Read) -> anyhow::Result<Secret> {
     let mut text = zeroize::Zeroizing::new(String::new());
     source.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_TOKEN_BYTES {

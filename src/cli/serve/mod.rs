@@ -5,7 +5,7 @@ mod access;
 pub(super) mod broker;
 pub(super) mod controller;
 pub(super) mod dev;
-mod folder;
+pub(super) mod folder;
 mod host;
 mod parts;
 mod runtime;

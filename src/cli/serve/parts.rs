@@ -2,21 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
 use super::{Running, runtime};
-use crate::bus::client::{BusOptions, Login, Trust};
-use crate::bus::subject;
+use crate::bus::client::BusOptions;
+use crate::config::join::BootstrapToken;
 use crate::controller::cluster::Timing;
 use crate::controller::{BusSource, Controller, ControllerOptions};
 use crate::identity;
+use crate::identity::ca::Fingerprint;
 use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::{Arch, Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
+use crate::worker::join::{Candidate, JoinError};
 use crate::worker::{Worker, WorkerOptions};
+
+/// How long a token is good that is used by this very process, and at once.
+const OWN_TOKEN_TTL: Duration = Duration::from_secs(600);
 
 /// What a controller needs to start.
 #[derive(Debug)]
@@ -31,8 +37,14 @@ pub(super) struct ControllerSetup {
     pub(super) outside_bus: Option<OutsideBus>,
     /// The host name that workers and users reach the tunnels by; none = that of the bus.
     pub(super) tunnel_host: Option<String>,
-    /// What workers and the first account log in with.
-    pub(super) token: Secret,
+    /// Whether the embedded broker encrypts.
+    pub(super) tls: bool,
+    /// Host name or address under which others reach the embedded broker; none = `bus_listen`.
+    pub(super) bus_host: Option<String>,
+    /// Certificate and key to use in place of the controller's own.
+    pub(super) certificate: Option<(PathBuf, PathBuf)>,
+    /// The first account's token from now on; none = the one it has.
+    pub(super) bootstrap_token: Option<Secret>,
 }
 
 /// A NATS server that somebody else runs.
@@ -47,9 +59,11 @@ pub(super) struct OutsideBus {
 #[derive(Debug)]
 pub(super) struct WorkerSetup {
     pub(super) name: WorkerName,
-    pub(super) bus_url: String,
-    pub(super) token: Secret,
+    /// The bus and how it logs in there.
+    pub(super) bus: BusOptions,
     pub(super) data_dir: PathBuf,
+    /// See [`machine_id`].
+    pub(super) machine_id: String,
     pub(super) runtime: RuntimeKind,
     pub(super) resources: Resources,
     pub(super) labels: Labels,
@@ -63,10 +77,12 @@ pub(super) struct WorkerSetup {
 pub(super) struct RunningController {
     /// How to reach its bus from this machine.
     pub(super) bus_url: String,
-    /// Where its broker listens; none with an outside bus.
-    pub(super) bus_addr: Option<SocketAddr>,
     /// UDP address of the tunnels.
     pub(super) tunnel_addr: SocketAddr,
+    /// What the certificate of its broker is known by; none with an outside bus or without TLS.
+    pub(super) fingerprint: Option<Fingerprint>,
+    /// The first account's token, if it was made or given in this start.
+    pub(super) bootstrap_token: Option<Secret>,
     controller: Controller,
 }
 
@@ -80,7 +96,7 @@ pub(super) struct RunningWorker {
 pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<RunningController> {
     let bus = match setup.outside_bus {
         Some(OutsideBus { url, user, password }) => BusSource::Outside { url, user, password },
-        None => BusSource::Embedded { listen: setup.bus_listen, token: setup.token },
+        None => BusSource::Embedded { listen: setup.bus_listen, tls: setup.tls, host: setup.bus_host },
     };
     let controller = Controller::start(ControllerOptions {
         data_dir: setup.data_dir,
@@ -88,31 +104,24 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         listen: setup.listen,
         tunnel_host: setup.tunnel_host,
         timing: Timing::default(),
+        certificate: setup.certificate,
+        bootstrap_token: setup.bootstrap_token,
     })
     .await?;
     Ok(RunningController {
         bus_url: controller.bus_url().to_owned(),
-        bus_addr: controller.bus_addr(),
         tunnel_addr: controller.tunnel_addr(),
+        fingerprint: controller.fingerprint(),
+        bootstrap_token: controller.bootstrap_token().cloned(),
         controller,
     })
 }
 
 /// Starts a worker.
 pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWorker> {
-    identity::make_private_dir(&setup.data_dir)
-        .with_context(|| format!("cannot make the data folder {}", setup.data_dir.display()))?;
     let runtime = runtime::open(setup.runtime, &setup.data_dir).await?;
-    let bus = BusOptions {
-        url: setup.bus_url,
-        user: subject::worker_user(&setup.name),
-        trust: Trust::Plain,
-        login: Login::Password(setup.token),
-        client_name: format!("orchard worker {}", setup.name),
-        patient: true,
-    };
     let info = WorkerInfo {
-        machine_id: machine_id(&setup.data_dir)?,
+        machine_id: setup.machine_id,
         name: setup.name,
         os: if cfg!(target_os = "macos") { Os::Darwin } else { Os::Linux },
         arch: Arch::HOST,
@@ -123,13 +132,15 @@ pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWo
         default_memory: setup.default_memory,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let worker = Worker::start(WorkerOptions { bus, data_dir: setup.data_dir, info, runtime }).await?;
+    let worker = Worker::start(WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime }).await?;
     Ok(RunningWorker { worker })
 }
 
-/// What tells this worker from another of the same name: made once, kept in its data folder. Not the operating system's
-/// id of the machine, which containers and cloned disks share.
-fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
+/// What tells this worker from another of the same name: made once, kept in its data folder, which is made, too. Not the
+/// operating system's id of the machine, which containers and cloned disks share.
+pub(super) fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
+    identity::make_private_dir(data_dir)
+        .with_context(|| format!("cannot make the data folder {}", data_dir.display()))?;
     let path = data_dir.join("machine-id");
     match std::fs::read_to_string(&path) {
         Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
@@ -139,6 +150,25 @@ fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
                 .with_context(|| format!("cannot write {}", path.display()))?;
             Ok(id)
         }
+    }
+}
+
+impl RunningController {
+    /// Lets the worker `name` of this very process in: with the key that it has, or else with one that it now gets.
+    pub(super) async fn admit(&self, name: &WorkerName, data_dir: &Path) -> anyhow::Result<BusOptions> {
+        let machine_id = machine_id(data_dir)?;
+        let (url, fingerprint) = (self.bus_url.clone(), self.fingerprint);
+        let name = name.clone();
+        let candidate =
+            Candidate { data_dir, name: Some(name.clone()), default_name: None, machine_id: &machine_id, token: None };
+        match candidate.clone().become_member_at(url.clone(), fingerprint).await {
+            Err(JoinError::NoToken(_) | JoinError::Revoked { .. }) => {}
+            known => return Ok(known?.bus()),
+        }
+        let made = self.controller.create_join_token(OWN_TOKEN_TTL, 1, Some(name)).await?;
+        let id = made.id.parse().map_err(anyhow::Error::msg)?;
+        let token = BootstrapToken { url, fingerprint, id, secret: made.secret };
+        Ok(Candidate { token: Some(token), ..candidate }.become_member().await?.bus())
     }
 }
 

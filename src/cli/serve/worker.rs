@@ -7,17 +7,23 @@ use clap::{Args, Subcommand};
 
 use super::folder::{self, DataFolder};
 use super::host::{self, Capacity};
-use super::parts::{self, WorkerSetup};
+use super::parts::{self, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
-use super::until_stopped;
+use super::{Running, until_stopped};
+use crate::bus::client::{BusOptions, Login, Trust};
+use crate::bus::subject;
 use crate::cli::{UsageError, output, pairs};
 use crate::config::Home;
 use crate::config::address::normalise_bus_url;
+use crate::config::join::BootstrapToken;
+use crate::identity::ca::Fingerprint;
 use crate::model::WorkerName;
+use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::RuntimeKind;
+use crate::worker::join::Candidate;
 
-/// The variable that may hold the token.
+/// The variable that may hold the password for a NATS server of somebody else.
 const TOKEN: &str = "ORCHARD_TOKEN";
 
 #[derive(Debug, Subcommand)]
@@ -25,8 +31,12 @@ pub(in crate::cli) enum WorkerCommand {
     /// Run a worker until Ctrl-C or SIGTERM; its VMs go on without it
     #[command(after_help = "\
 Examples:
-  orchard worker run nats://ctl.example.com:4222 --token-file token
-  ssh ctl cat /var/lib/orchard/token | orchard worker run ctl.example.com --token-stdin
+  orchard get bootstrap-token | ssh mini-1 orchard worker run --bootstrap-token-stdin
+  orchard worker run --labels role=ci                      # from the second start on
+  orchard worker run tls://nats.example.com --token-file password   # with NATS servers of your own
+
+The bootstrap token says where the controller is and how to know it. It is needed once: the worker
+exchanges it for a key of its own, which it keeps in its data folder.
 
 The worker only dials out: it needs no open port. Stopping it stops no VM; the next start finds
 them again.")]
@@ -35,21 +45,30 @@ them again.")]
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RunArgs {
-    /// Where the controller's bus is
-    #[arg(value_name = "CONTROLLER_URL", value_parser = normalise_bus_url)]
-    url: String,
-    /// The worker's name in the cluster [default: this machine's name]
+    /// Where the bus is, if that is a NATS server that is not the controller's own
+    #[arg(value_name = "BUS_URL", value_parser = normalise_bus_url, conflicts_with_all = ["bootstrap_token", "bootstrap_token_stdin"])]
+    url: Option<String>,
+    /// Join with this token of `orchard get bootstrap-token`; others on this machine can see what stands on a command line
+    #[arg(long, value_name = "TOKEN", conflicts_with = "bootstrap_token_stdin")]
+    bootstrap_token: Option<String>,
+    /// Read that token from standard input
+    #[arg(long)]
+    bootstrap_token_stdin: bool,
+    /// The worker's name in the cluster [default: the one it joined under, or this machine's]
     #[arg(long)]
     name: Option<WorkerName>,
     /// Where the worker keeps its VMs [default: worker in the home folder]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// File with the token that lets workers in [default: what ORCHARD_TOKEN holds]
-    #[arg(long, value_name = "FILE", conflicts_with = "token_stdin")]
+    /// File with the worker's password at BUS_URL [default: what ORCHARD_TOKEN holds]
+    #[arg(long, value_name = "FILE", conflicts_with = "token_stdin", requires = "url")]
     token_file: Option<PathBuf>,
-    /// Read the token from standard input
-    #[arg(long)]
+    /// Read that password from standard input
+    #[arg(long, requires = "url")]
     token_stdin: bool,
+    /// SHA-256 of the certificate to expect at BUS_URL [default: one that a public CA vouches for]
+    #[arg(long, value_name = "SHA256", requires = "url")]
+    fingerprint: Option<Fingerprint>,
     /// What runs VMs: auto, qemu, tart, vetu or synthetic
     #[arg(long, default_value = "auto", value_parser = runtime::parse)]
     runtime: RuntimeChoice,
@@ -69,7 +88,7 @@ pub(in crate::cli) struct RunArgs {
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
     let WorkerCommand::Run(arguments) = command;
-    let token = token(&arguments)?;
+    let entry = entry(&arguments)?;
     let data_dir = match arguments.data_dir.clone() {
         Some(given) => given,
         None => {
@@ -78,16 +97,100 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
         }
     };
     let kind = kind(arguments.runtime)?;
-    let mut setup = setup(arguments, kind, token)?;
+    let offer = Offer::new(&arguments, kind)?;
     let folder = DataFolder::claim(&data_dir)?;
-    setup.data_dir = folder.path().to_owned();
-    let (name, url) = (setup.name.clone(), setup.bus_url.clone());
-    let start = parts::start_worker(setup);
-    until_stopped(start, |_| {
-        output::line(&format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}"))?;
-        Ok(())
-    })
-    .await
+    let start = async {
+        let machine_id = parts::machine_id(folder.path())?;
+        let (name, bus) = admit(entry, arguments.name, &folder, &machine_id).await?;
+        let url = bus.url.clone();
+        let worker = parts::start_worker(WorkerSetup {
+            name: name.clone(),
+            bus,
+            data_dir: folder.path().to_owned(),
+            machine_id,
+            runtime: kind,
+            resources: offer.resources,
+            labels: offer.labels,
+            default_cpu: offer.defaults.cores,
+            default_memory: offer.defaults.memory,
+        })
+        .await?;
+        Ok(Started { worker, line: format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}") })
+    };
+    until_stopped(start, |started| Ok(output::line(&started.line)?)).await
+}
+
+/// A worker that runs, and what to say of it.
+struct Started {
+    worker: RunningWorker,
+    line: String,
+}
+
+impl Running for Started {
+    async fn failed(&self) -> &'static str {
+        self.worker.failed().await
+    }
+
+    async fn shutdown(self) {
+        self.worker.shutdown().await;
+    }
+}
+
+/// How the worker gets in.
+enum Entry {
+    /// As a member of a cluster, which it may first have to become.
+    Member(Option<BootstrapToken>),
+    /// With a password, at a bus whose users are somebody else's matter.
+    Password { url: String, fingerprint: Option<Fingerprint>, password: Secret },
+}
+
+fn entry(arguments: &RunArgs) -> anyhow::Result<Entry> {
+    if let Some(url) = arguments.url.clone() {
+        let password = password(arguments)?;
+        return Ok(Entry::Password { url, fingerprint: arguments.fingerprint, password });
+    }
+    let text = match &arguments.bootstrap_token {
+        Some(text) => Some(Secret::new(text.as_str())),
+        None if arguments.bootstrap_token_stdin => {
+            let read = folder::token_from(std::io::stdin().lock());
+            Some(read.context("cannot read the bootstrap token from standard input")?)
+        }
+        None => None,
+    };
+    match text.map(|text| text.expose().parse()).transpose() {
+        Ok(token) => Ok(Entry::Member(token)),
+        Err(error) => Err(UsageError(format!("{error}")).into()),
+    }
+}
+
+/// Who the worker is and how it logs in.
+async fn admit(
+    entry: Entry,
+    name: Option<WorkerName>,
+    folder: &DataFolder,
+    machine_id: &str,
+) -> anyhow::Result<(WorkerName, BusOptions)> {
+    match entry {
+        Entry::Member(token) => {
+            let data_dir = folder.path();
+            let candidate = Candidate { data_dir, name, default_name: host::name(), machine_id, token };
+            let member = candidate.become_member().await?;
+            Ok((member.name.clone(), member.bus()))
+        }
+        Entry::Password { url, fingerprint, password } => {
+            let name = name.or_else(host::name);
+            let name = name.context("this machine's name cannot be a worker's; give one with --name")?;
+            let bus = BusOptions {
+                trust: Trust::of(&url, fingerprint),
+                url,
+                user: subject::worker_user(&name),
+                login: Login::Password(password),
+                client_name: format!("orchard worker {name}"),
+                patient: true,
+            };
+            Ok((name, bus))
+        }
+    }
 }
 
 /// Unlike `dev`, a worker never pretends by itself: a cluster with guests that are none helps nobody.
@@ -100,39 +203,42 @@ fn kind(choice: RuntimeChoice) -> anyhow::Result<RuntimeKind> {
     }
 }
 
-fn setup(arguments: RunArgs, kind: RuntimeKind, token: Secret) -> anyhow::Result<WorkerSetup> {
-    let name = match arguments.name {
-        Some(name) => name,
-        None => host::name().context("this machine's name cannot be a worker's; give one with --name")?,
-    };
-    let capacity = Capacity::of(kind);
-    let defaults = capacity.defaults();
-    let mut resources = capacity.resources(kind);
-    resources.0.extend(pairs::resources(arguments.resources).map_err(UsageError)?.0);
-    Ok(WorkerSetup {
-        name,
-        bus_url: arguments.url,
-        token,
-        data_dir: PathBuf::new(),
-        runtime: kind,
-        resources,
-        labels: pairs::labels(arguments.labels).map_err(UsageError)?,
-        default_cpu: arguments.default_cpu.unwrap_or(defaults.cores),
-        default_memory: arguments.default_memory.unwrap_or(defaults.memory),
-    })
+/// What the worker says that it has.
+struct Offer {
+    resources: Resources,
+    labels: Labels,
+    defaults: Capacity,
 }
 
-fn token(arguments: &RunArgs) -> anyhow::Result<Secret> {
+impl Offer {
+    fn new(arguments: &RunArgs, kind: RuntimeKind) -> Result<Self, UsageError> {
+        let capacity = Capacity::of(kind);
+        let defaults = capacity.defaults();
+        let mut resources = capacity.resources(kind);
+        resources.0.extend(pairs::resources(arguments.resources.clone()).map_err(UsageError)?.0);
+        Ok(Self {
+            resources,
+            labels: pairs::labels(arguments.labels.clone()).map_err(UsageError)?,
+            defaults: Capacity {
+                cores: arguments.default_cpu.unwrap_or(defaults.cores),
+                memory: arguments.default_memory.unwrap_or(defaults.memory),
+            },
+        })
+    }
+}
+
+fn password(arguments: &RunArgs) -> anyhow::Result<Secret> {
     if let Some(file) = &arguments.token_file {
         return folder::read_token(file);
     }
     if arguments.token_stdin {
-        return folder::token_from(std::io::stdin().lock()).context("cannot read the token from standard input");
+        return folder::token_from(std::io::stdin().lock()).context("cannot read the password from standard input");
     }
     match std::env::var(TOKEN) {
         Ok(token) if !token.trim().is_empty() => Ok(Secret::new(token.trim())),
         _ => Err(UsageError(format!(
-            "no token is given: use --token-file with a copy of the controller's file `token`, --token-stdin, or {TOKEN}"
+            "an address alone lets nobody in. To join a controller, give --bootstrap-token-stdin and no address; for a \
+             NATS server of your own, this worker's password with --token-file, --token-stdin or {TOKEN}"
         ))
         .into()),
     }

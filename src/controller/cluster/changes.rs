@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use crate::model::account::JoinId;
+use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
 use crate::model::vm::Vm;
-use crate::model::{CopyId, Now, VmUid, WorkerName};
+use crate::model::{AccountName, CopyId, Now, VmUid, WorkerName};
 
 /// The outcome of one or more steps.
 #[derive(Clone, Debug, Default)]
@@ -16,8 +18,16 @@ pub struct Changes {
     pub workers: BTreeSet<WorkerName>,
     /// Copies to be removed that came or went.
     pub leaving: BTreeSet<CopyId>,
+    /// Accounts that came, went, or have another token, other roles or another end.
+    pub accounts: BTreeSet<AccountName>,
+    /// Join tokens that came, went or were used.
+    pub joins: BTreeSet<JoinId>,
+    /// Workers whose key came, went or is another.
+    pub keys: BTreeSet<WorkerName>,
     /// New events, in number order.
     pub events: Vec<Event>,
+    /// New audit records, in number order.
+    pub audit: Vec<AuditRecord>,
     /// Workers to be sent their assignment once all this is durable.
     pub assign: BTreeSet<WorkerName>,
 }
@@ -25,7 +35,13 @@ pub struct Changes {
 impl Changes {
     /// Whether anything must be stored.
     pub fn is_empty(&self) -> bool {
-        self.vms.is_empty() && self.workers.is_empty() && self.leaving.is_empty() && self.events.is_empty()
+        let objects = self.vms.is_empty() && self.workers.is_empty() && self.leaving.is_empty();
+        objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
+    }
+
+    /// Whether they change who may do what.
+    pub fn concern_access(&self) -> bool {
+        !(self.accounts.is_empty() && self.joins.is_empty() && self.keys.is_empty())
     }
 
     /// Marks `vm` and appends an event about it, with the next number.

@@ -4,10 +4,14 @@
 //! writer (`controller::store::writer`) owns it. Each method first checks and then changes, so a refusal changes
 //! nothing and one bad command fails alone.
 //!
-//! What is stored are VMs, workers, copies that are still to be removed, and events. Sessions and liveness are only in
+//! What is stored are VMs, workers, copies that are still to be removed, who may do what (`access`), and events. Sessions and liveness are only in
 //! memory: after a restart every worker says hello again and has a whole lease to do so.
 
+mod access;
+mod audit;
 mod changes;
+mod join;
+mod removal;
 mod vm;
 mod worker;
 
@@ -16,9 +20,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::access::Access;
+pub use self::access::check_token;
 pub use self::changes::Changes;
 use super::scheduler::{self, Candidate};
 use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
+use crate::model::account::{Account, JoinToken, WorkerKey};
+use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventNumber, EventType};
 use crate::model::resources::Resources;
@@ -66,8 +74,16 @@ pub struct Records {
     pub workers: Vec<Worker>,
     /// All copies still to be removed.
     pub leaving: Vec<Leaving>,
+    /// All service accounts.
+    pub accounts: Vec<Account>,
+    /// All join tokens.
+    pub joins: Vec<JoinToken>,
+    /// The keys of all workers.
+    pub keys: Vec<WorkerKey>,
     /// The last number given to an event.
     pub last_event: EventNumber,
+    /// The last number given to an audit record.
+    pub last_audit: AuditNumber,
 }
 
 #[derive(Clone, Debug)]
@@ -99,11 +115,13 @@ pub struct Cluster {
     names: HashMap<VmUid, VmName>,
     leaving: BTreeMap<CopyId, Leaving>,
     workers: BTreeMap<WorkerName, WorkerEntry>,
+    access: Access,
     /// VMs without a worker; version 7 uids sort by age, so the oldest comes first.
     unplaced: BTreeSet<VmUid>,
     /// Not to be placed before this moment of the monotonic clock.
     held_back: HashMap<VmUid, Duration>,
     last_event: EventNumber,
+    last_audit: AuditNumber,
     /// When time last passed; none before the first time.
     ticked: Option<Duration>,
     /// Something happened that may let an unplaced VM be placed.
@@ -119,9 +137,11 @@ impl Cluster {
             names: HashMap::new(),
             leaving: BTreeMap::new(),
             workers: BTreeMap::new(),
+            access: Access::load(records.accounts, records.joins, records.keys),
             unplaced: BTreeSet::new(),
             held_back: HashMap::new(),
             last_event: records.last_event,
+            last_audit: records.last_audit,
             ticked: None,
             place_again: true,
         };

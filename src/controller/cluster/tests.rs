@@ -1,5 +1,7 @@
 //! The core's rules, each as a story; and a random walk that checks the invariants after every step.
 
+mod access;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bus::message::{CreateVm, Heartbeat, Hello, LogLine, LogLines, Observation, Report};
 use crate::model::Timestamp;
-use crate::model::event::{EventType, LogStream};
+use crate::model::event::{EventObject, EventType, LogStream};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
 use crate::model::worker::WorkerInfo;
@@ -343,6 +345,7 @@ enum Move {
     Fail(bool),
     Pass(u16),
     Join(bool),
+    Remove(bool),
     RestartController,
 }
 
@@ -354,6 +357,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         2 => any::<bool>().prop_map(Move::Fail),
         2 => (0..9000u16).prop_map(Move::Pass),
         2 => any::<bool>().prop_map(Move::Join),
+        1 => any::<bool>().prop_map(Move::Remove),
         1 => Just(Move::RestartController),
     ];
     prop::collection::vec(one, 1..120)
@@ -402,12 +406,21 @@ proptest! {
                         host.running.remove(&copy);
                     }
                 }
+                Move::Remove(first) => {
+                    // Whoever says "force" answers for it that the machine is off.
+                    let worker = if first { "v" } else { "w" };
+                    if world.cluster.delete_worker(&name(worker), true, world.now, &mut world.changes).is_ok() {
+                        hosts.insert(worker, FakeHost::default());
+                    }
+                    world.cluster.place(world.now, &mut world.changes);
+                }
                 Move::RestartController => {
                     let records = Records {
                         vms: world.cluster.vms.values().cloned().collect(),
                         workers: world.cluster.workers.values().map(|entry| entry.record.clone()).collect(),
                         leaving: world.cluster.leaving.values().cloned().collect(),
                         last_event: world.cluster.last_event,
+                        ..Records::default()
                     };
                     world.cluster = Cluster::load(records, Timing::default(), world.now);
                     hosts.values_mut().for_each(|host| host.session = None);

@@ -188,7 +188,7 @@ impl Cluster {
     }
 
     /// A copy that certainly does not run any more: its room is free, and its policy decides what follows.
-    fn failed(
+    pub(super) fn failed(
         &mut self,
         worker: &WorkerName,
         id: CopyId,
@@ -251,7 +251,13 @@ impl Cluster {
     }
 
     /// Nothing is left of a copy.
-    fn copy_gone(&mut self, worker: &WorkerName, id: CopyId, now: Now, changes: &mut Changes) -> Result<(), ApiError> {
+    pub(super) fn copy_gone(
+        &mut self,
+        worker: &WorkerName,
+        id: CopyId,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<(), ApiError> {
         if self.leaving.get(&id).is_none_or(|leaving| leaving.worker != *worker) {
             return Err(stale(worker, id));
         }

@@ -116,6 +116,7 @@ impl Cluster {
                 changes.worker_event(&mut self.last_event, now, name, EventType::Unseen, message);
             }
         }
+        self.drop_expired_joins(now, changes);
         let due = |until: &Duration| *until <= now.mono;
         if self.held_back.values().any(due) {
             self.held_back.retain(|_, until| !due(until));

@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
-use super::Context;
+use super::{Context, access};
+use crate::bus::access::{
+    AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, GetAccount, ListAccounts, ListAudit,
+    RotateAccount, UpdateAccount,
+};
 use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
     ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
 };
-use crate::bus::subject;
 use crate::controller::store::StoreError;
 use crate::identity;
+use crate::model::access::rule;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventNumber};
 use crate::model::vm::VmStatus;
@@ -23,34 +27,61 @@ const PAGE_SIZE: usize = 512 * 1024;
 /// How long a ticket is good for: the time to open a stream, with a slow link.
 const TICKET_TTL: Duration = Duration::from_secs(30);
 
-/// Answers one request.
-pub(super) async fn handle(context: &Context, subject: &str, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
-    let Some((account, resource, verb)) = subject::parse_api(subject) else {
-        return Err(ApiError::new(
-            ErrorCode::Invalid,
-            format!("{subject} is not orchard.v1.api.<account>.<resource>.<verb>"),
-        ));
-    };
-    macro_rules! verbs {
-        ($($call:ty => $handler:ident),+ $(,)?) => {
+macro_rules! verbs {
+    ($($call:ty => $handler:path),+ $(,)?) => {
+        /// Resource and verb of each call that is answered here.
+        #[cfg(test)]
+        const HANDLED: &[(&str, &str)] = &[$((<$call>::RESOURCE, <$call>::VERB)),+];
+
+        async fn dispatch(
+            context: &Context,
+            account: AccountName,
+            (resource, verb): (&str, &str),
+            payload: &[u8],
+        ) -> Result<Vec<u8>, ApiError> {
             match (resource, verb) {
                 $((<$call>::RESOURCE, <$call>::VERB) => reply::<$call>($handler(context, account, decode(payload)?).await),)+
-                _ => Err(ApiError::new(
-                    ErrorCode::UnknownVerb,
-                    format!("this controller (release {}) knows no {resource}.{verb}; it may be older than the caller", env!("CARGO_PKG_VERSION")),
-                )),
+                _ => Err(unknown(resource, verb)),
             }
-        };
-    }
-    verbs! {
-        CreateVm => create_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
-        GetWorker => get_worker, ListWorkers => list_workers,
-        ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
-    }
+        }
+    };
+}
+
+verbs! {
+    CreateVm => create_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
+    GetWorker => get_worker, ListWorkers => list_workers, DeleteWorker => delete_worker,
+    ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
+    CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
+    UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
+    CreateJoinToken => access::create_join_token, ListAudit => list_audit,
+}
+
+/// Answers one request of `account`, which the broker let speak under that name. What it may do is looked up again here:
+/// an outside broker may be set up otherwise, and a role may have been taken away since.
+pub(super) async fn handle(
+    context: &Context,
+    account: AccountName,
+    (resource, verb): (&str, &str),
+    payload: &[u8],
+) -> Result<Vec<u8>, ApiError> {
+    let rule = rule(resource, verb).ok_or_else(|| unknown(resource, verb))?;
+    context.access.authorise_verb(&account, rule, context.clock.now().wall)?;
+    dispatch(context, account, (resource, verb), payload).await
+}
+
+fn unknown(resource: &str, verb: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::UnknownVerb,
+        format!(
+            "this controller (release {}) knows no {resource}.{verb}; it may be older than the caller",
+            env!("CARGO_PKG_VERSION")
+        ),
+    )
 }
 
 fn reply<C: ApiCall>(result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiError> {
-    encode(&Answer::from(result))
+    // An error is encoded by the caller, who also records it.
+    encode(&Answer::Ok(result?))
 }
 
 async fn create_vm(
@@ -90,6 +121,12 @@ async fn list_workers(context: &Context, _: AccountName, _: ListWorkers) -> Resu
     Ok(WorkerPage { workers: views.into_iter().map(|view| connectable(context, view)).collect() })
 }
 
+async fn delete_worker(context: &Context, _: AccountName, request: DeleteWorker) -> Result<Done, ApiError> {
+    let DeleteWorker { name, force } = request;
+    context.writer.submit(move |step| step.cluster.delete_worker(&name, force, step.now, step.changes)).await?;
+    Ok(Done {})
+}
+
 fn connectable(context: &Context, mut view: WorkerView) -> WorkerView {
     view.connectable = context.gate.is_linked(&view.worker.info.name);
     view
@@ -103,6 +140,30 @@ async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> 
     let read = tokio::task::spawn_blocking(move || store.events(request.after, limit, request.vm)).await;
     let (events, first_kept) = read.map_err(|_| failed("read events"))?.map_err(|error| read_failed(&error))?;
     event_page(events, limit, request.after, last, first_kept)
+}
+
+async fn list_audit(context: &Context, _: AccountName, request: ListAudit) -> Result<AuditPage, ApiError> {
+    // In this order, as for events.
+    let last = context.writer.submit(|step| Ok(step.cluster.last_audit())).await?;
+    let limit = page(request.limit, MAX_EVENT_PAGE);
+    let store = context.store.clone();
+    let read = tokio::task::spawn_blocking(move || store.audit(request.after, limit)).await;
+    let (mut records, first_kept) =
+        read.map_err(|_| failed("read the audit trail"))?.map_err(|error| read_failed(&error))?;
+    let mut more = records.len() >= limit;
+    let mut size = 0usize;
+    for (index, record) in records.iter().enumerate() {
+        size = size.saturating_add(encode(record)?.len());
+        if size > PAGE_SIZE && index > 0 {
+            records.truncate(index);
+            more = true;
+            break;
+        }
+    }
+    let newest = records.last().map_or(request.after, |record| record.number);
+    let last = last.max(newest);
+    let next = if more { newest } else { last.max(request.after) };
+    Ok(AuditPage { records, next, last, first_kept })
 }
 
 /// Cuts what was read to a page that can be sent, and says where to go on.
@@ -172,7 +233,7 @@ async fn get_info(context: &Context, _: AccountName, _: GetInfo) -> Result<Contr
     Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event })
 }
 
-fn page(asked: u32, most: u32) -> usize {
+pub(super) fn page(asked: u32, most: u32) -> usize {
     let size = if asked == 0 { most } else { asked.min(most) };
     usize::try_from(size).unwrap_or(usize::MAX)
 }
@@ -201,6 +262,17 @@ mod tests {
             message: "x".repeat(len),
             worker: None,
             stream: None,
+        }
+    }
+
+    #[test]
+    fn every_verb_of_the_table_is_answered_and_no_other() {
+        let table: Vec<_> = crate::model::access::VERBS.iter().map(|verb| (verb.resource, verb.verb)).collect();
+        for verb in HANDLED {
+            assert!(table.contains(verb), "{verb:?} is answered but nobody may call it");
+        }
+        for verb in &table {
+            assert!(HANDLED.contains(verb), "{verb:?} may be called but is not answered");
         }
     }
 

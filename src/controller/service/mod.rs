@@ -4,7 +4,10 @@
 //! One endpoint of the NATS service API takes all verbs, so that an unknown one is answered as such instead of with
 //! silence; `nats service ls` shows it as `orchard`.
 
+mod access;
 mod api;
+mod guard;
+mod join;
 mod worker;
 
 use std::future::Future;
@@ -17,12 +20,18 @@ use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+pub(super) use self::access::new_join_token;
+use self::guard::InFlight;
+use super::audit::Auditor;
+use super::auth::AccessView;
 use super::gate::Gate;
 use super::store::Store;
 use super::store::writer::Writer;
+use crate::broker::Addresses;
 use crate::bus::client::Bus;
 use crate::bus::message::{self, Answer, TunnelEndpoint};
 use crate::bus::subject::{self, WorkerVerb};
+use crate::identity::ca::Fingerprint;
 use crate::model::Clock;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::task::{self, Task};
@@ -31,13 +40,37 @@ use crate::task::{self, Task};
 const MAX_IN_FLIGHT: usize = 1_024;
 
 /// What a handler needs.
+#[derive(Clone)]
 pub(super) struct Context {
     pub(super) writer: Writer,
     pub(super) store: Store,
     pub(super) gate: Arc<Gate>,
+    pub(super) auditor: Auditor,
+    /// From where users are connected; none when the broker is not ours.
+    pub(super) addresses: Option<Addresses>,
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
     pub(super) tunnel: TunnelEndpoint,
+    pub(super) access: Arc<AccessView>,
+    /// Where others reach the bus.
+    pub(super) bus: BusAddress,
+    /// Whether workers are known by their keys, as on the embedded broker; an outside one's operator lets them in.
+    pub(super) workers_have_keys: bool,
+}
+
+/// Where others reach the bus and how they know it, as far as the controller can say.
+#[derive(Clone, Debug, Default)]
+pub(super) struct BusAddress {
+    pub(super) url: Option<String>,
+    pub(super) fingerprint: Option<Fingerprint>,
+}
+
+impl Context {
+    /// From where the bus user `name` is connected, for people; empty when that is not known.
+    pub(super) fn addresses_of(&self, name: &str) -> String {
+        let found = self.addresses.as_ref().map_or_else(Vec::new, |addresses| addresses.of(name));
+        found.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// The running service. Dropping it ends it.
@@ -79,19 +112,34 @@ impl Service {
                 }
             }));
         }
+        let mut joins = bus.subscribe(subject::ALL_JOINS).await?;
+        let (joining, answers) = (context.clone(), bus.clone());
+        tasks.push(task::spawn(async move {
+            let mut lane = Lane::new();
+            while let Some(request) = joins.next().await {
+                let (context, bus) = (joining.clone(), answers.clone());
+                lane.run(async move { answer_joining(&context, &bus, request).await }).await;
+            }
+        }));
         let answers = bus.clone();
         tasks.push(task::spawn(async move {
             let mut lane = Lane::new();
+            let in_flight = InFlight::default();
             while let Some(request) = endpoint.next().await {
-                if !request.message.reply.as_ref().is_some_and(|reply| is_inbox(reply)) {
-                    continue;
-                }
+                let Some((account, ..)) = subject::parse_api(&request.message.subject) else { continue };
+                // Refused here and now: it takes no place in the lane, so that others need not wait for theirs.
+                let underway = match in_flight.begin(&account) {
+                    Ok(underway) => underway,
+                    Err(error) if own_inbox(request.message.reply.as_ref(), account.as_str()).is_some() => {
+                        let _ = request.respond(Ok(payload(Err(error), answers.max_payload()))).await;
+                        continue;
+                    }
+                    Err(_) => continue,
+                };
                 let (context, bus) = (context.clone(), answers.clone());
                 lane.run(async move {
-                    let answer = api::handle(&context, &request.message.subject, &request.message.payload).await;
-                    if let Err(error) = request.respond(Ok(payload(answer, bus.max_payload()))).await {
-                        tracing::warn!("an answer could not be sent: {error}");
-                    }
+                    let _underway = underway;
+                    answer_account(&context, &bus, request).await;
                 })
                 .await;
             }
@@ -114,22 +162,61 @@ impl Service {
     }
 }
 
-async fn answer_worker(context: &Context, bus: &Bus, request: async_nats::Message) {
-    // What expects no answer, or comes from nobody, is nothing a worker of ours sends.
-    let (Some(reply), Some((from, verb))) = (request.reply, subject::parse_worker(&request.subject)) else { return };
-    if !is_inbox(&reply) {
+/// Does what one API request asks; what it changes, and that it was refused, goes into the audit trail.
+async fn perform(context: &Context, request: &guard::Asked<'_>) -> Result<Vec<u8>, ApiError> {
+    let verb = (request.resource, request.verb);
+    let answer = if request.changes() {
+        let context = Context { writer: context.writer.audited(request.deed(context)), ..context.clone() };
+        api::handle(&context, request.account.clone(), verb, request.payload).await
+    } else {
+        api::handle(context, request.account.clone(), verb, request.payload).await
+    };
+    if let Err(error) = &answer {
+        request.record_failure(context, error);
+    }
+    answer
+}
+
+async fn answer_account(context: &Context, bus: &Bus, request: async_nats::service::Request) {
+    let message = &request.message;
+    let Some((account, resource, verb)) = subject::parse_api(&message.subject) else { return };
+    if own_inbox(message.reply.as_ref(), account.as_str()).is_none() {
         return;
     }
-    let answer = worker::handle(context, from, verb, &request.payload).await;
-    if let Err(error) = bus.publish(reply.to_string(), None, payload(answer, bus.max_payload())).await {
+    let asked = guard::Asked { account: &account, resource, verb, payload: &message.payload };
+    let answer = perform(context, &asked).await;
+    // By way of the service, which counts it.
+    if let Err(error) = request.respond(Ok(payload(answer, bus.max_payload()))).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
 }
 
-/// Whether answers may go there. The controller may publish anywhere, its callers may not: without this a caller could
-/// have it speak on a worker's or an event's subject in its stead.
-fn is_inbox(reply: &str) -> bool {
-    reply.starts_with("_INBOX.")
+async fn answer_worker(context: &Context, bus: &Bus, request: async_nats::Message) {
+    let Some((from, verb)) = subject::parse_worker(&request.subject) else { return };
+    let Some(reply) = own_inbox(request.reply.as_ref(), &subject::worker_user(&from)) else { return };
+    let answer = worker::handle(context, from, verb, &request.payload).await;
+    send(bus, reply, answer).await;
+}
+
+async fn answer_joining(context: &Context, bus: &Bus, request: async_nats::Message) {
+    let Some(id) = subject::parse_join(&request.subject) else { return };
+    let Some(reply) = own_inbox(request.reply.as_ref(), &subject::join_user(&id)) else { return };
+    let answer = join::handle(context, id, &request.payload).await;
+    send(bus, reply, answer).await;
+}
+
+async fn send(bus: &Bus, reply: String, answer: Result<Vec<u8>, ApiError>) {
+    if let Err(error) = bus.publish(reply, None, payload(answer, bus.max_payload())).await {
+        tracing::warn!("an answer could not be sent: {error}");
+    }
+}
+
+/// Where the answer goes; none unless that is the asker's own inbox. The controller may publish to any, its callers may not:
+/// without this a caller could have it speak to somebody else in his stead.
+fn own_inbox(reply: Option<&async_nats::Subject>, user: &str) -> Option<String> {
+    let reply = reply?.to_string();
+    let rest = reply.strip_prefix(&subject::inbox(user))?;
+    rest.starts_with('.').then_some(reply)
 }
 
 /// The bytes of an answer, with errors encoded as such. One that the broker would refuse, being larger than `most`, is
@@ -169,6 +256,16 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answers_go_to_the_askers_own_inbox_only() {
+        let own = |reply: &str| own_inbox(Some(&reply.into()), "a.b").is_some();
+        assert!(own("_INBOX.a%2Eb.x.1"));
+        for other in ["_INBOX.a%2Eb", "_INBOX.a%2Ebc.x", "_INBOX.other.x", "orchard.v1.events.vm.a.deleted", ""] {
+            assert!(!own(other), "{other}");
+        }
+        assert_eq!(own_inbox(None, "a"), None);
+    }
 
     #[test]
     fn an_answer_too_large_for_the_bus_is_told_as_such() {

@@ -43,8 +43,16 @@ pub(super) async fn handle(
 async fn hello(context: &Context, from: WorkerName, hello: Hello) -> Result<Welcome, ApiError> {
     let session = hello.session;
     let name = from.clone();
-    let assignment =
-        context.writer.submit(move |step| step.cluster.hello(&name, hello, step.now, step.changes)).await?;
+    let must_have_key = context.workers_have_keys;
+    let registered = context.writer.submit(move |step| {
+        // What a worker said just before it was taken out of the cluster must not bring it back.
+        if must_have_key && step.cluster.key_record(&name).is_none() {
+            let what = format!("worker {name} was taken out of the cluster; it must join again");
+            return Err(ApiError::new(ErrorCode::Unauthenticated, what));
+        }
+        step.cluster.hello(&name, hello, step.now, step.changes)
+    });
+    let assignment = registered.await?;
     // The first heartbeat will not know the revision of one in several parts, which sends them all.
     let first = parts::split(assignment)?.into_iter().next();
     let first = first.ok_or_else(|| ApiError::new(ErrorCode::Internal, "an assignment came to nothing"))?;

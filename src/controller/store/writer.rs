@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Store, StoreError};
+use super::{Published, Store, StoreError};
+use crate::controller::auth::AccessView;
 use crate::controller::cluster::{Changes, Cluster, Timing};
+use crate::model::audit::{AuditNumber, Deed};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventNumber;
 use crate::model::{Clock, Now, WorkerName};
@@ -42,7 +44,16 @@ type Job = Box<dyn FnOnce(&mut Step<'_>) -> Answer + Send>;
 #[derive(Clone, Debug)]
 pub struct Writer {
     queue: mpsc::Sender<Job>,
-    published: Arc<AtomicU64>,
+    published: Arc<Cursors>,
+    /// Recorded together with what the next step changes.
+    deed: Option<Arc<Deed>>,
+}
+
+/// Up to where things are published.
+#[derive(Debug)]
+struct Cursors {
+    events: AtomicU64,
+    audit: AtomicU64,
 }
 
 /// What the writer tells the shell after each durable batch.
@@ -50,9 +61,13 @@ pub struct Writer {
 pub struct Signals {
     /// The number of the last durable event.
     pub events: watch::Receiver<EventNumber>,
+    /// The number of the last durable audit record.
+    pub audit: watch::Receiver<AuditNumber>,
     /// Workers whose assignment changed. Level-triggered: when the queue is full the notice is dropped, and the
     /// worker's next heartbeat shows the gap.
     pub assign: mpsc::Receiver<WorkerName>,
+    /// Who may do what, as far as it is durable; renewed before answers go out.
+    pub access: Arc<AccessView>,
 }
 
 /// Joins the writer's thread.
@@ -68,10 +83,13 @@ const ASSIGN_QUEUE: usize = 8_192;
 /// [`StoreError`] when the stored state cannot be read.
 pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Signals, WriterThread), StoreError> {
     let cluster = Cluster::load(store.records()?, timing, clock.now());
-    let published = Arc::new(AtomicU64::new(store.published()?));
+    let Published { events, audit } = store.published()?;
+    let published = Arc::new(Cursors { events: AtomicU64::new(events), audit: AtomicU64::new(audit) });
     let (queue, jobs) = mpsc::channel(QUEUE);
     let (events_sender, events) = watch::channel(cluster.last_event());
+    let (audit_sender, audit) = watch::channel(cluster.last_audit());
     let (assign_sender, assign) = mpsc::channel(ASSIGN_QUEUE);
+    let access = Arc::new(AccessView::of(&cluster));
     let state = State {
         store,
         timing,
@@ -79,14 +97,17 @@ pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Sign
         cluster,
         published: published.clone(),
         events: events_sender,
+        audit: audit_sender,
         assign: assign_sender,
+        access: access.clone(),
         astray: false,
     };
     let thread = std::thread::Builder::new()
         .name("orchard-writer".to_owned())
         .spawn(move || state.run(jobs))
         .map_err(|source| StoreError::Lmdb(heed::Error::Io(source)))?;
-    Ok((Writer { queue, published }, Signals { events, assign }, WriterThread(thread)))
+    let signals = Signals { events, audit, assign, access };
+    Ok((Writer { queue, published, deed: None }, signals, WriterThread(thread)))
 }
 
 impl Writer {
@@ -102,8 +123,12 @@ impl Writer {
         F: FnOnce(&mut Step<'_>) -> Result<T, ApiError> + Send + 'static,
     {
         let (sender, receiver) = oneshot::channel();
+        let deed = self.deed.clone();
         let job: Job = Box::new(move |context| {
             let result = step(context);
+            if let Some(deed) = deed.filter(|_| result.is_ok()) {
+                context.cluster.audit(Deed::clone(&deed), context.now, context.changes);
+            }
             Box::new(move |stored| {
                 // A caller that has gone away needs no answer.
                 let _ = sender.send(stored.and(result));
@@ -119,6 +144,12 @@ impl Writer {
         })
     }
 
+    /// The same way for one request that changes something: when its step succeeds, `deed` is recorded in the same
+    /// transaction. A step that fails records nothing.
+    pub fn audited(&self, deed: Deed) -> Self {
+        Self { deed: Some(Arc::new(deed)), ..self.clone() }
+    }
+
     /// Returns when the writer has ended, which it only does on its own when it panicked.
     pub async fn ended(&self) {
         self.queue.closed().await;
@@ -126,12 +157,23 @@ impl Writer {
 
     /// Notes up to where events are published; stored with the next change, so it may fall back after a crash.
     pub fn set_published(&self, number: EventNumber) {
-        self.published.fetch_max(number, Ordering::Relaxed);
+        self.published.events.fetch_max(number, Ordering::Relaxed);
     }
 
-    /// Up to where events are published.
-    pub fn published(&self) -> EventNumber {
-        self.published.load(Ordering::Relaxed)
+    /// The same for audit records.
+    pub fn set_audit_published(&self, number: AuditNumber) {
+        self.published.audit.fetch_max(number, Ordering::Relaxed);
+    }
+
+    /// Up to where events and audit records are published.
+    pub fn published(&self) -> Published {
+        self.published.get()
+    }
+}
+
+impl Cursors {
+    fn get(&self) -> Published {
+        Published { events: self.events.load(Ordering::Relaxed), audit: self.audit.load(Ordering::Relaxed) }
     }
 }
 
@@ -147,9 +189,11 @@ struct State {
     timing: Timing,
     clock: Clock,
     cluster: Cluster,
-    published: Arc<AtomicU64>,
+    published: Arc<Cursors>,
     events: watch::Sender<EventNumber>,
+    audit: watch::Sender<AuditNumber>,
     assign: mpsc::Sender<WorkerName>,
+    access: Arc<AccessView>,
     /// The state in memory is not what is stored, and must not be shown or built upon.
     astray: bool,
 }
@@ -188,7 +232,7 @@ impl State {
     }
 
     fn commit(&mut self, changes: &Changes) -> Result<(), ApiError> {
-        let published = self.published.load(Ordering::Relaxed);
+        let published = self.published.get();
         let error = match self.store.commit(&self.cluster, changes, published) {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -222,8 +266,14 @@ impl State {
     }
 
     fn tell(&self, changes: &Changes) {
+        if changes.concern_access() {
+            self.access.renew(&self.cluster, changes);
+        }
         if let Some(last) = changes.events.last() {
             self.events.send_replace(last.number);
+        }
+        if let Some(last) = changes.audit.last() {
+            self.audit.send_replace(last.number);
         }
         for worker in &changes.assign {
             let _ = self.assign.try_send(worker.clone());

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, Span, debug};
 
-use super::{Shared, session};
+use super::{Note, NoteEvent, Shared, session};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::tunnel::endpoint::widen;
@@ -86,14 +86,29 @@ impl Client {
     }
 
     async fn open(self: Arc<Self>, stream: TunnelStream, ticket: Secret) {
-        let grant = match self.shared.gate.redeem(ticket.expose()) {
+        let peer = self.connection.remote_address();
+        let gate = &self.shared.gate;
+        let grant = match gate.redeem(ticket.expose()) {
             Ok(grant) => grant,
-            Err(refusal) => return stream.refuse(refusal).await,
+            Err(refusal) => {
+                gate.note(Note { peer, grant: None, event: NoteEvent::Refused(&refusal) });
+                return stream.refuse(refusal).await;
+            }
         };
         drop(ticket);
+        // First among the account's streams, then asked whether it may be there: what is taken away between is noticed.
+        let entered = self.shared.accounts.enter(&grant.account);
+        let entered = entered.and_then(|entry| gate.permits(&grant.account).map(|()| entry));
+        let entry = match entered {
+            Ok(entry) => entry,
+            Err(refusal) => {
+                gate.note(Note { peer, grant: Some(&grant), event: NoteEvent::Refused(&refusal) });
+                return stream.refuse(refusal).await;
+            }
+        };
         if !self.proven.swap(true, Ordering::Relaxed) {
             widen(&self.connection, self.shared.limits.sessions_per_client);
         }
-        session::run(&self.shared, stream, grant).await;
+        session::run(&self.shared, stream, &grant, entry, peer).await;
     }
 }

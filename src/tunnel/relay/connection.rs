@@ -13,6 +13,7 @@ use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::tunnel::endpoint::widen;
 use crate::tunnel::header::{Frame, WorkerHello};
+use crate::tunnel::proof::Exported;
 use crate::tunnel::reason::{self, Reason};
 use crate::tunnel::stream::TunnelStream;
 
@@ -90,9 +91,10 @@ fn out_of_order() -> ApiError {
 /// was renewed, and the sessions of its users go on.
 async fn worker(connection: &Connection, mut control: TunnelStream, hello: WorkerHello, shared: &Shared) {
     let name = hello.worker.clone();
-    if let Err(refusal) = shared.gate.admit(&name, hello.session, hello.secret.expose()) {
+    if let Err(refusal) = admit(connection, &hello, shared) {
         return refuse_worker(connection, control, &name, refusal).await;
     }
+    drop(hello);
     widen(connection, WORKER_STREAMS);
     // Before it is told: an admitted worker is connected.
     let _up = LinkUp::new(&name, connection, shared);
@@ -106,7 +108,7 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
             Ok(_) => return refuse_worker(connection, control, &name, out_of_order()).await,
             Err(_) => break,
         };
-        if let Err(refusal) = shared.gate.admit(&name, next.session, next.secret.expose()) {
+        if let Err(refusal) = admit(connection, &next, shared) {
             return refuse_worker(connection, control, &name, refusal).await;
         }
         if control.write_frame(&Frame::Admitted {}).await.is_err() {
@@ -120,6 +122,10 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
     }
     let why = connection.close_reason().map_or_else(String::new, |error| reason::describe(&error));
     info!(worker = %name, %why, "the worker's connection has ended");
+}
+
+fn admit(connection: &Connection, hello: &WorkerHello, shared: &Shared) -> Result<(), ApiError> {
+    shared.gate.admit(hello, Exported::of(connection)?)
 }
 
 async fn refuse_worker(connection: &Connection, control: TunnelStream, name: &WorkerName, why: ApiError) {

@@ -107,9 +107,9 @@ impl Links {
     }
 
     /// Closes the worker's connection, if it has one.
-    pub(super) fn disconnect(&self, worker: &WorkerName) {
+    pub(super) fn disconnect(&self, worker: &WorkerName, reason: Reason) {
         if let Some(Link::Up { connection, .. }) = self.lock().get(worker) {
-            connection.close(Reason::Unauthenticated.code(), b"");
+            connection.close(reason.code(), b"");
         }
     }
 

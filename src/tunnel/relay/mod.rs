@@ -2,8 +2,9 @@
 //! binds one, gives it a [`Gatekeeper`], and asks it which workers are connected.
 //!
 //! `connection` takes one connection from its handshake to its first header and serves workers, `client` serves clients,
-//! `session` opens one client stream, `links` knows the workers' connections.
+//! `session` opens one client stream, `links` knows the workers' connections, `accounts` whose streams are open.
 
+mod accounts;
 mod client;
 mod connection;
 mod links;
@@ -20,24 +21,29 @@ use quinn::{Endpoint, Incoming};
 use tokio::task::JoinSet;
 use tracing::{Instrument, debug, info, info_span};
 
+use self::accounts::Accounts;
 pub use self::links::LinkInfo;
 use self::links::Links;
 use super::MAX_SESSIONS;
 use super::endpoint::{ServerConfigs, Transport};
+use super::header::WorkerHello;
+use super::proof::Exported;
 use super::reason::Reason;
 use super::ticket::Grant;
 use crate::identity::ca::{Fingerprint, Identity};
 use crate::model::error::ApiError;
-use crate::model::{SessionId, WorkerName};
+use crate::model::{AccountName, WorkerName};
 use crate::task::{self, Task};
 
 /// Decides who may come in. Called from the tasks of connections: the answers must come at once, from memory.
 pub trait Gatekeeper: Send + Sync + 'static {
-    /// Whether `secret` is the one that `worker` got for `session`, and the session is the worker's present one.
+    /// Whether the secret in `hello` is the one that the worker got for its session, the session is the worker's
+    /// present one, and the hello is signed with the worker's key for the connection that `exported` comes from (see
+    /// [`proof`](super::proof)), if the worker has a key.
     ///
     /// # Errors
     /// The refusal that the worker is told.
-    fn admit(&self, worker: &WorkerName, session: SessionId, secret: &str) -> Result<(), ApiError>;
+    fn admit(&self, hello: &WorkerHello, exported: Exported) -> Result<(), ApiError>;
 
     /// Takes a ticket; each is good once.
     ///
@@ -45,9 +51,52 @@ pub trait Gatekeeper: Send + Sync + 'static {
     /// The refusal that the client is told.
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError>;
 
+    /// Whether the account that got a ticket may open streams at this moment. Asked when [`Control::cut_account`] would
+    /// already find the stream, so that none slips through between.
+    ///
+    /// # Errors
+    /// The refusal that the client is told.
+    fn permits(&self, account: &AccountName) -> Result<(), ApiError>;
+
+    /// What happened to a stream, for the record. Must not wait.
+    fn note(&self, note: Note<'_>);
+
     /// A worker's data path came up or went down. Called in the order it happened, under the relay's lock: must not
     /// wait and must not call the relay.
     fn link_changed(&self, worker: &WorkerName, up: bool);
+}
+
+/// What happened to a client's stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Note<'a> {
+    /// Where the client is.
+    pub peer: SocketAddr,
+    /// What it was granted; none when its ticket was refused.
+    pub grant: Option<&'a Grant>,
+    /// What came of it.
+    pub event: NoteEvent<'a>,
+}
+
+/// What came of a stream.
+#[derive(Clone, Copy, Debug)]
+pub enum NoteEvent<'a> {
+    /// Ticket or account were refused.
+    Refused(&'a ApiError),
+    /// The worker or the guest could not be reached.
+    Failed(&'a ApiError),
+    /// It is connected to the guest.
+    Opened,
+    /// It has ended.
+    Closed {
+        /// Bytes to the guest.
+        to_vm: u64,
+        /// Bytes from it.
+        from_vm: u64,
+        /// How long it was open.
+        lasted: Duration,
+        /// Why it ended before both ways had; none = properly.
+        broken: Option<Reason>,
+    },
 }
 
 /// Bounds on what peers can cost.
@@ -57,6 +106,8 @@ pub struct Limits {
     pub connections: usize,
     /// Streams a client may have open at once on one connection, once a ticket was accepted.
     pub sessions_per_client: u32,
+    /// Streams an account may have open at once, over all its connections.
+    pub sessions_per_account: usize,
     /// How long a connection may last before it has proven who it is, from the first packet on.
     pub unproven: Duration,
     /// How long a client's connection may last without a session.
@@ -72,6 +123,8 @@ impl Default for Limits {
             // Some 2,000 workers and as many people; each idle connection costs about 20 KiB.
             connections: 4_096,
             sessions_per_client: MAX_SESSIONS,
+            // Far more than people or a build farm have; one account cannot take the memory of all.
+            sessions_per_account: 1_000,
             unproven: Duration::from_secs(10),
             idle_client: Duration::from_secs(120),
             // A signature takes about 0.1 ms: this many are worked off in a few milliseconds.
@@ -111,6 +164,7 @@ pub(super) struct Shared {
     gate: Arc<dyn Gatekeeper>,
     limits: Limits,
     links: Links,
+    accounts: Accounts,
     configs: ServerConfigs,
     handshakes: AtomicUsize,
 }
@@ -141,7 +195,8 @@ impl Relay {
         let endpoint = configs.bind(address).map_err(bound)?;
         let local = endpoint.local_addr().map_err(bound)?;
         let links = Links::new(gate.clone());
-        let shared = Arc::new(Shared { gate, limits, links, configs, handshakes: AtomicUsize::new(0) });
+        let accounts = Accounts::new(limits.sessions_per_account);
+        let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes: AtomicUsize::new(0) });
         let accepting = task::spawn(accept(endpoint.clone(), shared.clone()));
         info!(address = %local, "tunnel endpoint is listening");
         Ok(Self { shared, endpoint, accepting, local, fingerprint: identity.fingerprint() })
@@ -177,9 +232,9 @@ impl Relay {
         session::probe(&self.shared, worker, deadline).await
     }
 
-    /// Ends the worker's connection and all sessions over it: it was deleted, or its session is over.
-    pub fn disconnect(&self, worker: &WorkerName) {
-        self.shared.links.disconnect(worker);
+    /// A handle for those who take rights away.
+    pub fn control(&self) -> Control {
+        Control(self.shared.clone())
     }
 
     /// Ends every session, tells the peers, and returns once the port is free or the farewell took too long.
@@ -189,6 +244,34 @@ impl Relay {
         if tokio::time::timeout(FAREWELL, self.endpoint.wait_idle()).await.is_err() {
             debug!("some tunnel connections did not take leave in time");
         }
+    }
+}
+
+/// Cuts what is open. Of no use once the relay has ended.
+#[derive(Clone, Debug)]
+pub struct Control(Arc<Shared>);
+
+impl Control {
+    /// Ends the worker's connection and all sessions over it, and tells it why. Whoever calls this has the
+    /// [`Gatekeeper`] refuse it first, or it comes straight back.
+    pub fn disconnect(&self, worker: &WorkerName, reason: Reason) {
+        self.0.links.disconnect(worker, reason);
+    }
+
+    /// Breaks off every stream of `account`, and tells both ends why; says how many there were. Whoever calls this has
+    /// the [`Gatekeeper`] refuse it first.
+    pub fn cut_account(&self, account: &AccountName, reason: Reason) -> usize {
+        self.0.accounts.cut(account, reason)
+    }
+
+    /// How many streams `account` has open, or is opening.
+    pub fn sessions_of(&self, account: &AccountName) -> usize {
+        self.0.accounts.count(account)
+    }
+
+    /// The accounts that have streams open, or are opening some.
+    pub fn accounts(&self) -> Vec<AccountName> {
+        self.0.accounts.names()
     }
 }
 

@@ -1,11 +1,13 @@
 //! One session: a client's stream whose ticket was accepted is joined to a stream on the worker's connection.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use super::Shared;
+use super::accounts::Entry;
+use super::{Note, NoteEvent, Shared};
 use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::tunnel::header::Frame;
@@ -14,22 +16,35 @@ use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::ticket::Grant;
 use crate::tunnel::{OPEN_DEADLINE, splice};
 
-/// Opens the worker's half, answers the client, and copies until the session ends.
-pub(super) async fn run(shared: &Shared, mut client: TunnelStream, grant: Grant) {
+/// Opens the worker's half, answers the client, and copies until the session ends or `entry` is cut.
+pub(super) async fn run(
+    shared: &Shared,
+    mut client: TunnelStream,
+    grant: &Grant,
+    mut entry: Entry<'_>,
+    peer: SocketAddr,
+) {
     let Grant { account, vm, copy, worker, port } = grant;
-    let asked = Frame::Attach { copy, port };
-    let stream = match ask(shared, &worker, &asked, OPEN_DEADLINE).await {
-        Ok((stream, Frame::Opened {})) => stream,
-        Ok((_, Frame::Refused(refusal))) => {
-            debug!(%account, %vm, %worker, port, %refusal, "the worker refused a session");
-            return client.refuse(refusal).await;
-        }
+    let note = |event: NoteEvent<'_>| shared.gate.note(Note { peer, grant: Some(grant), event });
+    let asked = Frame::Attach { copy: *copy, port: *port };
+    let answer = tokio::select! {
+        answer = ask(shared, worker, &asked, OPEN_DEADLINE) => answer,
+        reason = entry.cut() => Err(ApiError::new(ErrorCode::Unauthenticated, reason.to_string())),
+    };
+    let opened = match answer {
+        Ok((stream, Frame::Opened {})) => Ok(stream),
+        Ok((_, Frame::Refused(refusal))) => Err(refusal),
         Ok((mut stream, _)) => {
             stream.abort(Reason::Protocol);
-            return client.refuse(not_understood(&worker)).await;
+            Err(not_understood(worker))
         }
+        Err(refusal) => Err(refusal),
+    };
+    let stream = match opened {
+        Ok(stream) => stream,
         Err(refusal) => {
             debug!(%account, %vm, %worker, port, %refusal, "a session could not be opened");
+            note(NoteEvent::Failed(&refusal));
             return client.refuse(refusal).await;
         }
     };
@@ -38,7 +53,14 @@ pub(super) async fn run(shared: &Shared, mut client: TunnelStream, grant: Grant)
     }
     let started = Instant::now();
     debug!(%account, %vm, %worker, port, "a session is open");
-    let traffic = splice::relay(client, stream).await;
+    note(NoteEvent::Opened);
+    let traffic = splice::relay(client, stream, entry.cut()).await;
+    note(NoteEvent::Closed {
+        to_vm: traffic.forward,
+        from_vm: traffic.back,
+        lasted: started.elapsed(),
+        broken: traffic.broken,
+    });
     info!(
         %account, %vm, %worker, port,
         to_vm = traffic.forward,

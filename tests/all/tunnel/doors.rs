@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use orchard::identity::ca::{Identity, SERVER_NAME};
-use orchard::identity::{new_token, tls};
+use orchard::identity::ca::Identity;
+use orchard::identity::new_token;
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::secret::Secret;
 use orchard::model::{CopyId, VmUid};
 use orchard::tunnel::client::Client;
 use orchard::tunnel::header::Frame;
-use orchard::tunnel::relay::{Limits, Relay};
+use orchard::tunnel::relay::Limits;
 use orchard::tunnel::ticket::TICKET_TTL;
 use orchard::tunnel::worker::LinkState;
-use orchard::tunnel::{ALPN, Address, DialError, Transport};
+use orchard::tunnel::{Address, DialError, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use uuid::Uuid;
@@ -50,15 +50,6 @@ async fn unknown_used_and_expired_tickets_open_nothing() {
     assert_eq!(refused(&ticket).await, ErrorCode::Unauthenticated);
     // Refusals harm nobody else on the same connection.
     converse(world.open(port).await.unwrap(), b"still fine").await;
-}
-
-/// A connection to the relay that can send what a client would not.
-async fn raw(relay: &Relay) -> quinn::Connection {
-    let tls = tls::client_config(relay.fingerprint(), &[ALPN]).unwrap();
-    let config = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
-    let endpoint = quinn::Endpoint::client(any()).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(config));
-    endpoint.connect_with(config, relay.local_addr(), SERVER_NAME).unwrap().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! The tunnel end to end in one process over loopback: client → relay → worker → a TCP server that plays the guest.
 
+mod attacks;
 mod doors;
+pub mod rights;
 mod sessions;
 mod world;

@@ -1,25 +1,26 @@
 //! A relay, a worker and guests over loopback, for the tests of the tunnel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use orchard::identity::ca::Identity;
-use orchard::identity::new_token;
+use orchard::identity::ca::{Identity, SERVER_NAME};
+use orchard::identity::{new_token, tls};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::secret::Secret;
-use orchard::model::{CopyId, SessionId, VmUid, WorkerName};
+use orchard::model::{AccountName, CopyId, SessionId, VmUid, WorkerName};
 use orchard::task::{self, Task};
-use orchard::tunnel::Transport;
 use orchard::tunnel::client::Client;
 use orchard::tunnel::header::WorkerHello;
-use orchard::tunnel::relay::{Gatekeeper, Limits, Relay};
+use orchard::tunnel::proof::{self, Exported};
+use orchard::tunnel::relay::{Gatekeeper, Limits, Note, NoteEvent, Relay};
 use orchard::tunnel::stream::TunnelStream;
 use orchard::tunnel::ticket::{Grant, TICKET_TTL, Tickets};
 use orchard::tunnel::worker::{Attach, Duplex, LinkOptions, WorkerLink};
+use orchard::tunnel::{ALPN, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
@@ -32,6 +33,12 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 pub struct Gate {
     pub tickets: Mutex<Tickets>,
     pub secrets: Mutex<HashMap<WorkerName, (SessionId, String)>>,
+    /// The keys with which workers must sign.
+    pub keys: Mutex<HashMap<WorkerName, String>>,
+    /// Accounts that may not connect.
+    pub barred: Mutex<HashSet<AccountName>>,
+    /// What the relay noted.
+    pub notes: Mutex<Vec<String>>,
     pub links: Mutex<Vec<bool>>,
     pub now_secs: AtomicU64,
 }
@@ -43,8 +50,12 @@ impl Gate {
 
     /// A ticket for `port` of the VM on `worker`.
     pub fn ticket(&self, worker: &str, port: u16) -> Secret {
+        self.ticket_of("alice", worker, port)
+    }
+
+    pub fn ticket_of(&self, account: &str, worker: &str, port: u16) -> Secret {
         let grant = Grant {
-            account: "alice".parse().unwrap(),
+            account: account.parse().unwrap(),
             vm: "vm-1".parse().unwrap(),
             copy: CopyId { uid: VmUid(Uuid::nil()), attempt: 0 },
             worker: worker.parse().unwrap(),
@@ -57,8 +68,8 @@ impl Gate {
 
     /// A new session of `worker`; the one before is over.
     pub fn session(&self, worker: &str) -> WorkerHello {
-        let hello =
-            WorkerHello { worker: worker.parse().unwrap(), session: SessionId(Uuid::new_v4()), secret: new_token() };
+        let (session, secret) = (SessionId(Uuid::new_v4()), new_token());
+        let hello = WorkerHello { worker: worker.parse().unwrap(), session, secret, proof: None };
         let entry = (hello.session, hello.secret.expose().to_owned());
         self.secrets.lock().unwrap().insert(hello.worker.clone(), entry);
         hello
@@ -66,11 +77,34 @@ impl Gate {
 }
 
 impl Gatekeeper for Gate {
-    fn admit(&self, worker: &WorkerName, session: SessionId, secret: &str) -> Result<(), ApiError> {
-        match self.secrets.lock().unwrap().get(worker) {
-            Some((known, expected)) if *known == session && expected == secret => Ok(()),
-            _ => Err(ApiError::new(ErrorCode::Unauthenticated, "this session is over; register again")),
+    fn admit(&self, hello: &WorkerHello, exported: Exported) -> Result<(), ApiError> {
+        match self.secrets.lock().unwrap().get(&hello.worker) {
+            Some((known, expected)) if *known == hello.session && expected == hello.secret.expose() => {}
+            _ => return Err(ApiError::new(ErrorCode::Unauthenticated, "this session is over; register again")),
         }
+        match self.keys.lock().unwrap().get(&hello.worker) {
+            Some(key) => proof::verify(key, exported, hello),
+            None => Ok(()),
+        }
+    }
+
+    fn permits(&self, account: &AccountName) -> Result<(), ApiError> {
+        match self.barred.lock().unwrap().contains(account) {
+            true => Err(ApiError::new(ErrorCode::Forbidden, format!("account {account} was deleted"))),
+            false => Ok(()),
+        }
+    }
+
+    fn note(&self, note: Note<'_>) {
+        assert!(note.peer.ip().is_loopback());
+        let account = note.grant.map_or("?", |grant| grant.account.as_str());
+        let what = match note.event {
+            NoteEvent::Refused(why) => format!("refused {:?}", why.code),
+            NoteEvent::Failed(why) => format!("failed {:?}", why.code),
+            NoteEvent::Opened => "opened".to_owned(),
+            NoteEvent::Closed { to_vm, from_vm, broken, .. } => format!("closed {to_vm} {from_vm} {broken:?}"),
+        };
+        self.notes.lock().unwrap().push(format!("{account} {what}"));
     }
 
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError> {
@@ -128,10 +162,16 @@ pub fn bind(address: SocketAddr, identity: &Identity, gate: &Arc<Gate>, limits: 
 }
 
 pub fn link(relay: &Relay, hello: WorkerHello) -> WorkerLink {
+    keyed_link(relay, hello, None)
+}
+
+/// The same for a worker that signs with the key of this seed.
+pub fn keyed_link(relay: &Relay, hello: WorkerHello, key: Option<Secret>) -> WorkerLink {
     let options = LinkOptions {
         address: relay.local_addr().into(),
         fingerprint: relay.fingerprint(),
         hello,
+        key,
         transport: Transport::default(),
     };
     WorkerLink::start(options, Arc::new(Guests))
@@ -181,6 +221,15 @@ pub async fn wait_connected(relay: &Relay, wanted: bool) {
 
 pub async fn connect(relay: &Relay) -> Client {
     Client::connect(relay.local_addr(), relay.fingerprint(), Transport::default()).await.unwrap()
+}
+
+/// A connection to the relay that can send what a client would not.
+pub async fn raw(relay: &Relay) -> quinn::Connection {
+    let tls = tls::client_config(relay.fingerprint(), &[ALPN]).unwrap();
+    let config = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let endpoint = quinn::Endpoint::client(any()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(config));
+    endpoint.connect_with(config, relay.local_addr(), SERVER_NAME).unwrap().await.unwrap()
 }
 
 /// Echoes `text` through the stream and ends it both ways.

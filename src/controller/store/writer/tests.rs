@@ -37,7 +37,7 @@ async fn what_was_acknowledged_is_there_after_a_restart_with_gapless_events() {
     let records = store.records().unwrap();
     assert_eq!((records.vms.len(), records.last_event), (201, 201));
     assert!(uids.iter().all(|uid| records.vms.iter().any(|vm| vm.uid == *uid)));
-    assert_eq!(store.published().unwrap(), 7);
+    assert_eq!(store.published().unwrap().events, 7);
     let (events, first) = store.events(0, 1000, None).unwrap();
     assert_eq!(first, 1);
     assert!(events.iter().map(|event| event.number).eq(1..=201));

@@ -1,0 +1,235 @@
+//! Service accounts on the command line: create, show, change, rotate. A token goes to standard output alone, so that it
+//! can be piped into wherever it is kept; everything else that is told goes to standard error.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use super::client::Client;
+use super::output::{self, Format, OutputArgs, Table};
+use super::{pairs, prompt};
+use crate::bus::access::{CreateAccount, Expiry, ListAccounts, NewToken, RotateAccount, UpdateAccount};
+use crate::config::duration;
+use crate::model::access::Role;
+use crate::model::account::AccountView;
+use crate::model::{AccountName, Clock, Timestamp};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  orchard create service-account ci --roles compute:write > token
+  orchard create service-account dashboard --roles compute:read,admin:read --ttl 30d
+  orchard create service-account ann --roles compute:read --roles compute:connect
+
+Roles: compute:read sees VMs, workers and events; compute:write creates and deletes VMs and connects
+into them; compute:connect only connects; admin:read sees accounts and the audit trail; admin:write
+manages accounts and lets workers join. No role contains another.")]
+pub(super) struct CreateAccountArgs {
+    /// The account's name
+    name: AccountName,
+    /// What it may do
+    #[arg(long, required = true, value_name = "ROLE,…", value_delimiter = ',', value_parser = pairs::one_of::<Role>)]
+    roles: Vec<Role>,
+    /// How long it is good, such as 12h or 30d [default: for ever]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    ttl: Option<Duration>,
+    /// Read its token from standard input in place of having one made
+    #[arg(long)]
+    token_stdin: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Update {
+    /// Change the roles or the end of a service account, for those who use it right now, too
+    #[command(after_help = "\
+Examples:
+  orchard update service-account ci --roles compute:read,compute:write
+  orchard update service-account ci --ttl 30d
+  orchard update service-account ci --no-expiry")]
+    ServiceAccount(UpdateArgs),
+}
+
+#[derive(Debug, Args)]
+#[group(id = "change", required = true, multiple = true, args = ["roles", "ttl", "no_expiry"])]
+pub(super) struct UpdateArgs {
+    /// The account's name
+    name: AccountName,
+    /// What it may do from now on; all other roles are taken away
+    #[arg(long, value_name = "ROLE,…", value_delimiter = ',', value_parser = pairs::one_of::<Role>)]
+    roles: Vec<Role>,
+    /// How long it is good from now on
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, conflicts_with = "no_expiry")]
+    ttl: Option<Duration>,
+    /// It is good for ever
+    #[arg(long)]
+    no_expiry: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Rotate {
+    /// Give a service account a new token and print it; the old one is refused at once
+    #[command(after_help = "Example:\n  orchard rotate service-account ci > token")]
+    ServiceAccount {
+        /// The account's name
+        name: AccountName,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// `connect` is called once the options are known to be sound.
+pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
+    arguments: CreateAccountArgs,
+    connect: impl FnOnce() -> F,
+) -> anyhow::Result<()> {
+    let token = match arguments.token_stdin {
+        true => Some(prompt::secret_from_stdin().context("cannot read the token from standard input")?),
+        false => None,
+    };
+    let chosen = token.is_some();
+    let request = CreateAccount {
+        name: arguments.name,
+        roles: arguments.roles.into_iter().collect(),
+        expires_at: arguments.ttl.map(end).transpose()?,
+        token,
+    };
+    let client = connect().await?;
+    let made =
+        client.call(&request).await.with_context(|| format!("cannot create service account {}", request.name))?;
+    eprintln!("service account {} is created with {}", made.account.name, made.account.roles);
+    if chosen && arguments.output.output == Format::Table {
+        return Ok(()); // whoever chose it has it
+    }
+    show_token(&made, arguments.output)
+}
+
+pub(super) async fn update(command: Update, client: &Client) -> anyhow::Result<()> {
+    let Update::ServiceAccount(arguments) = command;
+    let expiry = match (arguments.no_expiry, arguments.ttl) {
+        (true, _) => Some(Expiry::Never),
+        (false, Some(ttl)) => Some(Expiry::At(end(ttl)?)),
+        (false, None) => None,
+    };
+    let roles = (!arguments.roles.is_empty()).then(|| arguments.roles.iter().copied().collect());
+    let request = UpdateAccount { name: arguments.name, roles, expiry };
+    let account =
+        client.call(&request).await.with_context(|| format!("cannot change service account {}", request.name))?;
+    match arguments.output.output {
+        Format::Json => output::json(&account)?,
+        Format::Table => details(&account, Clock::start().now().wall).print()?,
+    }
+    Ok(())
+}
+
+pub(super) async fn rotate(command: Rotate, client: &Client) -> anyhow::Result<()> {
+    let Rotate::ServiceAccount { name, output } = command;
+    let made = client
+        .call(&RotateAccount { name: name.clone() })
+        .await
+        .with_context(|| format!("cannot rotate the token of service account {name}"))?;
+    show_token(&made, output)?;
+    if client.target().account == name {
+        eprintln!(
+            "this is the account that you use here: make its context anew with `orchard context create {} \
+             --service-account-name {name} --force --name NAME`",
+            client.target().url
+        );
+    }
+    Ok(())
+}
+
+fn show_token(made: &NewToken, output: OutputArgs) -> anyhow::Result<()> {
+    match output.output {
+        Format::Json => output::json(made)?,
+        Format::Table => {
+            eprintln!("its token is shown this once; only its hash is kept:");
+            output::line(made.token.expose())?;
+        }
+    }
+    Ok(())
+}
+
+/// When `ttl` from now is over.
+fn end(ttl: Duration) -> anyhow::Result<Timestamp> {
+    let now = Clock::start().now().wall;
+    let millis = i64::try_from(ttl.as_millis()).ok().and_then(|ttl| now.as_millis().checked_add(ttl));
+    // What cannot be written as a date is no date.
+    millis.filter(|millis| *millis < LAST_MILLIS).map(Timestamp::from_millis).context("--ttl: that is too far away")
+}
+
+/// The beginning of the year 9000, in milliseconds: dates up to there are written with four digits everywhere.
+const LAST_MILLIS: i64 = 221_845_392_000_000;
+
+/// All accounts, page by page.
+pub(super) async fn all(client: &Client) -> anyhow::Result<Vec<AccountView>> {
+    let mut all: Vec<AccountView> = Vec::new();
+    loop {
+        let after = all.last().map(|account| account.name.clone());
+        let page = client.call(&ListAccounts { after, limit: 0 }).await?;
+        let more = page.more && !page.accounts.is_empty();
+        all.extend(page.accounts);
+        if !more {
+            return Ok(all);
+        }
+    }
+}
+
+/// Accounts, one a row.
+pub(super) fn table(accounts: &[AccountView], now: Timestamp) -> Table {
+    let mut table = Table::with_titles(["Name", "Roles", "Created", "Ends"]);
+    for account in accounts {
+        table.row([
+            account.name.to_string(),
+            account.roles.to_string(),
+            output::ago(account.created_at, now),
+            ends(account, now),
+        ]);
+    }
+    table
+}
+
+/// All about one account.
+pub(super) fn details(account: &AccountView, now: Timestamp) -> Table {
+    let mut table = Table::untitled();
+    let mut row = |key: &str, value: String| table.row([key.to_owned(), value]);
+    row("Name", account.name.to_string());
+    row("Roles", account.roles.to_string());
+    row("Created", output::ago(account.created_at, now));
+    row("Token changed", account.rotated_at.map_or_else(|| "never".to_owned(), |then| output::ago(then, now)));
+    row("Ends", ends(account, now));
+    table
+}
+
+fn ends(account: &AccountView, now: Timestamp) -> String {
+    match account.expires_at {
+        None => "never".to_owned(),
+        Some(end) if account.is_expired(now) => format!("{end} (over)"),
+        Some(end) => end.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_are_listed_with_their_roles_and_their_end() {
+        let account = |name: &str, expires_at: Option<i64>| AccountView {
+            name: name.parse().unwrap(),
+            roles: [Role::ComputeRead, Role::AdminRead].into_iter().collect(),
+            created_at: Timestamp::from_millis(0),
+            rotated_at: None,
+            expires_at: expires_at.map(Timestamp::from_millis),
+        };
+        let text = table(&[account("a", None), account("b", Some(1_000))], Timestamp::from_millis(60_000)).text();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[1], "a     compute:read, admin:read  1 minute ago  never");
+        assert!(lines[2].ends_with("1970-01-01T00:00:01Z (over)") || lines[2].ends_with("01.000Z (over)"), "{text}");
+        assert!(end(Duration::MAX).is_err() && end(Duration::from_secs(60)).is_ok());
+    }
+}

@@ -1,0 +1,171 @@
+//! Which controller a command goes to and who it is there: the saved contexts, with what the environment puts in their
+//! place. Called by the command line for each command.
+
+use super::address;
+use super::context::{Context, ContextError, Contexts};
+use crate::identity::ca::Fingerprint;
+use crate::model::AccountName;
+use crate::model::secret::Secret;
+
+/// What stands in the environment; each replaces that part of the default context for one command.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `ORCHARD_URL`.
+    pub url: Option<String>,
+    /// `ORCHARD_SERVICE_ACCOUNT_NAME`.
+    pub account: Option<String>,
+    /// `ORCHARD_SERVICE_ACCOUNT_TOKEN`.
+    pub token: Option<Secret>,
+    /// `ORCHARD_FINGERPRINT`.
+    pub fingerprint: Option<String>,
+}
+
+impl Overrides {
+    /// Reads the environment; an empty variable counts as not set.
+    pub fn from_environment() -> Self {
+        let read = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self {
+            url: read("ORCHARD_URL"),
+            account: read("ORCHARD_SERVICE_ACCOUNT_NAME"),
+            token: read("ORCHARD_SERVICE_ACCOUNT_TOKEN").map(Secret::new),
+            fingerprint: read("ORCHARD_FINGERPRINT"),
+        }
+    }
+}
+
+/// Where to go and who to be there: a context in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The bus, in full.
+    pub url: String,
+    /// The certificate to expect there, as in [`Context::fingerprint`].
+    pub fingerprint: Option<Fingerprint>,
+    /// The account.
+    pub account: AccountName,
+    /// Its token.
+    pub token: Secret,
+}
+
+impl Target {
+    /// What `contexts` and `overrides` come to. A context that is `named` is used as it stands, so that a token meant
+    /// for one controller, left over in the environment, is not shown to another.
+    ///
+    /// # Errors
+    /// What is missing and how to give it.
+    pub fn resolve(contexts: &Contexts, named: Option<&str>, overrides: Overrides) -> Result<Self, ContextError> {
+        let (name, overrides) = match named {
+            Some(name) => (Some(name), Overrides::default()),
+            None => (contexts.default.as_deref(), overrides),
+        };
+        let context = match name {
+            // A default that was removed by hand does not matter to a command that has it all from elsewhere.
+            Some(name) if named.is_some() || overrides.url.is_none() => Some(contexts.get(name)?),
+            Some(name) => contexts.contexts.get(name),
+            None => None,
+        };
+        let of = match name {
+            Some(name) => format!("context {name:?}"),
+            None => "the environment".to_owned(),
+        };
+        let from_environment = overrides.url.is_some();
+        let url = overrides.url.or_else(|| context.map(|c| c.url.clone())).ok_or(ContextError::NoDefault)?;
+        let url = address::normalise_bus_url(&url).map_err(|reason| {
+            let of = if from_environment { "ORCHARD_URL".to_owned() } else { of.clone() };
+            ContextError::Address { of, reason }
+        })?;
+        let fingerprint = match overrides.fingerprint {
+            Some(text) => Some(text.parse().map_err(ContextError::Fingerprint)?),
+            None if from_environment => known_fingerprint(contexts, context, &url),
+            None => context.and_then(|c| c.fingerprint),
+        };
+        let account = match overrides.account {
+            Some(name) => Some(name.parse().map_err(ContextError::Account)?),
+            None => context.and_then(|c| c.account.clone()),
+        };
+        let lacks = |what, variable| ContextError::Incomplete { of: of.clone(), what, variable };
+        Ok(Self {
+            account: account.ok_or_else(|| lacks("service account", "ORCHARD_SERVICE_ACCOUNT_NAME"))?,
+            token: overrides
+                .token
+                .or_else(|| context.and_then(|c| c.token.clone()))
+                .ok_or_else(|| lacks("token", "ORCHARD_SERVICE_ACCOUNT_TOKEN"))?,
+            url,
+            fingerprint,
+        })
+    }
+}
+
+/// The certificate that a saved context expects at `url`: a pin once made holds however the address is given. The
+/// default context's comes first.
+fn known_fingerprint(contexts: &Contexts, default: Option<&Context>, url: &str) -> Option<Fingerprint> {
+    let leads_there = |context: &&Context| address::normalise_bus_url(&context.url).is_ok_and(|known| known == url);
+    let mut known = default.into_iter().chain(contexts.contexts.values()).filter(leads_there);
+    known.find_map(|context| context.fingerprint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(url: &str) -> Context {
+        Context {
+            url: url.to_owned(),
+            account: Some("bootstrap-admin".parse().unwrap()),
+            token: Some(Secret::new("of the context")),
+            fingerprint: Some(Fingerprint::of(url.as_bytes())),
+            other: Default::default(),
+        }
+    }
+
+    #[test]
+    fn the_environment_replaces_parts_of_the_default_but_not_of_a_named_context() {
+        let mut all = Contexts::default();
+        all.put("home", context("ctl"), true);
+        let print = Fingerprint::of(b"other");
+        let from_env = || Overrides {
+            url: Some("other:1".into()),
+            account: None,
+            token: Some(Secret::new("t")),
+            fingerprint: Some(print.to_string()),
+        };
+        let target = Target::resolve(&all, None, from_env()).unwrap();
+        assert_eq!((target.url.as_str(), target.token.expose()), ("tls://other:1", "t"));
+        assert_eq!(target.fingerprint, Some(print));
+        let target = Target::resolve(&all, Some("home"), from_env()).unwrap();
+        assert_eq!((target.url.as_str(), target.token.expose()), ("tls://ctl:4222", "of the context"));
+        assert_eq!(target.fingerprint, Some(Fingerprint::of(b"ctl")));
+    }
+
+    #[test]
+    fn a_pin_holds_for_its_address_however_that_is_given_and_for_no_other() {
+        let mut all = Contexts::default();
+        all.put("home", context("ctl"), true);
+        all.put("work", context("tls://work.example:9"), false);
+        let at = |url: &str| {
+            let overrides = Overrides { url: Some(url.into()), ..Overrides::default() };
+            Target::resolve(&all, None, overrides).unwrap().fingerprint
+        };
+        assert_eq!(at("tls://ctl:4222/"), Some(Fingerprint::of(b"ctl")));
+        assert_eq!(at("work.example:9"), Some(Fingerprint::of(b"tls://work.example:9")));
+        assert_eq!(at("work.example"), None);
+        assert_eq!(at("nats://ctl"), None, "plain text is another address");
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        let empty = Contexts::default();
+        let resolve = |all: &Contexts, name: Option<&str>, overrides| Target::resolve(all, name, overrides);
+        assert!(matches!(resolve(&empty, None, Overrides::default()), Err(ContextError::NoDefault)));
+        assert!(matches!(resolve(&empty, Some("x"), Overrides::default()), Err(ContextError::Unknown { .. })));
+        let only_url = Overrides { url: Some("ctl".into()), ..Overrides::default() };
+        let error = resolve(&empty, None, only_url).unwrap_err().to_string();
+        assert!(error.contains("ORCHARD_SERVICE_ACCOUNT_NAME"), "{error}");
+        let mut gone = Contexts { default: Some("gone".into()), ..Contexts::default() };
+        assert!(matches!(resolve(&gone, None, Overrides::default()), Err(ContextError::Unknown { .. })));
+        gone.put("bad", context("https://x"), true);
+        assert!(matches!(resolve(&gone, None, Overrides::default()), Err(ContextError::Address { .. })));
+        let bad_pin = Overrides { fingerprint: Some("12:34".into()), ..Overrides::default() };
+        let error = resolve(&gone, None, Overrides { url: Some("ctl".into()), ..bad_pin }).unwrap_err();
+        assert!(matches!(error, ContextError::Fingerprint(_)), "{error}");
+    }
+}

@@ -1,0 +1,66 @@
+//! Records logins that fail and what the broker itself refuses, around whoever decides about logins.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::Auditor;
+use crate::broker::auth::{Authenticator, Credentials, Denied, User, Violation};
+use crate::bus::subject;
+use crate::model::audit::{AuditType, Deed, Outcome};
+
+/// Asks another authenticator, and records what it refuses.
+pub(in crate::controller) struct Logins {
+    decides: Arc<dyn Authenticator>,
+    auditor: Auditor,
+}
+
+impl Logins {
+    /// Records what `decides` refuses.
+    pub(in crate::controller) fn new(decides: Arc<dyn Authenticator>, auditor: Auditor) -> Self {
+        Self { decides, auditor }
+    }
+}
+
+impl Authenticator for Logins {
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<User, Denied> {
+        self.decides.authenticate(credentials).inspect_err(|denied| {
+            let account = credentials.user.or(credentials.nkey).unwrap_or_default();
+            self.auditor.record(Deed {
+                kind: AuditType::LoginFailed,
+                account: account.to_owned(),
+                address: credentials.peer.to_string(),
+                verb: String::new(),
+                target: String::new(),
+                outcome: Outcome::Refused,
+                message: denied.reason.clone(),
+            });
+        })
+    }
+
+    fn current(&self, user: &User) -> Option<User> {
+        self.decides.current(user)
+    }
+
+    fn wants_nonce(&self) -> bool {
+        self.decides.wants_nonce()
+    }
+
+    fn violated(&self, user: &User, peer: SocketAddr, violation: Violation<'_>) {
+        let (verb, target, message) = match violation {
+            Violation::Publish(to) => match subject::parse_api(to) {
+                Some((_, resource, verb)) => (format!("{resource}.{verb}"), to, "the account may not send this"),
+                None => ("publish".to_owned(), to, "the user may not publish there"),
+            },
+            Violation::Subscribe(to) => ("subscribe".to_owned(), to, "the user may not listen there"),
+        };
+        self.auditor.record(Deed {
+            kind: AuditType::Request,
+            account: user.name.clone(),
+            address: peer.to_string(),
+            verb,
+            target: target.to_owned(),
+            outcome: Outcome::Refused,
+            message: message.to_owned(),
+        });
+    }
+}

@@ -1,0 +1,170 @@
+//! The way of the audit trail from where things happen (service, relay, logins) into the store.
+//!
+//! What a request changed is recorded in the transaction of the change itself, by the writer. All else comes here from
+//! places that must not wait: it is limited ([`limit`]), queued, and written in batches by one task. What does not fit
+//! the queue is counted and told, never waited for.
+
+mod limit;
+mod logins;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use self::limit::Limiter;
+pub(super) use self::logins::Logins;
+use super::store::writer::Writer;
+use crate::model::Clock;
+use crate::model::audit::{AuditType, Deed, Outcome};
+use crate::model::error::{ApiError, ErrorCode};
+use crate::task::{self, Task};
+
+/// Deeds that may wait for the writer: what passes the limiter at once, and tunnels that many people open together.
+const QUEUE: usize = 4_096;
+/// Deeds written in one step.
+const BATCH: usize = 256;
+/// How often it is looked whether something that was held back may be told.
+const FLUSH: Duration = Duration::from_secs(1);
+/// How long the end of the controller may wait for what is still to be written.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Takes deeds. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Auditor {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    clock: Clock,
+    limiter: Mutex<Limiter>,
+    queue: mpsc::Sender<Deed>,
+    lost: AtomicU64,
+    /// Queued and not yet stored.
+    waiting: AtomicU64,
+}
+
+/// What is still to be written. Run by [`Auditor::run`].
+#[derive(Debug)]
+pub(super) struct Pending(mpsc::Receiver<Deed>);
+
+impl Auditor {
+    /// A trail whose deeds wait in [`Pending`] until it is run.
+    pub(super) fn new(clock: Clock) -> (Self, Pending) {
+        let (queue, pending) = mpsc::channel(QUEUE);
+        let limiter = Mutex::new(Limiter::new(clock.now().mono));
+        let shared = Shared { clock, limiter, queue, lost: AtomicU64::new(0), waiting: AtomicU64::new(0) };
+        (Self { shared: Arc::new(shared) }, Pending(pending))
+    }
+
+    /// Writes what is recorded until dropped.
+    pub(super) fn run(&self, pending: Pending, writer: Writer) -> Task {
+        task::spawn(write(self.clone(), pending.0, writer))
+    }
+
+    /// Records `deed`. What was done is recorded for itself; of what was refused or failed, one source (its account for
+    /// requests, its address for the rest) gets only so many.
+    pub(super) fn record(&self, deed: Deed) {
+        let passed = if deed.outcome == Outcome::Done {
+            Some(deed)
+        } else {
+            let source = match deed.kind {
+                AuditType::Request => format!("account {}", deed.account),
+                kind => format!("{} {}", kind.as_str(), host(&deed.address)),
+            };
+            let now = self.shared.clock.now().mono;
+            self.shared.limiter.lock().unwrap_or_else(PoisonError::into_inner).pass(&source, deed, now)
+        };
+        if let Some(deed) = passed {
+            self.queue(deed);
+        }
+    }
+
+    fn queue(&self, deed: Deed) {
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.shared.queue.try_send(deed).is_err() {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns once everything recorded so far is stored, or after [`SETTLE`]. For the end of the controller.
+    pub(super) async fn settled(&self) {
+        let stored = async {
+            while self.shared.waiting.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE, stored).await;
+    }
+
+    fn flush(&self) {
+        let now = self.shared.clock.now().mono;
+        let told = self.shared.limiter.lock().unwrap_or_else(PoisonError::into_inner).flush(now);
+        told.into_iter().for_each(|deed| self.queue(deed));
+        let lost = self.shared.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let deed = Deed {
+                kind: AuditType::Request,
+                account: "controller/self".to_owned(),
+                address: String::new(),
+                verb: "audit".to_owned(),
+                target: String::new(),
+                outcome: Outcome::Failed,
+                message: format!("{lost} records were lost: more happened than could be written"),
+            };
+            self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+            if self.shared.queue.try_send(deed).is_err() {
+                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.shared.lost.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// What kind of end `error` is.
+pub(super) fn outcome_of(error: &ApiError) -> Outcome {
+    match error.code {
+        ErrorCode::Forbidden | ErrorCode::Unauthenticated => Outcome::Refused,
+        _ => Outcome::Failed,
+    }
+}
+
+/// The address without its port, which differs with each attempt.
+fn host(address: &str) -> &str {
+    match address.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => address,
+    }
+}
+
+async fn write(auditor: Auditor, mut pending: mpsc::Receiver<Deed>, writer: Writer) {
+    let mut flush = tokio::time::interval(FLUSH);
+    flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut batch = Vec::new();
+    loop {
+        // Both are cancel safe.
+        tokio::select! {
+            _ = flush.tick() => auditor.flush(),
+            _ = pending.recv_many(&mut batch, BATCH) => {}
+        }
+        let deeds = std::mem::take(&mut batch);
+        if deeds.is_empty() {
+            continue;
+        }
+        let count = deeds.len() as u64;
+        let written = writer.submit(move |step| {
+            for deed in deeds {
+                step.cluster.audit(deed, step.now, step.changes);
+            }
+            Ok(())
+        });
+        if let Err(error) = written.await {
+            tracing::error!("{count} audit records could not be stored: {error}");
+            auditor.shared.lost.fetch_add(count, Ordering::Relaxed);
+        }
+        auditor.shared.waiting.fetch_sub(count, Ordering::Relaxed);
+    }
+}

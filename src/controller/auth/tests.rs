@@ -1,0 +1,170 @@
+//! Logins and what becomes of them, without a broker.
+
+use std::net::SocketAddr;
+
+use super::*;
+use crate::bus::access::{CreateAccount, CreateJoinToken, Expiry, Join, UpdateAccount};
+use crate::controller::cluster::{Changes, Cluster, Records, Timing};
+use crate::identity::{hash_of, new_token};
+use crate::model::Now;
+use crate::model::access::{Role, Roles};
+use crate::model::account::JoinId;
+
+struct World {
+    cluster: Cluster,
+    access: Arc<AccessView>,
+    users: BusUsers,
+    token: Secret,
+    clock: Clock,
+}
+
+impl World {
+    fn new() -> Self {
+        let clock = Clock::start();
+        let cluster = Cluster::load(Records::default(), Timing::default(), clock.now());
+        let access = Arc::new(AccessView::of(&cluster));
+        let users = BusUsers::new(access.clone(), clock, Secret::new("own"));
+        let mut world = Self { cluster, access, users, token: new_token(), clock };
+        let token = hash_of(world.token.expose());
+        world.change(|cluster, now, changes| cluster.restore_admin(&"admin".parse().unwrap(), token, now, changes));
+        world.change(|cluster, now, changes| {
+            let roles: Roles = [Role::ComputeRead].into_iter().collect();
+            let request = CreateAccount { name: "ci".parse().unwrap(), roles, expires_at: None, token: None };
+            cluster.create_account(&request, token, now, changes).unwrap()
+        });
+        world
+    }
+
+    fn change<T>(&mut self, work: impl FnOnce(&mut Cluster, Now, &mut Changes) -> T) -> T {
+        let mut changes = Changes::default();
+        let done = work(&mut self.cluster, self.clock.now(), &mut changes);
+        self.access.renew(&self.cluster, &changes);
+        done
+    }
+
+    fn login(&self, user: &str, password: &str, from: &str) -> Option<User> {
+        let peer: SocketAddr = format!("{from}:1").parse().unwrap();
+        let credentials = Credentials {
+            user: Some(user),
+            password: Some(password),
+            token: None,
+            nkey: None,
+            sig: None,
+            jwt: None,
+            nonce: Some("n"),
+            peer,
+        };
+        self.users.authenticate(&credentials).ok()
+    }
+
+    fn ci(&self) -> Option<User> {
+        self.login("ci", self.token.expose(), "192.0.2.1")
+    }
+}
+
+#[test]
+fn only_the_right_token_opens_and_only_the_accounts_own_subjects() {
+    let world = World::new();
+    let user = world.ci().unwrap();
+    assert!(user.permissions.may_publish(b"orchard.v1.api.ci.vm.list"));
+    assert!(!user.permissions.may_publish(b"orchard.v1.api.ci.vm.create"));
+    let shown = user.credential.unwrap();
+    assert!(!shown.expose().contains(world.token.expose()), "the token itself is kept nowhere");
+    for (user, password) in [
+        ("ci", "wrong"),
+        ("ci", ""),
+        ("nobody", world.token.expose()),
+        ("", ""),
+        ("..", world.token.expose()),
+        ("worker/w", world.token.expose()),
+        ("join/0000000000000000", world.token.expose()),
+        (CONTROLLER_USER, world.token.expose()),
+    ] {
+        assert!(world.login(user, password, "192.0.2.9").is_none(), "{user:?}");
+    }
+    assert!(world.login(CONTROLLER_USER, "own", "127.0.0.1").is_some());
+}
+
+#[test]
+fn what_changes_holds_for_those_who_are_here_already() {
+    let mut world = World::new();
+    let user = world.ci().unwrap();
+    assert_eq!(world.users.current(&user).as_ref(), Some(&user));
+    let update = |roles: Option<Roles>, expiry| UpdateAccount { name: "ci".parse().unwrap(), roles, expiry };
+    let more = update(Some(Roles::all()), None);
+    world.change(|cluster, now, changes| cluster.update_account(&more, now, changes).unwrap());
+    assert!(world.users.current(&user).unwrap().permissions.may_publish(b"orchard.v1.api.ci.vm.create"));
+    let end = Timestamp::from_millis(world.clock.now().wall.as_millis() + 3_600_000);
+    let ends = update(None, Some(Expiry::At(end)));
+    world.change(|cluster, now, changes| cluster.update_account(&ends, now, changes).unwrap());
+    assert_eq!(world.users.current(&user).unwrap().expires, Some(system_time(end)));
+    let other = hash_of("another token");
+    world.change(|cluster, now, changes| cluster.rotate_account(&"ci".parse().unwrap(), other, now, changes).unwrap());
+    assert_eq!(world.users.current(&user), None, "a token that was changed lets nobody stay");
+    let user = world.login("ci", "another token", "192.0.2.1").unwrap();
+    world.change(|cluster, _, changes| cluster.delete_account(&"ci".parse().unwrap(), changes).unwrap());
+    assert_eq!(world.users.current(&user), None);
+}
+
+#[test]
+fn a_worker_is_let_in_by_its_key_for_as_long_as_that_is_its_key() {
+    let mut world = World::new();
+    let id = JoinId::new([3; 8]);
+    let secret = new_token();
+    let pair = nkeys::KeyPair::new_user();
+    let request = CreateJoinToken { ttl_s: 60, uses: 1, worker: None };
+    let made = (id.clone(), hash_of(secret.expose()));
+    world.change(|cluster, now, changes| {
+        cluster.create_join_token("admin".parse().unwrap(), request, made, now, changes).unwrap()
+    });
+    let joining = world.login("join/0303030303030303", secret.expose(), "192.0.2.1").unwrap();
+    assert!(joining.expires.is_some() && world.users.current(&joining).is_some());
+    let join = Join { worker: "w".parse().unwrap(), public_key: pair.public_key(), machine_id: "m".into() };
+    world.change(|cluster, now, changes| cluster.join(&id, join, now, changes).unwrap());
+
+    let sign = |nonce: &str| data_encoding::BASE64URL_NOPAD.encode(&pair.sign(nonce.as_bytes()).unwrap());
+    let (key, sig) = (pair.public_key(), sign("n"));
+    let credentials = |user| Credentials {
+        user,
+        password: None,
+        token: None,
+        nkey: Some(&key),
+        sig: Some(&sig),
+        jwt: None,
+        nonce: Some("n"),
+        peer: ([192, 0, 2, 1], 1).into(),
+    };
+    let user = world.users.authenticate(&credentials(Some("admin"))).unwrap();
+    assert_eq!(user.name, "worker/w", "the key says who it is, not the name beside it");
+    assert!(!user.permissions.may_publish(b"orchard.v1.api.admin.vm.list"));
+    assert_eq!(world.users.current(&user).as_ref(), Some(&user));
+    world.change(|cluster, now, changes| cluster.delete_worker(&"w".parse().unwrap(), false, now, changes).unwrap());
+    assert_eq!(world.users.current(&user), None);
+    assert!(world.users.authenticate(&credentials(None)).is_err());
+}
+
+#[test]
+fn guessing_is_slowed_down_for_this_address_and_account_alone() {
+    let world = World::new();
+    for _ in 0..20 {
+        assert!(world.login("ci", "guess", "192.0.2.66").is_none());
+        assert!(world.login("made-up", "guess", "192.0.2.66").is_none());
+    }
+    assert!(world.login("ci", world.token.expose(), "192.0.2.66").is_none(), "not even with the right one");
+    assert!(world.login("admin", world.token.expose(), "192.0.2.66").is_some());
+    assert!(world.ci().is_some());
+}
+
+#[test]
+fn the_second_check_names_the_role_that_is_missing() {
+    use crate::model::access::rule;
+    use crate::model::error::ErrorCode;
+    let world = World::new();
+    let now = world.clock.now().wall;
+    let check = |name: &str, verb| world.access.authorise_verb(&name.parse().unwrap(), rule("vm", verb).unwrap(), now);
+    check("ci", "list").unwrap();
+    let refused = check("ci", "create").unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Forbidden);
+    assert!(refused.message.contains("compute:write"), "{refused}");
+    assert_eq!(check("nobody", "list").unwrap_err().code, ErrorCode::Unauthenticated);
+}

@@ -1,0 +1,85 @@
+//! Taking a worker out of the cluster.
+//!
+//! Its key is revoked and its session ended in the same step, before anything starts elsewhere: whatever it still says is
+//! refused, and its connections are closed by the shell before the next assignments go out. What its machine does with
+//! copies that it still runs is out of reach from then on; this is why it takes `force` while there are any.
+
+use super::{Changes, Cluster};
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::event::EventType;
+use crate::model::resources::Resources;
+use crate::model::{CopyId, Now, VmName, VmUid, WorkerName};
+
+/// VMs named in the refusal; more help nobody.
+const NAMED: usize = 3;
+
+impl Cluster {
+    /// Deletes a worker. With `force` the VMs on it fail, and those that shall start over do so elsewhere.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`]; [`ErrorCode::Conflict`] while VMs are placed on it, unless `force`.
+    pub fn delete_worker(
+        &mut self,
+        worker: &WorkerName,
+        force: bool,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<(), ApiError> {
+        let entry = self.workers.get(worker);
+        if entry.is_none() && !self.access.keys.contains_key(worker) {
+            let what = format!("there is no worker named {worker} to delete");
+            return Err(ApiError::new(ErrorCode::NotFound, what));
+        }
+        let placed: Vec<VmUid> = entry.map(|entry| entry.vms.iter().copied().collect()).unwrap_or_default();
+        if !placed.is_empty() && !force {
+            return Err(ApiError::new(ErrorCode::Conflict, self.still_placed(worker, &placed)));
+        }
+        self.revoke(worker, changes);
+        for uid in placed {
+            self.abandon(worker, uid, now, changes);
+        }
+        let leaving: Vec<CopyId> =
+            self.workers.get(worker).map(|entry| entry.leaving.iter().copied().collect()).unwrap_or_default();
+        for id in leaving {
+            self.copy_gone(worker, id, now, changes)?;
+        }
+        if self.workers.remove(worker).is_some() {
+            changes.workers.insert(worker.clone());
+            changes.worker_event(&mut self.last_event, now, worker, EventType::Deleted, String::new());
+        }
+        changes.assign.remove(worker);
+        Ok(())
+    }
+
+    /// Gives up the copy of a VM on a worker that is taken out.
+    fn abandon(&mut self, worker: &WorkerName, uid: VmUid, now: Now, changes: &mut Changes) {
+        let Some(id) = self.vm_record(uid).map(crate::model::vm::Vm::copy_id) else { return };
+        let why = format!("its worker {worker} was taken out of the cluster; what became of it there is not known");
+        // Refused only if the copy is not placed there, and it is.
+        let _ = self.failed(worker, id, why, now, changes);
+        if let Some(entry) = self.workers.get_mut(worker) {
+            entry.vms.remove(&uid);
+        }
+        // One that stays failed has no worker any more; one that starts over has none yet.
+        if let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name))
+            && vm.worker.as_ref() == Some(worker)
+        {
+            vm.worker = None;
+            vm.assigned = Resources::default();
+            changes.vms.insert(uid);
+        }
+    }
+
+    fn still_placed(&self, worker: &WorkerName, placed: &[VmUid]) -> String {
+        let names: Vec<&str> =
+            placed.iter().filter_map(|uid| self.names.get(uid)).take(NAMED).map(VmName::as_str).collect();
+        let more = if placed.len() > names.len() { ", …" } else { "" };
+        format!(
+            "{} VMs are placed on worker {worker} ({}{more}); delete them first, or give them up with `orchard delete worker \
+             {worker} --force`: they then fail, and those that shall start over do so elsewhere, even if this machine goes \
+             on running them",
+            placed.len(),
+            names.join(", ")
+        )
+    }
+}

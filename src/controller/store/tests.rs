@@ -1,0 +1,148 @@
+//! The store on a real disk: what its files hold, and what becomes of those of an older release.
+
+use std::path::Path;
+
+use super::*;
+use crate::bus::message::CreateVm;
+use crate::controller::cluster::Timing;
+use crate::model::secret::Secret;
+use crate::model::vm::{StartupScript, Vm, VmSpec};
+use crate::model::{Clock, VmUid};
+
+const SECRETS: [&str; 2] = ["correct-horse-battery-staple", "xoxb-environment-of-a-script"];
+
+/// A VM with secrets, `filler` bytes of script and the number `n` in its name.
+fn request(n: usize, filler: usize) -> CreateVm {
+    let script = StartupScript {
+        script_content: "x".repeat(filler),
+        env: [("TOKEN".to_owned(), Secret::new(SECRETS[1]))].into(),
+    };
+    let spec = VmSpec {
+        image: "img".into(),
+        password: Some(Secret::new(SECRETS[0])),
+        startup_script: Some(script),
+        ..VmSpec::default()
+    };
+    CreateVm { name: format!("vm{n}").parse().unwrap(), spec }
+}
+
+fn cluster(store: &Store) -> Cluster {
+    Cluster::load(store.records().unwrap(), Timing::default(), Clock::start().now())
+}
+
+fn create(store: &Store, cluster: &mut Cluster, n: usize) {
+    let mut changes = Changes::default();
+    let uid = VmUid(uuid::Uuid::now_v7());
+    cluster.create_vm(request(n, 10), uid, Clock::start().now(), &mut changes).unwrap();
+    store.commit(cluster, &changes, Published::default()).unwrap();
+}
+
+/// The secrets that stand in any file of `folder`.
+fn found_in(folder: &Path) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(found_in(&path));
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        found.extend(SECRETS.iter().filter(|secret| memchr::memmem::find(&bytes, secret.as_bytes()).is_some()));
+    }
+    found
+}
+
+/// A folder as the release before sealing left it: many changes, so that old pages hold plain text, too.
+fn plain_store(folder: &Path) -> Vec<Vm> {
+    crate::identity::make_private_dir(&folder.join("db")).unwrap();
+    let (env, tables) = Store::open_tables(&folder.join("db")).unwrap();
+    let mut kept = Vec::new();
+    for n in 0..60 {
+        let request = request(n, n * 50);
+        let uid = VmUid(uuid::Uuid::now_v7());
+        let vm = Vm::requested(request.name, uid, Clock::start().now().wall, request.spec);
+        let mut txn = env.write_txn().unwrap();
+        tables.vms.put(&mut txn, uid.0.as_bytes(), &rmp_serde::to_vec_named(&vm).unwrap()).unwrap();
+        tables.events.put(&mut txn, &1u64.to_be_bytes(), &[]).unwrap();
+        tables.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&PLAIN_SCHEMA).unwrap()).unwrap();
+        tables.meta.put(&mut txn, LAST_EVENT_KEY, &rmp_serde::to_vec(&77u64).unwrap()).unwrap();
+        txn.commit().unwrap();
+        kept.push(vm);
+        if n % 2 == 1 {
+            let gone = kept.remove(n / 4);
+            let mut txn = env.write_txn().unwrap();
+            tables.vms.delete(&mut txn, gone.uid.0.as_bytes()).unwrap();
+            txn.commit().unwrap();
+        }
+    }
+    env.prepare_for_closing().wait();
+    kept
+}
+
+#[test]
+fn no_file_of_the_data_folder_holds_a_secret_of_a_vm() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut state = cluster(&store);
+    for n in 0..20 {
+        create(&store, &mut state, n);
+    }
+    let mut changes = Changes::default();
+    state.delete_vm(&"vm3".parse().unwrap(), Clock::start().now(), &mut changes).unwrap();
+    store.commit(&state, &changes, Published::default()).unwrap();
+    assert_eq!(found_in(dir.path()), Vec::<&str>::new());
+    let read = store.records().unwrap().vms;
+    assert_eq!(read.len(), 19);
+    assert!(read.iter().all(|vm| vm.spec.password.as_ref().unwrap().expose() == SECRETS[0]));
+}
+
+#[test]
+fn a_store_of_the_release_before_sealing_is_taken_over_and_no_plain_text_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = plain_store(dir.path());
+    assert!(!found_in(dir.path()).is_empty());
+    // Of an attempt that was broken off.
+    std::fs::create_dir(dir.path().join("db.new")).unwrap();
+    std::fs::write(dir.path().join("db.new/data.mdb"), b"half").unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(found_in(dir.path()), Vec::<&str>::new());
+    let records = store.records().unwrap();
+    assert_eq!((records.vms, records.last_event), (kept, 77));
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    let mut state = cluster(&store);
+    create(&store, &mut state, 1000);
+    assert_eq!(found_in(dir.path()), Vec::<&str>::new());
+    assert!(!dir.path().join("db.new").exists());
+}
+
+#[test]
+fn a_store_without_its_key_says_that_a_backup_is_needed_and_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join(seal::KEY_FILE);
+    let store = Store::open(dir.path()).unwrap();
+    let mut state = cluster(&store);
+    create(&store, &mut state, 1);
+    drop((store, state));
+    let bytes = std::fs::read(&key).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    let error = Store::open(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Key(KeyError::Missing(_))), "{error:?}");
+    assert!(!key.exists());
+    identity::write_private(&key, &[9; 32]).unwrap();
+    let error = Store::open(dir.path()).unwrap().records().unwrap_err();
+    assert!(matches!(error, StoreError::Sealed { table: VMS, .. }), "{error:?}");
+    identity::write_private(&key, &bytes).unwrap();
+    assert_eq!(Store::open(dir.path()).unwrap().records().unwrap().vms.len(), 1);
+}
+
+#[test]
+fn a_store_of_a_newer_release_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut txn = store.env.write_txn().unwrap();
+    store.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&(SCHEMA + 1)).unwrap()).unwrap();
+    txn.commit().unwrap();
+    drop(store);
+    assert!(matches!(Store::open(dir.path()).unwrap_err(), OpenError::Newer { .. }));
+}

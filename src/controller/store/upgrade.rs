@@ -1,0 +1,77 @@
+//! From an older schema to the present one, before the store is used. Called by the store while it opens.
+//!
+//! Everything is written anew into a database of its own, in one transaction, which then takes the old one's place by one
+//! rename: a crash at any moment leaves the one or the other, and no page of the new file ever held what is to be hidden
+//! (rewriting records where they are would leave plain text in free pages and in the slack of used ones).
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use heed::types::Bytes;
+use heed::{CommitOrAbort, Env, EnvOpenOptions};
+
+use super::seal::Seal;
+use super::{MAP_SIZE, MAX_TABLES, META, SCHEMA, SCHEMA_KEY, StoreError, VMS};
+
+/// Name of LMDB's file in its folder.
+const DATA_FILE: &str = "data.mdb";
+/// The tables of schema 1.
+const PLAIN_TABLES: &[&str] =
+    &[META, VMS, "workers", "leaving", "events", "events-of-vm", "accounts", "joins", "worker-keys"];
+/// Where the new database grows until it is whole, beside the old one.
+const NEW_FOLDER: &str = "db.new";
+
+/// Brings the database in `folder`/db from schema 1 (VMs in plain text) to [`SCHEMA`].
+///
+/// # Errors
+/// [`StoreError`]; the old database is as it was then.
+pub(super) fn from_plain(folder: &Path, seal: &Seal) -> Result<(), StoreError> {
+    let io = |error| StoreError::Lmdb(heed::Error::Io(error));
+    let (old, new) = (folder.join("db"), folder.join(NEW_FOLDER));
+    if new.exists() {
+        // Of an attempt that did not get to its end.
+        fs::remove_dir_all(&new).map_err(io)?;
+    }
+    crate::identity::make_private_dir(&new).map_err(io)?;
+    let (from, to) = (open(&old)?, open(&new)?);
+    copy(&from, &to, seal)?;
+    to.force_sync()?;
+    // Both are mapped: neither may be when the files change places.
+    from.prepare_for_closing().wait();
+    to.prepare_for_closing().wait();
+    fs::rename(new.join(DATA_FILE), old.join(DATA_FILE)).map_err(io)?;
+    File::open(&old).and_then(|folder| folder.sync_all()).map_err(io)?;
+    fs::remove_dir_all(&new).map_err(io)
+}
+
+#[allow(unsafe_code)] // as in the store itself
+fn open(path: &Path) -> Result<Env, heed::Error> {
+    let mut options = EnvOpenOptions::new();
+    options.map_size(MAP_SIZE).max_dbs(MAX_TABLES);
+    // SAFETY: the folder is of mode 0700 and locked by this process; each of the two is opened once at a time.
+    unsafe { options.open(path) }
+}
+
+fn copy(from: &Env, to: &Env, seal: &Seal) -> Result<(), StoreError> {
+    to.create_databases_and_commit(to.write_txn()?, |target, write| {
+        from.open_databases_and_commit(from.read_txn()?, |source, read| {
+            for name in PLAIN_TABLES {
+                let Some(old) = source.open_database::<Bytes, Bytes>(read, Some(name))? else { continue };
+                let new = target.create_database::<Bytes, Bytes>(write, Some(name))?;
+                for entry in old.iter(read)? {
+                    let (key, value) = entry?;
+                    match *name == VMS {
+                        true => new.put(write, key, &seal.seal(VMS, key, value)?)?,
+                        false => new.put(write, key, value)?,
+                    }
+                }
+                if *name == META {
+                    new.put(write, SCHEMA_KEY.as_bytes(), &rmp_serde::to_vec(&SCHEMA)?)?;
+                }
+            }
+            Ok::<_, StoreError>(CommitOrAbort::<(), ()>::Commit(()))
+        })?;
+        Ok::<_, StoreError>(CommitOrAbort::<(), ()>::Commit(()))
+    })?;
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! Who may say and hear what, proven on the wire against a running controller.
+
+mod attacks;
+mod matrix;
+mod operator;
+mod people;
+mod strangers;
+mod workers;

@@ -1,0 +1,236 @@
+//! The audit trail: who did what from where, numbered, kept and published.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use orchard::bus::access::ListAudit;
+use orchard::bus::client::{Bus, Login, Trust};
+use orchard::bus::message::{CreateVm, DeleteVm, GetInfo, ListVms, decode, encode};
+use orchard::bus::subject;
+use orchard::controller::{BusSource, Controller, ControllerOptions};
+use orchard::identity::{new_token, tls};
+use orchard::model::access::Role;
+use orchard::model::audit::{AuditRecord, AuditType, Outcome};
+use orchard::model::error::ErrorCode;
+use orchard::model::vm::VmSpec;
+use tokio::io::AsyncReadExt;
+
+use crate::harness::{Access, Cluster, LIMIT, TIMING, any_port};
+use crate::tunnel::rights;
+use crate::wait::until;
+
+async fn trail(access: &Access) -> Vec<AuditRecord> {
+    let (mut all, mut after) = (Vec::new(), 0);
+    loop {
+        let page = access.call(&ListAudit { after, limit: 0 }).await.unwrap();
+        all.extend(page.records);
+        if page.next >= page.last {
+            return all;
+        }
+        after = page.next;
+    }
+}
+
+/// The first record that `wanted` says yes to.
+async fn find(access: &Access, wanted: impl Fn(&AuditRecord) -> bool) -> AuditRecord {
+    until("the record", LIMIT, || async {
+        let all = trail(access).await;
+        all.iter().find(|record| wanted(record)).cloned().ok_or(all)
+    })
+    .await
+}
+
+fn vm(name: &str) -> CreateVm {
+    CreateVm { name: name.parse().unwrap(), spec: VmSpec { image: "any".into(), ..VmSpec::default() } }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_done_failed_and_refused_are_recorded_and_mere_reading_is_not() {
+    let cluster = Cluster::start().await;
+    let auditor = rights::account(&cluster, "auditor", &[Role::AdminRead]).await;
+    let reader = rights::account(&cluster, "reader", &[Role::ComputeRead]).await;
+    cluster.access.call(&vm("one")).await.unwrap();
+    assert_eq!(cluster.access.call(&vm("one")).await.unwrap_err().code, ErrorCode::Conflict);
+    reader.call(&ListVms::default()).await.unwrap();
+    assert!(reader.call(&vm("two")).await.is_err());
+    cluster.access.call(&DeleteVm { name: "one".parse().unwrap() }).await.unwrap();
+
+    let of = |verb: &'static str, outcome| move |record: &AuditRecord| record.verb == verb && record.outcome == outcome;
+    let made = find(&auditor, of("vm.create", Outcome::Done)).await;
+    assert_eq!((made.kind, made.account.as_str()), (AuditType::Request, "bootstrap-admin"));
+    assert_eq!((made.target.as_str(), made.address.as_str(), made.message.as_str()), ("one", "127.0.0.1", ""));
+    let failed = find(&auditor, of("vm.create", Outcome::Failed)).await;
+    assert!(failed.target == "one" && failed.message.contains("already"), "{failed:?}");
+    let refused = find(&auditor, of("vm.create", Outcome::Refused)).await;
+    assert!(refused.account == "reader" && refused.address.starts_with("127.0.0.1"), "{refused:?}");
+    find(&auditor, of("vm.delete", Outcome::Done)).await;
+    let account = find(&auditor, of("service-account.create", Outcome::Done)).await;
+    assert_eq!(account.target, "auditor");
+    let all = trail(&auditor).await;
+    assert!(all.iter().all(|record| record.verb != "vm.list" && record.verb != "audit.list"), "{all:?}");
+    assert!(all.iter().map(|record| record.number).eq(1..=u64::try_from(all.len()).unwrap()));
+    let ask = reader.bus().await.call(&reader.account, &ListAudit::default(), LIMIT).await;
+    assert_eq!(ask.unwrap_err().code, ErrorCode::Forbidden);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_logins_are_recorded_with_what_was_claimed_and_from_where() {
+    let cluster = Cluster::start().await;
+    let nobody = cluster.access.of("mallory", &new_token());
+    assert_eq!(nobody.try_bus().await.unwrap_err().code, ErrorCode::Unauthenticated);
+    let record = find(&cluster.access, |record| record.kind == AuditType::LoginFailed).await;
+    assert_eq!((record.account.as_str(), record.outcome), ("mallory", Outcome::Refused));
+    let peer: std::net::SocketAddr = record.address.parse().unwrap();
+    assert!(peer.ip().is_loopback() && peer.port() != 0 && !record.message.is_empty(), "{record:?}");
+    assert!(!format!("{record:?}").contains(nobody.token.expose()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn joins_and_tunnels_are_recorded() {
+    let (cluster, user) = rights::cluster().await;
+    let joined = find(&cluster.access, |record| record.kind == AuditType::Join).await;
+    assert_eq!((joined.target.as_str(), joined.outcome), ("w1", Outcome::Done));
+    assert!(joined.account.starts_with("join/") && joined.address == "127.0.0.1", "{joined:?}");
+
+    let ticket = rights::ticket(&user).await.unwrap();
+    let (client, mut stream) = rights::redeem(&ticket).await.unwrap();
+    let mut greeting = [0; 4];
+    stream.read_exact(&mut greeting).await.unwrap();
+    drop(stream);
+    assert!(rights::redeem(&ticket).await.is_err());
+    client.close().await;
+    let is = |kind, outcome| move |record: &AuditRecord| record.kind == kind && record.outcome == outcome;
+    let opened = find(&cluster.access, is(AuditType::TunnelOpened, Outcome::Done)).await;
+    assert_eq!((opened.account.as_str(), opened.target.as_str()), ("user", "box:22"));
+    let peer: std::net::SocketAddr = opened.address.parse().unwrap();
+    assert!(peer.ip().is_loopback() && peer.port() != 0);
+    let closed = find(&cluster.access, is(AuditType::TunnelClosed, Outcome::Done)).await;
+    assert_eq!((&closed.account, &closed.target, &closed.address), (&opened.account, &opened.target, &opened.address));
+    assert!(closed.message.contains("bytes to the VM") && closed.message.contains(" s"), "{closed:?}");
+    let refused = find(&cluster.access, is(AuditType::TunnelOpened, Outcome::Refused)).await;
+    assert!(refused.message.contains("unknown or was used already"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_go_on_without_a_gap_after_a_restart() {
+    let Cluster { access, controller, dir, .. } = Cluster::start().await;
+    for n in 0..20 {
+        access.call(&vm(&format!("a{n}"))).await.unwrap();
+    }
+    controller.shutdown().await;
+    let options = ControllerOptions {
+        data_dir: dir.path().join("controller"),
+        bus: BusSource::Embedded { listen: any_port(), tls: true, host: None },
+        listen: any_port(),
+        tunnel_host: None,
+        timing: TIMING,
+        certificate: None,
+        bootstrap_token: None,
+    };
+    // A reading that was under way at the end of the first may hold the store for a moment.
+    let controller = until("the store", LIMIT, || Controller::start(options.clone())).await;
+    let trust = controller.fingerprint().map_or(Trust::Plain, Trust::Certificate);
+    let access = Access { url: controller.bus_url().to_owned(), trust, ..access };
+    for n in 0..20 {
+        access.call(&vm(&format!("b{n}"))).await.unwrap();
+    }
+    let all = trail(&access).await;
+    assert!(all.iter().map(|record| record.number).eq(1..=u64::try_from(all.len()).unwrap()), "{all:?}");
+    assert_eq!(all.iter().filter(|record| record.verb == "vm.create").count(), 40);
+    controller.shutdown().await;
+}
+
+/// A client as anybody would write it.
+async fn stock(access: &Access) -> async_nats::Client {
+    let user = access.account.to_string();
+    let inbox = subject::inbox(&user);
+    let Trust::Certificate(fingerprint) = access.trust else { panic!("no TLS") };
+    let config = tls::client_config(fingerprint, &[]).unwrap();
+    async_nats::ConnectOptions::with_user_and_password(user, access.token.expose().to_owned())
+        .custom_inbox_prefix(inbox)
+        .tls_client_config(config)
+        .require_tls(true)
+        .connect(&access.url)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stock_client_with_admin_read_follows_the_trail_and_one_with_compute_read_cannot() {
+    let cluster = Cluster::start().await;
+    let auditor = stock(&rights::account(&cluster, "auditor", &[Role::AdminRead]).await).await;
+    let reader = stock(&rights::account(&cluster, "reader", &[Role::ComputeRead]).await).await;
+    let mut followed = auditor.subscribe("orchard.v1.events.audit.>").await.unwrap();
+    let mut forbidden = reader.subscribe("orchard.v1.events.audit.>").await.unwrap();
+    auditor.flush().await.unwrap();
+    reader.flush().await.unwrap();
+    for n in 0..5 {
+        cluster.access.call(&vm(&format!("vm{n}"))).await.unwrap();
+    }
+    let mut numbers = Vec::new();
+    while numbers.len() < 5 {
+        let message = tokio::time::timeout(LIMIT, followed.next()).await.unwrap().unwrap();
+        let record: AuditRecord = decode(&message.payload).unwrap();
+        let headers = message.headers.unwrap();
+        assert_eq!(headers.get("ce-id").unwrap().as_str(), record.number.to_string());
+        assert_eq!(headers.get("Nats-Msg-Id").unwrap().as_str(), format!("audit-{}", record.number));
+        assert_eq!(message.subject.as_str(), subject::audit(&record));
+        if record.verb == "vm.create" {
+            numbers.push(record.number);
+        }
+    }
+    assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{numbers:?}");
+    reader.flush().await.unwrap();
+    assert!(futures_util::FutureExt::now_or_never(forbidden.next()).flatten().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_refusals_and_failed_logins_does_not_fill_the_trail() {
+    let cluster = Cluster::start().await;
+    let reader = rights::account(&cluster, "reader", &[Role::ComputeRead]).await;
+    let client = stock(&reader).await;
+    let forbidden = subject::api(&reader.account, "vm", "create");
+    for _ in 0..5_000 {
+        client.publish(forbidden.clone(), "".into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    for _ in 0..40 {
+        let _ = cluster.access.of("nobody", &reader.token).try_bus().await;
+    }
+    cluster.access.call(&vm("after")).await.unwrap();
+    find(&cluster.access, |record| record.target == "after").await;
+    let all = trail(&cluster.access).await;
+    let refused = all.iter().filter(|record| record.outcome == Outcome::Refused).count();
+    assert!((20..=50).contains(&refused), "{refused} records");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_accounts_flood_of_requests_does_not_delay_anothers() {
+    const FLOOD: usize = 5_000;
+    let cluster = Cluster::start().await;
+    let flooder = rights::account(&cluster, "flooder", &[Role::ComputeRead]).await;
+    let user = rights::account(&cluster, "user", &[Role::ComputeRead]).await;
+    let bus = user.bus().await;
+    let client = stock(&flooder).await;
+    let mut answers = client.subscribe(format!("{}.>", subject::inbox("flooder"))).await.unwrap();
+    let (to, request) = (subject::api(&flooder.account, "controller", "info"), encode(&GetInfo {}).unwrap());
+    for n in 0..FLOOD {
+        let reply = format!("{}.{n}", subject::inbox("flooder"));
+        client.publish_with_reply(to.clone(), reply, request.clone().into()).await.unwrap();
+    }
+    let quick = Duration::from_secs(5);
+    bus.call(&user.account, &ListVms::default(), quick).await.unwrap();
+    for _ in 0..FLOOD {
+        tokio::time::timeout(LIMIT, answers.next()).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workers_key_that_is_refused_is_recorded_by_the_key() {
+    let cluster = Cluster::start().await;
+    let pair = nkeys::KeyPair::new_user();
+    let login = Login::Key(orchard::model::secret::Secret::new(pair.seed().unwrap()));
+    assert!(Bus::connect(cluster.access.options("worker/w9", login)).await.is_err());
+    let record = find(&cluster.access, |record| record.kind == AuditType::LoginFailed).await;
+    assert!(format!("{record:?}").contains(&pair.public_key()), "{record:?}");
+}
