@@ -51,7 +51,7 @@ pub trait Gatekeeper: Send + Sync + 'static {
     /// The refusal that the client is told.
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError>;
 
-    /// Whether the account that got a ticket may open streams at this moment. Asked when [`Relay::cut_account`] would
+    /// Whether the account that got a ticket may open streams at this moment. Asked when [`Control::cut_account`] would
     /// already find the stream, so that none slips through between.
     ///
     /// # Errors
