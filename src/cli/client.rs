@@ -11,7 +11,7 @@ use crate::config::Home;
 use crate::config::context::ContextFile;
 use crate::config::target::{Overrides, Target};
 use crate::model::VmName;
-use crate::model::error::ApiError;
+use crate::model::error::{ApiError, ErrorCode};
 use crate::model::vm::Vm;
 
 /// A controller that can be asked.
@@ -57,6 +57,14 @@ impl Client {
     /// The VM `name`.
     pub(super) async fn vm(&self, name: &VmName) -> Result<Vm, ApiError> {
         self.call(&GetVm { name: name.clone() }).await
+    }
+
+    /// The same for commands that can do without: none when the account may connect to VMs but not see them.
+    pub(super) async fn vm_if_visible(&self, name: &VmName) -> Result<Option<Vm>, ApiError> {
+        match self.vm(name).await {
+            Err(error) if error.code == ErrorCode::Forbidden => Ok(None),
+            seen => seen.map(Some),
+        }
     }
 
     /// The bus itself.

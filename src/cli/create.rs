@@ -107,7 +107,8 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     let watch = if wait { Some(wait::Watch::begin(&client, &request.name).await?) } else { None };
     let mut vm = client.call(&request).await.with_context(|| format!("cannot create VM {}", request.name))?;
     if let Some(watch) = watch {
-        vm = watch.until_ready(&client, &vm, timeout).await?;
+        let created = || format!("VM {} is created, but was not followed until it is ready", request.name);
+        vm = watch.until_ready(&client, &vm, timeout).await.with_context(created)?;
     }
     match output {
         Format::Json => output::json(&vm)?,

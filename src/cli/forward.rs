@@ -1,7 +1,7 @@
 //! `orchard port-forward`: a local TCP port whose every connection goes to a port of a VM.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -58,9 +58,11 @@ fn parse_ports(text: &str) -> Result<Ports, String> {
 
 pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result<()> {
     let PortForward::Vm(ForwardArgs { name, ports }) = command;
-    let vm = client.vm(&name).await?;
-    let uid = vm.uid;
-    standing(uid, &vm).map_err(|why| anyhow::anyhow!(why))?;
+    let known = Arc::new(OnceLock::new());
+    if let Some(vm) = client.vm_if_visible(&name).await? {
+        standing(vm.uid, &vm).map_err(|why| anyhow::anyhow!(why))?;
+        known.get_or_init(|| vm.uid);
+    }
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.local)))
         .await
         .with_context(|| format!("cannot listen on 127.0.0.1:{}; another LOCAL port may be free", ports.local))?;
@@ -74,7 +76,7 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
         async move { dialer.open(&name, ports.remote).await }
     };
     tokio::select! {
-        never = serve(listener, uid, target, open) => match never {},
+        never = serve(listener, known, target, open) => match never {},
         _ = signals.wait() => {}
     }
     ending.close().await;
@@ -85,7 +87,7 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
 /// and closed. Dropping the future closes all.
 async fn serve<F>(
     listener: TcpListener,
-    first_uid: VmUid,
+    first: Arc<OnceLock<VmUid>>,
     target: String,
     open: impl Fn() -> F,
 ) -> std::convert::Infallible
@@ -105,12 +107,12 @@ where
                 continue;
             }
         };
-        let (opening, target) = (open(), target.clone());
+        let (opening, target, first) = (open(), target.clone(), first.clone());
         connections.spawn(async move {
             let _permit = permit;
             match opening.await {
                 Ok(opened) => {
-                    if opened.uid != first_uid {
+                    if opened.uid != *first.get_or_init(|| opened.uid) {
                         eprintln!("{target}: this is a new VM of the same name");
                     }
                     splice(socket, opened, &target, peer).await;
@@ -177,7 +179,7 @@ mod tests {
                 Ok(Opened { stream: Box::new(near), uid })
             }
         };
-        let _serving = crate::task::spawn(serve(listener, uid, "vm:1".into(), open));
+        let _serving = crate::task::spawn(serve(listener, Arc::new(OnceLock::from(uid)), "vm:1".into(), open));
         let talk = |payload: Vec<u8>| async move {
             let mut socket = TcpStream::connect(address).await.unwrap();
             let (mut read, mut write) = socket.split();

@@ -2,6 +2,7 @@
 //!
 //! The guest may still be booting, so connecting is tried until `--wait` has passed; what runs then does so once.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -73,7 +74,10 @@ pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
         user: arguments.username.unwrap_or_else(|| DEFAULT_GUEST_USER.to_owned()),
         password: Secret::new(arguments.password.unwrap_or_else(|| DEFAULT_GUEST_PASSWORD.to_owned())),
     };
-    let uid = client.vm(&arguments.name).await?.uid;
+    let uid = match client.vm_if_visible(&arguments.name).await? {
+        Some(vm) => OnceLock::from(vm.uid),
+        None => OnceLock::new(),
+    };
     let target = Target { client: client.clone(), dialer: Dialer::new(client.clone()), name: arguments.name, uid };
     // As `ssh` does: the words are joined, and the guest's shell takes them apart.
     let command = (!arguments.command.is_empty()).then(|| arguments.command.join(" "));
@@ -108,7 +112,8 @@ struct Target {
     client: Client,
     dialer: Dialer,
     name: VmName,
-    uid: VmUid,
+    /// Which VM of that name it is; for an account that may not see VMs, only known once the first ticket says so.
+    uid: OnceLock<VmUid>,
 }
 
 impl Target {
@@ -123,12 +128,15 @@ impl Target {
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(reason)) => reason,
             };
-            let state = match self.client.vm(&self.name).await {
-                Ok(vm) => standing(self.uid, &vm).map_err(|why| anyhow::anyhow!(why))?,
+            let why = match self.client.vm_if_visible(&self.name).await {
+                Ok(Some(vm)) => {
+                    let uid = *self.uid.get_or_init(|| vm.uid);
+                    join(&reason, &standing(uid, &vm).map_err(|why| anyhow::anyhow!(why))?)
+                }
+                Ok(None) => reason,
                 Err(error) if error.code == ErrorCode::NotFound => return Err(error.into()),
-                Err(error) => error.message,
+                Err(error) => join(&reason, &error.message),
             };
-            let why = join(&reason, &state);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 anyhow::bail!(
@@ -150,7 +158,7 @@ impl Target {
         let opened = tokio::time::timeout_at(deadline, self.dialer.open(&self.name, SSH_PORT))
             .await
             .map_err(|_| Failure::Passing("no way into it was open in time".to_owned()))??;
-        if opened.uid != self.uid {
+        if opened.uid != *self.uid.get_or_init(|| opened.uid) {
             return Err(Failure::Final(anyhow::anyhow!(replaced(&self.name))));
         }
         let left = deadline.saturating_duration_since(Instant::now()).min(MAX_LOGIN);

@@ -63,31 +63,36 @@ impl Target {
             Some(name) => contexts.contexts.get(name),
             None => None,
         };
-        let of = match name {
-            Some(name) => format!("context {name:?}"),
-            None => "the environment".to_owned(),
-        };
         let from_environment = overrides.url.is_some();
         let url = overrides.url.or_else(|| context.map(|c| c.url.clone())).ok_or(ContextError::NoDefault)?;
         let url = address::normalise_bus_url(&url).map_err(|reason| {
-            let of = if from_environment { "ORCHARD_URL".to_owned() } else { of.clone() };
+            let of = if from_environment { "ORCHARD_URL".to_owned() } else { described(name) };
             ContextError::Address { of, reason }
         })?;
-        let fingerprint = match overrides.fingerprint {
-            Some(text) => Some(text.parse().map_err(ContextError::Fingerprint)?),
-            None if from_environment => known_fingerprint(contexts, context, &url),
-            None => context.and_then(|c| c.fingerprint),
+        let given = overrides.fingerprint.map(|text| text.parse().map_err(ContextError::Fingerprint)).transpose()?;
+        // A saved token goes to where its context leads, or to whoever shows the certificate that the context expects.
+        let trusted = match from_environment {
+            false => context,
+            true => leading_to(contexts, context, &url).or(context.filter(|context| {
+                let shows = overrides.token.is_none();
+                shows && given.is_none() && context.fingerprint.is_some() && !address::is_plain(&url)
+            })),
+        };
+        let fingerprint = given.or(trusted.and_then(|context| context.fingerprint));
+        let of = match trusted {
+            Some(_) => described(name),
+            None => format!("{url}, which no saved context leads to"),
         };
         let account = match overrides.account {
             Some(name) => Some(name.parse().map_err(ContextError::Account)?),
-            None => context.and_then(|c| c.account.clone()),
+            None => trusted.or(context).and_then(|context| context.account.clone()),
         };
         let lacks = |what, variable| ContextError::Incomplete { of: of.clone(), what, variable };
         Ok(Self {
             account: account.ok_or_else(|| lacks("service account", "ORCHARD_SERVICE_ACCOUNT_NAME"))?,
             token: overrides
                 .token
-                .or_else(|| context.and_then(|c| c.token.clone()))
+                .or_else(|| trusted.and_then(|context| context.token.clone()))
                 .ok_or_else(|| lacks("token", "ORCHARD_SERVICE_ACCOUNT_TOKEN"))?,
             url,
             fingerprint,
@@ -95,12 +100,16 @@ impl Target {
     }
 }
 
-/// The certificate that a saved context expects at `url`: a pin once made holds however the address is given. The
-/// default context's comes first.
-fn known_fingerprint(contexts: &Contexts, default: Option<&Context>, url: &str) -> Option<Fingerprint> {
-    let leads_there = |context: &&Context| address::normalise_bus_url(&context.url).is_ok_and(|known| known == url);
-    let mut known = default.into_iter().chain(contexts.contexts.values()).filter(leads_there);
-    known.find_map(|context| context.fingerprint)
+/// The saved context for `url`, however that is written; the default one if it is.
+fn leading_to<'a>(contexts: &'a Contexts, default: Option<&'a Context>, url: &str) -> Option<&'a Context> {
+    let leads_there = |context: &&Context| {
+        address::normalise_bus_url(&context.url).is_ok_and(|known| known.eq_ignore_ascii_case(url))
+    };
+    default.into_iter().chain(contexts.contexts.values()).find(leads_there)
+}
+
+fn described(name: Option<&str>) -> String {
+    name.map_or_else(|| "the environment".to_owned(), |name| format!("context {name:?}"))
 }
 
 #[cfg(test)]
@@ -142,13 +151,38 @@ mod tests {
         all.put("home", context("ctl"), true);
         all.put("work", context("tls://work.example:9"), false);
         let at = |url: &str| {
-            let overrides = Overrides { url: Some(url.into()), ..Overrides::default() };
+            let (account, token) = (Some("a".into()), Some(Secret::new("t")));
+            let overrides = Overrides { url: Some(url.into()), account, token, fingerprint: None };
             Target::resolve(&all, None, overrides).unwrap().fingerprint
         };
         assert_eq!(at("tls://ctl:4222/"), Some(Fingerprint::of(b"ctl")));
+        assert_eq!(at("CTL"), Some(Fingerprint::of(b"ctl")));
         assert_eq!(at("work.example:9"), Some(Fingerprint::of(b"tls://work.example:9")));
         assert_eq!(at("work.example"), None);
         assert_eq!(at("nats://ctl"), None, "plain text is another address");
+    }
+
+    #[test]
+    fn a_saved_token_is_shown_to_nobody_but_its_controller() {
+        let mut all = Contexts::default();
+        all.put("home", context("ctl"), true);
+        all.put("open", Context { fingerprint: None, ..context("tls://open.example") }, false);
+        let at = |all: &Contexts, url: &str, fingerprint: Option<&str>| {
+            let fingerprint = fingerprint.map(str::to_owned);
+            let overrides = Overrides { url: Some(url.into()), fingerprint, ..Overrides::default() };
+            Target::resolve(all, None, overrides)
+        };
+        // Elsewhere, but only to whoever shows the certificate that the context expects.
+        assert_eq!(at(&all, "elsewhere", None).unwrap().fingerprint, Some(Fingerprint::of(b"ctl")));
+        let print = Fingerprint::of(b"another").to_string();
+        assert!(matches!(at(&all, "elsewhere", Some(&print)), Err(ContextError::Incomplete { .. })));
+        for plain in ["nats://ctl", "nats://127.0.0.1:1"] {
+            let error = at(&all, plain, None).unwrap_err().to_string();
+            assert!(error.contains("ORCHARD_SERVICE_ACCOUNT"), "{error}");
+        }
+        all.default = Some("open".into());
+        assert!(at(&all, "open.example", None).is_ok());
+        assert!(matches!(at(&all, "elsewhere", None), Err(ContextError::Incomplete { .. })));
     }
 
     #[test]

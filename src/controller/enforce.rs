@@ -19,6 +19,10 @@ use crate::tunnel::relay::{Control, Gatekeeper};
 /// How often accounts with open streams are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How long an account's connections go on after a change: whoever changed his own account gets the answer, which may hold
+/// the only copy of a new token.
+const LAST_ANSWER: Duration = Duration::from_millis(250);
+
 /// Whose rights are seen to, and by whom.
 pub(super) struct Enforcer {
     pub(super) access: Arc<AccessView>,
@@ -38,6 +42,9 @@ pub(super) async fn run(enforcer: Enforcer) {
         // Both are cancel safe.
         tokio::select! {
             users = access.changed() => {
+                if users.iter().any(|user| user.parse::<AccountName>().is_ok()) {
+                    tokio::time::sleep(LAST_ANSWER).await;
+                }
                 for user in users {
                     let connections = broker.as_ref().map_or(0, |broker| broker.recheck_user(&user));
                     tracing::debug!(user, connections, "rights have changed");

@@ -160,8 +160,6 @@ impl Controller {
             None => Identity::load_or_create(&options.data_dir, &local_names())?,
         };
         let (writer, signals, thread) = writer::start(store.clone(), options.timing, clock)?;
-        let bootstrap_token = bootstrap(&writer, options.bootstrap_token).await.map_err(StartError::Admin)?;
-
         let (auditor, deeds) = Auditor::new(clock);
         let access = signals.access;
         let tokens = access.tokens();
@@ -175,6 +173,8 @@ impl Controller {
         };
 
         let open = open_bus(options.bus, &certificate, access.clone(), clock, &auditor).await?;
+        // Only now that nothing else can be in the way: the token of the first account is shown once.
+        let bootstrap_token = bootstrap(&writer, options.bootstrap_token).await.map_err(StartError::Admin)?;
         let OpenBus { broker, fingerprint, login, address } = open;
         let bus_url = login.url.clone();
         let bus = Bus::connect(login).await.map_err(StartError::Bus)?;

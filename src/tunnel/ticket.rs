@@ -19,6 +19,9 @@ pub const TICKET_TTL: Duration = Duration::from_secs(30);
 /// How many tickets may be outstanding: 2,000 new sessions a second over their whole time, some 15 MB.
 pub const MAX_TICKETS: usize = 60_000;
 
+/// How many of them one account may have: each is used at once by whoever means it, and nobody takes the others' share.
+pub const MAX_TICKETS_PER_ACCOUNT: usize = 512;
+
 /// What a ticket stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -40,6 +43,11 @@ pub enum TicketError {
     /// Too many are outstanding.
     #[error("{0} tunnel tickets are outstanding, which is the limit; try again in a few seconds")]
     Full(usize),
+    /// Too many of this account are outstanding.
+    #[error(
+        "this account has {0} tunnel tickets that it has not used, which is the limit; use them, or try again in a few seconds"
+    )]
+    TooMany(usize),
     /// This very secret is outstanding already: the caller's randomness is broken.
     #[error("this tunnel ticket was issued already")]
     Duplicate,
@@ -54,7 +62,7 @@ pub enum TicketError {
 impl From<TicketError> for ApiError {
     fn from(error: TicketError) -> Self {
         let code = match error {
-            TicketError::Full(_) => ErrorCode::LimitExceeded,
+            TicketError::Full(_) | TicketError::TooMany(_) => ErrorCode::LimitExceeded,
             TicketError::Duplicate => ErrorCode::Internal,
             TicketError::Unknown | TicketError::Expired => ErrorCode::Unauthenticated,
         };
@@ -71,6 +79,8 @@ pub struct Tickets {
     grants: BTreeMap<Hash, (Duration, Grant)>,
     /// The same tickets in order of expiry.
     expiries: BTreeMap<(Duration, Hash), ()>,
+    /// How many each account has.
+    held: BTreeMap<AccountName, usize>,
 }
 
 impl Default for Tickets {
@@ -82,30 +92,49 @@ impl Default for Tickets {
 impl Tickets {
     /// A store for at most `limit` tickets.
     pub fn new(limit: usize) -> Self {
-        Self { limit, grants: BTreeMap::new(), expiries: BTreeMap::new() }
+        Self { limit, grants: BTreeMap::new(), expiries: BTreeMap::new(), held: BTreeMap::new() }
     }
 
     /// Makes `secret` stand for `grant` until `now + ttl`. Expired tickets make room, the oldest first.
     ///
     /// # Errors
-    /// [`TicketError::Full`] when all that are outstanding are still good, [`TicketError::Duplicate`].
+    /// [`TicketError::Full`] when all that are outstanding are still good, [`TicketError::TooMany`] when the account has its
+    /// share, [`TicketError::Duplicate`].
     pub fn issue(&mut self, secret: &Secret, grant: Grant, now: Duration, ttl: Duration) -> Result<(), TicketError> {
         let hash = hash(secret.expose());
-        while self.grants.len() >= self.limit {
-            let oldest = self.expiries.first_key_value().map(|(key, ())| *key);
-            let Some((expiry, expired)) = oldest.filter(|(expiry, _)| *expiry <= now) else {
-                return Err(TicketError::Full(self.limit));
+        let held = loop {
+            let held = self.held.get(&grant.account).copied().unwrap_or(0);
+            let full = if self.grants.len() >= self.limit {
+                TicketError::Full(self.limit)
+            } else if held >= MAX_TICKETS_PER_ACCOUNT {
+                TicketError::TooMany(held)
+            } else {
+                break held;
             };
+            let oldest = self.expiries.first_key_value().map(|(key, ())| *key);
+            let Some((expiry, expired)) = oldest.filter(|(expiry, _)| *expiry <= now) else { return Err(full) };
             self.expiries.remove(&(expiry, expired));
-            self.grants.remove(&expired);
-        }
+            self.take(&expired);
+        };
         if self.grants.contains_key(&hash) {
             return Err(TicketError::Duplicate);
         }
         let expiry = now.saturating_add(ttl);
         self.expiries.insert((expiry, hash), ());
+        self.held.insert(grant.account.clone(), held + 1);
         self.grants.insert(hash, (expiry, grant));
         Ok(())
+    }
+
+    fn take(&mut self, hash: &Hash) -> Option<(Duration, Grant)> {
+        let (expiry, grant) = self.grants.remove(hash)?;
+        if let Some(held) = self.held.get_mut(&grant.account) {
+            *held = held.saturating_sub(1);
+            if *held == 0 {
+                self.held.remove(&grant.account);
+            }
+        }
+        Some((expiry, grant))
     }
 
     /// Takes the ticket out of the store: whatever the answer, it opens nothing a second time.
@@ -114,7 +143,7 @@ impl Tickets {
     /// [`TicketError::Unknown`] or [`TicketError::Expired`].
     pub fn redeem(&mut self, secret: &str, now: Duration) -> Result<Grant, TicketError> {
         let hash = hash(secret);
-        let (expiry, grant) = self.grants.remove(&hash).ok_or(TicketError::Unknown)?;
+        let (expiry, grant) = self.take(&hash).ok_or(TicketError::Unknown)?;
         self.expiries.remove(&(expiry, hash));
         if expiry <= now {
             return Err(TicketError::Expired);
@@ -131,6 +160,7 @@ impl Tickets {
             }
             stays
         });
+        self.held.remove(account);
     }
 
     /// How many are kept, expired ones included.
@@ -191,6 +221,24 @@ mod tests {
         assert_eq!((tickets.len(), tickets.expiries.len()), (1, 1));
         assert_eq!(tickets.redeem("ticket-1", Duration::ZERO), Err(TicketError::Unknown));
         assert_eq!(tickets.redeem("ticket-2", Duration::ZERO), Ok(of("bob")));
+    }
+
+    #[test]
+    fn one_account_cannot_take_the_others_share() {
+        let mut tickets = Tickets::default();
+        let of = |name: &str| Grant { account: name.parse().unwrap(), ..grant(22) };
+        let named = |n: usize| Secret::new(format!("greedy-{n}"));
+        for n in 0..MAX_TICKETS_PER_ACCOUNT {
+            tickets.issue(&named(n), of("greedy"), Duration::ZERO, TICKET_TTL).unwrap();
+        }
+        let more = tickets.issue(&secret(1), of("greedy"), Duration::ZERO, TICKET_TTL);
+        assert_eq!(more, Err(TicketError::TooMany(MAX_TICKETS_PER_ACCOUNT)));
+        tickets.issue(&secret(1), of("modest"), Duration::ZERO, TICKET_TTL).unwrap();
+        tickets.redeem(named(0).expose(), Duration::ZERO).unwrap();
+        tickets.issue(&secret(2), of("greedy"), Duration::ZERO, TICKET_TTL).unwrap();
+        tickets.issue(&secret(3), of("greedy"), TICKET_TTL, TICKET_TTL).unwrap();
+        tickets.revoke(&"greedy".parse().unwrap());
+        tickets.issue(&secret(4), of("greedy"), Duration::ZERO, TICKET_TTL).unwrap();
     }
 
     #[test]

@@ -153,3 +153,32 @@ async fn the_audit_trail_tells_who_did_what_and_goes_on_while_it_is_followed() {
     };
     tokio::time::timeout(LIMIT, seen).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_changes_his_own_account_gets_the_answer() {
+    let cluster = Cluster::start().await;
+    let roles = ["--roles", "admin:write,admin:read"];
+    let token = cluster.run(&[&["create", "service-account", "boss"], &roles[..]].concat()).await;
+    let rotated = as_account(&cluster, "boss", token.trim(), &["rotate", "service-account", "boss"]).await;
+    assert!(rotated.code == Some(0) && rotated.stdout.trim().len() >= 43, "{rotated:?}");
+    let token = rotated.stdout.trim();
+    assert_eq!(as_account(&cluster, "boss", token, &["list", "service-accounts"]).await.code, Some(0));
+    let gone = as_account(&cluster, "boss", token, &["delete", "service-account", "boss"]).await;
+    assert_eq!(gone.code, Some(0), "{gone:?}");
+    assert_eq!(as_account(&cluster, "boss", token, &["list", "service-accounts"]).await.code, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_connect_to_vms_need_not_see_them() {
+    let mut cluster = Cluster::start().await;
+    cluster.add_worker("w", Arc::new(Synthetic::new())).await;
+    cluster.run(&["create", "vm", "a", "--image", "any", "--wait"]).await;
+    for role in ["compute:connect", "compute:write"] {
+        let name = role.replace(':', "-");
+        let token = cluster.run(&["create", "service-account", &name, "--roles", role]).await;
+        let ran = as_account(&cluster, &name, token.trim(), &["ssh", "vm", "a", "echo there"]).await;
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "there\n"), "{role}: {ran:?}");
+        let absent = as_account(&cluster, &name, token.trim(), &["ssh", "vm", "b", "true"]).await;
+        assert!(absent.code == Some(1) && absent.stderr.contains("no VM named b"), "{absent:?}");
+    }
+}

@@ -155,13 +155,13 @@ orchard controller is ready
     }
     text += &format!("\n  data         {}", folder.path().display());
     let named = match context {
-        Remembered::Default => {
-            text += &format!("\n  context      {CONTEXT}, the default, in {}", file.path().display());
+        Remembered::Default(name) => {
+            text += &format!("\n  context      {name}, the default, in {}", file.path().display());
             String::new()
         }
-        Remembered::Named => {
-            text += &format!("\n  context      {CONTEXT}, to be named with --context, in {}", file.path().display());
-            format!(" --context {CONTEXT}")
+        Remembered::Named(name) => {
+            text += &format!("\n  context      {name}, to be named with --context, in {}", file.path().display());
+            format!(" --context {name}")
         }
         Remembered::No => String::new(),
     };
@@ -194,13 +194,14 @@ To let another machine join as a worker:
 
 /// Whether this user has the context of the first account.
 enum Remembered {
-    Default,
-    Named,
+    Default(String),
+    Named(String),
     No,
 }
 
 /// Saves how this user reaches the controller: with the first account's token if it is known, and otherwise where the
-/// context that was saved when it was has to lead now.
+/// context that was saved when it was has to lead now. A context of another controller is left alone: its token is nowhere
+/// else, and must not be shown to this one.
 fn remember(
     controller: &RunningController,
     outside_token: Option<Secret>,
@@ -209,7 +210,9 @@ fn remember(
     let account: AccountName = BOOTSTRAP_ADMIN.parse()?;
     let mut remembered = Remembered::No;
     file.update(|all| {
-        let known = all.get(CONTEXT).ok().and_then(|context| context.token.clone());
+        let name = context_name(all.get(CONTEXT).ok(), controller);
+        let same = |context: &&Context| context.fingerprint == controller.fingerprint;
+        let known = all.get(&name).ok().filter(same).and_then(|context| context.token.clone());
         let Some(token) = outside_token.or_else(|| controller.bootstrap_token.clone()).or(known) else { return };
         let context = Context {
             url: controller.bus_url.clone(),
@@ -218,11 +221,22 @@ fn remember(
             fingerprint: controller.fingerprint,
             other: Default::default(),
         };
-        all.put(CONTEXT, context, false);
-        remembered = match all.default.as_deref() == Some(CONTEXT) {
-            true => Remembered::Default,
-            false => Remembered::Named,
+        all.put(&name, context, false);
+        remembered = match all.default.as_deref() == Some(&name) {
+            true => Remembered::Default(name),
+            false => Remembered::Named(name),
         };
     })?;
     Ok(remembered)
+}
+
+/// [`CONTEXT`], unless that is another controller's: one with another certificate that is reached at another address.
+fn context_name(saved: Option<&Context>, controller: &RunningController) -> String {
+    match (saved, controller.fingerprint) {
+        (Some(saved), Some(own)) if saved.fingerprint != Some(own) && saved.url != controller.bus_url => {
+            let print: String = own.to_string().chars().take(8).collect();
+            format!("{CONTEXT}-{print}")
+        }
+        _ => CONTEXT.to_owned(),
+    }
 }

@@ -143,6 +143,9 @@ impl Cluster {
         if was_admin && !is_lasting_admin(&view) && !self.access.has_other_admin(name) {
             return Err(last_admin(name, "cannot lose that role or get an end"));
         }
+        if !view.roles.has(Role::AdminWrite) {
+            self.end_joins(|token| token.created_by == *name, changes);
+        }
         if let Some(account) = self.access.accounts.get_mut(name)
             && account.view != view
         {
@@ -152,7 +155,8 @@ impl Cluster {
         Ok(view)
     }
 
-    /// Gives an account the token with `token_hash` in place of the one it had.
+    /// Gives an account the token with `token_hash` in place of the one it had. Machines can no longer join with what it
+    /// made: whoever stole the token may have made some of them.
     ///
     /// # Errors
     /// [`ErrorCode::NotFound`].
@@ -167,10 +171,12 @@ impl Cluster {
         account.token_hash = token_hash;
         account.view.rotated_at = Some(now.wall);
         changes.accounts.insert(name.clone());
-        Ok(account.view.clone())
+        let view = account.view.clone();
+        self.end_joins(|token| token.created_by == *name, changes);
+        Ok(view)
     }
 
-    /// Deletes an account.
+    /// Deletes an account, and with it the bootstrap tokens that it made.
     ///
     /// # Errors
     /// [`ErrorCode::NotFound`]; [`ErrorCode::Conflict`] when nobody would be left who manages accounts.
@@ -181,6 +187,7 @@ impl Cluster {
         }
         self.access.accounts.remove(name);
         changes.accounts.insert(name.clone());
+        self.end_joins(|token| token.created_by == *name, changes);
         Ok(())
     }
 

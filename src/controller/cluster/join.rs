@@ -161,15 +161,20 @@ impl Cluster {
         changes.keys.insert(worker.clone());
     }
 
-    /// Forgets join tokens that are over. One that is used up stays until then: a machine whose answer was lost asks again.
-    pub(super) fn drop_expired_joins(&mut self, now: Now, changes: &mut Changes) {
+    /// Ends the join tokens of which `over` says so.
+    pub(super) fn end_joins(&mut self, over: impl Fn(&JoinToken) -> bool, changes: &mut Changes) {
         self.access.joins.retain(|id, token| {
-            let over = token.expires_at <= now.wall;
-            if over {
+            let ends = over(token);
+            if ends {
                 changes.joins.insert(id.clone());
             }
-            !over
+            !ends
         });
+    }
+
+    /// Forgets join tokens that are over. One that is used up stays until then: a machine whose answer was lost asks again.
+    pub(super) fn drop_expired_joins(&mut self, now: Now, changes: &mut Changes) {
+        self.end_joins(|token| token.expires_at <= now.wall, changes);
     }
 }
 

@@ -34,6 +34,10 @@ impl Cluster {
         if !placed.is_empty() && !force {
             return Err(ApiError::new(ErrorCode::Conflict, self.still_placed(worker, &placed)));
         }
+        // The token that it joined with ends too: who has this machine may have that as well.
+        if let Some(joined_with) = self.access.keys.get(worker).map(|key| key.joined_with.clone()) {
+            self.end_joins(|token| token.id == joined_with, changes);
+        }
         self.revoke(worker, changes);
         for uid in placed {
             self.abandon(worker, uid, now, changes);

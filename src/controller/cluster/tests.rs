@@ -1,6 +1,7 @@
 //! The core's rules, each as a story; and a random walk that checks the invariants after every step.
 
 mod access;
+mod hostile;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -66,7 +67,13 @@ impl World {
 
     fn join(&mut self, worker: &str, cores: u64) -> SessionId {
         let session = SessionId(self.id());
-        let info = WorkerInfo {
+        let hello = Hello { session, info: self.info(worker, cores) };
+        self.cluster.hello(&name(worker), hello, self.now, &mut self.changes).unwrap();
+        session
+    }
+
+    fn info(&self, worker: &str, cores: u64) -> WorkerInfo {
+        WorkerInfo {
             name: name(worker),
             machine_id: worker.into(),
             os: Os::Linux,
@@ -77,10 +84,7 @@ impl World {
             default_cpu: 4,
             default_memory: 1024,
             version: String::new(),
-        };
-        let hello = Hello { session, info };
-        self.cluster.hello(&name(worker), hello, self.now, &mut self.changes).unwrap();
-        session
+        }
     }
 
     fn report(

@@ -22,6 +22,8 @@ const MAX_SCRIPT: usize = 256 * 1024;
 const MAX_PAIRS: usize = 64;
 /// All of it together: one VM must fit into one message to its worker.
 const MAX_SPEC: usize = 512 * 1024;
+/// Lines of output of one copy: at a million a second, two weeks.
+const MAX_LOG_LINES: u64 = 1 << 40;
 /// A status message is a line or a few; more belongs in the log.
 const MAX_MESSAGE: usize = 2 * 1024;
 
@@ -124,13 +126,17 @@ impl Cluster {
         self.check_session(worker, log.session)?;
         let last_event = &mut self.last_event;
         let vm = placed(&self.names, &mut self.vms, worker, CopyId { uid: log.uid, attempt: log.attempt })?;
+        if log.first > MAX_LOG_LINES {
+            let what = format!("line {} cannot be: a copy has at most {MAX_LOG_LINES} lines", log.first);
+            return Err(ApiError::new(ErrorCode::Invalid, what));
+        }
         let known = usize::try_from(vm.log_lines.saturating_sub(log.first)).unwrap_or(usize::MAX);
         if log.first > vm.log_lines {
             // The store was set back behind the worker; the gap cannot be filled, what follows can still be kept.
             vm.log_lines = log.first;
         }
         for line in log.lines.into_iter().skip(known) {
-            vm.log_lines += 1;
+            vm.log_lines = vm.log_lines.saturating_add(1);
             changes.vms.insert(vm.uid);
             changes.log(last_event, now, vm, line.stream, line.text);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Changes, Cluster, Live, WorkerEntry};
-use crate::bus::message::{Assignment, Heartbeat, HeartbeatAck, Hello};
+use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
 use crate::model::worker::{Worker, WorkerState};
@@ -11,13 +11,15 @@ use crate::model::{CopyId, Now, SessionId, WorkerName};
 
 /// Strays remembered per worker session; beyond that they are reported again, which harms nobody.
 const MAX_STRAYS: usize = 1024;
+/// What a worker says of itself, all of it: a page of workers must fit into one message, and people wrote these labels.
+const MAX_INFO: usize = 32 * 1024;
 
 impl Cluster {
     /// Registers a worker and opens its session; yields what it shall run.
     ///
     /// # Errors
     /// [`ErrorCode::Forbidden`] when it speaks for another worker, [`ErrorCode::Conflict`] when another machine has
-    /// its name.
+    /// its name, [`ErrorCode::Invalid`] when it says too much.
     pub fn hello(
         &mut self,
         from: &WorkerName,
@@ -28,6 +30,14 @@ impl Cluster {
         let name = hello.info.name.clone();
         if *from != name {
             return Err(ApiError::new(ErrorCode::Forbidden, format!("{from} cannot register as {name}")));
+        }
+        let size = message::encode(&hello.info)?.len();
+        if size > MAX_INFO {
+            let what = format!(
+                "what worker {name} says of itself has {size} bytes; at most {MAX_INFO} are allowed: give it fewer labels and \
+                 resources, or shorter ones"
+            );
+            return Err(ApiError::new(ErrorCode::Invalid, what));
         }
         let known = self.workers.get(&name);
         if known.is_some_and(|entry| entry.record.info.machine_id != hello.info.machine_id) {

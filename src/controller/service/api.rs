@@ -139,7 +139,7 @@ async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> 
     let store = context.store.clone();
     let read = tokio::task::spawn_blocking(move || store.events(request.after, limit, request.vm)).await;
     let (events, first_kept) = read.map_err(|_| failed("read events"))?.map_err(|error| read_failed(&error))?;
-    event_page(events, limit, request.after, last, first_kept)
+    event_page(events, limit, last, first_kept)
 }
 
 async fn list_audit(context: &Context, _: AccountName, request: ListAudit) -> Result<AuditPage, ApiError> {
@@ -160,9 +160,9 @@ async fn list_audit(context: &Context, _: AccountName, request: ListAudit) -> Re
             break;
         }
     }
-    let newest = records.last().map_or(request.after, |record| record.number);
+    let newest = records.last().map_or(0, |record| record.number);
     let last = last.max(newest);
-    let next = if more { newest } else { last.max(request.after) };
+    let next = if more { newest } else { last };
     Ok(AuditPage { records, next, last, first_kept })
 }
 
@@ -170,7 +170,6 @@ async fn list_audit(context: &Context, _: AccountName, request: ListAudit) -> Re
 fn event_page(
     mut events: Vec<Event>,
     limit: usize,
-    after: EventNumber,
     last: EventNumber,
     first_kept: EventNumber,
 ) -> Result<EventPage, ApiError> {
@@ -184,10 +183,11 @@ fn event_page(
             break;
         }
     }
-    let newest = events.last().map_or(after, |event| event.number);
+    // A number that has not been given out yet, as after a restored backup, leads back to the last that has.
+    let newest = events.last().map_or(0, |event| event.number);
     // The reading is younger than `last`: events after it may be here, and must not be sent once more.
     let last = last.max(newest);
-    let next = if more { newest } else { last.max(after) };
+    let next = if more { newest } else { last };
     Ok(EventPage { events, next, last, first_kept })
 }
 
@@ -282,7 +282,7 @@ mod tests {
         let (mut after, mut seen) = (0, 0);
         while after < 500 {
             let rest = all.iter().filter(|event| event.number > after).cloned().collect();
-            let page = event_page(rest, 500, after, 500, 1).unwrap();
+            let page = event_page(rest, 500, 500, 1).unwrap();
             assert!(encode(&page).unwrap().len() < 1024 * 1024);
             assert_eq!(page.events.first().unwrap().number, after + 1);
             seen += page.events.len();
@@ -292,12 +292,18 @@ mod tests {
     }
 
     #[test]
-    fn an_event_stored_while_the_page_was_read_is_not_sent_again() {
-        let page = event_page(vec![event(4, 1), event(9, 1)], 500, 0, 7, 1).unwrap();
-        assert_eq!((page.next, page.last), (9, 9));
-        let page = event_page(vec![event(4, 1)], 500, 0, 7, 1).unwrap();
+    fn a_number_that_is_not_given_out_yet_leads_back_to_the_last_that_is() {
+        let page = event_page(Vec::new(), 500, 7, 1).unwrap();
         assert_eq!((page.next, page.last), (7, 7));
-        let page = event_page(vec![event(4, 1), event(5, 1)], 2, 0, 7, 1).unwrap();
+    }
+
+    #[test]
+    fn an_event_stored_while_the_page_was_read_is_not_sent_again() {
+        let page = event_page(vec![event(4, 1), event(9, 1)], 500, 7, 1).unwrap();
+        assert_eq!((page.next, page.last), (9, 9));
+        let page = event_page(vec![event(4, 1)], 500, 7, 1).unwrap();
+        assert_eq!((page.next, page.last), (7, 7));
+        let page = event_page(vec![event(4, 1), event(5, 1)], 2, 7, 1).unwrap();
         assert_eq!((page.next, page.last), (5, 7));
     }
 }

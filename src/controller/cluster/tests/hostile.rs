@@ -1,0 +1,78 @@
+//! Messages that only a worker could send that means harm, or is broken.
+
+use super::*;
+use crate::bus::access::{CreateAccount, CreateJoinToken, Join, UpdateAccount};
+use crate::model::access::Roles;
+use crate::model::account::{JoinId, SecretHash};
+use crate::model::error::ErrorCode;
+
+#[test]
+fn a_number_of_a_log_line_that_cannot_be_is_refused() {
+    let mut world = World::new();
+    let session = world.join("w", 8);
+    let uid = world.create("a", VmSpec::default()).unwrap();
+    let line = || LogLine { stream: LogStream::Stdout, text: "x".into() };
+    let mut log = |first: u64| {
+        let lines = LogLines { session, uid, attempt: 0, first, lines: vec![line(), line()] };
+        world.cluster.log(&name("w"), lines, world.now, &mut world.changes)
+    };
+    for first in [u64::MAX, u64::MAX - 1, 1 << 60] {
+        assert_eq!(log(first).unwrap_err().code, ErrorCode::Invalid, "{first}");
+    }
+    log(0).unwrap();
+    assert_eq!(world.vm("a").log_lines, 2);
+}
+
+#[test]
+fn a_worker_that_says_too_much_of_itself_is_refused() {
+    let mut world = World::new();
+    let mut info = world.info("w", 8);
+    info.labels = (0..600).map(|n| (format!("label-{n}"), "x".repeat(100))).collect();
+    let hello = Hello { session: SessionId(world.id()), info };
+    let refused = world.cluster.hello(&name("w"), hello, world.now, &mut world.changes).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Invalid);
+    assert!(world.cluster.all_workers().is_empty());
+}
+
+/// A token to join with, made by `by`.
+fn joinable(world: &mut World, by: &str) -> JoinId {
+    let id = JoinId::new(u64::try_from(world.id().as_u128()).unwrap().to_be_bytes());
+    let request = CreateJoinToken { ttl_s: 3600, uses: 3, worker: None };
+    let made = (id.clone(), SecretHash([1; 32]));
+    world.cluster.create_join_token(name(by), request, made, world.now, &mut world.changes).unwrap();
+    id
+}
+
+#[test]
+fn what_an_account_gave_out_ends_with_its_right_to_give_it_out() {
+    let mut world = World::new();
+    world.cluster.restore_admin(&name("root"), SecretHash([0; 32]), world.now, &mut world.changes);
+    let ends: [fn(&mut World); 3] = [
+        |w| drop(w.cluster.rotate_account(&name("boss"), SecretHash([3; 32]), w.now, &mut w.changes).unwrap()),
+        |w| {
+            let fewer = UpdateAccount { name: name("boss"), roles: Some(Roles::default()), expiry: None };
+            drop(w.cluster.update_account(&fewer, w.now, &mut w.changes).unwrap());
+        },
+        |w| w.cluster.delete_account(&name("boss"), &mut w.changes).unwrap(),
+    ];
+    for end in ends {
+        let request = CreateAccount { name: name("boss"), roles: Roles::all(), expires_at: None, token: None };
+        // There from the last round, unless this is the first.
+        let _ = world.cluster.create_account(&request, SecretHash([2; 32]), world.now, &mut world.changes);
+        let (own, other) = (joinable(&mut world, "boss"), joinable(&mut world, "root"));
+        end(&mut world);
+        assert_eq!(world.cluster.join_record(&own), None);
+        assert!(world.changes.joins.contains(&own) && world.cluster.join_record(&other).is_some());
+    }
+}
+
+#[test]
+fn a_worker_that_was_taken_out_does_not_come_back_with_what_it_came_with() {
+    let mut world = World::new();
+    let id = joinable(&mut world, "root");
+    let join = || Join { worker: name("w"), public_key: "U1".into(), machine_id: "m".into() };
+    world.cluster.join(&id, join(), world.now, &mut world.changes).unwrap();
+    world.cluster.delete_worker(&name("w"), false, world.now, &mut world.changes).unwrap();
+    let back = world.cluster.join(&id, join(), world.now, &mut world.changes).unwrap_err();
+    assert_eq!(back.code, ErrorCode::Unauthenticated);
+}
