@@ -183,3 +183,14 @@ async fn a_lame_duck_lets_nobody_in_and_ends_once_all_have_left() {
     drop(ann);
     assert!(broker.ended().await.success());
 }
+
+#[tokio::test]
+async fn more_clients_fit_than_the_usual_soft_limit_of_open_files() {
+    let broker = Standalone::start_with_files(64, &["--no-auth"]).await;
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        let mut client = raw(&broker).await;
+        assert!(client.line().await.starts_with("INFO {"));
+        clients.push(client);
+    }
+}

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::access::{Access, AccessArgs};
+use super::raise_file_limit;
 use super::signals::Signals;
 use crate::broker::{Broker, Limits};
 use crate::cli::{FAILED, output};
@@ -71,6 +72,7 @@ pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
     let BrokerCommand::Run(arguments) = command;
     let access = Access::open(arguments.access, arguments.listen)?;
     let mut signals = BrokerSignals::install()?;
+    raise_file_limit();
     let ports = arguments.ports_file.map(PortsFile::claim).transpose()?;
     let limits = Limits {
         max_payload: arguments.max_payload,
