@@ -78,6 +78,7 @@ mod backlog;
 mod client;
 mod connection;
 mod delivery;
+mod limits;
 mod outbound;
 pub mod permission;
 pub mod protocol;
@@ -102,6 +103,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::task::{self, Task};
+
+pub use limits::Limits;
 
 use auth::Authenticator;
 use protocol::ServerInfo;
@@ -132,47 +135,6 @@ impl Addresses {
     /// As [`Broker::addresses_of`].
     pub fn of(&self, name: &str) -> Vec<IpAddr> {
         self.0.upgrade().map_or_else(Vec::new, |router| router.addresses_of(name, MAX_ADDRESSES))
-    }
-}
-
-/// What clients may use. The defaults are nats-server's, but for the time to authenticate and the subscriptions, which
-/// it does not bound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Largest message body in bytes, headers included.
-    pub max_payload: usize,
-    /// Longest line of an operation in bytes.
-    pub max_control_line: usize,
-    /// Subscriptions of one client.
-    pub max_subscriptions: usize,
-    /// Clients at a time, those in the TLS handshake among them. Whoever is one too many is told so in the clear.
-    pub max_connections: usize,
-    /// Bytes waiting for one client, above which it is cut off.
-    pub max_pending: usize,
-    /// Time within which a client must take what is written to it.
-    pub write_deadline: Duration,
-    /// Time between pings.
-    pub ping_interval: Duration,
-    /// Pings that may go unanswered.
-    pub max_pings_out: u32,
-    /// Time within which a client must say who it is. nats-server's two seconds are too few when a thousand workers come
-    /// back at once.
-    pub auth_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_payload: 1024 * 1024,
-            max_control_line: 4096,
-            max_subscriptions: 100_000,
-            max_connections: 64 * 1024,
-            max_pending: 64 * 1024 * 1024,
-            write_deadline: Duration::from_secs(10),
-            ping_interval: Duration::from_secs(120),
-            max_pings_out: 2,
-            auth_timeout: Duration::from_secs(10),
-        }
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client::{Client, Subscription};
 use super::delivery::Delivery;
+use super::limits::after;
 use super::outbound::{LINGER, Outbound};
 use super::protocol::parse::{Bounds, Parser};
 use super::protocol::{Fault, ServerInfo, encode};
@@ -51,7 +52,7 @@ const MAX_DISCARD: usize = 4 * 1024 * 1024;
 
 /// Serves `stream` until it ends. Whatever the client does, and even if this panics, its traces vanish from the router.
 pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: SocketAddr) {
-    let deadline = Instant::now() + router.limits.auth_timeout;
+    let deadline = after(Instant::now(), router.limits.auth_timeout);
     let nonce = router.authenticator.as_ref().filter(|a| a.wants_nonce()).map(|_| new_nonce());
     let tls = router.tls();
     let greeting = Greeting { client: router.next_id(), ip: peer.ip().to_canonical(), nonce, tls: tls.is_some() };

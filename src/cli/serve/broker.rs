@@ -211,9 +211,15 @@ fn bytes(text: &str, allowed: RangeInclusive<usize>) -> Result<usize, String> {
     text.parse().ok().filter(|bytes| allowed.contains(bytes)).ok_or_else(wrong)
 }
 
+/// The longest `--ping-interval`.
+const MAX_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
 fn interval(text: &str) -> Result<Duration, String> {
     match duration::parse(text)? {
         Duration::ZERO => Err("pings need some time in between, such as 30s".to_owned()),
+        interval if interval > MAX_INTERVAL => {
+            Err(format!("{text:?} is more than a day: a client that is gone would hardly ever be missed; write 2m"))
+        }
         interval => Ok(interval),
     }
 }

@@ -230,3 +230,23 @@ async fn receivers_without_headers_get_the_body_alone() {
     assert_eq!(old.until_pong().await, "MSG a 1 1\r\nx\r\n");
     broker.shutdown().await;
 }
+
+#[tokio::test]
+async fn durations_that_no_clock_can_count_are_only_very_long() {
+    let long = Duration::MAX;
+    let limits = Limits { write_deadline: long, ping_interval: long, auth_timeout: long, ..Limits::default() };
+    let broker = start(Broker::builder().limits(limits)).await;
+    let mut slow = Raw::with(&broker, "{\"verbose\":false}").await;
+    slow.send(b"SUB a 1\r\n").await;
+    slow.until_pong().await;
+    let mut raw = Raw::with(&broker, "{\"verbose\":false}").await;
+    let message = format!("PUB a 500000\r\n{}\r\n", "x".repeat(500_000));
+    for _ in 0..40 {
+        raw.send(message.as_bytes()).await; // more than sockets take: the write deadline begins
+    }
+    raw.until_pong().await;
+    let leaving = async { tokio::time::timeout(Duration::from_millis(100), broker.lame_duck(long)).await };
+    assert!(leaving.await.is_err());
+    slow.exactly(40 * 500_000).await;
+    raw.until_pong().await;
+}
