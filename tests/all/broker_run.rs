@@ -12,6 +12,17 @@ async fn raw(broker: &Standalone) -> Raw {
     Raw::over(tokio::net::TcpStream::connect(broker.address).await.unwrap())
 }
 
+/// Waits until the broker has said `what`.
+async fn told(broker: &Standalone, what: &str) {
+    until(what, PATIENCE, || async {
+        match broker.log() {
+            log if log.contains(what) => Ok(()),
+            log => Err(log),
+        }
+    })
+    .await;
+}
+
 async fn connect(broker: &Standalone, user: &str, password: &str) -> Result<async_nats::Client, String> {
     let options = async_nats::ConnectOptions::with_user_and_password(user.into(), password.into());
     options.connect(broker.url()).await.map_err(|error| error.to_string())
@@ -121,18 +132,11 @@ async fn a_hangup_reads_the_users_again_for_those_who_are_here_too() {
     let bob = connect(&broker, "bob", "2").await.unwrap();
     write("no longer JSON");
     broker.signal(Signal::HUP);
-    let told =
-        |what: &'static str| {
-            let broker = &broker;
-            until(what, PATIENCE, move || async move {
-                if broker.log().contains(what) { Ok(()) } else { Err(broker.log()) }
-            })
-        };
-    told("not reloaded").await;
+    told(&broker, "not reloaded").await;
     connect(&broker, "ann", "1").await.unwrap();
     write(r#"{"users":[{"user":"bob","password":"2"},{"user":"eve","password":"3"}]}"#);
     broker.signal(Signal::HUP);
-    told("reloaded: ").await;
+    told(&broker, "reloaded: ").await;
     connect(&broker, "eve", "3").await.unwrap();
     connect(&broker, "ann", "1").await.unwrap_err();
     assert!(ann.until_closed().await.contains("-ERR"), "ann may no longer be here");
@@ -195,4 +199,30 @@ async fn more_clients_fit_than_the_usual_soft_limit_of_open_files() {
         assert!(client.line().await.starts_with("INFO {"));
         clients.push(client);
     }
+}
+
+#[tokio::test]
+async fn a_lame_duck_still_takes_users_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("users.json");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    write(r#"{"users":[{"user":"ann","password":"1"},{"user":"bob","password":"2"}]}"#);
+    let mut broker = Standalone::start(&["--users-file", file.to_str().unwrap()]).await;
+    let (mut ann, mut bob) = (raw(&broker).await, raw(&broker).await);
+    for (client, connect) in [
+        (&mut ann, "CONNECT {\"verbose\":false,\"user\":\"ann\",\"pass\":\"1\"}\r\n"),
+        (&mut bob, "CONNECT {\"verbose\":false,\"user\":\"bob\",\"pass\":\"2\"}\r\n"),
+    ] {
+        client.line().await;
+        client.send(connect.as_bytes()).await;
+        client.until_pong().await;
+    }
+    broker.signal(Signal::USR2);
+    told(&broker, "lame duck").await;
+    write(r#"{"users":[{"user":"bob","password":"2"}]}"#);
+    broker.signal(Signal::HUP);
+    told(&broker, "reloaded: ").await;
+    assert!(ann.until_closed().await.contains("-ERR"), "ann may no longer be here");
+    assert_eq!(bob.until_pong().await, "", "bob is still served");
+    assert!(broker.stop(Signal::TERM).await.success());
 }

@@ -86,29 +86,36 @@ pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
     }
     tracing::info!(client = %broker.local_addr(), access = %access, "the broker is up");
     output::line(&format!("orchard broker is ready\n  client  nats://{}", broker.local_addr()))?;
-    loop {
-        match signals.wait().await {
-            Told::Reload => reload(&access, &broker),
-            Told::LameDuck => {
-                eprintln!("lame duck: no new clients; those connected are sent away one by one");
-                tokio::select! {
-                    () = broker.lame_duck(LAME_DUCK) => {}
-                    name = signals.stop() => eprintln!("{name}: stopping at once"),
-                }
-                break;
-            }
-            Told::Stop(name) => {
-                eprintln!("{name}: stopping");
-                break;
-            }
-        }
-    }
+    until_told(&broker, &access, &mut signals).await;
     drop(ports); // whoever reads it from now on would find nobody there
     tokio::select! {
         () = broker.shutdown() => Ok(0),
         name = signals.stop() => {
             eprintln!("{name}: ending at once");
             Ok(FAILED)
+        }
+    }
+}
+
+/// Serves until a signal or the end of the lame duck's time, and does what signals say meanwhile.
+async fn until_told(broker: &Broker, access: &Access, signals: &mut BrokerSignals) {
+    let leaving = broker.lame_duck(LAME_DUCK);
+    tokio::pin!(leaving);
+    let mut lame = false;
+    loop {
+        let told = tokio::select! {
+            told = signals.wait() => told,
+            () = &mut leaving, if lame => return,
+        };
+        match told {
+            // Also for a lame duck: its last clients are there for two minutes, and a user taken away must not be.
+            Told::Reload => reload(access, broker),
+            Told::LameDuck if lame => {}
+            Told::LameDuck => {
+                lame = true;
+                eprintln!("lame duck: no new clients; those connected are sent away one by one");
+            }
+            Told::Stop(name) => return eprintln!("{name}: stopping"),
         }
     }
 }
