@@ -78,6 +78,7 @@ mod backlog;
 mod client;
 mod connection;
 mod delivery;
+mod file;
 mod limits;
 mod outbound;
 pub mod permission;

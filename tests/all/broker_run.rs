@@ -226,3 +226,17 @@ async fn a_lame_duck_still_takes_users_away() {
     assert_eq!(bob.until_pong().await, "", "bob is still served");
     assert!(broker.stop(Signal::TERM).await.success());
 }
+
+#[tokio::test]
+async fn a_users_file_that_would_never_end_holds_no_signal_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("users.json");
+    std::fs::write(&file, r#"{"users":[{"user":"ann","password":"1"}]}"#).unwrap();
+    let mut broker = Standalone::start(&["--users-file", file.to_str().unwrap()]).await;
+    std::fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    broker.signal(Signal::HUP);
+    told(&broker, "no regular file").await;
+    connect(&broker, "ann", "1").await.unwrap();
+    assert!(broker.stop(Signal::TERM).await.success());
+}

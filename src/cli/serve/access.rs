@@ -65,6 +65,12 @@ pub(super) struct Access {
     tls: Option<Tls>,
 }
 
+/// What was read again.
+pub(super) struct Fresh {
+    users: Option<StaticUsers>,
+    tls: Option<Tls>,
+}
+
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let who = if self.users.is_some() { "known users" } else { "anybody on this machine" };
@@ -97,20 +103,25 @@ impl Access {
         }
     }
 
-    /// Reads the files again: users count at once, also for those who are connected; certificates for new connections.
-    ///
-    /// # Errors
-    /// When one of them cannot be used; nothing has changed then.
-    pub(super) fn reload(&self, broker: &Broker) -> anyhow::Result<()> {
-        let tls = tls(&self.arguments)?;
-        if let Some(known) = &self.users {
-            known.replace(users(&self.arguments)?);
+    /// What reads the files again; it blocks for as long as the disk takes, and fails when one of them cannot be used.
+    pub(super) fn reader(&self) -> impl Fn() -> anyhow::Result<Fresh> + Send + Sync + 'static {
+        let (arguments, known) = (self.arguments.clone(), self.users.is_some());
+        move || {
+            let tls = tls(&arguments)?;
+            let users = if known { Some(users(&arguments)?) } else { None };
+            Ok(Fresh { users, tls })
+        }
+    }
+
+    /// What was read counts now: users also for those who are connected, certificates for new connections.
+    pub(super) fn apply(&self, fresh: Fresh, broker: &Broker) {
+        if let (Some(known), Some(users)) = (&self.users, fresh.users) {
+            known.replace(users);
             broker.recheck_all();
         }
-        if let Some(tls) = tls {
+        if let Some(tls) = fresh.tls {
             broker.reload_tls(tls);
         }
-        Ok(())
     }
 }
 

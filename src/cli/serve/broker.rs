@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::access::{Access, AccessArgs};
+use super::access::{Access, AccessArgs, Fresh};
 use super::raise_file_limit;
+use super::reload::Reloading;
 use super::signals::Signals;
 use crate::broker::{Broker, Limits};
 use crate::cli::{FAILED, output};
@@ -102,14 +103,19 @@ async fn until_told(broker: &Broker, access: &Access, signals: &mut BrokerSignal
     let leaving = broker.lame_duck(LAME_DUCK);
     tokio::pin!(leaving);
     let mut lame = false;
+    let mut reloading = Reloading::new(access.reader());
     loop {
         let told = tokio::select! {
             told = signals.wait() => told,
+            read = reloading.next() => {
+                reload(access, broker, read);
+                continue;
+            }
             () = &mut leaving, if lame => return,
         };
         match told {
             // Also for a lame duck: its last clients are there for two minutes, and a user taken away must not be.
-            Told::Reload => reload(access, broker),
+            Told::Reload => reloading.request(),
             Told::LameDuck if lame => {}
             Told::LameDuck => {
                 lame = true;
@@ -124,9 +130,12 @@ async fn until_told(broker: &Broker, access: &Access, signals: &mut BrokerSignal
 const LAME_DUCK: Duration = Duration::from_secs(120);
 
 /// Takes users and certificates as they are now. What cannot be read changes nothing.
-fn reload(access: &Access, broker: &Broker) {
-    match access.reload(broker) {
-        Ok(()) => eprintln!("reloaded: users and certificates are those of the files now"),
+fn reload(access: &Access, broker: &Broker, read: anyhow::Result<Fresh>) {
+    match read {
+        Ok(fresh) => {
+            access.apply(fresh, broker);
+            eprintln!("reloaded: users and certificates are those of the files now");
+        }
         Err(error) => tracing::error!("not reloaded, all stays as it was: {error:#}"),
     }
 }
