@@ -111,10 +111,11 @@ async fn a_port_in_use_is_told() {
     let broker = Standalone::start(&ANN).await;
     let folder = tempfile::tempdir().unwrap();
     let mut second = command(folder.path());
-    second.args(["--listen", &broker.address.to_string()]).args(ANN);
+    second.args(["--listen", &broker.address.to_string(), "--ports-file"]).arg(broker.ports_file()).args(ANN);
     assert_eq!(second.status().await.unwrap().code(), Some(1));
     let said = std::fs::read_to_string(folder.path().join("log")).unwrap();
     assert!(said.contains("is another program there?"), "{said}");
+    assert!(broker.ports_file().exists(), "it tells of the first");
     until("the first to go on", PATIENCE, || connect(&broker, "ann", "s3cret")).await;
 }
 
@@ -186,6 +187,7 @@ async fn a_lame_duck_lets_nobody_in_and_ends_once_all_have_left() {
     })
     .await;
     ann.until_pong().await;
+    assert!(!broker.ports_file().exists(), "nobody can connect any more");
     drop(ann);
     assert!(broker.ended().await.success());
 }

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::access::{Access, AccessArgs, Fresh};
+use super::ports::PortsFile;
 use super::raise_file_limit;
 use super::reload::Reloading;
 use super::signals::Signals;
@@ -18,7 +19,6 @@ use crate::broker::{Broker, Limits};
 use crate::cli::{FAILED, output};
 use crate::config::address::parse_listen;
 use crate::config::duration;
-use crate::identity;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum BrokerCommand {
@@ -74,7 +74,6 @@ pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
     let access = Access::open(arguments.access, arguments.listen)?;
     let mut signals = BrokerSignals::install()?;
     raise_file_limit();
-    let ports = arguments.ports_file.map(PortsFile::claim).transpose()?;
     let limits = Limits {
         max_payload: arguments.max_payload,
         max_control_line: arguments.max_control_line,
@@ -82,12 +81,12 @@ pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
         ..Limits::default()
     };
     let broker = access.guard(Broker::builder().limits(limits)).bind(arguments.listen).await?;
-    if let Some(ports) = &ports {
-        ports.publish(broker.local_addr())?;
-    }
+    // Not before: whose address cannot be had must leave alone what tells of the broker that has it.
+    let publish = |path| PortsFile::publish(path, broker.local_addr());
+    let mut ports = arguments.ports_file.map(publish).transpose()?;
     tracing::info!(client = %broker.local_addr(), access = %access, "the broker is up");
     output::line(&format!("orchard broker is ready\n  client  nats://{}", broker.local_addr()))?;
-    until_told(&broker, &access, &mut signals).await;
+    until_told(&broker, &access, &mut signals, &mut ports).await;
     drop(ports); // whoever reads it from now on would find nobody there
     tokio::select! {
         () = broker.shutdown() => Ok(0),
@@ -99,7 +98,7 @@ pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
 }
 
 /// Serves until a signal or the end of the lame duck's time, and does what signals say meanwhile.
-async fn until_told(broker: &Broker, access: &Access, signals: &mut BrokerSignals) {
+async fn until_told(broker: &Broker, access: &Access, signals: &mut BrokerSignals, ports: &mut Option<PortsFile>) {
     let leaving = broker.lame_duck(LAME_DUCK);
     tokio::pin!(leaving);
     let mut lame = false;
@@ -119,6 +118,7 @@ async fn until_told(broker: &Broker, access: &Access, signals: &mut BrokerSignal
             Told::LameDuck if lame => {}
             Told::LameDuck => {
                 lame = true;
+                *ports = None; // as below
                 eprintln!("lame duck: no new clients; those connected are sent away one by one");
             }
             Told::Stop(name) => return eprintln!("{name}: stopping"),
@@ -179,33 +179,6 @@ impl BrokerSignals {
     /// Waits for one that ends the process. Cancel safe.
     async fn stop(&mut self) -> &'static str {
         self.stop.wait().await
-    }
-}
-
-/// The file that says where the broker listens: there as long as clients can connect, and no longer.
-struct PortsFile(PathBuf);
-
-impl PortsFile {
-    /// Removes what an earlier run may have left: whoever waits for the file must not find a dead address.
-    fn claim(path: PathBuf) -> anyhow::Result<Self> {
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot replace the ports file {}", path.display()))
-            }
-            _ => Ok(Self(path)),
-        }
-    }
-
-    fn publish(&self, client: SocketAddr) -> anyhow::Result<()> {
-        let ports = serde_json::json!({ "client": client.to_string() });
-        identity::write_private(&self.0, format!("{ports}\n").as_bytes())
-            .with_context(|| format!("cannot write the ports file {}", self.0.display()))
-    }
-}
-
-impl Drop for PortsFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 
