@@ -24,7 +24,14 @@ pub(super) struct AccessArgs {
     #[arg(long, value_name = "USER", group = "who", help_heading = "Who may connect")]
     user: Option<String>,
     /// That user's password [default: what ORCHARD_BROKER_PASSWORD holds]
-    #[arg(long, value_name = "PASSWORD", requires = "user", help_heading = "Who may connect")]
+    // The conflicts are those of `--user`: where that cannot be, clap drops the requirement, and the password with it.
+    #[arg(
+        long,
+        value_name = "PASSWORD",
+        requires = "user",
+        conflicts_with_all = ["auth_token", "nkey", "users_file", "no_auth"],
+        help_heading = "Who may connect"
+    )]
     password: Option<String>,
     /// Let in whoever has this token
     #[arg(long, value_name = "TOKEN", group = "who", help_heading = "Who may connect")]
