@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::delivery::MAX_BATCH;
+
 /// Longer than any broker runs: what lies beyond it never comes. Clocks cannot be asked for more than they can count.
 const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
@@ -11,7 +13,8 @@ const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 /// it does not bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest message body in bytes, headers included.
+    /// Largest message body in bytes, headers included. No larger than [`Limits::most_payload`]: a broker that is asked for
+    /// more allows that much.
     pub max_payload: usize,
     /// Longest line of an operation in bytes.
     pub max_control_line: usize,
@@ -45,6 +48,20 @@ impl Default for Limits {
             max_pings_out: 2,
             auth_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+/// What a frame has besides its body and what clients put on its line: operation, sizes, ends of lines. And room for what
+/// the broker says by itself meanwhile.
+const FRAME_SLACK: usize = 2 * 1024;
+
+impl Limits {
+    /// The largest payload in bytes that the other limits leave room for: a message, with subject and reply of its
+    /// publisher's line and the id of its receiver's, behind a batch that is not quite full yet, must not cut off a client
+    /// that has nothing else pending.
+    pub fn most_payload(&self) -> usize {
+        let lines = self.max_control_line.saturating_mul(2);
+        self.max_pending.saturating_sub(MAX_BATCH).saturating_sub(lines).saturating_sub(FRAME_SLACK)
     }
 }
 

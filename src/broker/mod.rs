@@ -142,6 +142,16 @@ impl Addresses {
 /// The broker could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
+    /// No message could be passed on.
+    #[error(
+        "max_pending of {max_pending} bytes has no room for a message beside max_control_line of {max_control_line}"
+    )]
+    NoRoom {
+        /// What was asked for.
+        max_pending: usize,
+        /// What was asked for.
+        max_control_line: usize,
+    },
     /// The address cannot be listened on.
     #[error("cannot listen for NATS clients on {address}: is another program there?")]
     Listen {
@@ -199,8 +209,17 @@ impl Builder {
     /// Listens on `address` (port 0 chooses a free one) and serves clients on the current runtime.
     ///
     /// # Errors
-    /// [`BindError`] when the address cannot be had.
-    pub async fn bind(self, address: SocketAddr) -> Result<Broker, BindError> {
+    /// [`BindError`] when the address cannot be had, or the limits allow no message at all.
+    pub async fn bind(mut self, address: SocketAddr) -> Result<Broker, BindError> {
+        let most = self.limits.most_payload();
+        if most == 0 {
+            let Limits { max_pending, max_control_line, .. } = self.limits;
+            return Err(BindError::NoRoom { max_pending, max_control_line });
+        }
+        if self.limits.max_payload > most {
+            tracing::warn!(max_payload = self.limits.max_payload, most, "no larger messages fit into max_pending");
+            self.limits.max_payload = most;
+        }
         let listen = || -> io::Result<(TcpListener, SocketAddr)> {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket.set_reuseaddr(true)?; // come back on the same port at once after a restart

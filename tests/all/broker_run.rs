@@ -92,6 +92,8 @@ async fn what_cannot_be_is_refused_with_a_way_out() {
         (&["--no-auth", "--tls-cert", file, "--tls-key", file], 1, "cannot encrypt"),
         (&["--no-auth", "--max-payload", "0"], 2, "from 1"),
         (&["--no-auth", "--max-payload", "999999999999"], 2, "to 67108864"),
+        (&["--no-auth", "--max-payload", "67108864"], 2, "67033088 at most"),
+        (&["--no-auth", "--max-payload", "66000000", "--max-control-line", "1048576"], 2, "at most"),
         (&["--no-auth", "--max-control-line", "10"], 2, "from 512"),
         (&["--no-auth", "--ping-interval", "soon"], 2, "5m30s"),
         (&["--no-auth", "--ping-interval", "0s"], 2, "30s"),

@@ -16,7 +16,7 @@ use super::raise_file_limit;
 use super::reload::Reloading;
 use super::signals::Signals;
 use crate::broker::{Broker, Limits};
-use crate::cli::{FAILED, output};
+use crate::cli::{FAILED, UsageError, output};
 use crate::config::address::parse_listen;
 use crate::config::duration;
 
@@ -71,15 +71,16 @@ pub(in crate::cli) struct RunArgs {
 
 pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
     let BrokerCommand::Run(arguments) = command;
-    let access = Access::open(arguments.access, arguments.listen)?;
-    let mut signals = BrokerSignals::install()?;
-    raise_file_limit();
     let limits = Limits {
         max_payload: arguments.max_payload,
         max_control_line: arguments.max_control_line,
         ping_interval: arguments.ping_interval,
         ..Limits::default()
     };
+    check(&limits)?;
+    let access = Access::open(arguments.access, arguments.listen)?;
+    let mut signals = BrokerSignals::install()?;
+    raise_file_limit();
     let broker = access.guard(Broker::builder().limits(limits)).bind(arguments.listen).await?;
     // Not before: whose address cannot be had must leave alone what tells of the broker that has it.
     let publish = |path| PortsFile::publish(path, broker.local_addr());
@@ -188,6 +189,19 @@ const MAX_PAYLOAD: usize = 64 * 1024 * 1024;
 fn payload(text: &str) -> Result<usize, String> {
     let most = MAX_PAYLOAD.min(Limits::default().max_pending);
     bytes(text, 1..=most)
+}
+
+/// A message that is allowed must also reach whoever listens, and not cut it off.
+fn check(limits: &Limits) -> Result<(), UsageError> {
+    let most = limits.most_payload();
+    if limits.max_payload <= most {
+        return Ok(());
+    }
+    Err(UsageError(format!(
+        "--max-payload can be {most} at most with --max-control-line {}: a whole message must fit into the {} bytes that may \
+         wait for a client",
+        limits.max_control_line, limits.max_pending
+    )))
 }
 
 /// Less than 512 bytes would not let CONNECT through, more than 1 MiB is no line.

@@ -250,3 +250,35 @@ async fn durations_that_no_clock_can_count_are_only_very_long() {
     slow.exactly(40 * 500_000).await;
     raw.until_pong().await;
 }
+
+#[tokio::test]
+async fn the_largest_message_that_is_allowed_arrives() {
+    let limits = Limits { max_payload: usize::MAX, max_pending: 1024 * 1024, ..Limits::default() };
+    let most = limits.most_payload();
+    let broker = start(Broker::builder().limits(limits)).await;
+    let mut receiver = Raw::silent(&broker).await;
+    let info = receiver.line().await;
+    assert!(info.contains(&format!("\"max_payload\":{most},")), "{info}");
+    let (subject, sid, reply) = ("s".repeat(2_000), "i".repeat(2_000), "r".repeat(2_000));
+    receiver.send(format!("{QUIET}SUB {subject} {sid}\r\n").as_bytes()).await;
+    receiver.until_pong().await;
+    let mut sender = Raw::with(&broker, "{\"verbose\":false}").await;
+    let small = "x".repeat(60_000);
+    let body = "y".repeat(most);
+    let frames = format!("PUB {subject} 60000\r\n{small}\r\nPUB {subject} {reply} {most}\r\n{body}\r\n");
+    sender.send(frames.as_bytes()).await;
+    receiver.read_until(format!("MSG {subject} {sid} 60000\r\n{small}\r\n").as_bytes()).await;
+    let line = format!("MSG {subject} {sid} {reply} {most}\r\n");
+    receiver.read_until(line.as_bytes()).await;
+    assert!(receiver.exactly(most + 2).await.starts_with("yyyy"));
+    assert_eq!(receiver.until_pong().await, "");
+    sender.send(format!("PUB {subject} {}\r\n", most + 1).as_bytes()).await;
+    assert!(sender.until_closed().await.contains("Maximum Payload"));
+}
+
+#[tokio::test]
+async fn limits_that_allow_no_message_are_refused() {
+    let limits = Limits { max_pending: 10_000, ..Limits::default() };
+    let bound = Broker::builder().limits(limits).bind("127.0.0.1:0".parse().unwrap()).await;
+    assert!(bound.unwrap_err().to_string().contains("max_pending"));
+}
