@@ -99,6 +99,7 @@ async fn what_cannot_be_is_refused_with_a_way_out() {
         (&["--no-auth", "--ping-interval", "0s"], 2, "30s"),
         (&["--no-auth", "--ping-interval", "25h"], 2, "a day"),
         (&["--no-auth", "--ping-interval", "2562047788015215h"], 2, "a day"),
+        (&["--user", "a", "--password", "x", "--listen", "192.0.2.1:0"], 1, "no such address"),
         (&["--no-auth", "--listen", "here"], 2, "127.0.0.1:4222"),
         (&["--no-auth", "--listen", "127.0.0.1:0", "--ports-file", &beyond], 1, "ports file"),
     ] {
