@@ -58,7 +58,7 @@ pub async fn accept(
             accepted = next => match accepted {
                 Ok((stream, peer)) => {
                     pause = MIN_PAUSE;
-                    connections.spawn(connection::serve(router.clone(), stream, peer));
+                    connections.spawn(connection::serve(router.clone(), stream, peer, stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, ?pause, "cannot accept a client");
