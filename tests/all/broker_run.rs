@@ -69,7 +69,9 @@ async fn what_cannot_be_is_refused_with_a_way_out() {
     let file = file.to_str().unwrap();
     let beyond = format!("{file}/ports.json");
     for (arguments, code, hint) in [
-        (&[][..], 2, "--no-auth"),
+        (&["--listen", "0.0.0.0:0"][..], 2, "nobody could connect"),
+        (&["--listen", "[::]:0"], 2, "--no-auth"),
+        (&["--listen", "192.0.2.1:0", "--max-payload", "10"], 2, "--user"),
         (&["--no-auth", "--listen", "0.0.0.0:0"], 2, "loopback"),
         (&["--user", "ann"], 2, "ORCHARD_BROKER_PASSWORD"),
         (&["--password", "x"], 2, "--user"),
@@ -248,4 +250,30 @@ async fn a_users_file_that_would_never_end_holds_no_signal_up() {
     told(&broker, "no regular file").await;
     connect(&broker, "ann", "1").await.unwrap();
     assert!(broker.stop(Signal::TERM).await.success());
+}
+
+#[tokio::test]
+async fn a_bare_broker_is_open_to_this_machine_and_says_so() {
+    let mut broker = Standalone::start::<&str>(&[]).await;
+    assert!(broker.address.ip().is_loopback());
+    let client = async_nats::connect(broker.url()).await.unwrap();
+    client.flush().await.unwrap();
+    told(&broker, "warning: nothing says who may connect").await;
+    broker.signal(Signal::HUP);
+    told(&broker, "reloaded: ").await;
+    client.flush().await.unwrap();
+    assert!(broker.stop(Signal::TERM).await.success());
+    let mut meant = Standalone::start(&["--no-auth"]).await;
+    assert!(meant.stop(Signal::TERM).await.success());
+    assert!(!meant.log().contains("warning"), "{}", meant.log());
+}
+
+#[tokio::test]
+async fn a_password_in_the_environment_that_is_nobodys_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bare = command(folder.path());
+    bare.args(["--listen", "127.0.0.1:0"]).env("ORCHARD_BROKER_PASSWORD", "x");
+    let ended = tokio::time::timeout(PATIENCE, bare.status()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(2));
+    assert!(std::fs::read_to_string(folder.path().join("log")).unwrap().contains("--user"));
 }

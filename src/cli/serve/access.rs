@@ -42,7 +42,7 @@ pub(super) struct AccessArgs {
     /// Let in the users of this JSON file, with the permissions in it
     #[arg(long, value_name = "FILE", group = "who", help_heading = "Who may connect")]
     users_file: Option<PathBuf>,
-    /// Let in everybody; on a loopback address only
+    /// Let in everybody, without a warning; on a loopback address only
     #[arg(long, group = "who", help_heading = "Who may connect")]
     no_auth: bool,
     /// Encrypt: the server's certificate and those that lead to its CA, as PEM
@@ -57,6 +57,13 @@ pub(super) struct AccessArgs {
     /// Begin with the handshake: always, or with clients that do so themselves [default: after INFO]
     #[arg(long, value_name = "WHEN", requires = "tls_cert", help_heading = "Encryption")]
     tls_first: Option<First>,
+}
+
+impl AccessArgs {
+    /// Whether someone is named who may connect.
+    fn says_who(&self) -> bool {
+        self.user.is_some() || self.auth_token.is_some() || self.nkey.is_some() || self.users_file.is_some()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -91,7 +98,14 @@ impl Access {
         if arguments.no_auth && !listen.ip().is_loopback() {
             return Err(usage(format!("--no-auth is for loopback addresses such as 127.0.0.1, not for {listen}")));
         }
-        let users = if arguments.no_auth { None } else { Some(Arc::new(Exchangeable::new(users(&arguments)?))) };
+        let users = match arguments.says_who() {
+            true => Some(Arc::new(Exchangeable::new(users(&arguments)?))),
+            false if arguments.no_auth => None,
+            false => {
+                open_to_all(listen)?;
+                None
+            }
+        };
         let tls = tls(&arguments)?;
         if tls.is_none() && !listen.ip().is_loopback() {
             tracing::warn!("without --tls-cert and --tls-key, passwords and messages cross the network in plain text");
@@ -132,6 +146,26 @@ impl Access {
     }
 }
 
+/// Why a broker that is not for this machine alone does not start.
+const NOBODY: &str = "nobody could connect: say who may with --user, --auth-token, --nkey or --users-file; everybody may \
+                      only on a loopback address such as 127.0.0.1, where --no-auth says that this is meant";
+
+/// Whether a broker for which nobody said who may connect can let in everybody, as nats-server does: on this machine alone,
+/// and with a warning.
+fn open_to_all(listen: SocketAddr) -> anyhow::Result<()> {
+    if !listen.ip().is_loopback() {
+        return Err(usage(NOBODY));
+    }
+    if std::env::var_os(PASSWORD).is_some() {
+        return Err(usage(format!("{PASSWORD} is set, but not whose password it is: add --user, or --no-auth")));
+    }
+    eprintln!(
+        "warning: nothing says who may connect, so everybody on this machine may, and may do everything. Say who with \
+         --user, --auth-token, --nkey or --users-file, or with --no-auth that this is meant."
+    );
+    Ok(())
+}
+
 fn users(arguments: &AccessArgs) -> anyhow::Result<StaticUsers> {
     let users = StaticUsers::default();
     if let Some(user) = &arguments.user {
@@ -157,10 +191,7 @@ fn users(arguments: &AccessArgs) -> anyhow::Result<StaticUsers> {
             warn_if_others_read(file);
             StaticUsers::read(file).with_context(|| format!("cannot use the users file {}", file.display()))
         }
-        None => Err(usage(
-            "nobody could connect: say who may with --user, --auth-token, --nkey or --users-file, or with --no-auth that \
-             everybody on this machine may",
-        )),
+        None => Err(usage(NOBODY)),
     }
 }
 

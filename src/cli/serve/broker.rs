@@ -28,11 +28,13 @@ pub(in crate::cli) enum BrokerCommand {
 }
 
 const HELP: &str = r#"Examples:
+  orchard broker run
   orchard broker run --user ann --password s3cret
   orchard broker run --listen :4222 --users-file users.json --tls-cert cert.pem --tls-key key.pem
   orchard broker run --listen 127.0.0.1:0 --no-auth --ports-file ports.json
 
-Nobody is let in without saying who they are, unless --no-auth says so, and then on a loopback address only.
+On a loopback address, as by default, nothing need be said: everybody on this machine is let in then, with a warning that
+--no-auth, which says that this is meant, leaves out. On any other address, nobody is let in without saying who they are.
 
 A users file names each user with one of password, token and nkey (the public half); permissions may be absent, and
 then everything is allowed. What is denied wins; "jobs.> crew" speaks of queue group crew:
