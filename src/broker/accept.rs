@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::backlog::Batch;
 use super::client::Client;
 use super::connection;
+use super::limits::after;
 use super::protocol::encode;
 use super::router::{Greeting, Router};
 
@@ -57,7 +58,7 @@ pub async fn accept(
             accepted = next => match accepted {
                 Ok((stream, peer)) => {
                     pause = MIN_PAUSE;
-                    connections.spawn(connection::serve(router.clone(), stream, peer));
+                    connections.spawn(connection::serve(router.clone(), stream, peer, stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, ?pause, "cannot accept a client");
@@ -105,7 +106,7 @@ pub async fn send_away(router: &Router, duration: Duration) {
         return;
     }
     let clients = router.clients(); // in no order
-    let span = (begun + duration).saturating_duration_since(Instant::now());
+    let span = after(begun, duration).saturating_duration_since(Instant::now());
     let (start, count) = (Instant::now(), u32::try_from(clients.len()).unwrap_or(u32::MAX).max(1));
     for (number, client) in (0..).zip(clients) {
         if !client.outbound.is_closed() {

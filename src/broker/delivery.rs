@@ -22,7 +22,7 @@ use super::subject::matches;
 /// Receivers that may have a batch; when full, everything is forgotten.
 const CACHED_RECEIVERS: usize = 8_192;
 /// A batch is handed over early at this size.
-const MAX_BATCH: usize = 64 * 1024;
+pub(super) const MAX_BATCH: usize = 64 * 1024;
 /// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
 const MAX_STALL: Duration = Duration::from_millis(5);
 /// Reads of the socket back to which a receiver counts as one that this publisher writes to.

@@ -91,9 +91,12 @@
 mod accept;
 pub mod auth;
 mod backlog;
+mod bind_error;
 mod client;
 mod connection;
 mod delivery;
+mod file;
+mod limits;
 mod outbound;
 pub mod permission;
 pub mod protocol;
@@ -118,6 +121,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::task::{self, Task};
+
+pub use bind_error::BindError;
+pub use limits::Limits;
 
 use auth::Authenticator;
 use protocol::ServerInfo;
@@ -149,61 +155,6 @@ impl Addresses {
     pub fn of(&self, name: &str) -> Vec<IpAddr> {
         self.0.upgrade().map_or_else(Vec::new, |router| router.addresses_of(name, MAX_ADDRESSES))
     }
-}
-
-/// What clients may use. The defaults are nats-server's, but for the time to authenticate and the subscriptions, which
-/// it does not bound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Largest message body in bytes, headers included.
-    pub max_payload: usize,
-    /// Longest line of an operation in bytes.
-    pub max_control_line: usize,
-    /// Subscriptions of one client.
-    pub max_subscriptions: usize,
-    /// Clients at a time, those in the TLS handshake among them. Whoever is one too many is told so in the clear.
-    pub max_connections: usize,
-    /// Bytes waiting for one client, above which it is cut off.
-    pub max_pending: usize,
-    /// Time within which a client must take what is written to it.
-    pub write_deadline: Duration,
-    /// Time between pings.
-    pub ping_interval: Duration,
-    /// Pings that may go unanswered.
-    pub max_pings_out: u32,
-    /// Time within which a client must say who it is. nats-server's two seconds are too few when a thousand workers come
-    /// back at once.
-    pub auth_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_payload: 1024 * 1024,
-            max_control_line: 4096,
-            max_subscriptions: 100_000,
-            max_connections: 64 * 1024,
-            max_pending: 64 * 1024 * 1024,
-            write_deadline: Duration::from_secs(10),
-            ping_interval: Duration::from_secs(120),
-            max_pings_out: 2,
-            auth_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-/// The broker could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// The address cannot be listened on.
-    #[error("cannot listen for NATS clients on {address}: is another program there?")]
-    Listen {
-        /// What was asked for.
-        address: SocketAddr,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// What to start. From [`Broker::builder`].
@@ -252,8 +203,17 @@ impl Builder {
     /// Listens on `address` (port 0 chooses a free one) and serves clients on the current runtime.
     ///
     /// # Errors
-    /// [`BindError`] when the address cannot be had.
-    pub async fn bind(self, address: SocketAddr) -> Result<Broker, BindError> {
+    /// [`BindError`] when the address cannot be had, or the limits allow no message at all.
+    pub async fn bind(mut self, address: SocketAddr) -> Result<Broker, BindError> {
+        let most = self.limits.most_payload();
+        if most == 0 {
+            let Limits { max_pending, max_control_line, .. } = self.limits;
+            return Err(BindError::NoRoom { max_pending, max_control_line });
+        }
+        if self.limits.max_payload > most {
+            tracing::warn!(max_payload = self.limits.max_payload, most, "no larger messages fit into max_pending");
+            self.limits.max_payload = most;
+        }
         let listen = || -> io::Result<(TcpListener, SocketAddr)> {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket.set_reuseaddr(true)?; // come back on the same port at once after a restart

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::backlog::{Backlog, Batch, MAX_PIECES};
+use super::limits::after;
 use super::protocol::{Fault, encode};
 use super::transport::Transport;
 
@@ -191,7 +192,7 @@ impl Outbound {
                     let now = Instant::now();
                     let (at, _) = match until {
                         Some(known @ (_, goal)) if written < goal => known,
-                        _ => *until.insert((now + deadline, written + pending.clamp(1, DEADLINE_GOAL))),
+                        _ => *until.insert((after(now, deadline), written + pending.clamp(1, DEADLINE_GOAL))),
                     };
                     let at = closing.map_or(at, |since| at.min(since + LINGER));
                     tokio::select! {

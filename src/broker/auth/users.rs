@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use serde::Deserialize;
 
 use super::{Authenticator, Credentials, Denied, User, nkey};
+use crate::broker::file;
 use crate::broker::permission::Permissions;
 use crate::identity::same_secret;
 use crate::model::secret::Secret;
@@ -133,12 +134,13 @@ impl StaticUsers {
         Ok(Self { users })
     }
 
-    /// Reads the file at `path`; blocks for as long as the disk takes.
+    /// Reads the regular file at `path`; blocks for as long as the disk takes.
     ///
     /// # Errors
     /// [`UsersError`].
     pub fn read(path: &Path) -> Result<Self, UsersError> {
-        let json = std::fs::read_to_string(path);
+        let json = file::read(path)
+            .and_then(|json| String::from_utf8(json).map_err(|_| std::io::Error::other("it is not UTF-8 text")));
         let json = Secret::new(json.map_err(|source| UsersError::Read { path: path.to_owned(), source })?);
         Self::from_json(json.expose())
     }

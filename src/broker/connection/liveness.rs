@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::backlog::Batch;
 use super::super::client::Client;
+use super::super::limits::after;
 use super::super::protocol::{Fault, encode};
 use super::super::router::Router;
 
@@ -19,7 +20,7 @@ const MAX_EXPIRY_WAIT: Duration = Duration::from_secs(60);
 pub(super) async fn watch(client: &Client, router: &Router, deadline: Instant) -> Fault {
     let interval = router.limits.ping_interval.max(Duration::from_millis(1));
     let mut admitted = client.admitted.load(Ordering::Relaxed);
-    let mut look_at = if admitted { Instant::now() + interval } else { deadline };
+    let mut look_at = if admitted { after(Instant::now(), interval) } else { deadline };
     let mut unanswered = 0;
     loop {
         tokio::select! {
@@ -28,12 +29,12 @@ pub(super) async fn watch(client: &Client, router: &Router, deadline: Instant) -
             () = client.changed.notified() => {
                 if !admitted && client.admitted.load(Ordering::Acquire) {
                     admitted = true; // pings begin now, not when its time to say who it is would have ended
-                    look_at = Instant::now() + interval;
+                    look_at = after(Instant::now(), interval);
                 }
                 continue; // perhaps it has an expiry now
             }
         }
-        look_at = Instant::now() + interval;
+        look_at = after(Instant::now(), interval);
         if !admitted {
             admitted = client.admitted.load(Ordering::Acquire);
             if !admitted {

@@ -20,14 +20,17 @@ use std::task::Poll;
 use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Subscription};
 use super::delivery::Delivery;
+use super::limits::after;
 use super::outbound::{LINGER, Outbound};
 use super::protocol::parse::{Bounds, Parser};
 use super::protocol::{Fault, ServerInfo, encode};
 use super::router::{Greeting, Router};
 use super::session::Session;
+use super::tls::Tls;
 use super::transport::Transport;
 
 use opening::Opening;
@@ -50,37 +53,54 @@ const COSTLY_PER_TURN: u32 = 64;
 const MAX_DISCARD: usize = 4 * 1024 * 1024;
 
 /// Serves `stream` until it ends. Whatever the client does, and even if this panics, its traces vanish from the router.
-pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: SocketAddr) {
-    let deadline = Instant::now() + router.limits.auth_timeout;
+/// Once `stop` is cancelled, a connection that is not open yet ends at once: it has nothing to lose. Open ones are ended
+/// through the router.
+pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: SocketAddr, stop: CancellationToken) {
+    let deadline = after(Instant::now(), router.limits.auth_timeout);
     let nonce = router.authenticator.as_ref().filter(|a| a.wants_nonce()).map(|_| new_nonce());
     let tls = router.tls();
     let greeting = Greeting { client: router.next_id(), ip: peer.ip().to_canonical(), nonce, tls: tls.is_some() };
     let mut hello = Vec::new();
     encode::info(&mut hello, &router.info_for(&greeting));
+    let opening = prepare(&router, stream, tls.as_deref(), &hello, (peer, deadline));
+    let Some(Some((transport, greeted))) = stop.run_until_cancelled(opening).await else { return };
+    let hello = if greeted { Vec::new() } else { hello };
+    converse(router, Arc::new(transport), (greeting, hello), (peer, deadline), stop).await;
+}
+
+/// Opens the connection, if there is room; what it runs over, and whether INFO was sent. Otherwise, lets the client know.
+/// Dropping the future closes it.
+async fn prepare(
+    router: &Router,
+    stream: TcpStream,
+    tls: Option<&Tls>,
+    hello: &[u8],
+    (peer, deadline): (SocketAddr, Instant),
+) -> Option<(Transport, bool)> {
     let Some(room) = router.room_to_open() else {
-        let Some(_turn) = router.room_to_refuse() else { return };
-        return discard(&opening::turn_away(stream, tls.as_deref(), &hello).await).await;
+        let _turn = router.room_to_refuse()?;
+        discard(&opening::turn_away(stream, tls, hello).await).await;
+        return None;
     };
-    let opened = match &tls {
-        None => opening::open(stream, None, &hello).await,
+    let opened = match tls {
+        None => opening::open(stream, None, hello).await,
         Some(tls) => {
-            let opened = timeout_at(deadline, opening::open(stream, Some(tls), &hello)).await;
+            let opened = timeout_at(deadline, opening::open(stream, Some(tls), hello)).await;
             opened.unwrap_or_else(|_| Opening::Failed(std::io::ErrorKind::TimedOut.into()))
         }
     };
-    let (transport, greeted) = match opened {
+    match opened {
         Opening::Open { transport, greeted } => {
             drop(room); // from here on it counts among the clients
-            (Arc::new(transport), greeted)
+            return Some((transport, greeted));
         }
         Opening::Plain(transport) => {
             transport.shutdown_write();
-            return discard(&transport).await;
+            discard(&transport).await;
         }
-        Opening::Failed(error) => return tracing::debug!(client = greeting.client, %peer, %error, "handshake failed"),
-    };
-    let hello = if greeted { Vec::new() } else { hello };
-    converse(router, transport, (greeting, hello), (peer, deadline)).await;
+        Opening::Failed(error) => tracing::debug!(%peer, %error, "handshake failed"),
+    }
+    None
 }
 
 /// Serves a connection that is open, `hello` first.
@@ -89,6 +109,7 @@ async fn converse(
     transport: Arc<Transport>,
     (greeting, hello): (Greeting, Vec<u8>),
     (peer, deadline): (SocketAddr, Instant),
+    stop: CancellationToken,
 ) {
     let outbound = Outbound::new(transport.clone(), router.limits.max_pending);
     let admitted = router.authenticator.is_none();
@@ -110,6 +131,10 @@ async fn converse(
     if !router.register(&client) {
         client.outbound.finish(Some(&Fault::Connections));
     }
+    if stop.is_cancelled() {
+        client.outbound.finish(None); // whoever ends all clients may have looked before it was among them
+    }
+    drop(stop);
     let writing = async {
         if client.outbound.run(&transport, router.limits.write_deadline).await.is_err() {
             router.counters.slow_consumers.fetch_add(1, Ordering::Relaxed);

@@ -14,6 +14,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
+use super::file;
+
 /// How long [`TlsFirst::Auto`] waits for the client to begin, as in nats-server.
 pub const AUTO_WAIT: Duration = Duration::from_millis(50);
 
@@ -116,7 +118,7 @@ impl Tls {
         Self::build(chain, key, ca)
     }
 
-    /// The same from files; blocks for as long as the disk takes.
+    /// The same from regular files; blocks for as long as the disk takes.
     ///
     /// # Errors
     /// [`TlsError`].
@@ -125,13 +127,14 @@ impl Tls {
             let path = path.to_owned();
             move |source| TlsError::Read { path, source }
         };
+        let bytes = |path: &Path| file::read(path).map_err(pem::Error::Io).map_err(failed(path));
         let read = |what, path: &Path| {
-            let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes(path)?).collect();
             let found = found.map_err(failed(path))?;
             if found.is_empty() { Err(TlsError::Empty { what }) } else { Ok(found) }
         };
         let chain = read("certificate", certificates)?;
-        let key = PrivateKeyDer::from_pem_file(key).map_err(failed(key))?;
+        let key = PrivateKeyDer::from_pem_slice(&bytes(key)?).map_err(failed(key))?;
         let ca = client_ca.map(|path| read("CA", path)).transpose()?;
         Self::build(chain, key, ca)
     }

@@ -24,7 +24,14 @@ pub(super) struct AccessArgs {
     #[arg(long, value_name = "USER", group = "who", help_heading = "Who may connect")]
     user: Option<String>,
     /// That user's password [default: what ORCHARD_BROKER_PASSWORD holds]
-    #[arg(long, value_name = "PASSWORD", requires = "user", help_heading = "Who may connect")]
+    // The conflicts are those of `--user`: where that cannot be, clap drops the requirement, and the password with it.
+    #[arg(
+        long,
+        value_name = "PASSWORD",
+        requires = "user",
+        conflicts_with_all = ["auth_token", "nkey", "users_file", "no_auth"],
+        help_heading = "Who may connect"
+    )]
     password: Option<String>,
     /// Let in whoever has this token
     #[arg(long, value_name = "TOKEN", group = "who", help_heading = "Who may connect")]
@@ -35,7 +42,7 @@ pub(super) struct AccessArgs {
     /// Let in the users of this JSON file, with the permissions in it
     #[arg(long, value_name = "FILE", group = "who", help_heading = "Who may connect")]
     users_file: Option<PathBuf>,
-    /// Let in everybody; on a loopback address only
+    /// Let in everybody, without a warning; on a loopback address only
     #[arg(long, group = "who", help_heading = "Who may connect")]
     no_auth: bool,
     /// Encrypt: the server's certificate and those that lead to its CA, as PEM
@@ -52,6 +59,13 @@ pub(super) struct AccessArgs {
     tls_first: Option<First>,
 }
 
+impl AccessArgs {
+    /// Whether someone is named who may connect.
+    fn says_who(&self) -> bool {
+        self.user.is_some() || self.auth_token.is_some() || self.nkey.is_some() || self.users_file.is_some()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum First {
     Always,
@@ -62,6 +76,12 @@ enum First {
 pub(super) struct Access {
     arguments: AccessArgs,
     users: Option<Arc<Exchangeable<StaticUsers>>>,
+    tls: Option<Tls>,
+}
+
+/// What was read again.
+pub(super) struct Fresh {
+    users: Option<StaticUsers>,
     tls: Option<Tls>,
 }
 
@@ -78,7 +98,14 @@ impl Access {
         if arguments.no_auth && !listen.ip().is_loopback() {
             return Err(usage(format!("--no-auth is for loopback addresses such as 127.0.0.1, not for {listen}")));
         }
-        let users = if arguments.no_auth { None } else { Some(Arc::new(Exchangeable::new(users(&arguments)?))) };
+        let users = match arguments.says_who() {
+            true => Some(Arc::new(Exchangeable::new(users(&arguments)?))),
+            false if arguments.no_auth => None,
+            false => {
+                open_to_all(listen)?;
+                None
+            }
+        };
         let tls = tls(&arguments)?;
         if tls.is_none() && !listen.ip().is_loopback() {
             tracing::warn!("without --tls-cert and --tls-key, passwords and messages cross the network in plain text");
@@ -97,21 +124,46 @@ impl Access {
         }
     }
 
-    /// Reads the files again: users count at once, also for those who are connected; certificates for new connections.
-    ///
-    /// # Errors
-    /// When one of them cannot be used; nothing has changed then.
-    pub(super) fn reload(&self, broker: &Broker) -> anyhow::Result<()> {
-        let tls = tls(&self.arguments)?;
-        if let Some(known) = &self.users {
-            known.replace(users(&self.arguments)?);
+    /// What reads the files again; it blocks for as long as the disk takes, and fails when one of them cannot be used.
+    pub(super) fn reader(&self) -> impl Fn() -> anyhow::Result<Fresh> + Send + Sync + 'static {
+        let (arguments, known) = (self.arguments.clone(), self.users.is_some());
+        move || {
+            let tls = tls(&arguments)?;
+            let users = if known { Some(users(&arguments)?) } else { None };
+            Ok(Fresh { users, tls })
+        }
+    }
+
+    /// What was read counts now: users also for those who are connected, certificates for new connections.
+    pub(super) fn apply(&self, fresh: Fresh, broker: &Broker) {
+        if let (Some(known), Some(users)) = (&self.users, fresh.users) {
+            known.replace(users);
             broker.recheck_all();
         }
-        if let Some(tls) = tls {
+        if let Some(tls) = fresh.tls {
             broker.reload_tls(tls);
         }
-        Ok(())
     }
+}
+
+/// Why a broker that is not for this machine alone does not start.
+const NOBODY: &str = "nobody could connect: say who may with --user, --auth-token, --nkey or --users-file; everybody may \
+                      only on a loopback address such as 127.0.0.1, where --no-auth says that this is meant";
+
+/// Whether a broker for which nobody said who may connect can let in everybody, as nats-server does: on this machine alone,
+/// and with a warning.
+fn open_to_all(listen: SocketAddr) -> anyhow::Result<()> {
+    if !listen.ip().is_loopback() {
+        return Err(usage(NOBODY));
+    }
+    if std::env::var_os(PASSWORD).is_some() {
+        return Err(usage(format!("{PASSWORD} is set, but not whose password it is: add --user, or --no-auth")));
+    }
+    eprintln!(
+        "warning: nothing says who may connect, so everybody on this machine may, and may do everything. Say who with \
+         --user, --auth-token, --nkey or --users-file, or with --no-auth that this is meant."
+    );
+    Ok(())
 }
 
 fn users(arguments: &AccessArgs) -> anyhow::Result<StaticUsers> {
@@ -139,10 +191,7 @@ fn users(arguments: &AccessArgs) -> anyhow::Result<StaticUsers> {
             warn_if_others_read(file);
             StaticUsers::read(file).with_context(|| format!("cannot use the users file {}", file.display()))
         }
-        None => Err(usage(
-            "nobody could connect: say who may with --user, --auth-token, --nkey or --users-file, or with --no-auth that \
-             everybody on this machine may",
-        )),
+        None => Err(usage(NOBODY)),
     }
 }
 

@@ -10,13 +10,15 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::access::{Access, AccessArgs};
+use super::access::{Access, AccessArgs, Fresh};
+use super::ports::PortsFile;
+use super::raise_file_limit;
+use super::reload::Reloading;
 use super::signals::Signals;
 use crate::broker::{Broker, Limits};
-use crate::cli::{FAILED, output};
+use crate::cli::{FAILED, UsageError, output};
 use crate::config::address::parse_listen;
 use crate::config::duration;
-use crate::identity;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum BrokerCommand {
@@ -26,11 +28,13 @@ pub(in crate::cli) enum BrokerCommand {
 }
 
 const HELP: &str = r#"Examples:
+  orchard broker run
   orchard broker run --user ann --password s3cret
   orchard broker run --listen :4222 --users-file users.json --tls-cert cert.pem --tls-key key.pem
   orchard broker run --listen 127.0.0.1:0 --no-auth --ports-file ports.json
 
-Nobody is let in without saying who they are, unless --no-auth says so, and then on a loopback address only.
+On a loopback address, as by default, nothing need be said: everybody on this machine is let in then, with a warning that
+--no-auth, which says that this is meant, leaves out. On any other address, nobody is let in without saying who they are.
 
 A users file names each user with one of password, token and nkey (the public half); permissions may be absent, and
 then everything is allowed. What is denied wins; "jobs.> crew" speaks of queue group crew:
@@ -69,38 +73,23 @@ pub(in crate::cli) struct RunArgs {
 
 pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
     let BrokerCommand::Run(arguments) = command;
-    let access = Access::open(arguments.access, arguments.listen)?;
-    let mut signals = BrokerSignals::install()?;
-    let ports = arguments.ports_file.map(PortsFile::claim).transpose()?;
     let limits = Limits {
         max_payload: arguments.max_payload,
         max_control_line: arguments.max_control_line,
         ping_interval: arguments.ping_interval,
         ..Limits::default()
     };
+    check(&limits)?;
+    let access = Access::open(arguments.access, arguments.listen)?;
+    let mut signals = BrokerSignals::install()?;
+    raise_file_limit();
     let broker = access.guard(Broker::builder().limits(limits)).bind(arguments.listen).await?;
-    if let Some(ports) = &ports {
-        ports.publish(broker.local_addr())?;
-    }
+    // Not before: whose address cannot be had must leave alone what tells of the broker that has it.
+    let publish = |path| PortsFile::publish(path, broker.local_addr());
+    let mut ports = arguments.ports_file.map(publish).transpose()?;
     tracing::info!(client = %broker.local_addr(), access = %access, "the broker is up");
     output::line(&format!("orchard broker is ready\n  client  nats://{}", broker.local_addr()))?;
-    loop {
-        match signals.wait().await {
-            Told::Reload => reload(&access, &broker),
-            Told::LameDuck => {
-                eprintln!("lame duck: no new clients; those connected are sent away one by one");
-                tokio::select! {
-                    () = broker.lame_duck(LAME_DUCK) => {}
-                    name = signals.stop() => eprintln!("{name}: stopping at once"),
-                }
-                break;
-            }
-            Told::Stop(name) => {
-                eprintln!("{name}: stopping");
-                break;
-            }
-        }
-    }
+    until_told(&broker, &access, &mut signals, &mut ports).await;
     drop(ports); // whoever reads it from now on would find nobody there
     tokio::select! {
         () = broker.shutdown() => Ok(0),
@@ -111,13 +100,45 @@ pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
     }
 }
 
+/// Serves until a signal or the end of the lame duck's time, and does what signals say meanwhile.
+async fn until_told(broker: &Broker, access: &Access, signals: &mut BrokerSignals, ports: &mut Option<PortsFile>) {
+    let leaving = broker.lame_duck(LAME_DUCK);
+    tokio::pin!(leaving);
+    let mut lame = false;
+    let mut reloading = Reloading::new(access.reader());
+    loop {
+        let told = tokio::select! {
+            told = signals.wait() => told,
+            read = reloading.next() => {
+                reload(access, broker, read);
+                continue;
+            }
+            () = &mut leaving, if lame => return,
+        };
+        match told {
+            // Also for a lame duck: its last clients are there for two minutes, and a user taken away must not be.
+            Told::Reload => reloading.request(),
+            Told::LameDuck if lame => {}
+            Told::LameDuck => {
+                lame = true;
+                *ports = None; // as below
+                eprintln!("lame duck: no new clients; those connected are sent away one by one");
+            }
+            Told::Stop(name) => return eprintln!("{name}: stopping"),
+        }
+    }
+}
+
 /// How long the clients' leaving takes, as in nats-server.
 const LAME_DUCK: Duration = Duration::from_secs(120);
 
 /// Takes users and certificates as they are now. What cannot be read changes nothing.
-fn reload(access: &Access, broker: &Broker) {
-    match access.reload(broker) {
-        Ok(()) => eprintln!("reloaded: users and certificates are those of the files now"),
+fn reload(access: &Access, broker: &Broker, read: anyhow::Result<Fresh>) {
+    match read {
+        Ok(fresh) => {
+            access.apply(fresh, broker);
+            eprintln!("reloaded: users and certificates are those of the files now");
+        }
         Err(error) => tracing::error!("not reloaded, all stays as it was: {error:#}"),
     }
 }
@@ -164,39 +185,25 @@ impl BrokerSignals {
     }
 }
 
-/// The file that says where the broker listens: there as long as clients can connect, and no longer.
-struct PortsFile(PathBuf);
-
-impl PortsFile {
-    /// Removes what an earlier run may have left: whoever waits for the file must not find a dead address.
-    fn claim(path: PathBuf) -> anyhow::Result<Self> {
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot replace the ports file {}", path.display()))
-            }
-            _ => Ok(Self(path)),
-        }
-    }
-
-    fn publish(&self, client: SocketAddr) -> anyhow::Result<()> {
-        let ports = serde_json::json!({ "client": client.to_string() });
-        identity::write_private(&self.0, format!("{ports}\n").as_bytes())
-            .with_context(|| format!("cannot write the ports file {}", self.0.display()))
-    }
-}
-
-impl Drop for PortsFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 /// The largest `--max-payload`: nats-server's own bound, and less than a client may have pending.
 const MAX_PAYLOAD: usize = 64 * 1024 * 1024;
 
 fn payload(text: &str) -> Result<usize, String> {
     let most = MAX_PAYLOAD.min(Limits::default().max_pending);
     bytes(text, 1..=most)
+}
+
+/// A message that is allowed must also reach whoever listens, and not cut it off.
+fn check(limits: &Limits) -> Result<(), UsageError> {
+    let most = limits.most_payload();
+    if limits.max_payload <= most {
+        return Ok(());
+    }
+    Err(UsageError(format!(
+        "--max-payload can be {most} at most with --max-control-line {}: a whole message must fit into the {} bytes that may \
+         wait for a client",
+        limits.max_control_line, limits.max_pending
+    )))
 }
 
 /// Less than 512 bytes would not let CONNECT through, more than 1 MiB is no line.
@@ -209,9 +216,15 @@ fn bytes(text: &str, allowed: RangeInclusive<usize>) -> Result<usize, String> {
     text.parse().ok().filter(|bytes| allowed.contains(bytes)).ok_or_else(wrong)
 }
 
+/// The longest `--ping-interval`.
+const MAX_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
 fn interval(text: &str) -> Result<Duration, String> {
     match duration::parse(text)? {
         Duration::ZERO => Err("pings need some time in between, such as 30s".to_owned()),
+        interval if interval > MAX_INTERVAL => {
+            Err(format!("{text:?} is more than a day: a client that is gone would hardly ever be missed; write 2m"))
+        }
         interval => Ok(interval),
     }
 }

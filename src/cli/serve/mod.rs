@@ -8,6 +8,8 @@ pub(super) mod dev;
 pub(super) mod folder;
 mod host;
 mod parts;
+mod ports;
+mod reload;
 mod runtime;
 pub(super) mod signals;
 pub(super) mod worker;

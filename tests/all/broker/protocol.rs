@@ -230,3 +230,55 @@ async fn receivers_without_headers_get_the_body_alone() {
     assert_eq!(old.until_pong().await, "MSG a 1 1\r\nx\r\n");
     broker.shutdown().await;
 }
+
+#[tokio::test]
+async fn durations_that_no_clock_can_count_are_only_very_long() {
+    let long = Duration::MAX;
+    let limits = Limits { write_deadline: long, ping_interval: long, auth_timeout: long, ..Limits::default() };
+    let broker = start(Broker::builder().limits(limits)).await;
+    let mut slow = Raw::with(&broker, "{\"verbose\":false}").await;
+    slow.send(b"SUB a 1\r\n").await;
+    slow.until_pong().await;
+    let mut raw = Raw::with(&broker, "{\"verbose\":false}").await;
+    let message = format!("PUB a 500000\r\n{}\r\n", "x".repeat(500_000));
+    for _ in 0..40 {
+        raw.send(message.as_bytes()).await; // more than sockets take: the write deadline begins
+    }
+    raw.until_pong().await;
+    let leaving = async { tokio::time::timeout(Duration::from_millis(100), broker.lame_duck(long)).await };
+    assert!(leaving.await.is_err());
+    slow.exactly(40 * 500_000).await;
+    raw.until_pong().await;
+}
+
+#[tokio::test]
+async fn the_largest_message_that_is_allowed_arrives() {
+    let limits = Limits { max_payload: usize::MAX, max_pending: 1024 * 1024, ..Limits::default() };
+    let most = limits.most_payload();
+    let broker = start(Broker::builder().limits(limits)).await;
+    let mut receiver = Raw::silent(&broker).await;
+    let info = receiver.line().await;
+    assert!(info.contains(&format!("\"max_payload\":{most},")), "{info}");
+    let (subject, sid, reply) = ("s".repeat(2_000), "i".repeat(2_000), "r".repeat(2_000));
+    receiver.send(format!("{QUIET}SUB {subject} {sid}\r\n").as_bytes()).await;
+    receiver.until_pong().await;
+    let mut sender = Raw::with(&broker, "{\"verbose\":false}").await;
+    let small = "x".repeat(60_000);
+    let body = "y".repeat(most);
+    let frames = format!("PUB {subject} 60000\r\n{small}\r\nPUB {subject} {reply} {most}\r\n{body}\r\n");
+    sender.send(frames.as_bytes()).await;
+    receiver.read_until(format!("MSG {subject} {sid} 60000\r\n{small}\r\n").as_bytes()).await;
+    let line = format!("MSG {subject} {sid} {reply} {most}\r\n");
+    receiver.read_until(line.as_bytes()).await;
+    assert!(receiver.exactly(most + 2).await.starts_with("yyyy"));
+    assert_eq!(receiver.until_pong().await, "");
+    sender.send(format!("PUB {subject} {}\r\n", most + 1).as_bytes()).await;
+    assert!(sender.until_closed().await.contains("Maximum Payload"));
+}
+
+#[tokio::test]
+async fn limits_that_allow_no_message_are_refused() {
+    let limits = Limits { max_pending: 10_000, ..Limits::default() };
+    let bound = Broker::builder().limits(limits).bind("127.0.0.1:0".parse().unwrap()).await;
+    assert!(bound.unwrap_err().to_string().contains("max_pending"));
+}

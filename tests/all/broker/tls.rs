@@ -242,3 +242,19 @@ fn what_cannot_be_used_is_said() {
     let missing = Tls::read("none.pem".as_ref(), "none.key".as_ref(), None).unwrap_err();
     assert!(missing.to_string().contains("none.pem"), "{missing}");
 }
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_handshakes() {
+    let broker = start(Broker::builder().tls(Authority::new().tls(None))).await;
+    let mut idle = Raw::connect(&broker).await; // has read INFO, so the broker waits for its handshake
+    let mut begun = Raw::connect(&broker).await;
+    begun.send(&[22, 3, 1]).await;
+    tokio::time::pause();
+    let now = tokio::time::Instant::now();
+    broker.shutdown().await;
+    let took = now.elapsed();
+    tokio::time::resume();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    idle.skip_until_closed().await;
+    begun.skip_until_closed().await;
+}

@@ -27,7 +27,16 @@ impl Standalone {
     pub async fn start<S: AsRef<str>>(arguments: &[S]) -> Self {
         let arguments = arguments.iter().map(|argument| argument.as_ref().to_owned()).collect();
         let folder = tempfile::tempdir().unwrap();
-        let (child, address) = start("127.0.0.1:0", &arguments, folder.path()).await.unwrap();
+        let (child, address) = start(command(folder.path()), "127.0.0.1:0", &arguments, folder.path()).await.unwrap();
+        Self { child, address, arguments, folder }
+    }
+
+    /// The same under a soft limit of open files.
+    pub async fn start_with_files(files: u32, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let command = command_with_files(files, folder.path());
+        let (child, address) = start(command, "127.0.0.1:0", &arguments, folder.path()).await.unwrap();
         Self { child, address, arguments, folder }
     }
 
@@ -40,7 +49,7 @@ impl Standalone {
     /// Starts it on the same port, after it has ended.
     pub async fn start_again(&mut self) {
         let address = self.address.to_string();
-        let again = || start(&address, &self.arguments, self.folder.path());
+        let again = || start(command(self.folder.path()), &address, &self.arguments, self.folder.path());
         // For a moment another test's socket may have the port.
         self.child = until("the broker to be back", PATIENCE, again).await.0;
     }
@@ -77,17 +86,31 @@ impl Standalone {
 
 /// The command, with its standard error in a file.
 pub fn command(folder: &Path) -> Command {
+    with_log(Command::new(env!("CARGO_BIN_EXE_orchard")), folder)
+}
+
+/// The same under a soft limit of open files.
+fn command_with_files(files: u32, folder: &Path) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", &format!("ulimit -Sn {files} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_orchard")]);
+    with_log(shell, folder)
+}
+
+fn with_log(mut command: Command, folder: &Path) -> Command {
     let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_orchard"));
     command.env_clear().env("ORCHARD_HOME", folder).args(["broker", "run"]).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command
 }
 
-async fn start(listen: &str, arguments: &Vec<String>, folder: &Path) -> Result<(Child, SocketAddr), String> {
+async fn start(
+    mut command: Command,
+    listen: &str,
+    arguments: &Vec<String>,
+    folder: &Path,
+) -> Result<(Child, SocketAddr), String> {
     let ports = folder.join("ports.json");
-    let mut child =
-        command(folder).args(["--listen", listen, "--ports-file"]).arg(&ports).args(arguments).spawn().unwrap();
+    let mut child = command.args(["--listen", listen, "--ports-file"]).arg(&ports).args(arguments).spawn().unwrap();
     let said = || std::fs::read_to_string(folder.join("log")).unwrap();
     let mut ended = None;
     let read = until("the ports file", PATIENCE, || {
