@@ -4,9 +4,13 @@
 //! Nodes live in one arena and walks use an explicit stack, so that neither a subject of two thousand tokens nor the
 //! drop of the tree can exhaust a task's stack.
 
+mod members;
+
 use std::collections::HashMap;
 
 use super::subject::tokens;
+
+use members::Members;
 
 /// Patterns with values of type `T`, each under an id that the caller chose.
 #[derive(Debug)]
@@ -25,9 +29,6 @@ struct Node<T> {
     plain: Members<T>,
     queues: Vec<(Box<[u8]>, Members<T>)>,
 }
-
-/// Values and the ids they were added under.
-type Members<T> = Vec<(u64, T)>;
 
 /// What matched a subject.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl<T> Default for Trie<T> {
 
 impl<T> Node<T> {
     fn new(parent: usize, token: &[u8]) -> Self {
-        Self { parent, token: token.into(), children: HashMap::new(), plain: Vec::new(), queues: Vec::new() }
+        Self { parent, token: token.into(), children: HashMap::new(), plain: Members::default(), queues: Vec::new() }
     }
 
     fn is_empty(&self) -> bool {
@@ -84,10 +85,14 @@ impl<T: Clone> Trie<T> {
         }
         let Some(node) = self.nodes.get_mut(at) else { return };
         match queue {
-            None => node.plain.push((id, value)),
+            None => node.plain.insert(id, value),
             Some(queue) => match node.queues.iter_mut().find(|(name, _)| **name == *queue) {
-                Some((_, members)) => members.push((id, value)),
-                None => node.queues.push((queue.into(), vec![(id, value)])),
+                Some((_, members)) => members.insert(id, value),
+                None => {
+                    let mut members = Members::default();
+                    members.insert(id, value);
+                    node.queues.push((queue.into(), members));
+                }
             },
         }
         self.len += 1;
@@ -101,11 +106,11 @@ impl<T: Clone> Trie<T> {
         }
         let node = self.nodes.get_mut(at)?;
         let value = match queue {
-            None => take(&mut node.plain, id)?,
+            None => node.plain.remove(id)?,
             Some(queue) => {
                 let group = node.queues.iter().position(|(name, _)| **name == *queue)?;
                 let (_, members) = node.queues.get_mut(group)?;
-                let value = take(members, id)?;
+                let value = members.remove(id)?;
                 if members.is_empty() {
                     node.queues.swap_remove(group);
                 }
@@ -149,9 +154,9 @@ impl<T: Clone> Trie<T> {
 
     fn collect(&self, at: usize, found: &mut Matches<T>) {
         let Some(node) = self.nodes.get(at) else { return };
-        found.plain.extend(node.plain.iter().map(|(_, value)| value.clone()));
+        found.plain.extend(node.plain.iter().cloned());
         for (name, members) in &node.queues {
-            let members = members.iter().map(|(_, value)| value.clone());
+            let members = members.iter().cloned();
             match found.queues.iter_mut().find(|(known, _)| known == name) {
                 Some((_, group)) => group.extend(members),
                 None => found.queues.push((name.clone(), members.collect())),
@@ -194,17 +199,13 @@ impl<T: Clone> Trie<T> {
     }
 }
 
-fn take<T>(values: &mut Members<T>, id: u64) -> Option<T> {
-    let at = values.iter().position(|(known, _)| *known == id)?;
-    Some(values.swap_remove(at).1)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
+    use super::members::steps;
     use super::*;
     use crate::broker::subject::strategies::{literal, matches, pattern};
 
@@ -248,7 +249,55 @@ mod tests {
         assert_eq!(trie.nodes.len() - trie.free.len(), 1, "nothing but the root is left");
     }
 
+    #[test]
+    fn twenty_thousand_of_one_subject_go_in_so_many_steps() {
+        const COUNT: u64 = 20_000;
+        for queue in [None, Some(&b"q"[..])] {
+            let mut trie = Trie::default();
+            for id in 0..COUNT {
+                trie.insert(b"a.b", queue, id, id);
+            }
+            steps::take();
+            // From both ends and the middle: whatever order a table hands them back in.
+            for id in (0..COUNT).map(|at| at * 7_919 % COUNT) {
+                assert_eq!(trie.remove(b"a.b", queue, id), Some(id));
+            }
+            assert!(trie.is_empty());
+            let steps = steps::take();
+            assert!(steps < 4 * COUNT as usize, "{steps} steps");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn many_under_few_patterns_come_and_go_in_any_order(
+            steps in prop::collection::vec((0..3usize, 0..4usize, prop::bool::weighted(0.6), any::<prop::sample::Index>()), 1..300),
+        ) {
+            let mut trie = Trie::default();
+            let mut list: Vec<(u64, &str, Option<&str>)> = Vec::new();
+            for (id, (pattern, queue, add, which)) in steps.into_iter().enumerate() {
+                let id = id as u64;
+                if add || list.is_empty() {
+                    let (pattern, queue) = (["a", "*", ">"][pattern], [None, None, Some("q"), Some("r")][queue]);
+                    trie.insert(pattern.as_bytes(), queue.map(str::as_bytes), id, id);
+                    list.push((id, pattern, queue));
+                } else {
+                    let (gone, pattern, queue) = list.swap_remove(which.index(list.len()));
+                    let queue = queue.map(str::as_bytes);
+                    prop_assert_eq!(trie.remove(pattern.as_bytes(), queue, gone), Some(gone));
+                    prop_assert_eq!(trie.remove(pattern.as_bytes(), queue, gone), None);
+                }
+            }
+            prop_assert_eq!(trie.len(), list.len());
+            let mut expected: Vec<u64> = list.iter().filter(|(_, _, q)| q.is_none()).map(|(id, _, _)| *id).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(plain(&trie, "a"), expected);
+            for (id, pattern, queue) in list {
+                prop_assert_eq!(trie.remove(pattern.as_bytes(), queue.map(str::as_bytes), id), Some(id));
+            }
+            prop_assert_eq!(trie.nodes.len() - trie.free.len(), 1);
+        }
+
         #[test]
         fn agrees_with_a_list_of_patterns(
             steps in prop::collection::vec((pattern(), prop::option::of("[qr]"), any::<bool>()), 1..40),
