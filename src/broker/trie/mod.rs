@@ -5,12 +5,14 @@
 //! drop of the tree can exhaust a task's stack.
 
 mod members;
+mod table;
 
 use std::collections::HashMap;
 
 use super::subject::tokens;
 
 use members::Members;
+use table::Table;
 
 /// Patterns with values of type `T`, each under an id that the caller chose.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ struct Node<T> {
     token: Box<[u8]>,
     children: HashMap<Box<[u8]>, usize>,
     plain: Members<T>,
-    queues: Vec<(Box<[u8]>, Members<T>)>,
+    queues: Table<Members<T>>,
 }
 
 /// What matched a subject.
@@ -55,7 +57,13 @@ impl<T> Default for Trie<T> {
 
 impl<T> Node<T> {
     fn new(parent: usize, token: &[u8]) -> Self {
-        Self { parent, token: token.into(), children: HashMap::new(), plain: Members::default(), queues: Vec::new() }
+        Self {
+            parent,
+            token: token.into(),
+            children: HashMap::new(),
+            plain: Members::default(),
+            queues: Table::default(),
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -86,14 +94,11 @@ impl<T: Clone> Trie<T> {
         let Some(node) = self.nodes.get_mut(at) else { return };
         match queue {
             None => node.plain.insert(id, value),
-            Some(queue) => match node.queues.iter_mut().find(|(name, _)| **name == *queue) {
-                Some((_, members)) => members.insert(id, value),
-                None => {
-                    let mut members = Members::default();
-                    members.insert(id, value);
-                    node.queues.push((queue.into(), members));
-                }
-            },
+            Some(queue) => {
+                node.queues.ensure(queue);
+                let Some(members) = node.queues.get_mut(queue) else { return };
+                members.insert(id, value);
+            }
         }
         self.len += 1;
     }
@@ -108,11 +113,10 @@ impl<T: Clone> Trie<T> {
         let value = match queue {
             None => node.plain.remove(id)?,
             Some(queue) => {
-                let group = node.queues.iter().position(|(name, _)| **name == *queue)?;
-                let (_, members) = node.queues.get_mut(group)?;
+                let members = node.queues.get_mut(queue)?;
                 let value = members.remove(id)?;
                 if members.is_empty() {
-                    node.queues.swap_remove(group);
+                    node.queues.remove(queue);
                 }
                 value
             }
@@ -125,6 +129,8 @@ impl<T: Clone> Trie<T> {
     /// Everything whose pattern matches the literal `subject`; nothing when it has an empty token.
     pub fn matches(&self, subject: &[u8]) -> Matches<T> {
         let mut found = Matches::default();
+        // Where each group's name stands among those found.
+        let mut known = HashMap::new();
         let tokens: Vec<&[u8]> = tokens(subject).collect();
         if tokens.iter().any(|token| token.is_empty()) {
             return found;
@@ -133,11 +139,11 @@ impl<T: Clone> Trie<T> {
         while let Some((at, depth)) = ahead.pop() {
             let Some(node) = self.nodes.get(at) else { continue };
             let Some(token) = tokens.get(depth) else {
-                self.collect(at, &mut found);
+                self.collect(at, &mut found, &mut known);
                 continue;
             };
             if let Some(rest) = node.children.get(&b">"[..]) {
-                self.collect(*rest, &mut found);
+                self.collect(*rest, &mut found, &mut known);
             }
             if let Some(any) = node.children.get(&b"*"[..]) {
                 ahead.push((*any, depth + 1));
@@ -152,14 +158,15 @@ impl<T: Clone> Trie<T> {
         found
     }
 
-    fn collect(&self, at: usize, found: &mut Matches<T>) {
+    fn collect<'a>(&'a self, at: usize, found: &mut Matches<T>, known: &mut HashMap<&'a [u8], usize>) {
         let Some(node) = self.nodes.get(at) else { return };
         found.plain.extend(node.plain.iter().cloned());
-        for (name, members) in &node.queues {
+        for (name, members) in node.queues.iter() {
+            let at = *known.entry(name).or_insert(found.queues.len());
             let members = members.iter().cloned();
-            match found.queues.iter_mut().find(|(known, _)| known == name) {
+            match found.queues.get_mut(at) {
                 Some((_, group)) => group.extend(members),
-                None => found.queues.push((name.clone(), members.collect())),
+                None => found.queues.push((name.into(), members.collect())),
             }
         }
     }
@@ -268,7 +275,65 @@ mod tests {
         }
     }
 
+    /// Where each group is compared with each other, this takes minutes.
+    #[test]
+    fn thirty_thousand_groups_under_two_patterns() {
+        const COUNT: u64 = 30_000;
+        let mut trie = Trie::default();
+        let names: Vec<String> = (0..COUNT).map(|at| format!("a queue group of some length, number {at}")).collect();
+        for (id, name) in (0..).zip(&names) {
+            trie.insert(b"a", Some(name.as_bytes()), id, id);
+            trie.insert(b"*", Some(name.as_bytes()), COUNT + id, COUNT + id);
+        }
+        let found = trie.matches(b"a").queues;
+        assert_eq!(found.len(), names.len());
+        for (name, mut members) in found {
+            members.sort_unstable();
+            assert_eq!(members, [members[0], members[0] + COUNT]);
+            assert_eq!(*name, *names[members[0] as usize].as_bytes());
+        }
+        for (id, name) in (0..).zip(&names) {
+            assert_eq!(trie.remove(b"a", Some(name.as_bytes()), id), Some(id));
+            assert_eq!(trie.remove(b"*", Some(name.as_bytes()), COUNT + id), Some(COUNT + id));
+        }
+        assert!(trie.is_empty());
+    }
+
     proptest! {
+        #[test]
+        fn many_groups_agree_with_a_list(
+            steps in prop::collection::vec((pattern(), 0..40u8, prop::bool::weighted(0.7), any::<prop::sample::Index>()), 1..200),
+            subjects in prop::collection::vec(literal(), 1..4),
+        ) {
+            let mut trie = Trie::default();
+            let mut list: Vec<(u64, String, String)> = Vec::new();
+            for (id, (pattern, queue, add, which)) in steps.into_iter().enumerate() {
+                if add || list.is_empty() {
+                    let queue = format!("q{queue}");
+                    trie.insert(pattern.as_bytes(), Some(queue.as_bytes()), id as u64, id as u64);
+                    list.push((id as u64, pattern, queue));
+                } else {
+                    let (gone, pattern, queue) = list.swap_remove(which.index(list.len()));
+                    prop_assert_eq!(trie.remove(pattern.as_bytes(), Some(queue.as_bytes()), gone), Some(gone));
+                    prop_assert_eq!(trie.remove(pattern.as_bytes(), Some(queue.as_bytes()), gone), None);
+                }
+            }
+            for subject in &subjects {
+                let mut expected: BTreeMap<Vec<u8>, Vec<u64>> = BTreeMap::new();
+                for (id, _, queue) in list.iter().filter(|(_, pattern, _)| matches(pattern, subject)) {
+                    expected.entry(queue.clone().into_bytes()).or_default().push(*id);
+                }
+                expected.values_mut().for_each(|members| members.sort_unstable());
+                let found = trie.matches(subject.as_bytes());
+                prop_assert!(found.plain.is_empty());
+                prop_assert_eq!(found.queues.len(), expected.len(), "each name once");
+                for (name, mut members) in found.queues {
+                    members.sort_unstable();
+                    prop_assert_eq!(Some(&members), expected.get(&*name));
+                }
+            }
+        }
+
         #[test]
         fn many_under_few_patterns_come_and_go_in_any_order(
             steps in prop::collection::vec((0..3usize, 0..4usize, prop::bool::weighted(0.6), any::<prop::sample::Index>()), 1..300),
