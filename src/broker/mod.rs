@@ -82,6 +82,11 @@
 //! 1,500 requests/s remain where nats-server leaves 560 (p99 9 ms, theirs 28). `COSTLY_PER_TURN` is what does it: before,
 //! 5 remained.
 //!
+//! Subscriptions cost memory, so they are bounded by what they cost: subjects of many tokens or bytes count as several
+//! against [`Limits::max_subscriptions`]. A client at its maximum takes some 2 KiB for each at worst, 200 MB by default,
+//! with subjects made for it; some 300 B each with usual ones. Making or ending one costs about the same however many
+//! there are, on the same subject or in other queue groups; a client that leaves ends them 256 at a time.
+//!
 //! # Slow receivers
 //!
 //! A receiver has a bound on pending bytes; over it, it is cut off. A publisher that is too fast for most of its receivers
@@ -159,7 +164,9 @@ pub struct Limits {
     pub max_payload: usize,
     /// Longest line of an operation in bytes.
     pub max_control_line: usize,
-    /// Subscriptions of one client.
+    /// Subscriptions of one client. One counts as another for each 16 tokens of its subject, or for each 256 bytes of
+    /// subject, queue group and sid if that is more: so this bounds the memory that a client's subscriptions take, at
+    /// about 2 KiB each.
     pub max_subscriptions: usize,
     /// Clients at a time, those in the TLS handshake among them. Whoever is one too many is told so in the clear.
     pub max_connections: usize,

@@ -1,13 +1,15 @@
 //! The subject tree: patterns in, and for a literal subject every value whose pattern matches. Pure; the router keeps one
 //! behind a lock.
 //!
-//! Nodes live in one arena and walks use an explicit stack, so that neither a subject of two thousand tokens nor the
-//! drop of the tree can exhaust a task's stack.
+//! A node holds its children, and removing a value frees the nodes that were there for it alone. Walks and drops use an
+//! explicit stack, so that a subject of two thousand tokens cannot exhaust a task's. A node that only leads on to another
+//! is two small allocations: a hostile client's subjects are nothing but such nodes.
 
 mod members;
 mod table;
 
 use std::collections::HashMap;
+use std::fmt;
 
 use super::subject::tokens;
 
@@ -15,19 +17,19 @@ use members::Members;
 use table::Table;
 
 /// Patterns with values of type `T`, each under an id that the caller chose.
-#[derive(Debug)]
 pub struct Trie<T> {
-    nodes: Vec<Node<T>>,
-    free: Vec<usize>,
+    root: Node<T>,
     len: usize,
 }
 
-#[derive(Debug)]
+/// What begins with the tokens on the way here.
 struct Node<T> {
-    parent: usize,
-    /// The token on the way here from the parent.
-    token: Box<[u8]>,
-    children: HashMap<Box<[u8]>, usize>,
+    children: Table<Self>,
+    /// What ends here; nothing at most nodes.
+    held: Option<Box<Held<T>>>,
+}
+
+struct Held<T> {
     plain: Members<T>,
     queues: Table<Members<T>>,
 }
@@ -47,27 +49,43 @@ impl<T> Default for Matches<T> {
     }
 }
 
-const ROOT: usize = 0;
-
 impl<T> Default for Trie<T> {
     fn default() -> Self {
-        Self { nodes: vec![Node::new(ROOT, &[])], free: Vec::new(), len: 0 }
+        Self { root: Node::default(), len: 0 }
+    }
+}
+
+impl<T> fmt::Debug for Trie<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trie").field("len", &self.len).finish_non_exhaustive() // what it holds may be thousands deep
+    }
+}
+
+impl<T> Drop for Trie<T> {
+    fn drop(&mut self) {
+        std::mem::take(&mut self.root).dismantle();
+    }
+}
+
+impl<T> Default for Node<T> {
+    fn default() -> Self {
+        Self { children: Table::default(), held: None }
+    }
+}
+
+impl<T> Default for Held<T> {
+    fn default() -> Self {
+        Self { plain: Members::default(), queues: Table::default() }
     }
 }
 
 impl<T> Node<T> {
-    fn new(parent: usize, token: &[u8]) -> Self {
-        Self {
-            parent,
-            token: token.into(),
-            children: HashMap::new(),
-            plain: Members::default(),
-            queues: Table::default(),
+    /// Drops it and all below it, one after the other.
+    fn dismantle(self) {
+        let mut left = vec![self];
+        while let Some(node) = left.pop() {
+            left.extend(node.children.into_values());
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.children.is_empty() && self.plain.is_empty() && self.queues.is_empty()
     }
 }
 
@@ -84,19 +102,18 @@ impl<T: Clone> Trie<T> {
 
     /// Adds `value` under `pattern`, which the caller has checked to be a valid subject.
     pub fn insert(&mut self, pattern: &[u8], queue: Option<&[u8]>, id: u64, value: T) {
-        let mut at = ROOT;
+        let mut at = &mut self.root;
         for token in tokens(pattern) {
-            at = match self.nodes.get(at).and_then(|node| node.children.get(token)) {
-                Some(child) => *child,
-                None => self.add_child(at, token),
-            };
+            at.children.ensure(token);
+            let Some(child) = at.children.get_mut(token) else { return };
+            at = child;
         }
-        let Some(node) = self.nodes.get_mut(at) else { return };
+        let held = at.held.get_or_insert_default();
         match queue {
-            None => node.plain.insert(id, value),
+            None => held.plain.insert(id, value),
             Some(queue) => {
-                node.queues.ensure(queue);
-                let Some(members) = node.queues.get_mut(queue) else { return };
+                held.queues.ensure(queue);
+                let Some(members) = held.queues.get_mut(queue) else { return };
                 members.insert(id, value);
             }
         }
@@ -105,25 +122,48 @@ impl<T: Clone> Trie<T> {
 
     /// Takes out the value `id` that was added under `pattern` and `queue`.
     pub fn remove(&mut self, pattern: &[u8], queue: Option<&[u8]>, id: u64) -> Option<T> {
-        let mut at = ROOT;
-        for token in tokens(pattern) {
-            at = *self.nodes.get(at)?.children.get(token)?;
+        let mut at = &mut self.root;
+        // The depth of the last node on the way that is there for something else too.
+        let mut last_shared = 0;
+        for (depth, token) in tokens(pattern).enumerate() {
+            if at.held.is_some() || at.children.len() > 1 {
+                last_shared = depth;
+            }
+            at = at.children.get_mut(token)?;
         }
-        let node = self.nodes.get_mut(at)?;
+        let held = at.held.as_mut()?;
         let value = match queue {
-            None => node.plain.remove(id)?,
+            None => held.plain.remove(id)?,
             Some(queue) => {
-                let members = node.queues.get_mut(queue)?;
+                let members = held.queues.get_mut(queue)?;
                 let value = members.remove(id)?;
                 if members.is_empty() {
-                    node.queues.remove(queue);
+                    held.queues.remove(queue);
                 }
                 value
             }
         };
         self.len -= 1;
-        self.prune(at);
+        if held.plain.is_empty() && held.queues.is_empty() {
+            at.held = None;
+            if at.children.is_empty() {
+                self.cut(pattern, last_shared);
+            }
+        }
         Some(value)
+    }
+
+    /// Takes out the nodes on the way along `pattern` that are deeper than `depth`.
+    fn cut(&mut self, pattern: &[u8], depth: usize) {
+        let mut at = &mut self.root;
+        let mut tokens = tokens(pattern);
+        for token in tokens.by_ref().take(depth) {
+            let Some(child) = at.children.get_mut(token) else { return };
+            at = child;
+        }
+        if let Some(branch) = tokens.next().and_then(|token| at.children.remove(token)) {
+            branch.dismantle();
+        }
     }
 
     /// Everything whose pattern matches the literal `subject`; nothing when it has an empty token.
@@ -135,73 +175,41 @@ impl<T: Clone> Trie<T> {
         if tokens.iter().any(|token| token.is_empty()) {
             return found;
         }
-        let mut ahead = vec![(ROOT, 0)];
-        while let Some((at, depth)) = ahead.pop() {
-            let Some(node) = self.nodes.get(at) else { continue };
+        let mut ahead = vec![(&self.root, 0)];
+        while let Some((node, depth)) = ahead.pop() {
             let Some(token) = tokens.get(depth) else {
-                self.collect(at, &mut found, &mut known);
+                found.collect(node, &mut known);
                 continue;
             };
-            if let Some(rest) = node.children.get(&b">"[..]) {
-                self.collect(*rest, &mut found, &mut known);
+            if let Some(rest) = node.children.get(b">") {
+                found.collect(rest, &mut known);
             }
-            if let Some(any) = node.children.get(&b"*"[..]) {
-                ahead.push((*any, depth + 1));
+            if let Some(any) = node.children.get(b"*") {
+                ahead.push((any, depth + 1));
             }
             // A published `*` or `>` is no wildcard; whoever listens there was just seen.
             if !matches!(*token, b"*" | b">")
-                && let Some(child) = node.children.get(*token)
+                && let Some(child) = node.children.get(token)
             {
-                ahead.push((*child, depth + 1));
+                ahead.push((child, depth + 1));
             }
         }
         found
     }
+}
 
-    fn collect<'a>(&'a self, at: usize, found: &mut Matches<T>, known: &mut HashMap<&'a [u8], usize>) {
-        let Some(node) = self.nodes.get(at) else { return };
-        found.plain.extend(node.plain.iter().cloned());
-        for (name, members) in node.queues.iter() {
-            let at = *known.entry(name).or_insert(found.queues.len());
+impl<T: Clone> Matches<T> {
+    /// Adds what ends at `node`. `known` says where each group found stands.
+    fn collect<'a>(&mut self, node: &'a Node<T>, known: &mut HashMap<&'a [u8], usize>) {
+        let Some(held) = &node.held else { return };
+        self.plain.extend(held.plain.iter().cloned());
+        for (name, members) in held.queues.iter() {
+            let at = *known.entry(name).or_insert(self.queues.len());
             let members = members.iter().cloned();
-            match found.queues.get_mut(at) {
+            match self.queues.get_mut(at) {
                 Some((_, group)) => group.extend(members),
-                None => found.queues.push((name.into(), members.collect())),
+                None => self.queues.push((name.into(), members.collect())),
             }
-        }
-    }
-
-    fn add_child(&mut self, parent: usize, token: &[u8]) -> usize {
-        let node = Node::new(parent, token);
-        let at = match self.free.pop() {
-            Some(at) => {
-                if let Some(slot) = self.nodes.get_mut(at) {
-                    *slot = node;
-                }
-                at
-            }
-            None => {
-                self.nodes.push(node);
-                self.nodes.len() - 1
-            }
-        };
-        if let Some(parent) = self.nodes.get_mut(parent) {
-            parent.children.insert(token.into(), at);
-        }
-        at
-    }
-
-    /// Frees `at` and its ancestors as far as they hold nothing any more.
-    fn prune(&mut self, mut at: usize) {
-        while at != ROOT {
-            let Some(node) = self.nodes.get_mut(at).filter(|node| node.is_empty()) else { return };
-            let (parent, token) = (node.parent, std::mem::take(&mut node.token));
-            *node = Node::new(ROOT, &[]);
-            self.free.push(at);
-            if let Some(parent) = self.nodes.get_mut(parent) {
-                parent.children.remove(&token);
-            }
-            at = parent;
         }
     }
 }
@@ -220,6 +228,17 @@ mod tests {
         let mut found = trie.matches(subject.as_bytes()).plain;
         found.sort_unstable();
         found
+    }
+
+    /// Nodes there are, the root among them.
+    fn nodes(trie: &Trie<u64>) -> usize {
+        let mut ahead = vec![&trie.root];
+        let mut count = 0;
+        while let Some(node) = ahead.pop() {
+            count += 1;
+            ahead.extend(node.children.iter().map(|(_, child)| child));
+        }
+        count
     }
 
     #[test]
@@ -253,7 +272,39 @@ mod tests {
         trie.insert(deep.as_bytes(), None, 1, 1);
         assert_eq!(plain(&trie, &deep), [1]);
         assert_eq!(trie.remove(deep.as_bytes(), None, 1), Some(1));
-        assert_eq!(trie.nodes.len() - trie.free.len(), 1, "nothing but the root is left");
+        assert_eq!(nodes(&trie), 1, "nothing but the root is left");
+    }
+
+    #[test]
+    fn only_what_nobody_else_needs_is_cut() {
+        let mut trie = Trie::default();
+        for (id, pattern) in (0..).zip(["a", "a.b.c.d", "a.b.x", "a.b.c.d.e.f"]) {
+            trie.insert(pattern.as_bytes(), None, id, id);
+        }
+        assert_eq!(nodes(&trie), 8);
+        assert_eq!(trie.remove(b"a.b.c.d.e.f", None, 3), Some(3));
+        assert_eq!(nodes(&trie), 6, "up to the one that holds something");
+        assert_eq!(trie.remove(b"a.b.c.d", None, 1), Some(1));
+        assert_eq!(nodes(&trie), 4, "up to the fork");
+        assert_eq!(trie.remove(b"a", None, 0), Some(0));
+        assert_eq!(nodes(&trie), 4, "nothing: it leads on");
+        assert_eq!((trie.remove(b"a.b", None, 2), trie.remove(b"a.b.x.y", None, 2)), (None, None));
+        assert_eq!((plain(&trie, "a.b.x"), trie.remove(b"a.b.x", None, 2)), (vec![2], Some(2)));
+        assert_eq!(nodes(&trie), 1);
+    }
+
+    #[test]
+    fn deep_trees_are_dropped_without_a_stack_and_shown_without_their_depth() {
+        let deep = vec!["x"; 200_000].join(".");
+        let mut trie = Trie::default();
+        trie.insert(deep.as_bytes(), Some(b"q"), 1, 1);
+        assert_eq!(format!("{trie:?}"), "Trie { len: 1, .. }");
+        drop(trie);
+    }
+
+    #[test]
+    fn a_node_that_only_leads_on_is_small() {
+        assert!(size_of::<Node<u64>>() <= 24 && size_of::<(Box<[u8]>, Node<u64>)>() <= 40);
     }
 
     #[test]
@@ -360,7 +411,7 @@ mod tests {
             for (id, pattern, queue) in list {
                 prop_assert_eq!(trie.remove(pattern.as_bytes(), queue.map(str::as_bytes), id), Some(id));
             }
-            prop_assert_eq!(trie.nodes.len() - trie.free.len(), 1);
+            prop_assert_eq!(nodes(&trie), 1);
         }
 
         #[test]
@@ -402,7 +453,7 @@ mod tests {
                 trie.remove(pattern.as_bytes(), queue.as_deref().map(str::as_bytes), id);
             }
             prop_assert!(trie.is_empty());
-            prop_assert_eq!(trie.nodes.len() - trie.free.len(), 1);
+            prop_assert_eq!(nodes(&trie), 1);
         }
     }
 }

@@ -66,6 +66,16 @@ impl<V> Table<V> {
         one.into_iter().chain(many.into_iter().flatten())
     }
 
+    /// The same without the names.
+    pub fn into_values(self) -> impl Iterator<Item = V> {
+        let (one, many) = match self {
+            Self::None => (None, None),
+            Self::One(one) => (Some(one.1), None),
+            Self::Many(all) => (None, Some(all.into_values())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
     /// Puts the default under `name`, unless something is there.
     pub fn ensure(&mut self, name: &[u8])
     where
