@@ -259,13 +259,14 @@ impl Router {
         subscription
     }
 
-    /// Ends a subscription; once ended, ending it again does nothing.
-    pub fn unsubscribe(&self, subscription: &Subscription) {
-        if !subscription.close() {
-            return;
+    /// Ends a subscription; once ended, ending it again does nothing and is `false`.
+    pub fn unsubscribe(&self, subscription: &Subscription) -> bool {
+        let open = subscription.close();
+        if open {
+            let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+            self.take_out(&mut tree, subscription);
         }
-        let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
-        self.take_out(&mut tree, subscription);
+        open
     }
 
     /// Ends [`ENDED_AT_ONCE`] of `subscriptions`, the last ones, and takes them off the list. Who has more lets others run
@@ -294,10 +295,11 @@ impl Router {
         }
     }
 
-    /// Ends a subscription that had its last message, and leaves word for its owner.
+    /// Ends a subscription that had its last message, and leaves word for its owner; once.
     pub fn expire(&self, subscription: &Subscription) {
-        self.unsubscribe(subscription);
-        subscription.client.expire(subscription.id, subscription.sid.clone());
+        if self.unsubscribe(subscription) {
+            subscription.client.expire(subscription.id, subscription.sid.clone());
+        }
     }
 
     /// Who listens to the literal `subject`.
