@@ -177,7 +177,7 @@ impl Held for Arc<Subscription> {
 /// Whether a subscription may have one more message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// It ended.
+    /// It has had its last, and must end if it has not.
     Over,
     /// It may.
     Open,
@@ -228,9 +228,12 @@ impl Subscription {
     }
 
     /// Counts one message.
+    ///
+    /// Counting acquires what [`Subscription::limit`] releases in the same counter: of the two, the later one sees what
+    /// the earlier did, so that either a turn is the last or the limit is known to be reached.
     #[inline]
     pub fn take_turn(&self) -> Turn {
-        let count = self.delivered.fetch_add(1, Ordering::Relaxed) + 1;
+        let count = self.delivered.fetch_add(1, Ordering::Acquire) + 1;
         match self.max.load(Ordering::Relaxed) {
             0 => Turn::Open,
             max if count < max => Turn::Open,
@@ -242,6 +245,97 @@ impl Subscription {
     /// Sets the number of messages after which it ends; `false` when it has had them already.
     pub fn limit(&self, max: u64) -> bool {
         self.max.store(max, Ordering::Relaxed);
-        self.delivered.load(Ordering::Relaxed) < max
+        self.delivered.fetch_add(0, Ordering::Release) < max // writes the count, as it is: see `take_turn`
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Barrier;
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::delivery::{Body, Delivery};
+    use super::super::protocol::{Publish, ServerInfo};
+    use super::super::router::Router;
+    use super::super::session::{Access, Verdict};
+    use super::super::transport::Transport;
+    use super::*;
+    use crate::broker::Limits;
+
+    /// A client, and the other end of its socket.
+    async fn client() -> (Arc<Client>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let outbound = Outbound::new(Arc::new(Transport::plain(accepted.unwrap().0)), 1024 * 1024);
+        (Arc::new(Client::new(1, Ipv4Addr::LOCALHOST.into(), outbound, true)), peer.unwrap())
+    }
+
+    fn router() -> Arc<Router> {
+        let info = ServerInfo {
+            server_id: String::new(),
+            server_name: String::new(),
+            version: String::new(),
+            proto: 1,
+            go: String::new(),
+            host: String::new(),
+            port: 0,
+            headers: true,
+            auth_required: false,
+            tls_required: false,
+            tls_verify: false,
+            max_payload: 1024,
+            client_id: 0,
+            client_ip: String::new(),
+            nonce: None,
+            ldm: false,
+        };
+        Arc::new(Router::new(info, Limits::default(), None, None))
+    }
+
+    #[tokio::test]
+    async fn a_subscription_beyond_its_limit_ends_however_it_got_there() {
+        let (client, _peer) = client().await;
+        let router = router();
+        let subscription = router.subscribe(&client, b"9", b"a", None, Vec::new());
+        let mut delivery = Delivery::new(router.clone(), client.clone());
+        let message =
+            Publish { subject: b"a", reply: None, header_size: None, total_size: b"0", body: b"", rest: None };
+        let mut publish = || {
+            delivery.verdict(b"a", |_| Verdict { access: Access::Granted, literal: true });
+            delivery.publish(&message, Body::Copied)
+        };
+        assert!(publish() && publish());
+        assert!(!subscription.limit(1), "its owner is told, and here does nothing about it");
+        assert!(!publish());
+        assert_eq!(router.subscription_count(), 0);
+        assert_eq!(client.take_expired(), [(subscription.id, b"9".as_slice().into())]);
+        assert!(!publish());
+        router.expire(&subscription);
+        assert!(client.take_expired().is_empty(), "word is left once");
+    }
+
+    #[tokio::test]
+    async fn either_a_turn_is_the_last_or_the_limit_is_known_to_be_reached() {
+        const ROUNDS: usize = 5_000;
+        let (client, _peer) = client().await;
+        let all: Vec<_> = (0..ROUNDS).map(|_| Subscription::new(1, client.clone(), b"1", b"a", None)).collect();
+        let start = Barrier::new(2);
+        let both = |what: &dyn Fn(&Subscription) -> bool| -> Vec<bool> {
+            let each = all.iter().map(|subscription| {
+                start.wait();
+                what(subscription)
+            });
+            each.collect()
+        };
+        let (last, reached) = std::thread::scope(|threads| {
+            let turns = threads.spawn(|| both(&|subscription| subscription.take_turn() == Turn::Last));
+            let limits = both(&|subscription| !subscription.limit(1));
+            (turns.join().unwrap(), limits)
+        });
+        for (round, (last, reached)) in last.into_iter().zip(reached).enumerate() {
+            assert!(last || reached, "round {round}: nobody ended the subscription");
+        }
     }
 }

@@ -311,14 +311,14 @@ impl Delivery {
             return false;
         }
         let turn = subscription.take_turn();
-        if turn == Turn::Over {
-            return false;
+        if turn != Turn::Over {
+            self.append(receiver, message, body);
         }
-        self.append(receiver, message, body);
-        if turn == Turn::Last {
+        if turn != Turn::Open {
+            // Over too: whoever had the last turn may have been before the limit was set.
             self.router.expire(subscription);
         }
-        true
+        turn != Turn::Over
     }
 
     #[inline]

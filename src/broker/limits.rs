@@ -18,7 +18,9 @@ pub struct Limits {
     pub max_payload: usize,
     /// Longest line of an operation in bytes.
     pub max_control_line: usize,
-    /// Subscriptions of one client.
+    /// Subscriptions of one client. One counts as another for each 16 tokens of its subject, or for each 256 bytes of
+    /// subject, queue group and sid if that is more: so this bounds the memory that a client's subscriptions take, at
+    /// about 2 KiB each.
     pub max_subscriptions: usize,
     /// Clients at a time, those in the TLS handshake among them. Whoever is one too many is told so in the clear.
     pub max_connections: usize,

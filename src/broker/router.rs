@@ -19,6 +19,9 @@ use super::trie::{Matches, Trie};
 
 /// Classes of first tokens; more would make a subscription with a leading wildcard no dearer, but rarely help.
 const CLASSES: usize = 64;
+/// Subscriptions of a client that leaves which end under one lock: about a tenth of a millisecond, for which nobody else
+/// subscribes or looks up a new subject.
+const ENDED_AT_ONCE: usize = 256;
 
 /// Counters, all since the start.
 #[derive(Debug, Default)]
@@ -256,12 +259,30 @@ impl Router {
         subscription
     }
 
-    /// Ends a subscription; once ended, ending it again does nothing.
-    pub fn unsubscribe(&self, subscription: &Subscription) {
-        if !subscription.close() {
-            return;
+    /// Ends a subscription; once ended, ending it again does nothing and is `false`.
+    pub fn unsubscribe(&self, subscription: &Subscription) -> bool {
+        let open = subscription.close();
+        if open {
+            let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+            self.take_out(&mut tree, subscription);
         }
-        let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+        open
+    }
+
+    /// Ends [`ENDED_AT_ONCE`] of `subscriptions`, the last ones, and takes them off the list. Who has more lets others run
+    /// before the next call.
+    pub fn unsubscribe_some(&self, subscriptions: &mut Vec<Arc<Subscription>>) {
+        let ended = subscriptions.split_off(subscriptions.len().saturating_sub(ENDED_AT_ONCE));
+        {
+            let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+            for subscription in ended.iter().filter(|subscription| subscription.close()) {
+                self.take_out(&mut tree, subscription);
+            }
+        }
+        drop(ended); // without the lock
+    }
+
+    fn take_out(&self, tree: &mut Trie<Arc<Subscription>>, subscription: &Subscription) {
         tree.remove(&subscription.subject, subscription.queue.as_deref(), subscription.id);
         self.outdate(&subscription.subject);
     }
@@ -274,10 +295,11 @@ impl Router {
         }
     }
 
-    /// Ends a subscription that had its last message, and leaves word for its owner.
+    /// Ends a subscription that had its last message, and leaves word for its owner; once.
     pub fn expire(&self, subscription: &Subscription) {
-        self.unsubscribe(subscription);
-        subscription.client.expire(subscription.id, subscription.sid.clone());
+        if self.unsubscribe(subscription) {
+            subscription.client.expire(subscription.id, subscription.sid.clone());
+        }
     }
 
     /// Who listens to the literal `subject`.

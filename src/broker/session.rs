@@ -10,6 +10,11 @@ use super::protocol::connect::ConnectOptions;
 use super::protocol::{Fault, Op, Publish};
 use super::subject;
 
+/// Tokens of a subject for which a subscription counts as one more: the tree keeps a node for each.
+const TOKENS_PER_SHARE: usize = 16;
+/// Bytes of subject, queue group and sid for which it does, if that is more: they are kept several times over.
+const BYTES_PER_SHARE: usize = 256;
+
 /// What to do about an operation.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<'a> {
@@ -93,6 +98,8 @@ pub struct Session<S> {
     options: ConnectOptions,
     user: Option<Arc<User>>,
     subscriptions: HashMap<Box<[u8]>, S>,
+    /// What they count as together.
+    shares: usize,
 }
 
 impl<S: Held + Clone> Session<S> {
@@ -100,7 +107,7 @@ impl<S: Held + Clone> Session<S> {
     pub fn new(auth_required: bool, max_subscriptions: usize) -> Self {
         let user = (!auth_required).then(|| Arc::new(User::anonymous()));
         let options = ConnectOptions::default();
-        Self { max_subscriptions, options, user, subscriptions: HashMap::new() }
+        Self { max_subscriptions, options, user, subscriptions: HashMap::new(), shares: 0 }
     }
 
     /// The options of the last accepted CONNECT.
@@ -142,7 +149,7 @@ impl<S: Held + Clone> Session<S> {
                     Subscribe::Granted => Vec::new(),
                     Subscribe::Filtered(filter) => filter,
                 };
-                if self.subscriptions.len() >= self.max_subscriptions {
+                if self.shares.saturating_add(shares(sid, subject, queue)) > self.max_subscriptions {
                     return Step::Refuse(Fault::Subscriptions);
                 }
                 if self.subscriptions.contains_key(sid) {
@@ -178,12 +185,14 @@ impl<S: Held + Clone> Session<S> {
             return Vec::new();
         }
         let mut revised = Vec::new();
+        let shares_held = &mut self.shares;
         self.subscriptions.retain(|sid, held| {
             let filter = match user.permissions.may_subscribe(held.subject(), held.queue()) {
                 Subscribe::Denied => {
                     let (subject, queue) = (text(held.subject()), held.queue().map(text));
                     let fault = Fault::SubscriptionEnded { subject, queue, sid: text(sid) };
                     revised.push(Revised::Ended(held.clone(), fault));
+                    *shares_held = shares_held.saturating_sub(shares(sid, held.subject(), held.queue()));
                     return false;
                 }
                 Subscribe::Granted => Vec::new(),
@@ -207,6 +216,8 @@ impl<S: Held + Clone> Session<S> {
 
     /// Keeps the handle of a subscription made.
     pub fn subscribed(&mut self, sid: &[u8], handle: S) {
+        self.unsubscribe(sid); // never two: the sid was free
+        self.shares = self.shares.saturating_add(shares(sid, handle.subject(), handle.queue()));
         self.subscriptions.insert(sid.into(), handle);
     }
 
@@ -217,13 +228,22 @@ impl<S: Held + Clone> Session<S> {
 
     /// Forgets a subscription and hands back its handle.
     pub fn unsubscribe(&mut self, sid: &[u8]) -> Option<S> {
-        self.subscriptions.remove(sid)
+        let held = self.subscriptions.remove(sid)?;
+        self.shares = self.shares.saturating_sub(shares(sid, held.subject(), held.queue()));
+        Some(held)
     }
 
     /// Forgets all of them.
     pub fn take_subscriptions(&mut self) -> Vec<S> {
+        self.shares = 0;
         std::mem::take(&mut self.subscriptions).into_values().collect()
     }
+}
+
+/// What a subscription counts as against the client's maximum: one, and more if it takes the memory of several.
+fn shares(sid: &[u8], subject: &[u8], queue: Option<&[u8]>) -> usize {
+    let bytes = sid.len() + subject.len() + queue.map_or(0, <[u8]>::len);
+    1 + (subject::tokens(subject).count() / TOKENS_PER_SHARE).max(bytes / BYTES_PER_SHARE)
 }
 
 fn subscribe_denied(subject: &[u8], queue: Option<&[u8]>) -> Fault {
@@ -294,6 +314,29 @@ mod tests {
         assert_eq!(session.handle(sub(b"a", b"3")), Step::Refuse(Fault::Subscriptions));
         assert!(session.unsubscribe(b"1").is_some() && session.unsubscribe(b"1").is_none());
         assert_eq!(session.handle(sub(b"b", b"2")), Step::Accepted, "a sid in use stays what it was");
+    }
+
+    #[test]
+    fn deep_and_long_subjects_count_as_several() {
+        let (usual, deep, long) = (vec!["x"; 15].join("."), vec!["x"; 33].join("."), "x".repeat(600));
+        let mut session = open(6);
+        for (sid, subject) in [(b"1", &usual), (b"2", &deep)] {
+            assert!(matches!(session.handle(sub(subject.as_bytes(), sid)), Step::Subscribe(_)));
+            session.subscribed(sid, Fake(subject.clone().into_bytes()));
+        }
+        assert_eq!(session.handle(sub(long.as_bytes(), b"3")), Step::Refuse(Fault::Subscriptions));
+        let group = Op::Subscribe { subject: b"a", queue: Some(long.as_bytes()), sid: b"3" };
+        assert_eq!(session.handle(group), Step::Refuse(Fault::Subscriptions));
+        assert_eq!(session.handle(sub(b"a", long.as_bytes())), Step::Refuse(Fault::Subscriptions));
+        assert!(matches!(session.handle(sub(usual.as_bytes(), b"3")), Step::Subscribe(_)), "there is room for two");
+        session.unsubscribe(b"2");
+        assert!(matches!(session.handle(sub(long.as_bytes(), b"3")), Step::Subscribe(_)));
+        session.subscribed(b"3", Fake(long.clone().into_bytes()));
+        assert_eq!(session.shares, 4);
+        session.connected(ConnectOptions::default(), user(Rules::allow(["x.>"])));
+        assert_eq!(session.shares, 1, "those that ended count no more");
+        session.take_subscriptions();
+        assert_eq!(session.shares, 0);
     }
 
     #[test]

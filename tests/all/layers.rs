@@ -35,7 +35,7 @@ const PURE: &[&str] = &[
     "bus/message.rs",
     "bus/parts.rs",
     "broker/protocol",
-    "broker/trie.rs",
+    "broker/trie",
     "broker/session.rs",
     "broker/permission",
     "broker/replies.rs",

@@ -116,6 +116,7 @@ async fn converse(
     let client = Arc::new(Client::new(greeting.client, greeting.ip, outbound, admitted));
     let mut connection = Connection {
         session: Session::new(!admitted, router.limits.max_subscriptions),
+        leaving: Vec::new(),
         delivery: Delivery::new(router.clone(), client.clone()),
         bounds: Bounds { control_line: router.limits.max_control_line, payload: router.limits.max_payload },
         parser: Parser::default(),
@@ -154,6 +155,7 @@ async fn converse(
         client.outbound.finish(fault.as_ref());
         let _ = timeout(LINGER, &mut writing).await;
     }
+    connection.leave().await;
     drop(connection); // nobody counts or routes to it any more
     transport.shutdown_write();
     discard(&transport).await;
@@ -197,6 +199,8 @@ struct Connection {
     peer: SocketAddr,
     nonce: Option<String>,
     session: Session<Arc<Subscription>>,
+    /// Subscriptions that are yet to end, once the client has left.
+    leaving: Vec<Arc<Subscription>>,
     delivery: Delivery,
     parser: Parser,
     bounds: Bounds,
@@ -205,9 +209,12 @@ struct Connection {
 }
 
 impl Drop for Connection {
+    /// Ends the subscriptions too, when the task ended before [`Connection::leave`] did.
     fn drop(&mut self) {
-        for subscription in self.session.take_subscriptions() {
-            self.router.unsubscribe(&subscription);
+        self.leaving.append(&mut self.session.take_subscriptions());
+        while !self.leaving.is_empty() {
+            self.router.unsubscribe_some(&mut self.leaving);
+            std::thread::yield_now(); // a lock that is taken again at once starves those who wait for it
         }
         self.client.outbound.abandon();
         self.router.unregister(self.client.id);
@@ -215,6 +222,18 @@ impl Drop for Connection {
 }
 
 impl Connection {
+    /// Ends the client's subscriptions, some at a time: others run in between. Dropping it leaves the rest to `drop`.
+    async fn leave(&mut self) {
+        self.leaving = self.session.take_subscriptions();
+        loop {
+            self.router.unsubscribe_some(&mut self.leaving);
+            if self.leaving.is_empty() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn info(&self) -> ServerInfo {
         let (client, ip) = (self.client.id, self.client.ip);
         self.router.info_for(&Greeting { client, ip, nonce: None, tls: self.client.outbound.is_tls() })

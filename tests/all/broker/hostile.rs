@@ -87,6 +87,30 @@ async fn a_flood_of_subscriptions_lets_others_in_between() {
     broker.shutdown().await;
 }
 
+/// The same for those that end because the client has gone.
+#[tokio::test]
+async fn who_leaves_with_many_subscriptions_lets_others_in_between() {
+    const COUNT: usize = 20_000;
+    let broker = plain().await;
+    let mut leaving = Raw::with(&broker, QUIET).await;
+    let lines: String = (0..COUNT).map(|sid| format!("SUB same {sid}\r\n")).collect();
+    leaving.send(lines.as_bytes()).await;
+    leaving.until_pong().await;
+    assert_eq!(broker.stats().subscriptions, COUNT);
+    drop(leaving);
+    let watch = async {
+        let mut before = COUNT;
+        while before > 0 {
+            tokio::task::yield_now().await;
+            let now = broker.stats().subscriptions;
+            assert!(before - now <= 1_024, "{} subscriptions in one go", before - now);
+            before = now;
+        }
+    };
+    tokio::time::timeout(PATIENCE, watch).await.unwrap();
+    broker.shutdown().await;
+}
+
 #[tokio::test]
 async fn silent_connections_do_not_keep_others_out() {
     let broker = plain().await;

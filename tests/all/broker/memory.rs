@@ -153,6 +153,32 @@ async fn a_flood_of_subscriptions_is_bounded_and_paid_back() {
     bystander.is_served().await;
 }
 
+/// Each takes the tree a node for each of its tokens.
+#[tokio::test]
+async fn deep_subjects_are_bounded_and_paid_back() {
+    const BOUND: usize = 100_000 * 2 * 1024;
+    let broker = Apart::start(64 * MIB);
+    let mut bystander = Bystander::arrive(&broker).await;
+    let before = broker.memory();
+    let rest = ".x".repeat(1_900);
+    for round in 0..3 {
+        let mut flood = Raw::at(broker.address).await;
+        flood.send(format!("CONNECT {QUIET}\r\n").as_bytes()).await;
+        let mut refused = 0;
+        for batch in 0..10 {
+            let lines: String = (0..100).map(|n| format!("SUB {round}-{batch}-{n}{rest} {batch}-{n}\r\n")).collect();
+            flood.send(lines.as_bytes()).await;
+            refused += flood.until_pong().await.matches("-ERR 'maximum subscriptions exceeded'").count();
+            bystander.is_served().await;
+        }
+        assert!(refused > 100, "{} subjects of 1,901 tokens for one client", 1_000 - refused);
+        let cost = broker.memory().saturating_sub(before);
+        assert!(cost < BOUND + SLACK, "in round {round} deep subjects cost {} KiB", cost / 1024);
+        drop(flood);
+        bystander.is_served().await;
+    }
+}
+
 #[tokio::test]
 async fn subscribers_that_never_read_cost_no_more_than_what_may_be_pending() {
     const PENDING: usize = 2 * MIB;

@@ -11,7 +11,7 @@ pub mod replies;
 pub mod session;
 #[path = "../../../src/broker/subject.rs"]
 pub mod subject;
-#[path = "../../../src/broker/trie.rs"]
+#[path = "../../../src/broker/trie/mod.rs"]
 pub mod trie;
 
 pub mod auth {
