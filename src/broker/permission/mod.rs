@@ -2,6 +2,8 @@
 
 mod form;
 
+pub use form::Impossible;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -183,6 +185,9 @@ mod tests {
         };
         assert!(ask("foo.a", None) && ask("foo.a", Some("v1")) && ask("foo.a", Some("v3.x")));
         assert!(!ask("foo.a", Some("v2")) && !ask("foo.a", Some("v3")));
+        let rules = Rules::allow(["w.>", "w.*.g v1", "*.*.g v3.*", "d.>"]).deny(["d.*.g", "d.*.g v1", "d.*.h v1"]);
+        let crews = Permissions { subscribe: rules, ..Permissions::default() };
+        assert_eq!(crews.may_subscribe(b"w.abcd.g", Some(b"v2")), Subscribe::Denied);
         assert!(ask("foo.b", Some("v2")) && ask("foo.*", Some("v2")), "no group is named for these");
         assert!(!ask("bar", Some("v1")) && !ask("bar", Some("v2")), "a denial of all groups holds for all");
     }
