@@ -135,8 +135,13 @@ impl Connection {
             return self.refuse(&fault);
         }
         self.accept();
+        // Before anybody hears of the request, so that no listener's answer is there first.
+        let answered = message.reply.is_some_and(|reply| self.serve(message.subject, reply));
         let heard = self.delivery.publish(message, shared.map_or(Body::Copied, Body::Shared));
-        if !heard && let Some(reply) = message.reply {
+        if !heard
+            && !answered
+            && let Some(reply) = message.reply
+        {
             self.unheard(message.subject, reply);
         }
     }
