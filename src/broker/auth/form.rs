@@ -55,6 +55,14 @@ pub enum UsersError {
         /// Its name; never its token.
         name: String,
     },
+    /// A secret that anybody knows.
+    #[error("user number {number}: the {what} is empty; give one, or leave the user out")]
+    Empty {
+        /// Counted from 1.
+        number: usize,
+        /// `password` or `token`.
+        what: &'static str,
+    },
     /// The nkey is none.
     #[error("user number {number}: {nkey:?} is not a user's public key (U and 55 more letters and digits)")]
     Nkey {
@@ -138,6 +146,15 @@ impl Entry {
         if let Some(permissions) = &self.permissions {
             check(permissions, || format!("user number {number} ({name})"))?;
         }
+        match &proof {
+            Proof::Password(secret) if secret.expose().is_empty() => {
+                return Err(UsersError::Empty { number, what: "password" });
+            }
+            Proof::Token(secret) if secret.expose().is_empty() => {
+                return Err(UsersError::Empty { number, what: "token" });
+            }
+            _ => {}
+        }
         let mut user = User::new(name, self.permissions.unwrap_or_else(|| default.clone()));
         if let Some(expires) = self.expires {
             let time = expires.parse::<jiff::Timestamp>();
@@ -158,6 +175,8 @@ mod tests {
             (r#"{"users": [{"user": "ann"}]}"#, "number 1"),
             (r#"{"users": [{"token": "t"}, {"user": "ann", "password": "x", "token": "t"}]}"#, "number 2"),
             (r#"{"users": [{"nkey": "UABC"}]}"#, "UABC"),
+            (r#"{"users": [{"user": "ann", "password": ""}]}"#, "password is empty"),
+            (r#"{"users": [{"token": ""}]}"#, "token is empty"),
             (r#"{"users": [{"token": "t", "expires": "soon"}]}"#, "soon"),
             (r#"{"users": [{"token": "t", "permission": {}}]}"#, "form"),
         ] {

@@ -15,6 +15,11 @@ use crate::model::secret::Secret;
 /// What `$SYS.REQ.USER.INFO` and logs call users who have a token instead of a name, as in nats-server.
 pub(super) const REDACTED: &str = "[REDACTED]";
 
+/// How credentials begin that hold a password or a token: the name alone does not tell, since a user may be called
+/// [`REDACTED`].
+const BY_PASSWORD: &str = "password:";
+const BY_TOKEN: &str = "token:";
+
 /// What a user shows.
 #[derive(Debug, Clone)]
 pub(super) enum Proof {
@@ -106,7 +111,7 @@ impl StaticUsers {
         // Compare in any case, so that time does not tell which users exist.
         let same = same_secret(password, known.map_or("", |(_, secret)| secret.expose()));
         match known {
-            Some((user, secret)) if same => Ok(with_credential(user, secret)),
+            Some((user, _)) if same => Ok(with_credential(user, BY_PASSWORD, password)),
             Some(_) => Err(Denied::because(format!("wrong password for {name:?}"))),
             None => Err(Denied::because(format!("unknown user {name:?}"))),
         }
@@ -114,7 +119,7 @@ impl StaticUsers {
 
     fn by_token(&self, token: &str) -> Result<User, Denied> {
         let known = self.users.iter().find_map(|(user, proof)| match proof {
-            Proof::Token(secret) if same_secret(secret.expose(), token) => Some(with_credential(user, secret)),
+            Proof::Token(secret) if same_secret(secret.expose(), token) => Some(with_credential(user, BY_TOKEN, token)),
             _ => None,
         });
         known.ok_or_else(|| Denied::because("unknown token"))
@@ -130,8 +135,8 @@ impl StaticUsers {
     }
 }
 
-fn with_credential(user: &User, secret: &Secret) -> User {
-    User { credential: Some(secret.clone()), ..user.clone() }
+fn with_credential(user: &User, how: &str, shown: &str) -> User {
+    User { credential: Some(Secret::new([how, shown].concat())), ..user.clone() }
 }
 
 /// `Err` when the user's time is over.
@@ -158,11 +163,13 @@ impl Authenticator for StaticUsers {
 
     /// The user as it stands in the list now, if it would still get in with what it showed.
     fn current(&self, user: &User) -> Option<User> {
-        let shown = user.credential.as_ref().map(Secret::expose);
-        let current = match shown {
+        let current = match user.credential.as_ref().map(Secret::expose) {
             None => self.by_nkey(&user.name),
-            Some(token) if user.name == REDACTED => self.by_token(token),
-            Some(password) => self.by_password(&user.name, password),
+            Some(shown) => match (shown.strip_prefix(BY_TOKEN), shown.strip_prefix(BY_PASSWORD)) {
+                (Some(token), _) => self.by_token(token),
+                (_, Some(password)) => self.by_password(&user.name, password),
+                _ => return None,
+            },
         };
         current.ok()
     }
@@ -270,6 +277,18 @@ mod tests {
         let token = users.authenticate(&credentials(None, None, Some("t"))).unwrap();
         assert_eq!(token.permissions.publish, Rules::allow(["d"]));
         assert!(!users.wants_nonce());
+    }
+
+    #[test]
+    fn a_user_called_like_the_holders_of_tokens_is_none() {
+        let none = Permissions { publish: Rules::allow(["a"]), ..Permissions::default() };
+        let users = StaticUsers::default().with(REDACTED, "x", none).with_token("t", Permissions::default());
+        let named = users.authenticate(&credentials(Some(REDACTED), Some("x"), None)).unwrap();
+        let token = users.authenticate(&credentials(None, None, Some("t"))).unwrap();
+        assert_eq!(users.current(&named), Some(named.clone()));
+        assert_eq!(users.current(&token), Some(token));
+        let swapped = StaticUsers::default().with_token("x", Permissions::default());
+        assert_eq!(swapped.current(&named), None, "a password is no token");
     }
 
     #[test]
