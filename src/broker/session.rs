@@ -189,8 +189,8 @@ impl<S: Held + Clone> Session<S> {
         self.subscriptions.retain(|sid, held| {
             let filter = match user.permissions.may_subscribe(held.subject(), held.queue()) {
                 Subscribe::Denied => {
-                    let (subject, queue) = (text(held.subject()), held.queue().map(text));
-                    let fault = Fault::SubscriptionEnded { subject, queue, sid: text(sid) };
+                    let (subject, queue) = (held.subject().to_vec(), held.queue().map(<[u8]>::to_vec));
+                    let fault = Fault::SubscriptionEnded { subject, queue, sid: sid.to_vec() };
                     revised.push(Revised::Ended(held.clone(), fault));
                     *shares_held = shares_held.saturating_sub(shares(sid, held.subject(), held.queue()));
                     return false;
@@ -248,13 +248,9 @@ fn shares(sid: &[u8], subject: &[u8], queue: Option<&[u8]>) -> usize {
 
 fn subscribe_denied(subject: &[u8], queue: Option<&[u8]>) -> Fault {
     match queue {
-        None => Fault::SubscribeDenied(text(subject)),
-        Some(queue) => Fault::QueueDenied(text(subject), text(queue)),
+        None => Fault::SubscribeDenied(subject.to_vec()),
+        Some(queue) => Fault::QueueDenied(subject.to_vec(), queue.to_vec()),
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[cfg(test)]

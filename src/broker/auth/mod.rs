@@ -1,10 +1,12 @@
 //! Who may connect: the trait through which the embedder decides. The ready-made list of users stands in
-//! `users`, what a signed nonce proves in `nkey`.
+//! `users`, its form in JSON in `form`, what a signed nonce proves in `nkey`.
 
+mod form;
 pub mod nkey;
 mod users;
 
-pub use users::{Exchangeable, StaticUsers, UsersError};
+pub use form::UsersError;
+pub use users::{Exchangeable, StaticUsers};
 
 use std::net::SocketAddr;
 use std::time::SystemTime;

@@ -2,12 +2,11 @@
 //! that can be exchanged while the broker runs.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use serde::Deserialize;
-
+use super::form::{self, UsersError};
 use super::{Authenticator, Credentials, Denied, User, nkey};
 use crate::broker::file;
 use crate::broker::permission::Permissions;
@@ -15,11 +14,16 @@ use crate::identity::same_secret;
 use crate::model::secret::Secret;
 
 /// What `$SYS.REQ.USER.INFO` and logs call users who have a token instead of a name, as in nats-server.
-const REDACTED: &str = "[REDACTED]";
+pub(super) const REDACTED: &str = "[REDACTED]";
+
+/// How credentials begin that hold a password or a token: the name alone does not tell, since a user may be called
+/// [`REDACTED`].
+const BY_PASSWORD: &str = "password:";
+const BY_TOKEN: &str = "token:";
 
 /// What a user shows.
 #[derive(Debug, Clone)]
-enum Proof {
+pub(super) enum Proof {
     /// The password to the user's name.
     Password(Secret),
     /// A token, whatever the name.
@@ -60,45 +64,6 @@ pub struct StaticUsers {
     users: Vec<(User, Proof)>,
 }
 
-/// A list of users cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum UsersError {
-    /// The file cannot be read.
-    #[error("cannot read the users file {path}")]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: std::io::Error,
-    },
-    /// It is not JSON of the right shape.
-    #[error("the list of users is not in the expected form")]
-    Form(#[from] serde_json::Error),
-    /// A user has no name and secret, or too many of them.
-    #[error("user number {number} must have either \"user\" and \"password\", \"token\" or \"nkey\"")]
-    Proof {
-        /// Counted from 1.
-        number: usize,
-    },
-    /// The nkey is none.
-    #[error("user number {number}: {nkey:?} is not a user's public key (U and 55 more letters and digits)")]
-    Nkey {
-        /// Counted from 1.
-        number: usize,
-        /// What stands there.
-        nkey: String,
-    },
-    /// The time is none.
-    #[error("user number {number}: {expires:?} is not a time such as 2030-01-01T00:00:00Z")]
-    Expires {
-        /// Counted from 1.
-        number: usize,
-        /// What stands there.
-        expires: String,
-    },
-}
-
 impl StaticUsers {
     /// The same list and a user with a password.
     #[must_use]
@@ -126,12 +91,7 @@ impl StaticUsers {
     /// # Errors
     /// [`UsersError`], which names the user at fault.
     pub fn from_json(json: &str) -> Result<Self, UsersError> {
-        let form: Form = serde_json::from_str(json)?;
-        let mut users = Vec::with_capacity(form.users.len());
-        for (number, entry) in (1..).zip(form.users) {
-            users.push(entry.read(number, &form.default_permissions)?);
-        }
-        Ok(Self { users })
+        Ok(Self { users: form::read(json)? })
     }
 
     /// Reads the regular file at `path`; blocks for as long as the disk takes.
@@ -153,7 +113,7 @@ impl StaticUsers {
         // Compare in any case, so that time does not tell which users exist.
         let same = same_secret(password, known.map_or("", |(_, secret)| secret.expose()));
         match known {
-            Some((user, secret)) if same => Ok(with_credential(user, secret)),
+            Some((user, _)) if same => Ok(with_credential(user, BY_PASSWORD, password)),
             Some(_) => Err(Denied::because(format!("wrong password for {name:?}"))),
             None => Err(Denied::because(format!("unknown user {name:?}"))),
         }
@@ -161,7 +121,7 @@ impl StaticUsers {
 
     fn by_token(&self, token: &str) -> Result<User, Denied> {
         let known = self.users.iter().find_map(|(user, proof)| match proof {
-            Proof::Token(secret) if same_secret(secret.expose(), token) => Some(with_credential(user, secret)),
+            Proof::Token(secret) if same_secret(secret.expose(), token) => Some(with_credential(user, BY_TOKEN, token)),
             _ => None,
         });
         known.ok_or_else(|| Denied::because("unknown token"))
@@ -177,8 +137,8 @@ impl StaticUsers {
     }
 }
 
-fn with_credential(user: &User, secret: &Secret) -> User {
-    User { credential: Some(secret.clone()), ..user.clone() }
+fn with_credential(user: &User, how: &str, shown: &str) -> User {
+    User { credential: Some(Secret::new([how, shown].concat())), ..user.clone() }
 }
 
 /// `Err` when the user's time is over.
@@ -205,11 +165,13 @@ impl Authenticator for StaticUsers {
 
     /// The user as it stands in the list now, if it would still get in with what it showed.
     fn current(&self, user: &User) -> Option<User> {
-        let shown = user.credential.as_ref().map(Secret::expose);
-        let current = match shown {
+        let current = match user.credential.as_ref().map(Secret::expose) {
             None => self.by_nkey(&user.name),
-            Some(token) if user.name == REDACTED => self.by_token(token),
-            Some(password) => self.by_password(&user.name, password),
+            Some(shown) => match (shown.strip_prefix(BY_TOKEN), shown.strip_prefix(BY_PASSWORD)) {
+                (Some(token), _) => self.by_token(token),
+                (_, Some(password)) => self.by_password(&user.name, password),
+                _ => return None,
+            },
         };
         current.ok()
     }
@@ -258,45 +220,6 @@ impl<A: Authenticator> Authenticator for Exchangeable<A> {
 
     fn wants_nonce(&self) -> bool {
         self.get().wants_nonce()
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Form {
-    users: Vec<Entry>,
-    #[serde(default)]
-    default_permissions: Permissions,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    #[serde(alias = "username")]
-    user: Option<String>,
-    #[serde(alias = "pass")]
-    password: Option<Secret>,
-    token: Option<Secret>,
-    nkey: Option<String>,
-    permissions: Option<Permissions>,
-    expires: Option<String>,
-}
-
-impl Entry {
-    fn read(self, number: usize, default: &Permissions) -> Result<(User, Proof), UsersError> {
-        let (name, proof) = match (self.user, self.password, self.token, self.nkey) {
-            (Some(name), Some(password), None, None) => (name, Proof::Password(password)),
-            (None, None, Some(token), None) => (REDACTED.to_owned(), Proof::Token(token)),
-            (None, None, None, Some(key)) if nkey::is_public_key(&key) => (key, Proof::Nkey),
-            (None, None, None, Some(nkey)) => return Err(UsersError::Nkey { number, nkey }),
-            _ => return Err(UsersError::Proof { number }),
-        };
-        let mut user = User::new(name, self.permissions.unwrap_or_else(|| default.clone()));
-        if let Some(expires) = self.expires {
-            let time = expires.parse::<jiff::Timestamp>();
-            user.expires = Some(time.map_err(|_| UsersError::Expires { number, expires })?.into());
-        }
-        Ok((user, proof))
     }
 }
 
@@ -359,18 +282,15 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_list_says_which_user() {
-        for (json, part) in [
-            ("{", "form"),
-            (r#"{"users": [{"user": "ann"}]}"#, "number 1"),
-            (r#"{"users": [{"token": "t"}, {"user": "ann", "password": "x", "token": "t"}]}"#, "number 2"),
-            (r#"{"users": [{"nkey": "UABC"}]}"#, "UABC"),
-            (r#"{"users": [{"token": "t", "expires": "soon"}]}"#, "soon"),
-            (r#"{"users": [{"token": "t", "permission": {}}]}"#, "form"),
-        ] {
-            let error = StaticUsers::from_json(json).unwrap_err().to_string();
-            assert!(error.contains(part), "{json}: {error}");
-        }
+    fn a_user_called_like_the_holders_of_tokens_is_none() {
+        let none = Permissions { publish: Rules::allow(["a"]), ..Permissions::default() };
+        let users = StaticUsers::default().with(REDACTED, "x", none).with_token("t", Permissions::default());
+        let named = users.authenticate(&credentials(Some(REDACTED), Some("x"), None)).unwrap();
+        let token = users.authenticate(&credentials(None, None, Some("t"))).unwrap();
+        assert_eq!(users.current(&named), Some(named.clone()));
+        assert_eq!(users.current(&token), Some(token));
+        let swapped = StaticUsers::default().with_token("x", Permissions::default());
+        assert_eq!(swapped.current(&named), None, "a password is no token");
     }
 
     #[test]

@@ -102,12 +102,14 @@ impl Connection {
     /// Answers with `fault`, and tells the authenticator of what permissions forbade.
     fn refuse(&mut self, fault: &Fault) {
         self.delivery.answer(|out| encode::error(out, fault));
-        let violation = match fault {
-            Fault::PublishDenied(subject) => Violation::Publish(subject),
-            Fault::SubscribeDenied(subject) | Fault::QueueDenied(subject, _) => Violation::Subscribe(subject),
+        let (subject, is_publish) = match fault {
+            Fault::PublishDenied(subject) => (subject, true),
+            Fault::SubscribeDenied(subject) | Fault::QueueDenied(subject, _) => (subject, false),
             _ => return,
         };
         if let (Some(authenticator), Some(user)) = (&self.router.authenticator, self.session.user()) {
+            let subject = String::from_utf8_lossy(subject);
+            let violation = if is_publish { Violation::Publish(&subject) } else { Violation::Subscribe(&subject) };
             authenticator.violated(user, self.peer, violation);
         }
     }
@@ -131,12 +133,17 @@ impl Connection {
             self.delivery.answer(|out| encode::error(out, &Fault::PublishSubject));
         }
         if verdict.access != Access::Granted && !self.is_answer(message.subject, verdict.access) {
-            let fault = Fault::PublishDenied(String::from_utf8_lossy(message.subject).into_owned());
+            let fault = Fault::PublishDenied(message.subject.to_vec());
             return self.refuse(&fault);
         }
         self.accept();
+        // Before anybody hears of the request, so that no listener's answer is there first.
+        let answered = message.reply.is_some_and(|reply| self.serve(message.subject, reply));
         let heard = self.delivery.publish(message, shared.map_or(Body::Copied, Body::Shared));
-        if !heard && let Some(reply) = message.reply {
+        if !heard
+            && !answered
+            && let Some(reply) = message.reply
+        {
             self.unheard(message.subject, reply);
         }
     }

@@ -16,13 +16,21 @@ const ACCOUNT: &str = "$G";
 const NO_JETSTREAM: &str = r#"{"error":{"code":503,"err_code":10076,"description":"JetStream not enabled"}}"#;
 
 impl Connection {
-    /// Nobody heard a request on `subject`: answers it if it is one for the broker, else tells the client so.
+    /// Answers a request for what only the broker knows, whoever else listens there; whether it was one.
+    #[inline]
+    pub(super) fn serve(&mut self, subject: &[u8], reply: &[u8]) -> bool {
+        if subject != USER_INFO {
+            return false;
+        }
+        let who = self.who();
+        self.answer_to(reply, &who);
+        true
+    }
+
+    /// Nobody heard a request on `subject`: tells the client so.
     pub(super) fn unheard(&mut self, subject: &[u8], reply: &[u8]) {
         let options = self.session.options();
-        if subject == USER_INFO {
-            let who = self.who();
-            self.answer_to(reply, &who);
-        } else if options.no_responders || (options.headers && subject.starts_with(JETSTREAM)) {
+        if options.no_responders || (options.headers && subject.starts_with(JETSTREAM)) {
             self.delivery.no_responders(subject, reply);
         } else if subject.starts_with(JETSTREAM) {
             // nats-server says nothing to a client that understands no status, and lets it wait.

@@ -7,6 +7,7 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Responses;
+use crate::broker::subject::is_valid;
 
 /// One subject, a list of subjects, or what is allowed and what denied.
 #[derive(Deserialize)]
@@ -51,6 +52,46 @@ impl From<Rules> for super::Rules {
                 Self { allow: both.allow.map(Into::into), deny: both.deny.map(Into::into).unwrap_or_default() }
             }
         }
+    }
+}
+
+/// An entry that no subject can match, and where it stands.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Impossible {
+    /// `publish` or `subscribe`.
+    pub rules: &'static str,
+    /// `allow` or `deny`.
+    pub list: &'static str,
+    /// What stands there.
+    pub entry: String,
+    /// What might.
+    pub expected: &'static str,
+}
+
+impl super::Permissions {
+    /// The first entry that is no pattern, if there is one: such an entry in `deny` would leave a door open.
+    pub fn impossible(&self) -> Option<Impossible> {
+        let publish = "a subject such as \"jobs.*\" or \"jobs.>\"";
+        let subscribe = "a subject such as \"jobs.>\", or one and a queue group such as \"jobs.> crew\"";
+        let find = |rules, from: &super::Rules, expected, is_one: fn(&str) -> bool| {
+            let allow = from.allow.iter().flatten().map(|entry| ("allow", entry));
+            let mut all = allow.chain(from.deny.iter().map(|entry| ("deny", entry)));
+            let (list, entry) = all.find(|(_, entry)| !is_one(entry))?;
+            Some(Impossible { rules, list, entry: entry.clone(), expected })
+        };
+        find("publish", &self.publish, publish, is_pattern)
+            .or_else(|| find("subscribe", &self.subscribe, subscribe, is_pattern_and_group))
+    }
+}
+
+fn is_pattern(text: &str) -> bool {
+    is_valid(text.as_bytes()) && !text.bytes().any(|byte| byte.is_ascii_whitespace())
+}
+
+fn is_pattern_and_group(entry: &str) -> bool {
+    match entry.split_once(' ') {
+        None => is_pattern(entry),
+        Some((subject, group)) => is_pattern(subject) && is_pattern(group.trim_start_matches(' ')),
     }
 }
 

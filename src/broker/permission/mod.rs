@@ -2,6 +2,8 @@
 
 mod form;
 
+pub use form::Impossible;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,8 @@ pub struct Permissions {
     /// Where the user may publish.
     pub publish: Rules,
     /// What the user may subscribe to. An entry may name a queue group after a blank (`jobs.> workers`): it then speaks of
-    /// subscriptions in that group only; the group may hold wildcards.
+    /// subscriptions in that group only; the group may hold wildcards. Where such an entry allows a subject, no other group
+    /// may listen to it, whatever entries without a group say.
     pub subscribe: Rules,
     /// Lets the user answer requests it received, wherever their reply subjects are. With it, an absent `publish.allow`
     /// allows nothing else, as in nats-server.
@@ -95,9 +98,7 @@ impl Permissions {
     /// allowed but touches what is denied is granted with a filter.
     pub fn may_subscribe(&self, subject: &[u8], queue: Option<&[u8]>) -> Subscribe {
         let rules = &self.subscribe;
-        let allowed = rules.allow.as_ref().is_none_or(|allow| {
-            allow.iter().map(|entry| split(entry)).any(|(p, group)| covers(p, subject) && names(group, queue))
-        });
+        let allowed = rules.allow.as_ref().is_none_or(|allow| allows(allow, subject, queue));
         let denials = || rules.deny.iter().map(|entry| split(entry)).filter(|(_, group)| names(*group, queue));
         if !allowed || denials().any(|(p, _)| covers(p, subject)) {
             return Subscribe::Denied;
@@ -111,6 +112,17 @@ impl Permissions {
         }
         Subscribe::Granted
     }
+}
+
+/// Whether one of the entries in `allow` lets `subject` be subscribed to in `queue`. As soon as one of them names a group
+/// for that subject, a group must be one that is named: an entry without a group beside it speaks of those without one only.
+fn allows(allow: &[String], subject: &[u8], queue: Option<&[u8]>) -> bool {
+    let covering = || allow.iter().map(|entry| split(entry)).filter(|(p, _)| covers(p, subject));
+    let grouped = || covering().filter(|(_, group)| group.is_some());
+    if queue.is_some() && grouped().next().is_some() {
+        return grouped().any(|(_, group)| names(group, queue));
+    }
+    covering().any(|(_, group)| group.is_none())
 }
 
 /// Splits an entry into its subject and its queue group.
@@ -165,6 +177,22 @@ mod tests {
     }
 
     #[test]
+    fn where_a_group_is_named_only_those_named_may_listen() {
+        let rules = Rules::allow(["foo.>", "foo.a v1", "*.a v3.*", "bar"]).deny(["bar", "bar v1"]);
+        let permissions = Permissions { subscribe: rules, ..Permissions::default() };
+        let ask = |subject: &str, queue: Option<&str>| {
+            permissions.may_subscribe(subject.as_bytes(), queue.map(str::as_bytes)) == Subscribe::Granted
+        };
+        assert!(ask("foo.a", None) && ask("foo.a", Some("v1")) && ask("foo.a", Some("v3.x")));
+        assert!(!ask("foo.a", Some("v2")) && !ask("foo.a", Some("v3")));
+        let rules = Rules::allow(["w.>", "w.*.g v1", "*.*.g v3.*", "d.>"]).deny(["d.*.g", "d.*.g v1", "d.*.h v1"]);
+        let crews = Permissions { subscribe: rules, ..Permissions::default() };
+        assert_eq!(crews.may_subscribe(b"w.abcd.g", Some(b"v2")), Subscribe::Denied);
+        assert!(ask("foo.b", Some("v2")) && ask("foo.*", Some("v2")), "no group is named for these");
+        assert!(!ask("bar", Some("v1")) && !ask("bar", Some("v2")), "a denial of all groups holds for all");
+    }
+
+    #[test]
     fn nothing_allowed_is_not_everything_allowed() {
         let none = Permissions { publish: Rules::allow(Vec::<String>::new()), ..Permissions::default() };
         assert!(!none.may_publish(b"a") && Permissions::default().may_publish(b"a"));
@@ -203,7 +231,57 @@ mod tests {
             && !rules.deny.iter().any(|p| naive_match(p, subject))
     }
 
+    /// An entry with its group.
+    fn entry() -> impl Strategy<Value = (String, Option<String>)> {
+        (pattern(), prop::option::of(pattern()))
+    }
+
+    fn written(entries: &[(String, Option<String>)]) -> Vec<String> {
+        let line = |(subject, group): &(String, Option<String>)| match group {
+            Some(group) => format!("{subject} {group}"),
+            None => subject.clone(),
+        };
+        entries.iter().map(line).collect()
+    }
+
+    /// Who may listen to a literal subject, by the definition.
+    fn naive_in_group(
+        allow: &[(String, Option<String>)],
+        deny: &[(String, Option<String>)],
+        subject: &str,
+        queue: Option<&str>,
+    ) -> bool {
+        let of = |entries: &[(String, Option<String>)]| -> Vec<Option<String>> {
+            let matching = entries.iter().filter(|(p, _)| naive_match(p, subject));
+            matching.map(|(_, group)| group.clone()).collect()
+        };
+        let is_named = |group: &Option<String>| match (group, queue) {
+            (Some(group), Some(queue)) => naive_match(group, queue),
+            _ => false,
+        };
+        let allow = of(allow);
+        let allowed = match queue {
+            Some(_) if allow.iter().any(Option::is_some) => allow.iter().any(is_named),
+            _ => allow.contains(&None),
+        };
+        allowed && !of(deny).iter().any(|group| group.is_none() || is_named(group))
+    }
+
     proptest! {
+        #[test]
+        fn groups_agree_with_the_definition(
+            allow in prop::collection::vec(entry(), 0..5),
+            deny in prop::collection::vec(entry(), 0..3),
+            subject in literal(),
+            queue in prop::option::of(literal()),
+        ) {
+            let subscribe = Rules::allow(written(&allow)).deny(written(&deny));
+            let permissions = Permissions { subscribe, ..Permissions::default() };
+            let granted = permissions.may_subscribe(subject.as_bytes(), queue.as_deref().map(str::as_bytes));
+            let expected = naive_in_group(&allow, &deny, &subject, queue.as_deref());
+            prop_assert_eq!(granted == Subscribe::Granted, expected);
+        }
+
         #[test]
         fn publishing_agrees_with_the_definition(rules in rules(), subject in prop_oneof![literal(), pattern()]) {
             let permissions = Permissions { publish: rules.clone(), ..Permissions::default() };

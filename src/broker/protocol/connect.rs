@@ -3,7 +3,11 @@
 //! Read as nats-server reads it: names of fields in any case, `null` for absent, the last of two, unknown ones ignored, and
 //! a value of the wrong type ends the connection. What a second CONNECT does not name stays as it was.
 
-use serde_json::{Map, Value};
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
 
 use super::Fault;
 
@@ -77,10 +81,12 @@ impl ConnectOptions {
     /// [`Fault::Malformed`] when it is not an object or a field has the wrong type; [`Fault::Protocol`] and
     /// [`Fault::NoRespondersNeedHeaders`] when it asks for what there is not.
     pub fn updated(&self, json: &[u8]) -> Result<Self, Fault> {
-        let fields: Option<Map<String, Value>> = serde_json::from_slice(json).map_err(|_| Fault::Malformed)?;
+        // What is no UTF-8 stands in texts only, or is no JSON all the same.
+        let json = String::from_utf8_lossy(json);
+        let fields: Option<Fields> = serde_json::from_str(&json).map_err(|_| Fault::Malformed)?;
         let mut options = self.clone();
-        for (name, value) in fields.unwrap_or_default() {
-            options.set(&name.to_ascii_lowercase(), value).ok_or(Fault::Malformed)?;
+        for (name, value) in fields.map(|fields| fields.0).unwrap_or_default() {
+            options.set(&name, value).ok_or(Fault::Malformed)?;
         }
         if !(0..=HIGHEST_PROTOCOL).contains(&options.protocol) {
             return Err(Fault::Protocol);
@@ -132,6 +138,59 @@ impl ConnectOptions {
     }
 }
 
+/// The names that mean something here.
+const KNOWN: [&str; 16] = [
+    "verbose",
+    "pedantic",
+    "echo",
+    "headers",
+    "no_responders",
+    "tls_required",
+    "protocol",
+    "user",
+    "pass",
+    "auth_token",
+    "nkey",
+    "sig",
+    "jwt",
+    "name",
+    "lang",
+    "version",
+];
+
+/// The known fields in the order in which they stand there, in lower case. What is in others is skipped, however deep or
+/// large it is.
+struct Fields(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+struct InOrder;
+
+impl<'de> Visitor<'de> for InOrder {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let name = name.to_ascii_lowercase();
+            if KNOWN.contains(&name.as_str()) {
+                fields.push((name, map.next_value()?));
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(Fields(fields))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +220,29 @@ mod tests {
         assert!(!options.verbose && options.echo);
         assert_eq!((options.user.as_deref(), options.pass.as_deref()), (Some("u"), Some("p")));
         assert_eq!((options.protocol, options.sig.as_deref()), (1, Some("s")));
+    }
+
+    #[test]
+    fn the_last_of_two_counts_whatever_their_case() {
+        for (json, verbose) in [
+            (r#"{"verbose":true,"Verbose":false}"#, false),
+            (r#"{"Verbose":true,"verbose":false}"#, false),
+            (r#"{"verbose":false,"Verbose":true}"#, true),
+            (r#"{"Verbose":false,"verbose":true}"#, true),
+        ] {
+            assert_eq!(parse(json).map(|options| options.verbose), Ok(verbose), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_may_be_anything_that_is_json() {
+        let deep = format!(r#"{{"x":{}{}}}"#, "[".repeat(2000), "]".repeat(2000));
+        for json in [deep.as_str(), r#"{"x":1e999}"#, r#"{"x":"\ud800"}"#] {
+            assert_eq!(parse(json), Ok(ConnectOptions::default()), "{json}");
+        }
+        let lossy = ConnectOptions::default().updated(b"{\"name\":\"a\xff\",\"\xff\":1}").unwrap();
+        assert_eq!(lossy.name.as_deref(), Some("a\u{fffd}"));
+        assert_eq!(parse(r#"{"x":01}"#), Err(Fault::Malformed));
     }
 
     #[test]

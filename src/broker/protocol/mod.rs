@@ -6,8 +6,11 @@
 pub mod connect;
 pub mod encode;
 pub mod parse;
+mod quote;
 
 use serde::Serialize;
+
+use quote::Quoted;
 
 /// One operation from a client, borrowing from the read buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,28 +164,28 @@ pub enum Fault {
     #[error("invalid client protocol")]
     Protocol,
     /// The user may not publish there.
-    #[error("Permissions Violation for Publish to \"{0}\"")]
-    PublishDenied(String),
+    #[error("Permissions Violation for Publish to {}", Quoted(.0))]
+    PublishDenied(Vec<u8>),
     /// The user may not subscribe to that.
-    #[error("Permissions Violation for Subscription to \"{0}\"")]
-    SubscribeDenied(String),
+    #[error("Permissions Violation for Subscription to {}", Quoted(.0))]
+    SubscribeDenied(Vec<u8>),
     /// The user may not subscribe to that in this queue group.
-    #[error("Permissions Violation for Subscription to \"{0}\" using queue \"{1}\"")]
-    QueueDenied(String, String),
+    #[error("Permissions Violation for Subscription to {} using queue {}", Quoted(.0), Quoted(.1))]
+    QueueDenied(Vec<u8>, Vec<u8>),
     /// The user's rights have changed, and this subscription is no longer one of them.
-    #[error("Permissions Violation for Subscription to \"{subject}\"{} (sid \"{sid}\")", in_queue(.queue))]
+    #[error("Permissions Violation for Subscription to {}{} (sid {})", Quoted(.subject), in_queue(.queue), Quoted(.sid))]
     SubscriptionEnded {
         /// What was listened to.
-        subject: String,
+        subject: Vec<u8>,
         /// Its queue group.
-        queue: Option<String>,
+        queue: Option<Vec<u8>>,
         /// The client's id for it.
-        sid: String,
+        sid: Vec<u8>,
     },
 }
 
-fn in_queue(queue: &Option<String>) -> String {
-    queue.as_ref().map(|queue| format!(" using queue \"{queue}\"")).unwrap_or_default()
+fn in_queue(queue: &Option<Vec<u8>>) -> String {
+    queue.as_ref().map(|queue| format!(" using queue {}", Quoted(queue))).unwrap_or_default()
 }
 
 impl Fault {

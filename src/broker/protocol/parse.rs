@@ -49,7 +49,7 @@ impl Parser {
         if end - args_start > bounds.control_line + 1 {
             return Err(Fault::ControlLine);
         }
-        let line = input.get(args_start..end).unwrap_or_default().trim_ascii();
+        let line = trim(input.get(args_start..end).unwrap_or_default());
         let after = end + 1;
         let whole = match verb {
             Verb::Pub | Verb::Hpub => match publish(verb, line, input.get(after..).unwrap_or_default(), bounds)? {
@@ -161,6 +161,28 @@ pub fn size(text: &[u8]) -> Option<usize> {
     text.iter().try_fold(0usize, |sum, c| c.is_ascii_digit().then(|| sum * 10 + usize::from(c - b'0')))
 }
 
+/// What stands between arguments; other control characters, a form feed too, are part of them.
+#[inline]
+fn is_blank(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r')
+}
+
+/// `line` without the blanks around it.
+#[inline]
+fn trim(mut line: &[u8]) -> &[u8] {
+    while let [first, rest @ ..] = line
+        && is_blank(first)
+    {
+        line = rest;
+    }
+    while let [rest @ .., last] = line
+        && is_blank(last)
+    {
+        line = rest;
+    }
+    line
+}
+
 /// Splits at blanks into at most `N` parts; `None` when there are more.
 #[inline]
 fn split<const N: usize>(line: &[u8]) -> Option<([&[u8]; N], usize)> {
@@ -168,7 +190,7 @@ fn split<const N: usize>(line: &[u8]) -> Option<([&[u8]; N], usize)> {
     let mut count = 0;
     let mut start = None;
     for (at, byte) in line.iter().enumerate() {
-        let blank = matches!(byte, b' ' | b'\t' | b'\r');
+        let blank = is_blank(byte);
         match (blank, start) {
             (false, None) => start = Some(at),
             (true, Some(from)) => {

@@ -61,6 +61,10 @@ const USERS: &str = r#"[
   { "user": "mute", "password": "pw", "permissions": { "publish": { "deny": ">" } } },
   { "user": "deaf", "password": "pw", "permissions": { "subscribe": { "deny": ">" } } },
   { "user": "one", "password": "pw", "permissions": { "publish": "one.>", "subscribe": "one.>" } },
+  { "user": "level", "password": "pw", "permissions": { "subscribe": { "deny": "lv.*" } } },
+  { "user": "nothing", "password": "pw", "permissions": { "publish": { "allow": [] }, "subscribe": { "allow": [] } } },
+  { "user": "crews", "password": "pw", "permissions": { "subscribe": {
+      "allow": ["w.>", "w.*.g v1", "*.*.g v3.*", "d.>"], "deny": ["d.*.g", "d.*.g v1", "d.*.h v1"] } } },
   { "user": "nodeny", "password": "pw", "permissions": {
       "publish": { "deny": ["*.hidden.>"] }, "subscribe": { "deny": ["*.hidden.>"] } } },
   { "user": "helper", "password": "pw", "permissions": { "subscribe": "ask.>", "allow_responses": true } },
