@@ -21,8 +21,11 @@ use super::subject::matches;
 
 /// Receivers that may have a batch; when full, everything is forgotten.
 const CACHED_RECEIVERS: usize = 8_192;
-/// A batch is handed over early at this size.
+/// When a batch has this size, all are handed over early, behind the message that filled it.
 const MAX_BATCH: usize = 64 * 1024;
+/// A batch is handed over alone, in the middle of a message, at this size: only a client that listens to the same subject
+/// very often gets there, and its batch must not grow beyond what may be pending.
+const MAX_LONE_BATCH: usize = 1024 * 1024;
 /// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
 const MAX_STALL: Duration = Duration::from_millis(5);
 /// Reads of the socket back to which a receiver counts as one that this publisher writes to.
@@ -67,6 +70,8 @@ pub struct Delivery {
     /// The first is the connection's own.
     slots: Vec<Slot>,
     touched: Vec<usize>,
+    /// Whether a batch has reached [`MAX_BATCH`].
+    full: bool,
     behind: Vec<usize>,
     /// Receivers that the last commit had something for.
     width: usize,
@@ -90,6 +95,7 @@ impl Delivery {
             router,
             slots: Vec::new(),
             touched: Vec::new(),
+            full: false,
             behind: Vec::new(),
             width: 0,
             reads: 1,
@@ -113,7 +119,7 @@ impl Delivery {
         }
         write(slot.batch.tail());
         if slot.batch.len() >= MAX_BATCH {
-            self.hand_over(OWN);
+            self.hand_all_over();
         }
     }
 
@@ -165,6 +171,9 @@ impl Delivery {
             heard |= self.deliver_to_one(group, message, body);
         }
         self.last = Some(route);
+        if self.full {
+            self.hand_all_over();
+        }
         heard
     }
 
@@ -184,8 +193,9 @@ impl Delivery {
         found.plain.into_iter().chain(groups).find(|subscription| subscription.client.id == own)
     }
 
-    /// Hands every batch over and tries to write it. Receivers over their bound are cut off here. The client's own goes
-    /// last: once it reads PONG, what it published before is with its receivers.
+    /// Hands every batch over, then tries to write them. Receivers over their bound are cut off here. Nothing is written
+    /// before everything is handed over: what somebody does because of a message comes to nobody before the message. The
+    /// client's own goes last: once it reads PONG, what it published before is with its receivers.
     pub fn commit(&mut self) {
         let counters = &self.router.counters;
         let counts = std::mem::take(&mut self.counts);
@@ -197,11 +207,10 @@ impl Delivery {
             counters.messages_out.fetch_add(counts.messages_out, Ordering::Relaxed);
             counters.bytes_out.fetch_add(counts.bytes_out, Ordering::Relaxed);
         }
+        self.hand_all_over();
         let mut touched = std::mem::take(&mut self.touched);
         self.width = touched.len();
-        let others_first = touched.iter().filter(|at| **at != OWN).chain(touched.iter().filter(|at| **at == OWN));
-        for at in others_first.copied() {
-            self.hand_over(at);
+        for at in others_first(&touched) {
             if let Some(slot) = self.slots.get_mut(at) {
                 slot.touched = false;
                 slot.used_in = self.reads;
@@ -349,9 +358,21 @@ impl Delivery {
             tail.extend_from_slice(message.body);
             tail.extend_from_slice(encode::CRLF);
         }
-        if slot.batch.len() >= MAX_BATCH {
+        let len = slot.batch.len();
+        self.full |= len >= MAX_BATCH;
+        if len >= MAX_LONE_BATCH {
             self.hand_over(receiver.batch);
         }
+    }
+
+    /// Hands every batch over and writes none.
+    fn hand_all_over(&mut self) {
+        self.full = false;
+        let touched = std::mem::take(&mut self.touched);
+        for at in others_first(&touched) {
+            self.hand_over(at);
+        }
+        self.touched = touched;
     }
 
     fn hand_over(&mut self, at: usize) {
@@ -381,6 +402,12 @@ impl Delivery {
 
 /// Where the connection's own batch stands.
 const OWN: usize = 0;
+
+/// The connection's own at the end.
+fn others_first(touched: &[usize]) -> impl Iterator<Item = usize> {
+    let own = touched.iter().filter(|at| **at == OWN);
+    touched.iter().filter(|at| **at != OWN).chain(own).copied()
+}
 
 /// For a receiver that did not ask for headers: the message without them.
 fn append_plain(tail: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8]) {
