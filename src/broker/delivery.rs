@@ -47,6 +47,8 @@ pub enum Body<'a> {
 struct Slot {
     client: Arc<Client>,
     batch: Batch,
+    /// What [`Client::takings`] was when the batch was empty last.
+    takings: u64,
     touched: bool,
     /// Bytes it had taken when we last waited for it.
     waited_at: u64,
@@ -125,6 +127,7 @@ impl Delivery {
 
     /// Forgets what was remembered: the client's rights have changed.
     pub fn forget(&mut self) {
+        self.hand_all_over(); // whether the messages are still wanted is found out by what is remembered
         self.routes.forget();
         self.last = None;
     }
@@ -150,6 +153,9 @@ impl Delivery {
             Some(route) if route.generation == generation => route.clone(),
             _ => {
                 let route = Arc::new(self.build(subject, (class, generation), judge(subject)));
+                if self.routes.would_drop(&route) {
+                    self.hand_all_over(); // as in `forget`
+                }
                 self.routes.remember(route.clone());
                 route
             }
@@ -272,6 +278,7 @@ impl Delivery {
         self.slots.push(Slot {
             client: client.clone(),
             batch: Batch::default(),
+            takings: 0, // at worst one batch is looked through in vain
             touched: false,
             waited_at: 0,
             used_in: 0,
@@ -380,7 +387,17 @@ impl Delivery {
         if slot.batch.is_empty() {
             return;
         }
-        match slot.client.outbound.enqueue(&mut slot.batch) {
+        let (routes, client, known) = (&self.routes, &*slot.client, &mut slot.takings);
+        let enqueued = client.outbound.enqueue_after(&mut slot.batch, |batch| {
+            let takings = client.takings();
+            if takings != *known {
+                *known = takings;
+                if at != OWN {
+                    drop_unwanted(batch, routes, at);
+                }
+            }
+        });
+        match enqueued {
             Ok(Fill { pending, written }) => {
                 let high = self.router.limits.max_pending / 8;
                 if pending > high {
@@ -402,6 +419,22 @@ impl Delivery {
 
 /// Where the connection's own batch stands.
 const OWN: usize = 0;
+
+/// Drops messages whose subscriptions have ended or may not have them any more since they were put into the batch at `at`.
+/// Not for the connection's own batch: that is in order, and there are not only messages in it.
+fn drop_unwanted(batch: &mut Batch, routes: &Routes, at: usize) {
+    // Mostly the same subject and subscription again.
+    let mut last: Option<(Vec<u8>, Vec<u8>, bool)> = None;
+    batch.retain(|subject, sid| match &last {
+        Some((known_subject, known_sid, keeps)) if known_subject == subject && known_sid == sid => *keeps,
+        _ => {
+            let found = routes.get(subject).and_then(|route| route.find(at, sid));
+            let keeps = found.is_none_or(|subscription| !subscription.withholds(subject));
+            last = Some((subject.to_vec(), sid.to_vec(), keeps));
+            keeps
+        }
+    });
+}
 
 /// The connection's own at the end.
 fn others_first(touched: &[usize]) -> impl Iterator<Item = usize> {

@@ -256,8 +256,15 @@ impl Router {
         subscription
     }
 
-    /// Ends a subscription; once ended, ending it again does nothing.
+    /// Ends a subscription: messages for it that are not yet in its client's queue do not get there.
     pub fn unsubscribe(&self, subscription: &Subscription) {
+        self.complete(subscription);
+        subscription.revoke();
+    }
+
+    /// Ends a subscription that has had, or is about to have, all messages it was to have; once ended, ending it again does
+    /// nothing.
+    pub fn complete(&self, subscription: &Subscription) {
         if !subscription.close() {
             return;
         }
@@ -271,12 +278,13 @@ impl Router {
         let _tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
         if subscription.set_filter(filter) {
             self.outdate(&subscription.subject);
+            subscription.client.note_taking();
         }
     }
 
     /// Ends a subscription that had its last message, and leaves word for its owner.
     pub fn expire(&self, subscription: &Subscription) {
-        self.unsubscribe(subscription);
+        self.complete(subscription);
         subscription.client.expire(subscription.id, subscription.sid.clone());
     }
 

@@ -79,7 +79,10 @@ impl Connection {
             Step::Unsubscribe { sid, max } => {
                 let more = max > 0 && self.session.subscription(sid).is_some_and(|held| held.limit(max));
                 if !more && let Some(held) = self.session.unsubscribe(sid) {
-                    self.router.unsubscribe(&held);
+                    match max {
+                        0 => self.router.unsubscribe(&held),
+                        _ => self.router.complete(&held), // it has had its messages, the last perhaps on their way
+                    }
                 }
                 self.accept();
             }

@@ -1,11 +1,11 @@
-//! What comes before what: causes before their effects.
+//! What comes before what: causes before their effects, and nothing of a subscription behind the answer to its end.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use orchard::broker::Broker;
 
-use super::support::PATIENCE;
+use super::support::{PATIENCE, Raw};
 
 const QUIET: &str = "{\"verbose\":false,\"pedantic\":false}";
 
@@ -89,4 +89,63 @@ fn an_effect_does_not_overtake_its_cause() {
     }
     let early: usize = judges.into_iter().map(|judge| judge.join().unwrap()).sum();
     assert_eq!(early, 0, "answers that came before what they answer");
+}
+
+#[test]
+fn nothing_of_a_subscription_comes_behind_the_answer_to_its_end() {
+    const ROUNDS: usize = 150;
+    let (_runtime, broker) = apart();
+    let address = broker.local_addr();
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let busy: Vec<_> = (0..2)
+        .map(|_| {
+            let over = over.clone();
+            std::thread::spawn(move || {
+                let mut stream = blocking(address, "");
+                let frames = format!("PUB u 200\r\n{}\r\n", "x".repeat(200)).repeat(500);
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    stream.write_all(format!("{frames}PING\r\n").as_bytes()).unwrap();
+                    read_until(&mut stream, b"PONG\r\n");
+                }
+            })
+        })
+        .collect();
+    let mut late = 0;
+    let mut stream = blocking(address, "");
+    for _ in 0..ROUNDS {
+        stream.write_all(b"SUB u 1\r\n").unwrap();
+        read_until(&mut stream, b"MSG u 1 200\r\n");
+        stream.write_all(b"UNSUB 1\r\nPING\r\n").unwrap();
+        let seen = read_until(&mut stream, b"PONG\r\n");
+        // A second answer, by when what was on its way has come.
+        let at = seen.windows(6).position(|window| window == b"PONG\r\n").unwrap();
+        let mut behind = seen[at + 6..].to_vec();
+        for _ in 0..3 {
+            stream.write_all(b"PING\r\n").unwrap();
+            behind.extend(read_until(&mut stream, b"PONG\r\n"));
+        }
+        late += usize::from(behind.windows(4).any(|window| window == b"MSG "));
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    for thread in busy {
+        thread.join().unwrap();
+    }
+    assert_eq!(late, 0, "of {ROUNDS} rounds with messages behind the answer");
+}
+
+#[tokio::test]
+async fn the_last_message_of_a_limited_subscription_is_not_lost() {
+    let broker = super::support::plain().await;
+    let mut listener = Raw::with(&broker, QUIET).await;
+    let mut publisher = Raw::with(&broker, QUIET).await;
+    for round in 0..50 {
+        listener
+            .send(format!("SUB other {round}\r\nSUB l x{round}\r\nUNSUB x{round} 2\r\nUNSUB {round}\r\n").as_bytes())
+            .await;
+        listener.until_pong().await;
+        publisher.send(b"PUB l 1\r\na\r\nPUB l 1\r\nb\r\nPUB l 1\r\nc\r\n").await;
+        publisher.until_pong().await;
+        let expected = format!("MSG l x{round} 1\r\na\r\nMSG l x{round} 1\r\nb\r\n");
+        assert_eq!(listener.until_pong().await, expected);
+    }
 }
