@@ -81,9 +81,14 @@ impl Client {
 
     /// Makes known to others that the client is `user`.
     pub fn belongs_to(&self, user: &User) {
-        *locked(&self.standing) = Standing { name: user.name.clone(), expires: user.expires };
+        let other = {
+            let mut standing = locked(&self.standing);
+            let before = std::mem::replace(&mut *standing, Standing { name: user.name.clone(), expires: user.expires });
+            before.name != user.name
+        };
         let answers = user.permissions.allow_responses.is_some();
-        if self.may_answer.swap(answers, Ordering::Relaxed) && !answers {
+        // Another user was not asked what the first one was.
+        if self.may_answer.swap(answers, Ordering::Relaxed) && (other || !answers) {
             locked(&self.replies).clear();
         }
         self.changed.notify_one();
@@ -274,5 +279,36 @@ impl Subscription {
     pub fn limit(&self, max: u64) -> bool {
         self.max.store(max, Ordering::Relaxed);
         self.delivered.load(Ordering::Relaxed) < max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::broker::transport::Transport;
+
+    #[tokio::test]
+    async fn another_user_may_not_answer_where_the_first_was_asked() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let outbound = Outbound::new(Arc::new(Transport::plain(stream)), 1_000);
+        let client = Client::new(1, Ipv4Addr::LOCALHOST.into(), outbound, true);
+        let bounds = Responses { max: None, expires: None };
+        let user = |name: &str| {
+            let mut user = User::anonymous();
+            user.name = name.to_owned();
+            user.permissions.allow_responses = Some(bounds);
+            user
+        };
+        client.belongs_to(&user("first"));
+        client.note_request(b"r");
+        client.belongs_to(&user("first"));
+        assert!(client.spend_reply(b"r", &bounds), "the same user, rechecked");
+        client.belongs_to(&user("second"));
+        assert!(!client.spend_reply(b"r", &bounds));
     }
 }
