@@ -107,7 +107,8 @@ async fn converse(
     connection.delivery.answer(|out| out.extend_from_slice(&hello));
     drop(hello);
     connection.delivery.commit();
-    if !router.register(&client) {
+    let registered = router.register(&client);
+    if !registered {
         client.outbound.finish(Some(&Fault::Connections));
     }
     let writing = async {
@@ -119,7 +120,8 @@ async fn converse(
     tokio::pin!(writing);
     let ended = tokio::select! {
         () = &mut writing => None,
-        fault = connection.read(&transport) => Some(fault),
+        // Whoever is one too many is only told so: nothing of what it sent is performed.
+        fault = connection.read(&transport), if registered => Some(fault),
         fault = liveness::watch(&client, &router, deadline) => Some(Some(fault)),
     };
     if let Some(fault) = ended {
@@ -261,5 +263,36 @@ impl Connection {
                 Err(_) => return None,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::broker::{Broker, Limits};
+
+    #[tokio::test]
+    async fn nothing_is_performed_for_one_too_many() {
+        let limits = Limits { max_connections: 0, ..Limits::default() };
+        let broker = Broker::builder().limits(limits).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        for _ in 0..20 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (accepted, address) = listener.accept().await.unwrap();
+            peer.write_all(b"CONNECT {}\r\nPUB a 1\r\nx\r\nPING\r\n").await.unwrap();
+            peer.shutdown().await.unwrap();
+            accepted.readable().await.unwrap();
+            let transport = Arc::new(Transport::plain(accepted));
+            let greeting = Greeting { client: broker.router.next_id(), ip: address.ip(), nonce: None, tls: false };
+            let deadline = Instant::now() + broker.router.limits.auth_timeout;
+            converse(broker.router.clone(), transport, (greeting, b"INFO {}\r\n".to_vec()), (address, deadline)).await;
+            let mut seen = String::new();
+            peer.read_to_string(&mut seen).await.unwrap();
+            assert_eq!(seen, "INFO {}\r\n-ERR 'maximum connections exceeded'\r\n");
+        }
+        assert_eq!(broker.stats().messages_in, 0);
     }
 }
