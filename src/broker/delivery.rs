@@ -34,11 +34,14 @@ const RECENT_READS: u64 = 64;
 /// queue fills to the bound and it is cut off.
 const STALL_PROGRESS: u64 = 256 * 1024;
 
-/// A message's body: copied into each batch when small, shared when large.
+/// A message's body: copied into each batch when small, shared when large. What is shared may wait for long, and counts
+/// as its own length only: it must not keep much more memory alive.
 #[derive(Debug, Clone, Copy)]
 pub enum Body<'a> {
     /// What the message carries is copied.
     Copied,
+    /// Copied once, and the copy shared.
+    CopiedOnce,
     /// The same bytes, shared.
     Shared(&'a Bytes),
 }
@@ -169,6 +172,11 @@ impl Delivery {
     /// says whether anyone does.
     pub fn publish(&mut self, message: &Publish<'_>, body: Body<'_>) -> bool {
         let Some(route) = self.last.take() else { return false };
+        let copy = match body {
+            Body::CopiedOnce if route.is_heard() => Bytes::copy_from_slice(message.body),
+            _ => Bytes::new(),
+        };
+        let body = if matches!(body, Body::CopiedOnce) { Body::Shared(&copy) } else { body };
         let mut heard = false;
         for receiver in &route.plain {
             heard |= self.deliver(receiver, message, body);

@@ -46,6 +46,11 @@ pub struct Route {
 }
 
 impl Route {
+    /// Whether anyone listens.
+    pub fn is_heard(&self) -> bool {
+        !self.plain.is_empty() || !self.queues.is_empty()
+    }
+
     /// The subscription with the client's id `sid` among those whose frames go into `batch`.
     pub fn find(&self, batch: usize, sid: &[u8]) -> Option<&Subscription> {
         let mut all = self.plain.iter().chain(self.queues.iter().flatten());

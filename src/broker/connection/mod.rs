@@ -98,6 +98,7 @@ async fn converse(
         delivery: Delivery::new(router.clone(), client.clone()),
         bounds: Bounds { control_line: router.limits.max_control_line, payload: router.limits.max_payload },
         parser: Parser::default(),
+        allocated: 0,
         costly: 0,
         router: router.clone(),
         client: client.clone(),
@@ -159,6 +160,11 @@ async fn discard(transport: &Transport) {
     let _ = timeout(LINGER, drain).await;
 }
 
+/// Where the room of `buffer` ends: elsewhere, once it has another allocation.
+fn end_of(buffer: &BytesMut) -> usize {
+    buffer.as_ptr().addr() + buffer.capacity()
+}
+
 fn new_nonce() -> String {
     let mut bytes = [0u8; 11];
     // Without randomness nobody can sign in; the nonce is then refused by whoever checks it.
@@ -177,6 +183,9 @@ struct Connection {
     delivery: Delivery,
     parser: Parser,
     bounds: Bounds,
+    /// Bytes of the allocation behind the read buffer, of which what was performed is no longer in it. At least half of
+    /// them: a buffer that grows in place does not say how much was in front.
+    allocated: usize,
     /// Costly operations in this turn.
     costly: u32,
 }
@@ -217,7 +226,10 @@ impl Connection {
             }
             // A body on its way is given room step by step: announcing much costs the peer nothing.
             let missing = self.parser.need().saturating_sub(buffer.len()).min(buffer.len());
+            let end = end_of(&buffer);
             buffer.reserve(room.max(missing));
+            let known = if end_of(&buffer) == end { self.allocated } else { 0 };
+            self.allocated = known.max(buffer.capacity());
             match transport.try_read(&mut buffer) {
                 Ok(0) => return None,
                 Ok(count) => {
