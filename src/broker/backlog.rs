@@ -6,6 +6,9 @@ use std::io::IoSlice;
 
 use bytes::Bytes;
 
+use super::protocol::encode::CRLF;
+use super::protocol::parse;
+
 /// Pieces per write call; the kernel takes at most 1,024.
 pub const MAX_PIECES: usize = 64;
 /// Batches below this are copied behind the last piece instead of becoming one of their own.
@@ -61,12 +64,75 @@ impl Batch {
         self.len() == 0
     }
 
+    /// Drops message frames that `keeps` does not want, asked with the subject and the client's id of the subscription. The
+    /// batch must hold nothing but messages.
+    pub fn retain(&mut self, mut keeps: impl FnMut(&[u8], &[u8]) -> bool) {
+        let old = std::mem::take(self);
+        let mut segments = old.pieces.into_iter().map(|piece| piece.storage).chain([Storage::Copied(old.tail)]);
+        let mut kept = true;
+        while let Some(segment) = segments.next() {
+            let bytes = match segment {
+                Storage::Copied(bytes) => bytes,
+                Storage::Shared(body) => {
+                    if kept {
+                        self.push_shared(body);
+                    }
+                    continue;
+                }
+            };
+            // Behind a shared body comes what closes its frame.
+            let closing = if self.has_open_frame() || !kept { CRLF.len() } else { 0 };
+            let (close, mut rest) = bytes.split_at_checked(closing).unwrap_or_default();
+            if kept {
+                self.tail.extend_from_slice(close);
+            }
+            kept = true;
+            while !rest.is_empty() {
+                let Some(frame) = Frame::first_of(rest) else {
+                    self.tail.extend_from_slice(rest); // not a message: not ours to judge
+                    break;
+                };
+                kept = keeps(frame.subject, frame.sid);
+                // The body of the last may be shared: then it is not here.
+                let (this, next) = rest.split_at_checked(frame.len).unwrap_or((rest, &[]));
+                if kept {
+                    self.tail.extend_from_slice(this);
+                }
+                kept |= this.len() == frame.len;
+                rest = next;
+            }
+        }
+    }
+
+    /// Whether a shared body is the last that was appended.
+    fn has_open_frame(&self) -> bool {
+        self.tail.is_empty() && !self.pieces.is_empty()
+    }
+
     /// Appends `body` without copying it, in the middle of a frame whose end must follow in the tail.
     pub fn push_shared(&mut self, body: Bytes) {
         let head = std::mem::take(&mut self.tail);
         self.len += head.len() + body.len();
         self.pieces.push(Piece { storage: Storage::Copied(head), ends_frame: false });
         self.pieces.push(Piece { storage: Storage::Shared(body), ends_frame: false });
+    }
+}
+
+/// A message's frame as it stands in a batch.
+struct Frame<'a> {
+    subject: &'a [u8],
+    sid: &'a [u8],
+    /// All of it, to the end that follows its body.
+    len: usize,
+}
+
+impl<'a> Frame<'a> {
+    fn first_of(bytes: &'a [u8]) -> Option<Self> {
+        let end = bytes.iter().position(|byte| *byte == b'\n')?;
+        let mut parts = bytes.get(..end)?.trim_ascii_end().split(|byte| *byte == b' ');
+        let (_, subject, sid) = (parts.next()?, parts.next()?, parts.next()?);
+        let size = parse::size(parts.next_back()?)?;
+        Some(Self { subject, sid, len: end + 1 + size + CRLF.len() })
     }
 }
 
@@ -211,6 +277,39 @@ mod tests {
                 total += taken;
             }
             prop_assert_eq!(rest(&backlog), &expected[total..]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_dropped_from_a_batch_leaves_the_rest_as_it_was(
+            frames in prop::collection::vec((0..4u8, any::<bool>(), any::<bool>(), 0..300usize), 0..20),
+            wanted in any::<[bool; 4]>(),
+        ) {
+            let (mut batch, mut expected) = (Batch::default(), Vec::new());
+            for (sid, shared, reply, size) in frames {
+                let body = vec![b'\n'; size];
+                let reply = if reply { "r " } else { "" };
+                let line = format!("MSG s.{sid} {sid} {reply}{size}\r\n");
+                batch.tail().extend_from_slice(line.as_bytes());
+                if shared {
+                    batch.push_shared(Bytes::from(body.clone()));
+                } else {
+                    batch.tail().extend_from_slice(&body);
+                }
+                batch.tail().extend_from_slice(b"\r\n");
+                if wanted[usize::from(sid)] {
+                    expected.extend([line.as_bytes(), &body, b"\r\n"].concat());
+                }
+            }
+            batch.retain(|subject, sid| {
+                assert_eq!(&subject[2..], sid);
+                wanted[usize::from(sid[0] - b'0')]
+            });
+            prop_assert_eq!(batch.len(), expected.len());
+            let mut backlog = Backlog::default();
+            backlog.push(&mut batch);
+            prop_assert_eq!(rest(&backlog), expected);
         }
     }
 

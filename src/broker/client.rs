@@ -13,6 +13,7 @@ use super::outbound::Outbound;
 use super::permission::Responses;
 use super::replies::Replies;
 use super::session::Held;
+use super::subject::matches;
 
 /// One connected client as others see it.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub struct Client {
     /// Whether it may answer where it was asked, so that requests must be noted.
     may_answer: AtomicBool,
     replies: Mutex<Replies>,
+    /// How often something was taken from the client that publishers may still have messages for.
+    takings: AtomicU64,
     /// Subscriptions that reached their maximum, which its own task has yet to forget.
     expired: Mutex<Vec<(u64, Box<[u8]>)>>,
     has_expired: AtomicBool,
@@ -70,6 +73,7 @@ impl Client {
             recheck: AtomicBool::new(false),
             may_answer: AtomicBool::new(false),
             replies: Mutex::default(),
+            takings: AtomicU64::new(0),
             expired: Mutex::default(),
             has_expired: AtomicBool::new(false),
         }
@@ -77,9 +81,14 @@ impl Client {
 
     /// Makes known to others that the client is `user`.
     pub fn belongs_to(&self, user: &User) {
-        *locked(&self.standing) = Standing { name: user.name.clone(), expires: user.expires };
+        let other = {
+            let mut standing = locked(&self.standing);
+            let before = std::mem::replace(&mut *standing, Standing { name: user.name.clone(), expires: user.expires });
+            before.name != user.name
+        };
         let answers = user.permissions.allow_responses.is_some();
-        if self.may_answer.swap(answers, Ordering::Relaxed) && !answers {
+        // Another user was not asked what the first one was.
+        if self.may_answer.swap(answers, Ordering::Relaxed) && (other || !answers) {
             locked(&self.replies).clear();
         }
         self.changed.notify_one();
@@ -125,6 +134,19 @@ impl Client {
         locked(&self.replies).spend(subject, bounds, Instant::now())
     }
 
+    /// Changes whenever messages that publishers still hold may have become unwanted: a subscription was ended, or less
+    /// may pass it. Who holds messages looks before it collects them, and again under the lock of the client's queue when
+    /// it hands them over: what the client is told of the end goes through that queue later than the change.
+    #[inline]
+    pub fn takings(&self) -> u64 {
+        self.takings.load(Ordering::Acquire)
+    }
+
+    /// Makes [`Client::takings`] change: after publishers can see what was taken, before the client is told.
+    pub fn note_taking(&self) {
+        self.takings.fetch_add(1, Ordering::Release);
+    }
+
     /// Subscriptions (our id, the client's id) that have ended by themselves since the last call.
     #[inline]
     pub fn take_expired(&self) -> Vec<(u64, Box<[u8]>)> {
@@ -162,6 +184,8 @@ pub struct Subscription {
     delivered: AtomicU64,
     max: AtomicU64,
     closed: AtomicBool,
+    /// Whether messages that were delivered to it and not handed over shall not be: it did not end by itself.
+    revoked: AtomicBool,
 }
 
 impl Held for Arc<Subscription> {
@@ -198,6 +222,7 @@ impl Subscription {
             delivered: AtomicU64::new(0),
             max: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
         }
     }
 
@@ -225,6 +250,17 @@ impl Subscription {
     /// Ends it; `false` when it had ended before.
     pub fn close(&self) -> bool {
         !self.closed.swap(true, Ordering::Relaxed)
+    }
+
+    /// After it was closed: what was delivered to it and is still with its publishers is not to be handed over.
+    pub fn revoke(&self) {
+        self.revoked.store(true, Ordering::Relaxed);
+        self.client.note_taking();
+    }
+
+    /// Whether a message on `subject` that was delivered to it is not to be handed over any more.
+    pub fn withholds(&self, subject: &[u8]) -> bool {
+        self.revoked.load(Ordering::Relaxed) || self.filter().iter().any(|pattern| matches(pattern, subject))
     }
 
     /// Counts one message.
@@ -337,5 +373,26 @@ mod tests {
         for (round, (last, reached)) in last.into_iter().zip(reached).enumerate() {
             assert!(last || reached, "round {round}: nobody ended the subscription");
         }
+    }
+
+    #[tokio::test]
+    async fn another_user_may_not_answer_where_the_first_was_asked() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let outbound = Outbound::new(Arc::new(Transport::plain(stream)), 1_000);
+        let client = Client::new(1, Ipv4Addr::LOCALHOST.into(), outbound, true);
+        let bounds = Responses { max: None, expires: None };
+        let user = |name: &str| {
+            let mut user = User::anonymous();
+            user.name = name.to_owned();
+            user.permissions.allow_responses = Some(bounds);
+            user
+        };
+        client.belongs_to(&user("first"));
+        client.note_request(b"r");
+        client.belongs_to(&user("first"));
+        assert!(client.spend_reply(b"r", &bounds), "the same user, rechecked");
+        client.belongs_to(&user("second"));
+        assert!(!client.spend_reply(b"r", &bounds));
     }
 }

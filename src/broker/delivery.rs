@@ -21,8 +21,11 @@ use super::subject::matches;
 
 /// Receivers that may have a batch; when full, everything is forgotten.
 const CACHED_RECEIVERS: usize = 8_192;
-/// A batch is handed over early at this size.
+/// When a batch has this size, all are handed over early, behind the message that filled it.
 pub(super) const MAX_BATCH: usize = 64 * 1024;
+/// A batch is handed over alone, in the middle of a message, at this size: only a client that listens to the same subject
+/// very often gets there, and its batch must not grow beyond what may be pending.
+const MAX_LONE_BATCH: usize = 1024 * 1024;
 /// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
 const MAX_STALL: Duration = Duration::from_millis(5);
 /// Reads of the socket back to which a receiver counts as one that this publisher writes to.
@@ -31,11 +34,14 @@ const RECENT_READS: u64 = 64;
 /// queue fills to the bound and it is cut off.
 const STALL_PROGRESS: u64 = 256 * 1024;
 
-/// A message's body: copied into each batch when small, shared when large.
+/// A message's body: copied into each batch when small, shared when large. What is shared may wait for long, and counts
+/// as its own length only: it must not keep much more memory alive.
 #[derive(Debug, Clone, Copy)]
 pub enum Body<'a> {
     /// What the message carries is copied.
     Copied,
+    /// Copied once, and the copy shared.
+    CopiedOnce,
     /// The same bytes, shared.
     Shared(&'a Bytes),
 }
@@ -44,6 +50,8 @@ pub enum Body<'a> {
 struct Slot {
     client: Arc<Client>,
     batch: Batch,
+    /// What [`Client::takings`] was when the batch was empty last.
+    takings: u64,
     touched: bool,
     /// Bytes it had taken when we last waited for it.
     waited_at: u64,
@@ -67,6 +75,8 @@ pub struct Delivery {
     /// The first is the connection's own.
     slots: Vec<Slot>,
     touched: Vec<usize>,
+    /// Whether a batch has reached [`MAX_BATCH`].
+    full: bool,
     behind: Vec<usize>,
     /// Receivers that the last commit had something for.
     width: usize,
@@ -90,6 +100,7 @@ impl Delivery {
             router,
             slots: Vec::new(),
             touched: Vec::new(),
+            full: false,
             behind: Vec::new(),
             width: 0,
             reads: 1,
@@ -113,12 +124,13 @@ impl Delivery {
         }
         write(slot.batch.tail());
         if slot.batch.len() >= MAX_BATCH {
-            self.hand_over(OWN);
+            self.hand_all_over();
         }
     }
 
     /// Forgets what was remembered: the client's rights have changed.
     pub fn forget(&mut self) {
+        self.hand_all_over(); // whether the messages are still wanted is found out by what is remembered
         self.routes.forget();
         self.last = None;
     }
@@ -144,6 +156,9 @@ impl Delivery {
             Some(route) if route.generation == generation => route.clone(),
             _ => {
                 let route = Arc::new(self.build(subject, (class, generation), judge(subject)));
+                if self.routes.would_drop(&route) {
+                    self.hand_all_over(); // as in `forget`
+                }
                 self.routes.remember(route.clone());
                 route
             }
@@ -157,6 +172,11 @@ impl Delivery {
     /// says whether anyone does.
     pub fn publish(&mut self, message: &Publish<'_>, body: Body<'_>) -> bool {
         let Some(route) = self.last.take() else { return false };
+        let copy = match body {
+            Body::CopiedOnce if route.is_heard() => Bytes::copy_from_slice(message.body),
+            _ => Bytes::new(),
+        };
+        let body = if matches!(body, Body::CopiedOnce) { Body::Shared(&copy) } else { body };
         let mut heard = false;
         for receiver in &route.plain {
             heard |= self.deliver(receiver, message, body);
@@ -165,6 +185,9 @@ impl Delivery {
             heard |= self.deliver_to_one(group, message, body);
         }
         self.last = Some(route);
+        if self.full {
+            self.hand_all_over();
+        }
         heard
     }
 
@@ -184,8 +207,9 @@ impl Delivery {
         found.plain.into_iter().chain(groups).find(|subscription| subscription.client.id == own)
     }
 
-    /// Hands every batch over and tries to write it. Receivers over their bound are cut off here. The client's own goes
-    /// last: once it reads PONG, what it published before is with its receivers.
+    /// Hands every batch over, then tries to write them. Receivers over their bound are cut off here. Nothing is written
+    /// before everything is handed over: what somebody does because of a message comes to nobody before the message. The
+    /// client's own goes last: once it reads PONG, what it published before is with its receivers.
     pub fn commit(&mut self) {
         let counters = &self.router.counters;
         let counts = std::mem::take(&mut self.counts);
@@ -197,11 +221,10 @@ impl Delivery {
             counters.messages_out.fetch_add(counts.messages_out, Ordering::Relaxed);
             counters.bytes_out.fetch_add(counts.bytes_out, Ordering::Relaxed);
         }
+        self.hand_all_over();
         let mut touched = std::mem::take(&mut self.touched);
         self.width = touched.len();
-        let others_first = touched.iter().filter(|at| **at != OWN).chain(touched.iter().filter(|at| **at == OWN));
-        for at in others_first.copied() {
-            self.hand_over(at);
+        for at in others_first(&touched) {
             if let Some(slot) = self.slots.get_mut(at) {
                 slot.touched = false;
                 slot.used_in = self.reads;
@@ -263,6 +286,7 @@ impl Delivery {
         self.slots.push(Slot {
             client: client.clone(),
             batch: Batch::default(),
+            takings: 0, // at worst one batch is looked through in vain
             touched: false,
             waited_at: 0,
             used_in: 0,
@@ -349,9 +373,21 @@ impl Delivery {
             tail.extend_from_slice(message.body);
             tail.extend_from_slice(encode::CRLF);
         }
-        if slot.batch.len() >= MAX_BATCH {
+        let len = slot.batch.len();
+        self.full |= len >= MAX_BATCH;
+        if len >= MAX_LONE_BATCH {
             self.hand_over(receiver.batch);
         }
+    }
+
+    /// Hands every batch over and writes none.
+    fn hand_all_over(&mut self) {
+        self.full = false;
+        let touched = std::mem::take(&mut self.touched);
+        for at in others_first(&touched) {
+            self.hand_over(at);
+        }
+        self.touched = touched;
     }
 
     fn hand_over(&mut self, at: usize) {
@@ -359,7 +395,17 @@ impl Delivery {
         if slot.batch.is_empty() {
             return;
         }
-        match slot.client.outbound.enqueue(&mut slot.batch) {
+        let (routes, client, known) = (&self.routes, &*slot.client, &mut slot.takings);
+        let enqueued = client.outbound.enqueue_after(&mut slot.batch, |batch| {
+            let takings = client.takings();
+            if takings != *known {
+                *known = takings;
+                if at != OWN {
+                    drop_unwanted(batch, routes, at);
+                }
+            }
+        });
+        match enqueued {
             Ok(Fill { pending, written }) => {
                 let high = self.router.limits.max_pending / 8;
                 if pending > high {
@@ -381,6 +427,28 @@ impl Delivery {
 
 /// Where the connection's own batch stands.
 const OWN: usize = 0;
+
+/// Drops messages whose subscriptions have ended or may not have them any more since they were put into the batch at `at`.
+/// Not for the connection's own batch: that is in order, and there are not only messages in it.
+fn drop_unwanted(batch: &mut Batch, routes: &Routes, at: usize) {
+    // Mostly the same subject and subscription again.
+    let mut last: Option<(Vec<u8>, Vec<u8>, bool)> = None;
+    batch.retain(|subject, sid| match &last {
+        Some((known_subject, known_sid, keeps)) if known_subject == subject && known_sid == sid => *keeps,
+        _ => {
+            let found = routes.get(subject).and_then(|route| route.find(at, sid));
+            let keeps = found.is_none_or(|subscription| !subscription.withholds(subject));
+            last = Some((subject.to_vec(), sid.to_vec(), keeps));
+            keeps
+        }
+    });
+}
+
+/// The connection's own at the end.
+fn others_first(touched: &[usize]) -> impl Iterator<Item = usize> {
+    let own = touched.iter().filter(|at| **at == OWN);
+    touched.iter().filter(|at| **at != OWN).chain(own).copied()
+}
 
 /// For a receiver that did not ask for headers: the message without them.
 fn append_plain(tail: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8]) {

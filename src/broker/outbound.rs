@@ -103,7 +103,16 @@ impl Outbound {
     /// # Errors
     /// [`Fault::SlowConsumer`] when this batch was the one too many.
     pub fn enqueue(&self, batch: &mut Batch) -> Result<Fill, Fault> {
+        self.enqueue_after(batch, |_| ())
+    }
+
+    /// The same, with a last look at `batch` once nothing can come before it any more.
+    ///
+    /// # Errors
+    /// As [`Outbound::enqueue`].
+    pub fn enqueue_after(&self, batch: &mut Batch, look: impl FnOnce(&mut Batch)) -> Result<Fill, Fault> {
         let mut queue = self.lock();
+        look(batch);
         let len = batch.len();
         if queue.closing.is_some() {
             *batch = Batch::default();

@@ -46,6 +46,18 @@ pub struct Route {
 }
 
 impl Route {
+    /// Whether anyone listens.
+    pub fn is_heard(&self) -> bool {
+        !self.plain.is_empty() || !self.queues.is_empty()
+    }
+
+    /// The subscription with the client's id `sid` among those whose frames go into `batch`.
+    pub fn find(&self, batch: usize, sid: &[u8]) -> Option<&Subscription> {
+        let mut all = self.plain.iter().chain(self.queues.iter().flatten());
+        all.find(|receiver| receiver.batch == batch && *receiver.subscription.sid == *sid)
+            .map(|found| &*found.subscription)
+    }
+
     /// About the bytes that it takes, with its place in the table.
     fn size(&self) -> usize {
         let all = self.plain.iter().chain(self.queues.iter().flatten());
@@ -66,6 +78,11 @@ impl Routes {
     /// What is known of `subject`, however old.
     pub fn get(&self, subject: &[u8]) -> Option<&Arc<Route>> {
         self.known.get(subject).map(|Known(route)| route)
+    }
+
+    /// Whether [`Routes::remember`] would drop a route: another one of the subject, or all for want of room.
+    pub fn would_drop(&self, route: &Route) -> bool {
+        self.bytes + route.size() > MAX_BYTES || self.known.contains(&*route.subject)
     }
 
     /// Remembers `route` in place of what was known of its subject.

@@ -259,8 +259,17 @@ impl Router {
         subscription
     }
 
-    /// Ends a subscription; once ended, ending it again does nothing and is `false`.
+    /// Ends a subscription: messages for it that are not yet in its client's queue do not get there. Once ended, ending it
+    /// again does nothing and is `false`.
     pub fn unsubscribe(&self, subscription: &Subscription) -> bool {
+        let open = self.complete(subscription);
+        subscription.revoke();
+        open
+    }
+
+    /// Ends a subscription that has had, or is about to have, all messages it was to have; once ended, ending it again does
+    /// nothing and is `false`.
+    pub fn complete(&self, subscription: &Subscription) -> bool {
         let open = subscription.close();
         if open {
             let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
@@ -292,12 +301,13 @@ impl Router {
         let _tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
         if subscription.set_filter(filter) {
             self.outdate(&subscription.subject);
+            subscription.client.note_taking();
         }
     }
 
     /// Ends a subscription that had its last message, and leaves word for its owner; once.
     pub fn expire(&self, subscription: &Subscription) {
-        if self.unsubscribe(subscription) {
+        if self.complete(subscription) {
             subscription.client.expire(subscription.id, subscription.sid.clone());
         }
     }

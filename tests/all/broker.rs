@@ -6,6 +6,7 @@ mod clients;
 mod hostile;
 mod leaving;
 mod memory;
+mod order;
 mod protocol;
 pub mod support;
 mod tls;

@@ -120,6 +120,7 @@ async fn converse(
         delivery: Delivery::new(router.clone(), client.clone()),
         bounds: Bounds { control_line: router.limits.max_control_line, payload: router.limits.max_payload },
         parser: Parser::default(),
+        allocated: 0,
         costly: 0,
         router: router.clone(),
         client: client.clone(),
@@ -129,7 +130,8 @@ async fn converse(
     connection.delivery.answer(|out| out.extend_from_slice(&hello));
     drop(hello);
     connection.delivery.commit();
-    if !router.register(&client) {
+    let registered = router.register(&client);
+    if !registered {
         client.outbound.finish(Some(&Fault::Connections));
     }
     if stop.is_cancelled() {
@@ -145,7 +147,8 @@ async fn converse(
     tokio::pin!(writing);
     let ended = tokio::select! {
         () = &mut writing => None,
-        fault = connection.read(&transport) => Some(fault),
+        // Whoever is one too many is only told so: nothing of what it sent is performed.
+        fault = connection.read(&transport), if registered => Some(fault),
         fault = liveness::watch(&client, &router, deadline) => Some(Some(fault)),
     };
     if let Some(fault) = ended {
@@ -184,6 +187,11 @@ async fn discard(transport: &Transport) {
     let _ = timeout(LINGER, drain).await;
 }
 
+/// Where the room of `buffer` ends: elsewhere, once it has another allocation.
+fn end_of(buffer: &BytesMut) -> usize {
+    buffer.as_ptr().addr() + buffer.capacity()
+}
+
 fn new_nonce() -> String {
     let mut bytes = [0u8; 11];
     // Without randomness nobody can sign in; the nonce is then refused by whoever checks it.
@@ -204,6 +212,9 @@ struct Connection {
     delivery: Delivery,
     parser: Parser,
     bounds: Bounds,
+    /// Bytes of the allocation behind the read buffer, of which what was performed is no longer in it. At least half of
+    /// them: a buffer that grows in place does not say how much was in front.
+    allocated: usize,
     /// Costly operations in this turn.
     costly: u32,
 }
@@ -259,7 +270,10 @@ impl Connection {
             }
             // A body on its way is given room step by step: announcing much costs the peer nothing.
             let missing = self.parser.need().saturating_sub(buffer.len()).min(buffer.len());
+            let end = end_of(&buffer);
             buffer.reserve(room.max(missing));
+            let known = if end_of(&buffer) == end { self.allocated } else { 0 };
+            self.allocated = known.max(buffer.capacity());
             match transport.try_read(&mut buffer) {
                 Ok(0) => return None,
                 Ok(count) => {
@@ -305,5 +319,43 @@ impl Connection {
                 Err(_) => return None,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::broker::{Broker, Limits};
+
+    #[tokio::test]
+    async fn nothing_is_performed_for_one_too_many() {
+        let limits = Limits { max_connections: 0, ..Limits::default() };
+        let broker = Broker::builder().limits(limits).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        for _ in 0..20 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (accepted, address) = listener.accept().await.unwrap();
+            peer.write_all(b"CONNECT {}\r\nPUB a 1\r\nx\r\nPING\r\n").await.unwrap();
+            peer.shutdown().await.unwrap();
+            accepted.readable().await.unwrap();
+            let transport = Arc::new(Transport::plain(accepted));
+            let greeting = Greeting { client: broker.router.next_id(), ip: address.ip(), nonce: None, tls: false };
+            let deadline = Instant::now() + broker.router.limits.auth_timeout;
+            converse(
+                broker.router.clone(),
+                transport,
+                (greeting, b"INFO {}\r\n".to_vec()),
+                (address, deadline),
+                CancellationToken::new(),
+            )
+            .await;
+            let mut seen = String::new();
+            peer.read_to_string(&mut seen).await.unwrap();
+            assert_eq!(seen, "INFO {}\r\n-ERR 'maximum connections exceeded'\r\n");
+        }
+        assert_eq!(broker.stats().messages_in, 0);
     }
 }

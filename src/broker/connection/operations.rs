@@ -10,7 +10,7 @@ use super::super::session::{Access, Step};
 use super::{COSTLY_PER_TURN, Connection};
 
 /// Bodies from here on are shared between receivers instead of copied: below, counting references and writing in more
-/// pieces costs more than the copy, and a small body would keep a whole read buffer alive.
+/// pieces costs more than the copy.
 const SHARE_FROM: usize = 16 * 1024;
 
 impl Connection {
@@ -28,7 +28,10 @@ impl Connection {
             match self.parser.next(input, &self.bounds) {
                 Err(fault) => return Some(fault),
                 Ok(None) => break,
-                Ok(Some((Op::Publish(message), used))) if message.body.len() >= SHARE_FROM => {
+                // As a part of the read buffer if it is most of it: a body keeps the whole buffer alive.
+                Ok(Some((Op::Publish(message), used)))
+                    if message.body.len() >= SHARE_FROM && message.body.len() >= self.allocated / 2 =>
+                {
                     let frame = buffer.split_to(done + used).freeze();
                     let fault = self.perform_shared(&frame.slice(done..));
                     done = 0;
@@ -79,7 +82,10 @@ impl Connection {
             Step::Unsubscribe { sid, max } => {
                 let more = max > 0 && self.session.subscription(sid).is_some_and(|held| held.limit(max));
                 if !more && let Some(held) = self.session.unsubscribe(sid) {
-                    self.router.unsubscribe(&held);
+                    match max {
+                        0 => self.router.unsubscribe(&held),
+                        _ => self.router.complete(&held), // it has had its messages, the last perhaps on their way
+                    };
                 }
                 self.accept();
             }
@@ -137,9 +143,14 @@ impl Connection {
             return self.refuse(&fault);
         }
         self.accept();
+        let body = match shared {
+            Some(body) => Body::Shared(body),
+            None if message.body.len() >= SHARE_FROM => Body::CopiedOnce,
+            None => Body::Copied,
+        };
         // Before anybody hears of the request, so that no listener's answer is there first.
         let answered = message.reply.is_some_and(|reply| self.serve(message.subject, reply));
-        let heard = self.delivery.publish(message, shared.map_or(Body::Copied, Body::Shared));
+        let heard = self.delivery.publish(message, body);
         if !heard
             && !answered
             && let Some(reply) = message.reply

@@ -215,6 +215,40 @@ async fn subscribers_that_never_read_cost_no_more_than_what_may_be_pending() {
 }
 
 #[tokio::test]
+async fn a_part_of_what_was_read_does_not_keep_the_rest() {
+    const PENDING: usize = 32 * MIB;
+    const UNITS: usize = 1_000;
+    let broker = Apart::start(PENDING);
+    let mut deaf = Raw::at(broker.address).await;
+    deaf.send(format!("CONNECT {QUIET}\r\nSUB slow 1\r\n").as_bytes()).await;
+    deaf.until_pong().await;
+    let mut publisher = Raw::at(broker.address).await;
+    // Its messages go to many, so that it is read in large pieces.
+    let mut wide = Vec::new();
+    for _ in 0..10 {
+        let mut raw = Raw::at(broker.address).await;
+        raw.send(format!("CONNECT {QUIET}\r\nSUB wide 1\r\n").as_bytes()).await;
+        raw.until_pong().await;
+        wide.push(raw);
+    }
+    publisher.send(format!("CONNECT {QUIET}\r\n").as_bytes()).await;
+    publisher.until_pong().await;
+    let before = broker.memory();
+    let mut unit = format!("PUB slow 16384\r\n{}\r\nPUB wide 1\r\nx\r\n", "y".repeat(16_384)).into_bytes();
+    unit.extend(format!("PUB nobody 4000\r\n{}\r\n", "x".repeat(4_000)).repeat(57).into_bytes());
+    for _ in 0..UNITS {
+        publisher.send(&unit).await;
+    }
+    publisher.until_pong().await;
+    for raw in &mut wide {
+        assert_eq!(raw.until_pong().await.matches("MSG").count(), UNITS);
+    }
+    let cost = broker.memory().saturating_sub(before);
+    assert!(cost < UNITS * 16_384 * 3 / 2 + SLACK, "16 MiB pending cost {} KiB", cost / 1024);
+    deaf.exactly(UNITS * ("MSG slow 1 16384\r\n\r\n".len() + 16_384)).await; // it was not cut off
+}
+
+#[tokio::test]
 async fn clients_that_stop_sending_are_let_go_although_they_do_not_close() {
     let broker = super::support::plain().await;
     let mut half_open = Vec::new();
