@@ -68,9 +68,9 @@ impl Batch {
     /// batch must hold nothing but messages.
     pub fn retain(&mut self, mut keeps: impl FnMut(&[u8], &[u8]) -> bool) {
         let old = std::mem::take(self);
-        let mut segments = old.pieces.into_iter().map(|piece| piece.storage).chain([Storage::Copied(old.tail)]);
+        let segments = old.pieces.into_iter().map(|piece| piece.storage).chain([Storage::Copied(old.tail)]);
         let mut kept = true;
-        while let Some(segment) = segments.next() {
+        for segment in segments {
             let bytes = match segment {
                 Storage::Copied(bytes) => bytes,
                 Storage::Shared(body) => {

@@ -13,6 +13,7 @@ const LINEAR: usize = 16;
 pub struct Members<T> {
     values: Vec<(u64, T)>,
     /// Where each id stands, once there are more than [`LINEAR`].
+    #[allow(clippy::box_collection)] // most have none: a third of the size without it
     index: Option<Box<HashMap<u64, usize>>>,
 }
 

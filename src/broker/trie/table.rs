@@ -7,20 +7,16 @@ use std::collections::HashMap;
 const MIN_SHRINK: usize = 64;
 
 /// See the module. One entry costs one allocation besides its name, none costs nothing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Table<V> {
     /// Nothing.
+    #[default]
     None,
     /// One entry.
     One(Box<(Box<[u8]>, V)>),
     /// Two or more.
+    #[allow(clippy::box_collection)] // as large as the others: the empty and the lone one are by far the most
     Many(Box<HashMap<Box<[u8]>, V>>),
-}
-
-impl<V> Default for Table<V> {
-    fn default() -> Self {
-        Self::None
-    }
 }
 
 impl<V> Table<V> {
