@@ -173,9 +173,9 @@ orchard controller is ready
         Some(_) => format!(
             "
 
-The server at {} decides who gets in: give its users {BOOTSTRAP_ADMIN} and worker/NAME the password that
-stands in {token}.
-To run a worker, copy that file to its machine and run there:
+The server at {} decides who gets in: give its user {BOOTSTRAP_ADMIN} the password that stands in
+{token}, and each user worker/NAME a password of its own.
+To run a worker, put its password into a file on its machine and run there:
   orchard worker run {} --token-file FILE",
             controller.bus_url,
             controller.bus_url,
