@@ -6,8 +6,8 @@ use serde::de::Error;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Responses;
-use crate::broker::subject::is_valid;
+use super::super::subject::is_valid;
+use super::Responses; // by this way, as the fuzz targets include these files without the rest
 
 /// One subject, a list of subjects, or what is allowed and what denied.
 #[derive(Deserialize)]
