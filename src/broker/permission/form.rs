@@ -6,8 +6,9 @@ use serde::de::Error;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+// Relative, as the fuzz targets include these files without the rest of the crate.
 use super::super::subject::is_valid;
-use super::Responses; // by this way, as the fuzz targets include these files without the rest
+use super::Responses;
 
 /// One subject, a list of subjects, or what is allowed and what denied.
 #[derive(Deserialize)]

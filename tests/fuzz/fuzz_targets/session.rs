@@ -90,7 +90,7 @@ impl Publishing {
 fn publish(session: &Session<Sub>, replies: &mut Replies, message: &Publish<'_>, now: Instant) -> bool {
     assert!(message.header_size.is_none() || session.options().headers);
     let verdict = session.judge(message.subject);
-    let wild = |token: &[u8]| token.is_empty() || matches!(token, b"*" | b">") || token.contains(&b'\x0c');
+    let wild = |token: &[u8]| token.is_empty() || matches!(token, b"*" | b">");
     assert_eq!(verdict.literal, !message.subject.split(|byte| *byte == b'.').any(wild));
     let bounds = session.user().and_then(|user| user.permissions.allow_responses);
     match verdict.access {
