@@ -60,6 +60,12 @@ fn user(kind: usize, choices: &mut Choices<'_>) -> User {
     User { name: format!("user {kind}"), permissions }
 }
 
+/// For how many a subscription counts: one, and one for each 16 tokens or 256 bytes.
+fn shares(sid: &[u8], subject: &[u8], queue: Option<&[u8]>) -> usize {
+    let bytes = sid.len() + subject.len() + queue.map_or(0, <[u8]>::len);
+    1 + (subject.split(|byte| *byte == b'.').count() / 16).max(bytes / 256)
+}
+
 /// Who may publish what, by the definition: the rules, and besides them what was asked, so often and for so long.
 #[derive(Default)]
 struct Publishing {
@@ -156,6 +162,8 @@ fuzz_target!(|data: &[u8]| {
             Step::Subscribe(wanted) => {
                 assert!(known && subject::is_valid(wanted.subject));
                 assert!(model.len() < MAX_SUBSCRIPTIONS && !model.contains_key(wanted.sid));
+                let held = model.iter().map(|(sid, held)| shares(sid, &held.subject, held.queue.as_deref()));
+                assert!(held.sum::<usize>() + shares(wanted.sid, wanted.subject, wanted.queue) <= MAX_SUBSCRIPTIONS);
                 let held = Sub { subject: wanted.subject.to_vec(), queue: wanted.queue.map(<[u8]>::to_vec) };
                 session.subscribed(wanted.sid, held.clone());
                 model.insert(wanted.sid.to_vec(), held);
@@ -169,7 +177,9 @@ fuzz_target!(|data: &[u8]| {
                 assert_eq!(fault.is_told(), told.ends_with(b"'\r\n"));
                 assert_eq!(told.iter().filter(|b| **b == b'\n').count(), usize::from(fault.is_told()), "one line");
                 if fault == Fault::Subscriptions {
-                    assert_eq!(model.len(), MAX_SUBSCRIPTIONS);
+                    let Op::Subscribe { sid, subject, queue } = op_before else { panic!("{op_before:?}") };
+                    let held = model.iter().map(|(sid, held)| shares(sid, &held.subject, held.queue.as_deref()));
+                    assert!(held.sum::<usize>() + shares(sid, subject, queue) > MAX_SUBSCRIPTIONS);
                 }
                 if fault.closes() {
                     break;
