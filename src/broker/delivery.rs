@@ -26,6 +26,9 @@ pub(super) const MAX_BATCH: usize = 64 * 1024;
 /// A batch is handed over alone, in the middle of a message, at this size: only a client that listens to the same subject
 /// very often gets there, and its batch must not grow beyond what may be pending.
 const MAX_LONE_BATCH: usize = 1024 * 1024;
+/// With more receivers than this no batch keeps its room from one read to the next: that would be some KiB for each of
+/// them and each publisher, for as long as the publisher stays.
+const KEPT_BATCHES: usize = 64;
 /// A publisher waits this long at most, per read of its socket, for receivers that keep reading but are behind.
 const MAX_STALL: Duration = Duration::from_millis(5);
 /// Reads of the socket back to which a receiver counts as one that this publisher writes to.
@@ -224,10 +227,14 @@ impl Delivery {
         self.hand_all_over();
         let mut touched = std::mem::take(&mut self.touched);
         self.width = touched.len();
+        let many = self.slots.len() > KEPT_BATCHES;
         for at in others_first(&touched) {
             if let Some(slot) = self.slots.get_mut(at) {
                 slot.touched = false;
                 slot.used_in = self.reads;
+                if many && slot.batch.is_empty() {
+                    slot.batch = Batch::default();
+                }
                 slot.client.outbound.flush_now();
             }
         }

@@ -179,6 +179,34 @@ async fn deep_subjects_are_bounded_and_paid_back() {
     }
 }
 
+/// A publisher that has said one thing to everybody, and is silent from then on.
+#[tokio::test]
+async fn publishers_to_many_keep_nothing_for_each() {
+    const LISTENERS: usize = 500;
+    const PUBLISHERS: usize = 20;
+    let broker = Apart::start(64 * MIB);
+    let mut bystander = Bystander::arrive(&broker).await;
+    let mut listeners = Vec::new();
+    for _ in 0..LISTENERS {
+        let mut raw = Raw::at(broker.address).await;
+        raw.send(format!("CONNECT {QUIET}\r\nSUB wide 1\r\n").as_bytes()).await;
+        raw.until_pong().await;
+        listeners.push(raw);
+    }
+    let before = broker.memory();
+    let frame = format!("CONNECT {QUIET}\r\nPUB wide 3900\r\n{}\r\n", "x".repeat(3_900));
+    let mut publishers = Vec::new();
+    for _ in 0..PUBLISHERS {
+        let mut raw = Raw::at(broker.address).await;
+        raw.send(frame.as_bytes()).await;
+        raw.until_pong().await;
+        publishers.push(raw);
+    }
+    let cost = broker.memory().saturating_sub(before);
+    assert!(cost < SLACK, "{PUBLISHERS} silent publishers with {LISTENERS} listeners cost {} KiB", cost / 1024);
+    bystander.is_served().await;
+}
+
 #[tokio::test]
 async fn subscribers_that_never_read_cost_no_more_than_what_may_be_pending() {
     const PENDING: usize = 2 * MIB;
