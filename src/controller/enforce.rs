@@ -19,8 +19,8 @@ use crate::tunnel::relay::{Control, Gatekeeper};
 /// How often accounts with open streams are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How long an account's connections go on after a change: whoever changed his own account gets the answer, which may hold
-/// the only copy of a new token.
+/// How long an account's connections go on after it was deleted or given another token: whoever did that to his own account
+/// gets the answer, which may hold the only copy of the new token.
 const LAST_ANSWER: Duration = Duration::from_millis(250);
 
 /// Whose rights are seen to, and by whom.
@@ -35,37 +35,28 @@ pub(super) struct Enforcer {
 
 /// Runs until dropped.
 pub(super) async fn run(enforcer: Enforcer) {
-    let Enforcer { access, broker, gate, relay, mut tokens } = enforcer;
+    let mut tokens = enforcer.tokens.clone();
+    let Enforcer { access, gate, relay, .. } = &enforcer;
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         // Both are cancel safe.
         tokio::select! {
             users = access.changed() => {
-                if users.iter().any(|user| user.parse::<AccountName>().is_ok()) {
+                let other_token = |user: &String| {
+                    let Ok(account) = user.parse::<AccountName>() else { return false };
+                    let token = access.account(&account).map(|account| account.token_hash);
+                    tokens.get(&account).is_some_and(|before| token != Some(*before))
+                };
+                let (last_answer, at_once): (Vec<String>, Vec<String>) = users.into_iter().partition(other_token);
+                for user in at_once {
+                    enforcer.see_to(&user, &mut tokens);
+                }
+                if !last_answer.is_empty() {
                     tokio::time::sleep(LAST_ANSWER).await;
                 }
-                for user in users {
-                    let connections = broker.as_ref().map_or(0, |broker| broker.recheck_user(&user));
-                    tracing::debug!(user, connections, "rights have changed");
-                    if let Some(worker) = subject::parse_worker_user(&user)
-                        && let Some(reason) = gate.review(&worker)
-                    {
-                        relay.disconnect(&worker, reason);
-                    }
-                    if let Ok(account) = user.parse::<AccountName>() {
-                        let token = access.account(&account).map(|account| account.token_hash);
-                        let before = match token {
-                            Some(token) => tokens.insert(account.clone(), token),
-                            None => tokens.remove(&account),
-                        };
-                        if before.is_some() && before != token {
-                            // What the old token had got is worth nothing more.
-                            gate.revoke_tickets(&account);
-                            let reason = if token.is_some() { Reason::Rotated } else { Reason::Revoked };
-                            relay.cut_account(&account, reason);
-                        }
-                    }
+                for user in last_answer {
+                    enforcer.see_to(&user, &mut tokens);
                 }
             }
             _ = look.tick() => {}
@@ -73,6 +64,32 @@ pub(super) async fn run(enforcer: Enforcer) {
         for account in relay.accounts() {
             if gate.permits(&account).is_err() {
                 relay.cut_account(&account, Reason::Revoked);
+            }
+        }
+    }
+}
+
+impl Enforcer {
+    /// Has what is known of `user` hold now.
+    fn see_to(&self, user: &str, tokens: &mut HashMap<AccountName, SecretHash>) {
+        let connections = self.broker.as_ref().map_or(0, |broker| broker.recheck_user(user));
+        tracing::debug!(user, connections, "rights have changed");
+        if let Some(worker) = subject::parse_worker_user(user)
+            && let Some(reason) = self.gate.review(&worker)
+        {
+            self.relay.disconnect(&worker, reason);
+        }
+        if let Ok(account) = user.parse::<AccountName>() {
+            let token = self.access.account(&account).map(|account| account.token_hash);
+            let before = match token {
+                Some(token) => tokens.insert(account.clone(), token),
+                None => tokens.remove(&account),
+            };
+            if before.is_some() && before != token {
+                // What the old token had got is worth nothing more.
+                self.gate.revoke_tickets(&account);
+                let reason = if token.is_some() { Reason::Rotated } else { Reason::Revoked };
+                self.relay.cut_account(&account, reason);
             }
         }
     }
