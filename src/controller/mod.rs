@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod scheduler;
+pub mod scheduler_old;
 pub mod store;
 
 mod audit;

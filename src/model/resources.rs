@@ -12,7 +12,7 @@ pub const MEMORY_MIB: &str = "org.cirruslabs.memory-mib";
 pub const TART_VMS: &str = "org.cirruslabs.tart-vms";
 
 /// Named amounts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Resources(pub BTreeMap<String, u64>);
 

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use self::access::Access;
 pub use self::access::check_token;
 pub use self::changes::Changes;
-use super::scheduler::{self, Candidate};
+use super::scheduler_old::{self as scheduler, Candidate};
 use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
