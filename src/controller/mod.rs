@@ -5,7 +5,6 @@
 
 pub mod cluster;
 pub mod scheduler;
-pub mod scheduler_old;
 pub mod store;
 
 mod audit;

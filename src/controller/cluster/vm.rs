@@ -8,7 +8,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
 use crate::model::resources::Resources;
 use crate::model::vm::{RestartPolicy, Vm, VmSpec, VmStatus};
-use crate::model::{CopyId, Now, VmName, VmUid, WorkerName};
+use crate::model::{CopyId, Now, Timestamp, VmName, VmUid, WorkerName};
 
 /// The pause before the second restart in a row; doubled for each further one. The first comes at once.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
@@ -54,7 +54,6 @@ impl Cluster {
         changes.vm_event(&mut self.last_event, now, &vm, EventType::Created, format!("image {}", vm.spec.image));
         let view = vm.clone().redacted();
         self.insert_vm(vm);
-        self.place_again = true;
         Ok(view)
     }
 
@@ -67,7 +66,7 @@ impl Cluster {
             return Err(ApiError::new(ErrorCode::NotFound, format!("there is no VM named {name} to delete")));
         };
         self.names.remove(&vm.uid);
-        self.unplaced.remove(&vm.uid);
+        self.scheduler.withdraw(vm.uid);
         self.held_back.remove(&vm.uid);
         let waits = vm.worker.is_some() || self.leaving.values().any(|leaving| leaving.id.uid == vm.uid);
         let kind = if waits { EventType::Deleting } else { EventType::Deleted };
@@ -85,7 +84,7 @@ impl Cluster {
         let Some(worker) = vm.worker.clone() else { return };
         if let Some(entry) = self.workers.get_mut(&worker) {
             entry.vms.remove(&vm.uid);
-            entry.used.subtract(&vm.assigned);
+            self.scheduler.release(&worker, &vm.assigned, 1);
         }
         let id = vm.copy_id();
         self.insert_leaving(Leaving { name: vm.name.clone(), id, worker: worker.clone(), held, deleted });
@@ -184,6 +183,7 @@ impl Cluster {
             vm.observed_generation = generation;
             changes.vms.insert(vm.uid);
             if starts {
+                self.scheduler.has_image(worker, &vm.spec.image);
                 changes.vm_event(last_event, now, vm, EventType::Running, format!("on {worker}"));
             }
             if becomes_ready {
@@ -207,10 +207,7 @@ impl Cluster {
         if vm.status == VmStatus::Failed {
             return Ok(());
         }
-        if let Some(entry) = self.workers.get_mut(worker) {
-            entry.used.subtract(&vm.assigned);
-        }
-        vm.assigned = Resources::default();
+        self.scheduler.release(worker, &std::mem::take(&mut vm.assigned), 0);
         vm.status = VmStatus::Failed;
         vm.ready = false;
         vm.status_message.clone_from(&message);
@@ -218,7 +215,6 @@ impl Cluster {
         changes.vm_event(last_event, now, vm, EventType::Failed, message);
         let policy = vm.spec.restart_policy;
         let uid = vm.uid;
-        self.place_again = true;
         self.reassign(worker, changes);
         match policy {
             RestartPolicy::Never => {}
@@ -252,8 +248,11 @@ impl Cluster {
         vm.failed_at = None;
         vm.log_lines = 0;
         changes.vm_event(&mut self.last_event, now, vm, EventType::Restarting, format!("in {} s", pause.as_secs()));
-        self.held_back.insert(uid, now.mono.saturating_add(pause));
-        self.unplaced.insert(uid);
+        if pause.is_zero() {
+            self.consider(uid);
+        } else {
+            self.held_back.insert(uid, now.mono.saturating_add(pause));
+        }
     }
 
     /// Nothing is left of a copy.
@@ -269,8 +268,8 @@ impl Cluster {
         }
         let Some(leaving) = self.leaving.remove(&id) else { return Ok(()) };
         if let Some(entry) = self.workers.get_mut(worker) {
-            entry.used.subtract(&leaving.held);
             entry.leaving.remove(&id);
+            self.scheduler.release(worker, &leaving.held, 0);
         }
         changes.leaving.insert(id);
         let last = leaving.deleted && !self.leaving.values().any(|other| other.id.uid == id.uid);
@@ -279,7 +278,7 @@ impl Cluster {
             let worker = Some(worker.clone());
             changes.push(&mut self.last_event, now, EventType::Deleted, object, String::new(), worker, None);
         }
-        self.place_again = true;
+        self.consider(id.uid);
         self.reassign(worker, changes);
         Ok(())
     }
@@ -321,6 +320,15 @@ fn restart_pause(quick: u32) -> Duration {
         None => Duration::ZERO,
         Some(doublings) => RESTART_PAUSE.saturating_mul(1 << doublings.min(16)).min(MAX_RESTART_PAUSE),
     }
+}
+
+/// What is left of the pause before the restart that `vm` waits for, as far as its record tells: for a controller that has
+/// itself been started anew.
+pub(super) fn pause_left(vm: &Vm, now: Timestamp) -> Duration {
+    let Some((restarted, earlier)) = vm.restarted_at.zip(vm.quick_failures.checked_sub(1)) else {
+        return Duration::ZERO;
+    };
+    restart_pause(earlier).saturating_sub(restarted.until(now))
 }
 
 fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
