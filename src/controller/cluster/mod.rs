@@ -10,7 +10,9 @@
 mod access;
 mod audit;
 mod changes;
+mod ends;
 mod join;
+mod placing;
 mod removal;
 mod vm;
 mod worker;
@@ -23,16 +25,16 @@ use serde::{Deserialize, Serialize};
 use self::access::Access;
 pub use self::access::check_token;
 pub use self::changes::Changes;
-use super::scheduler::{Placement, Policy, Scheduler, Shape, Standing};
+use super::scheduler::{Policy, Scheduler, Shape, Standing};
 use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::event::{EventNumber, EventType};
+use crate::model::event::EventNumber;
 use crate::model::resources::Resources;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{Worker, WorkerState, WorkerView};
-use crate::model::{Attempt, CopyId, Now, SessionId, VmName, VmUid, WorkerName};
+use crate::model::{CopyId, Now, SessionId, VmName, VmUid, WorkerName};
 
 /// Durations that rule liveness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +122,8 @@ pub struct Cluster {
     access: Access,
     /// Knows what each worker holds, and which VMs wait for one.
     scheduler: Scheduler,
+    /// When VMs delete themselves, by the monotonic clock; those of VMs that are gone already are passed over.
+    ends: BTreeSet<(Duration, VmUid)>,
     /// Not to be placed before this moment of the monotonic clock.
     held_back: HashMap<VmUid, Duration>,
     last_event: EventNumber,
@@ -139,6 +143,7 @@ impl Cluster {
             workers: BTreeMap::new(),
             access: Access::load(records.accounts, records.joins, records.keys),
             scheduler: Scheduler::new(Policy::default()),
+            ends: BTreeSet::new(),
             held_back: HashMap::new(),
             last_event: records.last_event,
             last_audit: records.last_audit,
@@ -153,10 +158,11 @@ impl Cluster {
             cluster.insert_leaving(leaving);
         }
         for vm in records.vms {
-            let left = vm::pause_left(&vm, now.wall);
+            let left = ends::pause_left(&vm, now.wall);
             if vm.worker.is_none() && !left.is_zero() {
                 cluster.held_back.insert(vm.uid, now.mono.saturating_add(left));
             }
+            cluster.note_end(&vm, now);
             cluster.insert_vm(vm);
         }
         cluster
@@ -166,6 +172,7 @@ impl Cluster {
     /// stored state after a commit that failed.
     pub fn keep_liveness_of(&mut self, other: &Cluster) {
         self.held_back.clone_from(&other.held_back);
+        self.ends.clone_from(&other.ends);
         self.ticked = other.ticked;
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {
@@ -203,13 +210,16 @@ impl Cluster {
     /// # Errors
     /// [`ErrorCode::NotFound`].
     pub fn vm(&self, name: &VmName, now: Now) -> Result<Vm, ApiError> {
-        let vm = self.vms.get(name).ok_or_else(|| {
+        Ok(self.view(self.known_vm(name)?, &mut Reasons::default(), now))
+    }
+
+    fn known_vm(&self, name: &VmName) -> Result<&Vm, ApiError> {
+        self.vms.get(name).ok_or_else(|| {
             ApiError::new(
                 ErrorCode::NotFound,
                 format!("there is no VM named {name}; `orchard list vms` shows those there are"),
             )
-        })?;
-        Ok(self.view(vm, &mut Reasons::default(), now))
+        })
     }
 
     /// At most `limit` VMs after `after`, in name order, and whether there are more; fewer when they are so large that
@@ -294,49 +304,6 @@ impl Cluster {
         });
         let copies = placed.chain(leaving).collect();
         Some(Assignment { session: live.session, revision: live.revision, copies, part: 0, parts: 1 })
-    }
-
-    /// Places what can be placed, the most important and oldest first. Costs nothing when there is nothing.
-    pub fn place(&mut self, now: Now, changes: &mut Changes) {
-        while let Some((uid, placement)) = self.scheduler.next() {
-            self.assign(uid, placement, now, changes);
-        }
-    }
-
-    /// Notes where the scheduler has put a VM.
-    fn assign(&mut self, uid: VmUid, placement: Placement, now: Now, changes: &mut Changes) {
-        let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
-        let Placement { worker, cpu, memory, taken, why } = placement;
-        vm.worker = Some(worker.clone());
-        vm.assigned_cpu = cpu;
-        vm.assigned_memory = memory;
-        vm.assigned = taken;
-        vm.scheduled_at = Some(now.wall);
-        vm.status_message = format!("placed on {worker}, {why}");
-        if let Some(entry) = self.workers.get_mut(&worker) {
-            entry.vms.insert(uid);
-        }
-        changes.vm_event(&mut self.last_event, now, vm, EventType::Scheduled, format!("on {worker}, {why}"));
-        self.reassign(&worker, changes);
-    }
-
-    /// Has the VM wait for a worker, if nothing is in the way of that: a pause before a restart, or a copy that may still run
-    /// elsewhere and must be gone before another starts.
-    fn consider(&mut self, uid: VmUid) {
-        let Some(vm) = self.vm_record(uid) else { return };
-        let copies = CopyId { uid, attempt: 0 }..=CopyId { uid, attempt: Attempt::MAX };
-        let elsewhere = self.leaving.range(copies).any(|(_, leaving)| !leaving.held.is_empty());
-        if vm.status == VmStatus::Pending && vm.worker.is_none() && !elsewhere && !self.held_back.contains_key(&uid) {
-            let shape = Shape::of(&vm.spec);
-            self.scheduler.enqueue(uid, shape);
-        }
-    }
-
-    /// Tells the scheduler what is known of a worker now.
-    fn tell_scheduler(&mut self, name: &WorkerName) {
-        if let Some(entry) = self.workers.get(name) {
-            self.scheduler.put_worker(&entry.record.info, entry.standing());
-        }
     }
 
     /// Notes that what `worker` shall run has changed.

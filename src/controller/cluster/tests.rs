@@ -2,6 +2,7 @@
 
 mod access;
 mod hostile;
+mod placing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

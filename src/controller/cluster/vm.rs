@@ -8,7 +8,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
 use crate::model::resources::Resources;
 use crate::model::vm::{RestartPolicy, Vm, VmSpec, VmStatus};
-use crate::model::{CopyId, Now, Timestamp, VmName, VmUid, WorkerName};
+use crate::model::{CopyId, Now, VmName, VmUid, WorkerName};
 
 /// The pause before the second restart in a row; doubled for each further one. The first comes at once.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
@@ -53,6 +53,7 @@ impl Cluster {
         "waiting for a worker".clone_into(&mut vm.status_message);
         changes.vm_event(&mut self.last_event, now, &vm, EventType::Created, format!("image {}", vm.spec.image));
         let view = vm.clone().redacted();
+        self.note_end(&vm, now);
         self.insert_vm(vm);
         Ok(view)
     }
@@ -62,6 +63,16 @@ impl Cluster {
     /// # Errors
     /// [`ErrorCode::NotFound`].
     pub fn delete_vm(&mut self, name: &VmName, now: Now, changes: &mut Changes) -> Result<(), ApiError> {
+        self.delete_because(name, String::new(), now, changes)
+    }
+
+    pub(super) fn delete_because(
+        &mut self,
+        name: &VmName,
+        why: String,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<(), ApiError> {
         let Some(vm) = self.vms.remove(name) else {
             return Err(ApiError::new(ErrorCode::NotFound, format!("there is no VM named {name} to delete")));
         };
@@ -70,7 +81,7 @@ impl Cluster {
         self.held_back.remove(&vm.uid);
         let waits = vm.worker.is_some() || self.leaving.values().any(|leaving| leaving.id.uid == vm.uid);
         let kind = if waits { EventType::Deleting } else { EventType::Deleted };
-        changes.vm_event(&mut self.last_event, now, &vm, kind, String::new());
+        changes.vm_event(&mut self.last_event, now, &vm, kind, why);
         for leaving in self.leaving.values_mut().filter(|leaving| leaving.id.uid == vm.uid) {
             leaving.deleted = true;
             changes.leaving.insert(leaving.id);
@@ -241,6 +252,7 @@ impl Cluster {
         vm.restarted_at = Some(now.wall);
         vm.status = VmStatus::Pending;
         vm.worker = None;
+        vm.placed_because.clear();
         vm.assigned_cpu = 0;
         vm.assigned_memory = 0;
         vm.scheduled_at = None;
@@ -315,20 +327,11 @@ fn bounded(mut message: String) -> String {
 }
 
 /// The pause before a restart, after `quick` failures in a row before this one.
-fn restart_pause(quick: u32) -> Duration {
+pub(super) fn restart_pause(quick: u32) -> Duration {
     match quick.checked_sub(1) {
         None => Duration::ZERO,
         Some(doublings) => RESTART_PAUSE.saturating_mul(1 << doublings.min(16)).min(MAX_RESTART_PAUSE),
     }
-}
-
-/// What is left of the pause before the restart that `vm` waits for, as far as its record tells: for a controller that has
-/// itself been started anew.
-pub(super) fn pause_left(vm: &Vm, now: Timestamp) -> Duration {
-    let Some((restarted, earlier)) = vm.restarted_at.zip(vm.quick_failures.checked_sub(1)) else {
-        return Duration::ZERO;
-    };
-    restart_pause(earlier).saturating_sub(restarted.until(now))
 }
 
 fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {

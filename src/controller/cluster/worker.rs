@@ -5,7 +5,7 @@ use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
 use crate::model::worker::{Worker, WorkerState};
-use crate::model::{CopyId, Now, SessionId, VmUid, WorkerName};
+use crate::model::{CopyId, Now, SessionId, WorkerName};
 
 /// Strays remembered per worker session; beyond that they are reported again, which harms nobody.
 const MAX_STRAYS: usize = 1024;
@@ -128,12 +128,8 @@ impl Cluster {
         }
         silent.iter().for_each(|name| self.tell_scheduler(name));
         self.drop_expired_joins(now, changes);
-        let due: Vec<VmUid> =
-            self.held_back.iter().filter(|(_, until)| **until <= now.mono).map(|(uid, _)| *uid).collect();
-        for uid in due {
-            self.held_back.remove(&uid);
-            self.consider(uid);
-        }
+        self.end_of_time(now, changes);
+        self.end_pauses(now);
     }
 
     /// Why `worker` cannot be reached now, in words; `None` when it is online.

@@ -6,12 +6,10 @@ use std::sync::Arc;
 use super::Profile;
 use super::explain::Obstacle;
 use super::shape::{Shape, each_demand};
-use crate::model::resources::{LOGICAL_CORES, Resources};
+use crate::model::resources::{LOGICAL_CORES, Resources, WORKER_NAME_LABEL};
 use crate::model::vm::{Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
 
-/// The label that every worker has.
-const WORKER_NAME: &str = "worker-name";
 /// Images remembered of a worker, the last used last.
 const IMAGES: usize = 32;
 
@@ -143,7 +141,7 @@ impl Node {
     fn label(&self, name: &str) -> &str {
         match self.info.labels.get(name) {
             Some(value) => value,
-            None if name == WORKER_NAME => self.info.name.as_str(),
+            None if name == WORKER_NAME_LABEL => self.info.name.as_str(),
             None => "",
         }
     }

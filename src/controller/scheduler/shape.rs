@@ -34,7 +34,7 @@ impl Shape {
     /// That of a VM as it was asked for, bound to no worker.
     pub fn of(spec: &VmSpec) -> Self {
         Self {
-            priority: 0,
+            priority: spec.priority,
             worker: None,
             os: spec.os,
             arch: spec.arch,
