@@ -100,7 +100,7 @@ async fn emptied(name: &WorkerName, limit: Duration, client: &Client) -> anyhow:
             eprintln!("worker {name} is paused; VMs left on it: {left}");
         }
         if until.is_some_and(|until| Instant::now() >= until) {
-            anyhow::bail!("{left} VMs are still on worker {name} after {}; it stays paused", duration::show(limit));
+            anyhow::bail!("worker {name} has VMs after {} still: {left}; it stays paused", duration::show(limit));
         }
         tokio::time::sleep(ASK_EVERY).await;
     }

@@ -18,6 +18,7 @@ mod images;
 mod joining;
 mod layers;
 mod netns;
+mod placing;
 mod processes;
 mod qemu;
 mod real;

@@ -109,6 +109,9 @@ impl fmt::Display for Why {
         if self.kept_free {
             return f.write_str("which had been kept free for it");
         }
+        if self.workers == 1 {
+            return f.write_str("the only worker there is");
+        }
         if self.fitting == 1 {
             return write!(f, "the only one of {} workers that could take it", self.workers);
         }
