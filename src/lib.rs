@@ -27,6 +27,8 @@ pub mod config;
 pub mod controller;
 pub mod identity;
 pub mod model;
+#[cfg(test)]
+mod simulation;
 pub mod ssh;
 pub mod task;
 pub mod tunnel;

@@ -148,7 +148,7 @@ impl Drop for Ended {
 }
 
 /// What a task that begins finds of its copy.
-fn seen_at_first(wish: Option<&DesiredCopy>, found: Option<FoundState>) -> Seen {
+pub(crate) fn seen_at_first(wish: Option<&DesiredCopy>, found: Option<FoundState>) -> Seen {
     let ran = wish.is_some_and(|wish| matches!(&wish.want, Want::Run(run) if run.ran));
     match found {
         // Its disk is lost. A new one under the old name would hide that from the user and from the restart policy.

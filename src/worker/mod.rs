@@ -6,7 +6,7 @@
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
-mod fleet;
+pub(crate) mod fleet;
 pub mod join;
 mod journal;
 pub mod plan;

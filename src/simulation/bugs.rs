@@ -1,0 +1,1 @@
+//! The proof that the simulation finds what it is for.

@@ -1,0 +1,173 @@
+//! People at their command lines: they create, delete and pause, and remember what was acknowledged.
+//!
+//! A client waits for longer than any message can be late, so an answer that has not come by then never will; and it asks
+//! nothing more about a name before that. So what it knows is exact: acknowledged, refused, or not known.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::bus::{Answer, ApiCall, Call, LATEST, Message, Reply};
+use super::clock::Millis;
+use super::world::{Event, World};
+use crate::bus::message::CreateVm;
+use crate::model::error::ErrorCode;
+use crate::model::vm::{RestartPolicy, VmSpec};
+use crate::model::{VmName, VmUid};
+
+/// When an answer will never come any more: there and back, and the longest that a controller stands still.
+const TIMEOUT: Millis = 2 * LATEST + 60_000;
+/// VMs have one of so many names, so that names come again.
+const NAMES: u64 = 12;
+
+/// What clients know.
+#[derive(Default)]
+pub(super) struct Client {
+    outstanding: BTreeMap<Call, ApiCall>,
+    /// VMs that were acknowledged and that nobody has asked to delete.
+    pub(super) expected: BTreeMap<VmUid, (VmName, VmSpec)>,
+    /// VMs whose deletion was acknowledged.
+    pub(super) gone: BTreeSet<VmUid>,
+    /// What was acknowledged last of each worker's pause, unless something else may have come after it.
+    pub(super) pauses: BTreeMap<usize, bool>,
+    /// VMs that an outstanding or unanswered deletion may have hit.
+    doomed: BTreeMap<Call, BTreeMap<VmUid, (VmName, VmSpec)>>,
+}
+
+impl Client {
+    fn concerns(call: &ApiCall, name: &VmName) -> bool {
+        match call {
+            ApiCall::Create(request) => request.name == *name,
+            ApiCall::Delete(deleted) => deleted == name,
+            ApiCall::Pause(..) | ApiCall::DeleteWorker(_) => false,
+        }
+    }
+
+    /// Whether a VM of this name may rightly be deleted now.
+    pub(super) fn may_be_deleting(&self, name: &VmName) -> bool {
+        self.outstanding.values().any(|call| matches!(call, ApiCall::Delete(deleted) if deleted == name))
+    }
+
+    /// Whether somebody is giving up this machine.
+    pub(super) fn is_giving_up(&self, host: usize) -> bool {
+        self.outstanding.values().any(|call| matches!(call, ApiCall::DeleteWorker(of) if *of == host))
+    }
+
+    fn is_busy(&self, name: &VmName) -> bool {
+        self.outstanding.values().any(|call| Self::concerns(call, name))
+    }
+}
+
+impl World {
+    /// One thing that somebody wants.
+    pub(super) fn client_acts(&mut self) {
+        if self.calm {
+            return;
+        }
+        let pause = self.dice.range(100, 2 * self.pace);
+        self.agenda.after(pause, Event::ClientActs);
+        let name: VmName = format!("vm{}", self.dice.range(1, NAMES)).parse().unwrap();
+        let host = self.dice.below(self.hosts.len());
+        match self.dice.range(0, 99) {
+            0..60 if !self.client.is_busy(&name) => {
+                let spec = self.any_spec();
+                self.ask(ApiCall::Create(CreateVm { name, spec }));
+            }
+            60..92 if !self.client.is_busy(&name) => self.ask(ApiCall::Delete(name)),
+            92..100 => {
+                let asked = |call: &ApiCall| matches!(call, ApiCall::Pause(of, _) if *of == host);
+                if !self.client.outstanding.values().any(asked) {
+                    let paused = self.dice.chance(500);
+                    self.ask(ApiCall::Pause(host, paused));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn any_spec(&mut self) -> VmSpec {
+        let image = self.dice.pick(&["a", "b", "c"]).unwrap().to_owned();
+        let mut spec = VmSpec { image, ..VmSpec::default() };
+        if self.dice.chance(600) {
+            spec.restart_policy = RestartPolicy::OnFailure;
+        }
+        spec.cpu = self.dice.pick(&[0, 1, 2, 4, 8]).unwrap();
+        spec.memory = self.dice.pick(&[0, 1_024, 2_048]).unwrap();
+        if self.dice.chance(100) {
+            spec.priority = 1;
+        }
+        if self.dice.chance(150) {
+            spec.ttl_s = self.dice.range(5, 120);
+        }
+        spec
+    }
+
+    /// Gives a machine up: whoever says so knows that it is off for good.
+    pub(super) fn give_up(&mut self, host: usize) {
+        self.hosts[host].given_up = true;
+        self.ask(ApiCall::DeleteWorker(host));
+    }
+
+    fn ask(&mut self, body: ApiCall) {
+        self.calls += 1;
+        let call = self.calls;
+        self.note(|_| format!("client asks ({call}): {body:?}"));
+        match &body {
+            ApiCall::Delete(name) => {
+                let doomed: Vec<VmUid> =
+                    self.client.expected.iter().filter(|(_, (of, _))| of == name).map(|(uid, _)| *uid).collect();
+                let taken = doomed.iter().filter_map(|uid| self.client.expected.remove_entry(uid)).collect();
+                self.client.doomed.insert(call, taken);
+            }
+            ApiCall::Pause(host, _) => drop(self.client.pauses.remove(host)),
+            ApiCall::DeleteWorker(host) => drop(self.client.pauses.remove(host)),
+            ApiCall::Create(_) => {}
+        }
+        self.client.outstanding.insert(call, body.clone());
+        self.agenda.after(TIMEOUT, Event::ClientTimeout(call));
+        self.send(Message::FromClient { call, body });
+    }
+
+    pub(super) fn client_gives_up(&mut self, call: Call) {
+        self.client.outstanding.remove(&call);
+        self.client.doomed.remove(&call);
+    }
+
+    pub(super) fn client_hears(&mut self, call: Call, answer: Answer) {
+        let Some(body) = self.client.outstanding.remove(&call) else { return };
+        self.note(|_| match &answer {
+            Ok(_) => format!("client hears ({call}): done"),
+            Err(error) => format!("client hears ({call}): {:?}", error.code),
+        });
+        let doomed = self.client.doomed.remove(&call).unwrap_or_default();
+        match (body, answer) {
+            (ApiCall::Create(request), Ok(Reply::Created(vm))) => {
+                // One with a short time to live may be over before its answer is here.
+                if vm.spec.ttl_s == 0 || self.disk.vms.contains_key(&vm.uid) {
+                    self.client.expected.insert(vm.uid, (request.name, request.spec));
+                }
+            }
+            (ApiCall::Delete(_), Ok(_)) => self.client.gone.extend(doomed.into_keys()),
+            // Nothing was changed, so all of them are still there; unless their time was over meanwhile.
+            (ApiCall::Delete(_), Err(error)) if error.code == ErrorCode::Unavailable => {
+                let living = doomed.into_iter().filter(|(uid, (_, spec))| spec.ttl_s == 0 || self.disk.vms.contains_key(uid));
+                self.client.expected.extend(living);
+            }
+            (ApiCall::Pause(host, paused), Ok(_)) => drop(self.client.pauses.insert(host, paused)),
+            _ => {}
+        }
+        self.check_acknowledged();
+    }
+
+    /// An older backup was restored: what counts is what it holds.
+    pub(super) fn client_forgets(&mut self) {
+        let client = &mut self.client;
+        client.expected.clear();
+        client.doomed.clear();
+        client.outstanding.clear();
+        client.gone.retain(|uid| !self.disk.vms.contains_key(uid));
+        let stored = self.disk.vms.values().map(|vm| (vm.uid, (vm.name.clone(), vm.spec.clone())));
+        client.expected.extend(stored);
+        client.pauses = (0..self.hosts.len())
+            .filter_map(|host| Some((host, self.disk.workers.get(&self.hosts[host].name)?.scheduling_paused)))
+            .collect();
+    }
+}

@@ -1,0 +1,77 @@
+//! Once faults have stopped: does every VM reach what is wished for it?
+
+use super::invariants::{books, offered};
+use super::world::World;
+use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
+use crate::model::vm::{RestartPolicy, Vm, VmStatus};
+use crate::model::worker::{Worker, WorkerState};
+use crate::worker::runtime::FoundState;
+
+impl World {
+    /// What is not yet as it should be; `None` when all is.
+    pub(super) fn unsettled(&self) -> Option<String> {
+        let Some(process) = &self.controller else { return Some("the controller is not up".to_owned()) };
+        for host in self.hosts.iter().filter(|host| !host.dead) {
+            let state = process.cluster.worker(&host.name).map(|view| view.state);
+            if state != Ok(WorkerState::Online) {
+                return Some(format!("{} is {state:?}", host.name));
+            }
+        }
+        if let Some(gone) = self.hosts.iter().find(|host| host.dead && self.disk.workers.contains_key(&host.name)) {
+            return Some(format!("{} is dead and not given up yet", gone.name));
+        }
+        if let Some(leaving) = self.disk.leaving.values().next() {
+            return Some(format!("{} is not yet removed from {}", self.short(leaving.id), leaving.worker));
+        }
+        if let Some(why) = self.disk.vms.values().find_map(|vm| self.overdue(vm).or_else(|| self.unsettled_vm(vm))) {
+            return Some(why);
+        }
+        for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| !host.dead) {
+            for (id, copy) in host.copies.iter().filter(|(_, copy)| !copy.orphan) {
+                if !self.is_named(number, *id) {
+                    return Some(format!("{} is on w{number} ({:?}), and nobody knows of it", self.short(*id), copy.state));
+                }
+            }
+        }
+        None
+    }
+
+    fn unsettled_vm(&self, vm: &Vm) -> Option<String> {
+        let so = |what: &str| Some(format!("VM {} is {}, {what}: {}", vm.name, vm.status, vm.status_message));
+        match (vm.status, &vm.worker) {
+            (VmStatus::Failed, _) if vm.spec.restart_policy == RestartPolicy::Never => None,
+            (VmStatus::Failed, _) => so("although it shall start over"),
+            (VmStatus::Running, Some(worker)) => {
+                let host = self.hosts.iter().find(|host| host.name == *worker)?;
+                let runs = host.copies.get(&vm.copy_id()).is_some_and(|copy| copy.state == FoundState::Running);
+                match (runs, vm.ready) {
+                    (false, _) => so("but does not run"),
+                    (true, false) => so("but not ready"),
+                    (true, true) => None,
+                }
+            }
+            (VmStatus::Running, None) => so("but nowhere"),
+            (VmStatus::Pending, Some(worker)) => so(&format!("on {worker}")),
+            (VmStatus::Pending, None) => {
+                let room = self.disk.workers.values().find(|worker| self.has_room(worker, vm));
+                room.and_then(|worker| so(&format!("although {} has room", worker.info.name)))
+            }
+        }
+    }
+
+    /// Its time is over, and it is still there.
+    fn overdue(&self, vm: &Vm) -> Option<String> {
+        let age = vm.created_at.until(self.controller_now().wall).as_secs();
+        let over = vm.spec.ttl_s > 0 && age > vm.spec.ttl_s + 2 && !self.truth.jumped;
+        over.then(|| format!("VM {} has lived for {age} s instead of {}", vm.name, vm.spec.ttl_s))
+    }
+
+    /// By the slow way, which the scheduler does not take.
+    fn has_room(&self, worker: &Worker, vm: &Vm) -> bool {
+        let (info, used, offer) = (&worker.info, books(&self.disk, &worker.info.name), offered(&worker.info.resources));
+        let cpu = if vm.spec.cpu == 0 { info.default_cpu } else { vm.spec.cpu };
+        let memory = if vm.spec.memory == 0 { info.default_memory } else { vm.spec.memory };
+        let fits = used.get(LOGICAL_CORES) + cpu <= offer.0 && used.get(MEMORY_MIB) + memory <= offer.1;
+        fits && !worker.scheduling_paused
+    }
+}

@@ -1,0 +1,199 @@
+//! What goes wrong, and when. Each run has its own selection, so that some runs see much of one thing and none of another:
+//! faults that always come together hide what each alone would show.
+
+use super::bus::{LATEST, Weather};
+use super::clock::Millis;
+use super::dice::Dice;
+use super::disk::Health;
+use super::world::{Event, World};
+
+/// The longest that the controller's process stands still.
+const FREEZE: Millis = 30_000;
+
+/// One kind of trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// A host is cut off.
+    Partition,
+    /// Every host is.
+    Outage,
+    /// Messages are lost, doubled and late.
+    Storm,
+    /// A worker's process dies and comes back.
+    WorkerDies,
+    /// A machine loses power and comes back.
+    PowerLoss,
+    /// A machine never comes back, and is given up after a while.
+    MachineDies,
+    /// A machine offers more or less after its worker's next start.
+    Refit,
+    /// A runtime fails often.
+    Trouble,
+    /// The controller's process dies and comes back.
+    ControllerDies,
+    /// The same, during a commit.
+    DiesCommitting,
+    /// It stands still.
+    Freeze,
+    /// Commits fail.
+    DiskFull,
+    /// Commits fail, and at times nothing can be read.
+    DiskBroken,
+    /// Commits take long.
+    SlowDisk,
+    /// The controller's wall clock jumps.
+    ClockJump,
+    /// Somebody makes a backup.
+    Backup,
+    /// Somebody restores it.
+    Restore,
+}
+
+impl Fault {
+    const ALL: [Fault; 17] = [
+        Fault::Partition,
+        Fault::Outage,
+        Fault::Storm,
+        Fault::WorkerDies,
+        Fault::PowerLoss,
+        Fault::MachineDies,
+        Fault::Refit,
+        Fault::Trouble,
+        Fault::ControllerDies,
+        Fault::DiesCommitting,
+        Fault::Freeze,
+        Fault::DiskFull,
+        Fault::DiskBroken,
+        Fault::SlowDisk,
+        Fault::ClockJump,
+        Fault::Backup,
+        Fault::Restore,
+    ];
+
+    /// Those of one run.
+    pub(super) fn some(dice: &mut Dice) -> Vec<Fault> {
+        let share = dice.pick(&[150, 350, 700]).unwrap();
+        let mut faults: Vec<Fault> = Self::ALL.into_iter().filter(|_| dice.chance(share)).collect();
+        // A restored backup sets so much aside that it is for few runs only.
+        if !dice.chance(300) {
+            faults.retain(|fault| *fault != Fault::Restore);
+        } else if faults.contains(&Fault::Restore) {
+            faults.push(Fault::Backup);
+        }
+        faults
+    }
+}
+
+impl World {
+    /// Something goes wrong.
+    pub(super) fn fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        let pause = self.dice.range(500, 12_000);
+        self.agenda.after(pause, Event::Fault);
+        let Some(fault) = self.dice.pick(&self.faults.clone()) else { return };
+        let host = self.dice.below(self.hosts.len());
+        let lasts = self.dice.delay(6_000, 300, 45_000);
+        let now = self.agenda.now();
+        self.note(|_| format!("fault: {fault:?} (w{host}, {lasts} ms)"));
+        match fault {
+            Fault::Partition => self.hosts[host].cut_until = now + lasts,
+            Fault::Outage => self.hosts.iter_mut().for_each(|host| host.cut_until = now + lasts),
+            Fault::Storm => {
+                self.weather = Weather {
+                    lost: self.dice.range(0, 300),
+                    doubled: self.dice.range(0, 300),
+                    late: self.dice.range(0, 300),
+                    how_late: self.dice.pick(&[200, 5_000, LATEST]).unwrap(),
+                };
+            }
+            Fault::WorkerDies => {
+                self.kill_worker(host);
+                self.agenda.after(lasts, Event::StartWorker(host));
+            }
+            Fault::PowerLoss => {
+                self.power_off(host);
+                self.agenda.after(lasts, Event::PowerOn(host));
+            }
+            Fault::MachineDies => {
+                let living = self.hosts.iter().filter(|host| !host.dead).count();
+                if living > 1 && !self.hosts[host].dead {
+                    self.power_off(host);
+                    self.hosts[host].dead = true;
+                    self.agenda.after(lasts, Event::GiveUp(host));
+                }
+            }
+            Fault::Refit => {
+                let (cores, memory) = (self.dice.range(1, 4), 1_024 * self.dice.range(2, 16));
+                self.kill_worker(host);
+                self.hosts[host].offer(cores, memory);
+                self.agenda.after(500, Event::StartWorker(host));
+            }
+            Fault::Trouble => self.hosts[host].trouble = self.dice.range(50, 800),
+            Fault::ControllerDies => self.crash_controller(),
+            Fault::DiesCommitting => self.kill_at_commit = true,
+            Fault::Freeze => {
+                if let Some(process) = &mut self.controller {
+                    process.frozen_until = now + lasts.min(FREEZE);
+                }
+            }
+            Fault::DiskFull => self.health.failing = self.dice.pick(&[200, 1_000]).unwrap(),
+            Fault::DiskBroken => {
+                let (failing, unreadable) = (self.dice.range(100, 500), self.dice.range(100, 900));
+                self.health = Health { failing, unreadable, ..self.health };
+            }
+            Fault::SlowDisk => {
+                self.health.slow = self.dice.range(50, 500);
+                self.health.how_slow = self.dice.pick(&[100, 1_000, 10_000]).unwrap();
+            }
+            Fault::ClockJump => {
+                self.truth.jumped = true;
+                let hour = 3_600_000;
+                let to = self.dice.range(0, 2 * hour);
+                self.skew = i64::try_from(to).unwrap() - i64::try_from(hour).unwrap();
+            }
+            Fault::Backup => self.backup = Some(self.disk.clone()),
+            Fault::Restore => self.restore(),
+        }
+        self.agenda.after(lasts, Event::FaultOver(fault, host));
+    }
+
+    pub(super) fn fault_over(&mut self, fault: Fault, host: usize) {
+        match fault {
+            Fault::Storm => self.weather = Weather::default(),
+            Fault::Trouble => self.hosts[host].trouble = 0,
+            Fault::DiskFull | Fault::DiskBroken | Fault::SlowDisk => self.health = Health::default(),
+            _ => {}
+        }
+    }
+
+    pub(super) fn crash_controller(&mut self) {
+        self.kill_controller();
+        let down = self.dice.delay(3_000, 200, 40_000);
+        self.agenda.after(down, Event::StartController);
+    }
+
+    /// Stops the controller, puts an older backup in place of its store, and starts it once nothing that was sent to the
+    /// old one is under way any more.
+    fn restore(&mut self) {
+        let Some(backup) = self.backup.clone() else { return };
+        self.kill_controller();
+        let down = LATEST + self.dice.range(1, 20_000);
+        self.agenda.after(down, Event::Restored);
+        self.restoring = true;
+        self.subscriber = backup.last_event;
+        self.disk = backup;
+        self.restored = true;
+        self.client_forgets();
+        for host in 0..self.hosts.len() {
+            let unknown: Vec<_> =
+                self.hosts[host].copies.keys().filter(|id| !self.is_named(host, **id)).copied().collect();
+            for id in unknown {
+                if let Some(copy) = self.hosts[host].copies.get_mut(&id) {
+                    copy.orphan = true;
+                }
+            }
+        }
+    }
+}

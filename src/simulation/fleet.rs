@@ -1,0 +1,312 @@
+//! The worker's process towards its host, as `worker::{fleet,vm}` do it: each copy has a task that asks the real table
+//! in `worker::plan` for its next step and does it with the simulated runtime, which takes its time and fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::clock::Millis;
+use super::host::Copy;
+use super::world::World;
+use super::worker::Alarm;
+use crate::bus::message::{DesiredCopy, Observation, Want};
+use crate::model::{CopyId, VmName};
+use crate::worker::fleet::seen_at_first;
+use crate::worker::plan::{self, Seen, Step, Wish};
+use crate::worker::runtime::FoundState;
+
+/// As in `worker::fleet` and `worker::vm`.
+pub(super) const PERIOD: Millis = 5_000;
+const DELETE_PAUSE: (Millis, Millis) = (1_000, 60_000);
+
+/// The task of one copy.
+#[derive(Clone, Debug)]
+pub(super) struct Task {
+    pub(super) seen: Seen,
+    pub(super) order: Order,
+    pub(super) doing: Doing,
+    /// Counts steps, so that the end of one that was given up is not taken for that of another.
+    number: u64,
+    pause: Millis,
+}
+
+impl Task {
+    /// Whether the copy is being made or started.
+    pub(super) fn prepares(&self) -> bool {
+        matches!(self.doing, Doing::Create | Doing::Start)
+    }
+}
+
+/// As `worker::vm::Order`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    wish: Wish,
+    name: VmName,
+    /// CPU and memory to give.
+    size: (u64, u64),
+    generation: u64,
+}
+
+/// What a task is at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Doing {
+    /// Waits for another order.
+    Rest,
+    Create,
+    Start,
+    /// Whether it has started it itself.
+    Watch(bool),
+    Stop {
+        /// The failure to tell of once it is stopped.
+        failed: Option<String>,
+    },
+    Delete,
+    /// Before another try.
+    Pause {
+        failed: Option<String>,
+    },
+}
+
+impl World {
+    pub(super) fn look_soon(&mut self, host: usize) {
+        let process = self.hosts[host].process.as_mut().unwrap();
+        if !std::mem::replace(&mut process.looking, true) {
+            let delay = self.dice.range(0, 3);
+            self.alarm(host, delay, Alarm::Look);
+        }
+    }
+
+    /// One pass of the reconciler.
+    pub(super) fn look(&mut self, host: usize) {
+        let listed = !self.dice.chance(self.hosts[host].trouble);
+        let here = &mut self.hosts[host];
+        let process = here.process.as_mut().unwrap();
+        process.looking = false;
+        let Some(assignment) = process.assignment.clone() else { return };
+        let wished: BTreeMap<CopyId, &DesiredCopy> = assignment.copies.iter().map(|copy| (copy.id(), copy)).collect();
+        let orders: Vec<(CopyId, Order)> = process
+            .tasks
+            .iter()
+            .map(|(id, task)| (*id, order(wished.get(id).copied(), &task.order.name)))
+            .collect();
+        let busy: BTreeSet<CopyId> = process.tasks.keys().copied().collect();
+        let found: BTreeMap<CopyId, Copy> = here.copies.clone();
+        for (id, order) in orders {
+            self.give_order(host, id, order);
+        }
+        if !listed {
+            return;
+        }
+        let ids: BTreeSet<CopyId> = wished.keys().chain(found.keys()).copied().collect();
+        for id in ids.difference(&busy).copied() {
+            let (wish, found) = (wished.get(&id).copied(), found.get(&id));
+            let Some(name) = wish.map(|wish| &wish.name).or(found.map(|found| &found.name)) else { continue };
+            let (order, seen) = (order(wish, name), seen_at_first(wish, found.map(|found| found.state)));
+            if plan::step(order.wish, seen) == Step::ReportAbsent {
+                self.observe(host, id, Observation::Absent);
+                continue;
+            }
+            let task = Task { seen, order, doing: Doing::Rest, number: 0, pause: DELETE_PAUSE.0 };
+            self.hosts[host].process.as_mut().unwrap().tasks.insert(id, task);
+            self.advance(host, id, false);
+        }
+    }
+
+    fn task(&mut self, host: usize, id: CopyId) -> Option<&mut Task> {
+        self.hosts[host].process.as_mut()?.tasks.get_mut(&id)
+    }
+
+    fn give_order(&mut self, host: usize, id: CopyId, order: Order) {
+        let Some(task) = self.task(host, id).filter(|task| task.order != order) else { return };
+        task.order = order;
+        let unwanted = task.order.wish != Wish::Run;
+        match &task.doing {
+            Doing::Create if unwanted => task.seen = Seen::Incomplete,
+            Doing::Pause { failed: Some(message) } if !unwanted => {
+                let failed = Some(message.clone());
+                return self.stop(host, id, failed);
+            }
+            Doing::Rest | Doing::Watch(_) | Doing::Pause { .. } => {}
+            Doing::Create | Doing::Start | Doing::Stop { .. } | Doing::Delete => return,
+        }
+        task.doing = Doing::Rest;
+        task.number += 1;
+        self.advance(host, id, false);
+    }
+
+    /// Begins the step that the table names.
+    fn advance(&mut self, host: usize, id: CopyId, fresh: bool) {
+        let Some(task) = self.task(host, id) else { return };
+        let (order, seen) = (task.order.clone(), task.seen);
+        let step = plan::step(order.wish, seen);
+        self.note(|world| format!("{}: {}: {:?}, {seen:?}: {step:?}", world.hosts[host].name, world.short(id), order.wish));
+        match step {
+            Step::Create => {
+                let (cpu, memory) = order.size;
+                let copy = Copy { name: order.name, state: FoundState::Incomplete, cpu, memory, run: 0, orphan: false };
+                self.put_copy(host, id, copy);
+                self.observe(host, id, Observation::Preparing { message: "preparing".into() });
+                let takes = self.dice.delay(800, 150, 20_000);
+                self.begin(host, id, Doing::Create, takes);
+            }
+            Step::Start => {
+                let takes = self.dice.delay(200, 50, 5_000);
+                self.begin(host, id, Doing::Start, takes);
+            }
+            Step::Watch => {
+                let message = if fresh { "booting" } else { "adopted by a new worker process" };
+                self.tell_running(host, id, message, false);
+                let takes = self.dice.delay(2_000, 100, 20_000);
+                let number = self.begin_silently(host, id, Doing::Watch(fresh));
+                self.alarm(host, takes, Alarm::GuestReady(id, number));
+                let runs = self.hosts[host].copies.get(&id).is_some_and(|copy| copy.state == FoundState::Running);
+                if !runs {
+                    // It could not be stopped, and ended by itself meanwhile.
+                    self.alarm(host, 1, Alarm::GuestGone(id, number));
+                }
+            }
+            Step::ReportEnded => self.stop(host, id, Some("the VM's process ended while nobody watched".into())),
+            Step::Stop => self.stop(host, id, None),
+            Step::Delete => {
+                self.check_rule(host, id, "deleted");
+                let takes = self.dice.delay(500, 100, 40_000);
+                self.begin(host, id, Doing::Delete, takes);
+            }
+            Step::ReportAbsent => {
+                self.observe(host, id, Observation::Absent);
+                self.end_task(host, id);
+            }
+            Step::ReportStray => {
+                self.observe(host, id, Observation::Stray { name: order.name.to_string() });
+                let _ = self.begin_silently(host, id, Doing::Rest);
+            }
+            Step::Forget => {
+                self.forget(host, id);
+                self.end_task(host, id);
+            }
+            Step::Rest => {
+                let _ = self.begin_silently(host, id, Doing::Rest);
+            }
+        }
+    }
+
+    fn end_task(&mut self, host: usize, id: CopyId) {
+        self.hosts[host].process.as_mut().unwrap().tasks.remove(&id);
+        self.look_soon(host);
+    }
+
+    fn begin_silently(&mut self, host: usize, id: CopyId, doing: Doing) -> u64 {
+        let task = self.task(host, id).unwrap();
+        task.doing = doing;
+        task.number += 1;
+        task.number
+    }
+
+    fn begin(&mut self, host: usize, id: CopyId, doing: Doing, takes: Millis) {
+        let number = self.begin_silently(host, id, doing);
+        self.alarm(host, takes, Alarm::Step(id, number));
+    }
+
+    fn stop(&mut self, host: usize, id: CopyId, failed: Option<String>) {
+        self.check_rule(host, id, "stopped");
+        let takes = self.dice.delay(500, 100, 23_000);
+        self.begin(host, id, Doing::Stop { failed }, takes);
+    }
+
+    fn pause(&mut self, host: usize, id: CopyId, failed: Option<String>) {
+        let task = self.task(host, id).unwrap();
+        let takes = task.pause;
+        task.pause = (takes * 2).min(DELETE_PAUSE.1);
+        self.begin(host, id, Doing::Pause { failed }, takes);
+    }
+
+    fn fail(&mut self, host: usize, id: CopyId, message: &str) {
+        self.task(host, id).unwrap().seen = Seen::Failed;
+        self.observe(host, id, Observation::Failed { message: message.to_owned() });
+        self.advance(host, id, false);
+    }
+
+    /// A step has taken its time.
+    pub(super) fn step_done(&mut self, host: usize, id: CopyId, number: u64) {
+        let trouble = self.hosts[host].trouble;
+        let Some(task) = self.task(host, id).filter(|task| task.number == number) else { return };
+        let doing = task.doing.clone();
+        let failing = self.dice.chance(trouble);
+        match doing {
+            Doing::Create if failing => self.fail(host, id, "cannot create the VM"),
+            Doing::Create => {
+                self.task(host, id).unwrap().seen = Seen::Created;
+                self.advance(host, id, false);
+            }
+            Doing::Start if failing => self.stop(host, id, Some("cannot start the VM".into())),
+            Doing::Start => {
+                self.run_copy(host, id);
+                self.task(host, id).unwrap().seen = Seen::Running;
+                self.advance(host, id, true);
+            }
+            Doing::Stop { failed } if failing => {
+                if failed.is_some() {
+                    self.task(host, id).unwrap().seen = Seen::Running;
+                }
+                self.pause(host, id, failed);
+            }
+            Doing::Stop { failed } => {
+                self.halt_copy(host, id);
+                match failed {
+                    Some(message) => self.fail(host, id, &message),
+                    None => {
+                        self.task(host, id).unwrap().seen = Seen::Ended;
+                        self.advance(host, id, false);
+                    }
+                }
+            }
+            Doing::Delete if failing => self.pause(host, id, None),
+            Doing::Delete => {
+                self.hosts[host].copies.remove(&id);
+                self.task(host, id).unwrap().seen = Seen::Missing;
+                self.advance(host, id, false);
+            }
+            Doing::Pause { failed: Some(message) } => self.stop(host, id, Some(message)),
+            Doing::Pause { failed: None } => self.advance(host, id, false),
+            Doing::Rest | Doing::Watch(_) => {}
+        }
+    }
+
+    pub(super) fn guest_ready(&mut self, host: usize, id: CopyId, number: u64) {
+        if self.task(host, id).is_some_and(|task| task.number == number) {
+            self.tell_running(host, id, "ready", true);
+        }
+    }
+
+    pub(super) fn guest_gone(&mut self, host: usize, id: CopyId, number: u64) {
+        if self.task(host, id).is_some_and(|task| task.number == number) {
+            self.guest_exited(host, id);
+        }
+    }
+
+    /// The guest's process has ended by itself.
+    pub(super) fn guest_exited(&mut self, host: usize, id: CopyId) {
+        if self.task(host, id).is_some_and(|task| matches!(task.doing, Doing::Watch(_))) {
+            self.fail(host, id, "the guest crashed");
+        }
+    }
+
+    fn tell_running(&mut self, host: usize, id: CopyId, message: &str, ready: bool) {
+        let generation = self.task(host, id).unwrap().order.generation;
+        self.observe(host, id, Observation::Running { message: message.to_owned(), ready, generation });
+    }
+}
+
+/// As `fleet::order`.
+fn order(desired: Option<&DesiredCopy>, name: &VmName) -> Order {
+    let order = |wish| Order { wish, name: name.clone(), size: (1, 1), generation: 0 };
+    match desired.map(|desired| &desired.want) {
+        None => order(Wish::Unknown),
+        Some(Want::Run(run)) => Order {
+            wish: Wish::Run,
+            name: name.clone(),
+            size: (run.cpu.max(1), run.memory.max(1)),
+            generation: run.generation,
+        },
+        Some(Want::Keep) => order(Wish::Keep),
+        Some(Want::Absent) => order(Wish::Absent),
+    }
+}

@@ -1,0 +1,243 @@
+//! What must hold after every step, checked against what really is: the disk, the hosts, and what clients were told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::controller::Process;
+use super::disk::{Delta, Disk};
+use super::world::World;
+use crate::controller::cluster::{Changes, Cluster, Timing};
+use crate::controller::scheduler::CPU_OVERCOMMIT;
+use crate::model::event::{EventObject, EventType};
+use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB, Resources};
+use crate::model::vm::{Vm, VmStatus};
+use crate::model::{CopyId, VmUid, WorkerName};
+use crate::worker::runtime::FoundState;
+
+/// What is true whatever anybody believes; only ever grows.
+#[derive(Default)]
+pub(super) struct Truth {
+    /// Copies of which their host has truly said that they failed.
+    pub(super) failed: BTreeSet<CopyId>,
+    /// VMs that were deleted, by a rule that says so.
+    pub(super) removed: BTreeSet<VmUid>,
+    /// The wall clock has jumped, so that a time to live may end early after a restart.
+    pub(super) jumped: bool,
+}
+
+/// What a worker's VMs take, by the durable records.
+pub(super) fn books(disk: &Disk, worker: &WorkerName) -> Resources {
+    let mut sum = Resources::default();
+    disk.vms.values().filter(|vm| vm.worker.as_ref() == Some(worker)).for_each(|vm| sum.add(&vm.assigned));
+    disk.leaving.values().filter(|leaving| leaving.worker == *worker).for_each(|leaving| sum.add(&leaving.held));
+    sum
+}
+
+/// Cores and memory that may be given out for such an offer.
+pub(super) fn offered(resources: &Resources) -> (u64, u64) {
+    (resources.get(LOGICAL_CORES) * CPU_OVERCOMMIT, resources.get(MEMORY_MIB))
+}
+
+fn amounts(resources: &Resources) -> (u64, u64) {
+    (resources.get(LOGICAL_CORES), resources.get(MEMORY_MIB))
+}
+
+impl World {
+    /// What a batch says, before it is stored.
+    pub(super) fn check_batch(&mut self, process: &Process, changes: &Changes) {
+        let lease = Timing::default().lease.as_millis() as u64;
+        let now = self.agenda.now();
+        for event in changes.events.iter().filter(|event| event.kind == EventType::Unseen) {
+            let EventObject::Worker { name } = &event.object else { continue };
+            let host = self.hosts.iter().find(|host| host.name == *name).unwrap();
+            let silent = now - host.heard.max(process.booted);
+            if silent <= lease {
+                self.violated(format!("{name} is called unseen, but was heard of {silent} ms ago"));
+            }
+        }
+    }
+
+    /// What becomes durable next.
+    pub(super) fn check_commit(&mut self, delta: &Delta) {
+        let numbers = delta.events.iter().map(|event| event.number);
+        let expected = self.disk.last_event + 1..=delta.last_event;
+        if !numbers.eq(expected.clone()) {
+            let found: Vec<u64> = delta.events.iter().map(|event| event.number).collect();
+            self.violated(format!("events {expected:?} were to follow, but {found:?} are stored"));
+        }
+        for (uid, new) in &delta.vms {
+            match (self.disk.vms.get(uid).cloned(), new) {
+                (Some(old), None) => self.check_deletion(&old),
+                (Some(old), Some(new)) => self.check_vm(&old, new, delta),
+                (None, Some(new)) => {
+                    if self.truth.removed.contains(uid) && !self.restored {
+                        self.violated(format!("deleted VM {} is back", new.name));
+                    }
+                    if new.worker.is_some() {
+                        self.check_placement(new, delta);
+                    }
+                }
+                (None, None) => {}
+            }
+        }
+        for (id, leaving) in &delta.leaving {
+            let Some(old) = self.disk.leaving.get(id).filter(|_| leaving.is_none()) else { continue };
+            let host = self.hosts.iter().find(|host| host.name == old.worker).unwrap();
+            let there = host.copies.get(id).is_some_and(|copy| !copy.orphan);
+            if there && !host.given_up {
+                let what = format!("{} counts as gone from {}, but is there", self.short(*id), old.worker);
+                self.violated(what);
+            }
+        }
+    }
+
+    fn check_deletion(&mut self, vm: &Vm) {
+        let age = vm.created_at.until(self.controller_now().wall).as_secs();
+        let over = vm.spec.ttl_s > 0 && (age + 1 >= vm.spec.ttl_s || self.truth.jumped);
+        if !over && !self.client.may_be_deleting(&vm.name) {
+            self.violated(format!("VM {} is deleted, and nobody asked for it", vm.name));
+        }
+        self.truth.removed.insert(vm.uid);
+        self.client.expected.remove(&vm.uid);
+    }
+
+    fn check_vm(&mut self, old: &Vm, new: &Vm, delta: &Delta) {
+        let id = old.copy_id();
+        let fails = new.status == VmStatus::Failed && old.status != VmStatus::Failed;
+        if fails || new.restart_count > old.restart_count {
+            let given_up = |world: &World, name: &WorkerName| world.hosts.iter().any(|host| host.name == *name && host.given_up);
+            let on_lost = old.worker.as_ref().is_some_and(|name| given_up(self, name));
+            if !self.truth.failed.contains(&id) && !on_lost {
+                let what = format!("{} counts as failed, and its host has not said so", self.short(id));
+                self.violated(what);
+            }
+        }
+        if new.restart_count < old.restart_count || new.restart_count > old.restart_count + 1 {
+            self.violated(format!("attempt {} of {} follows {}", new.restart_count, new.name, old.restart_count));
+        }
+        if new.spec != old.spec {
+            self.violated(format!("the specification of {} has changed", new.name));
+        }
+        let moved = new.worker.is_some() && new.worker != old.worker;
+        if moved && old.worker.is_some() && new.copy_id() == id {
+            self.violated(format!("{} is on another worker in the same attempt", new.name));
+        }
+        if moved {
+            self.check_placement(new, delta);
+        }
+    }
+
+    /// A VM is put on a worker: there must be room, by the books as they are afterwards.
+    fn check_placement(&mut self, vm: &Vm, delta: &Delta) {
+        let mut after = self.disk.clone();
+        after.write(delta.clone());
+        let Some(worker) = vm.worker.as_ref().and_then(|name| after.workers.get(name)) else {
+            return self.violated(format!("{} is placed on a worker that does not exist", vm.name));
+        };
+        let name = &worker.info.name;
+        let (used, offer) = (amounts(&books(&after, name)), offered(&worker.info.resources));
+        if used.0 > offer.0 || used.1 > offer.1 {
+            self.violated(format!("{} is placed on {name}, which has {offer:?} and now gives {used:?}", vm.name));
+        }
+        let paused_before = self.disk.workers.get(name).is_some_and(|worker| worker.scheduling_paused);
+        if worker.scheduling_paused && paused_before {
+            self.violated(format!("{} is placed on {name}, which is paused", vm.name));
+        }
+    }
+
+    /// Memory never says more or less than the disk.
+    pub(super) fn check_memory(&mut self, cluster: &Cluster) {
+        let mut wrong = Vec::new();
+        for (uid, vm) in &self.disk.vms {
+            if cluster.vm_record(*uid) != Some(vm) {
+                wrong.push(format!("VM {}: stored is {vm:?}, known {:?}", vm.name, cluster.vm_record(*uid)));
+            }
+        }
+        for (name, worker) in &self.disk.workers {
+            if cluster.worker_record(name) != Some(worker) {
+                wrong.push(format!("worker {name} is stored otherwise"));
+            }
+            let (counted, kept) = (books(&self.disk, name), cluster.worker(name).map(|view| view.used));
+            if kept.as_ref().map(amounts) != Ok(amounts(&counted)) {
+                wrong.push(format!("the books of {name} say {kept:?}, the records {counted:?}"));
+            }
+        }
+        for (id, leaving) in &self.disk.leaving {
+            if cluster.leaving_record(*id) != Some(leaving) {
+                wrong.push(format!("copy {} to be removed is stored otherwise", self.short(*id)));
+            }
+        }
+        if cluster.last_event() != self.disk.last_event {
+            wrong.push(format!("the last event stored is {}, known {}", self.disk.last_event, cluster.last_event()));
+        }
+        wrong.into_iter().for_each(|what| self.violated(what));
+        self.check_acknowledged();
+    }
+
+    /// Nothing that was acknowledged is lost.
+    pub(super) fn check_acknowledged(&mut self) {
+        let mut wrong = Vec::new();
+        for (uid, (name, spec)) in &self.client.expected {
+            if self.disk.vms.get(uid).is_none_or(|vm| vm.name != *name || vm.spec != *spec) {
+                wrong.push(format!("VM {name} was acknowledged and is lost"));
+            }
+        }
+        for uid in &self.client.gone {
+            if let Some(vm) = self.disk.vms.get(uid) {
+                wrong.push(format!("the deletion of {} was acknowledged, and it is there", vm.name));
+            }
+        }
+        for (host, paused) in &self.client.pauses {
+            let record = self.disk.workers.get(&self.hosts[*host].name);
+            if record.is_some_and(|worker| worker.scheduling_paused != *paused) {
+                wrong.push(format!("paused = {paused} of w{host} was acknowledged and is lost"));
+            }
+        }
+        wrong.into_iter().for_each(|what| self.violated(what));
+    }
+
+    /// What really runs: one copy of a VM, and no more on a host than it has.
+    pub(super) fn check_hosts(&mut self) {
+        let mut live: BTreeMap<VmUid, (CopyId, usize)> = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.powered) {
+            let mut taken = (0, 0);
+            for (id, copy) in host.copies.iter().filter(|(_, copy)| !copy.orphan) {
+                let prepared = || host.process.as_ref().and_then(|p| p.tasks.get(id)).is_some_and(super::fleet::Task::prepares);
+                let runs = copy.state == FoundState::Running;
+                if runs && let Some((other, there)) = live.insert(id.uid, (*id, number)) {
+                    wrong.push(format!("{} runs on w{there} and {} on w{number}", self.short(other), self.short(*id)));
+                }
+                if runs || prepared() {
+                    taken = (taken.0 + copy.cpu, taken.1 + copy.memory);
+                }
+            }
+            let most = (host.most.0 * CPU_OVERCOMMIT, host.most.1);
+            if taken.0 > most.0 || taken.1 > most.1 {
+                wrong.push(format!("w{number} has {most:?} at most, and its VMs take {taken:?}"));
+            }
+        }
+        wrong.into_iter().for_each(|what| self.violated(what));
+    }
+
+    /// A copy that runs is stopped or removed: by which rule?
+    pub(super) fn check_rule(&mut self, host: usize, id: CopyId, what: &str) {
+        let Some(copy) = self.hosts[host].copies.get(&id) else { return };
+        if self.truth.removed.contains(&id.uid) || self.truth.failed.contains(&id) {
+            return;
+        }
+        let never_unknown = copy.orphan && what == "deleted";
+        if copy.state == FoundState::Running || never_unknown {
+            let what = format!("{} is {what} on w{host}, and no rule says so", self.short(id));
+            self.violated(what);
+        }
+    }
+
+    /// A host says that a copy failed: then it must not run, as another may be started on its word.
+    pub(super) fn check_failure(&mut self, host: usize, id: CopyId) {
+        if self.hosts[host].copies.get(&id).is_some_and(|copy| copy.state == FoundState::Running) {
+            let what = format!("w{host} says that {} failed, and it runs", self.short(id));
+            self.violated(what);
+        }
+        self.truth.failed.insert(id);
+    }
+}
