@@ -171,8 +171,17 @@ impl Cluster {
     /// Takes over what `other` knows beyond the store: sessions and liveness. For the writer, when it goes back to the
     /// stored state after a commit that failed.
     pub fn keep_liveness_of(&mut self, other: &Cluster) {
-        self.held_back.clone_from(&other.held_back);
-        self.ends.clone_from(&other.ends);
+        // What the failed batch has taken out of these stands as it was loaded: it is still to come.
+        let unplaced = |vm: &&Vm| vm.worker.is_none() && vm.status == VmStatus::Pending;
+        for (uid, until) in &other.held_back {
+            if self.vm_record(*uid).filter(unplaced).is_some() {
+                self.held_back.insert(*uid, *until);
+                self.scheduler.withdraw(*uid);
+            }
+        }
+        let noted: BTreeSet<VmUid> = other.ends.iter().map(|(_, uid)| *uid).collect();
+        self.ends.retain(|(_, uid)| !noted.contains(uid));
+        self.ends.extend(other.ends.iter().filter(|(_, uid)| self.names.contains_key(uid)));
         self.ticked = other.ticked;
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {

@@ -1,6 +1,7 @@
 //! The core's rules, each as a story; and a random walk that checks the invariants after every step.
 
 mod access;
+mod going_back;
 mod hostile;
 mod placing;
 
