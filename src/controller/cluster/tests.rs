@@ -320,6 +320,17 @@ fn a_controller_that_stood_still_does_not_blame_its_workers() {
 }
 
 #[test]
+fn a_worker_whose_message_may_still_wait_behind_the_tick_is_not_blamed() {
+    let mut world = World::new();
+    world.join("w", 4);
+    world.pass(8_000);
+    world.stall(7_100); // too short to count as standing still, too long for a tick to tell who spoke meanwhile
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
+    world.pass(1_000);
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Unseen, "it did not speak");
+}
+
+#[test]
 fn a_page_of_large_vms_ends_early_and_the_next_goes_on_there() {
     let mut world = World::new();
     for vm in ["a", "b", "c"] {

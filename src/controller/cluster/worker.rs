@@ -109,8 +109,8 @@ impl Cluster {
         let lease = self.timing.lease;
         // Whoever was silent while this process itself stood still (a stopped process, a hanging disk) may have spoken:
         // what it said waits in the queue. Silence is not death.
-        let stalled = now.mono.saturating_sub(self.ticked.unwrap_or(now.mono));
-        self.ticked = Some(now.mono);
+        let before = self.ticked.replace(now.mono).unwrap_or(now.mono);
+        let stalled = now.mono.saturating_sub(before);
         if stalled > lease / 2 {
             for entry in self.workers.values_mut() {
                 entry.heard = entry.heard.saturating_add(stalled).min(now.mono);
@@ -118,8 +118,9 @@ impl Cluster {
         }
         let mut silent = Vec::new();
         for (name, entry) in &mut self.workers {
-            let silence = now.mono.saturating_sub(entry.heard);
-            if entry.state == WorkerState::Online && silence > lease {
+            // What came before the last tick has been taken in since; what came later may still wait behind this one.
+            if entry.state == WorkerState::Online && before.saturating_sub(entry.heard) > lease {
+                let silence = now.mono.saturating_sub(entry.heard);
                 entry.state = WorkerState::Unseen;
                 let message = format!("not heard of for {} s; its VMs are left alone", silence.as_secs());
                 changes.worker_event(&mut self.last_event, now, name, EventType::Unseen, message);
