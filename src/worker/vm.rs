@@ -114,6 +114,10 @@ impl CopyTask {
                 (Step::ReportAbsent, _) => return self.host.uplink.observe(self.id, Observation::Absent),
                 (Step::ReportStray, _) => {
                     self.host.uplink.observe(self.id, Observation::Stray { name: order.name.to_string() });
+                    if self.seen == Seen::Failed {
+                        // That it failed is not told any more: should it be wished for again, it must be.
+                        self.seen = Seen::Ended;
+                    }
                     self.rest().await;
                 }
                 (Step::Forget, _) => return self.host.uplink.forget(self.id),

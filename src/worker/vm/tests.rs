@@ -70,3 +70,20 @@ async fn a_vm_whose_script_was_interrupted_runs_on_but_is_not_called_ready() {
     let _task = task::spawn(task.run());
     told(&host, copy.id, &Observation::Running { message: INTERRUPTED.into(), ready: false, generation: 0 }).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_told_again_to_a_controller_that_had_forgotten_the_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Synthetic::on(Arc::new(SyntheticHost::default()));
+    let copy = spec();
+    runtime.create(&copy, &Progress::new().0).await.unwrap();
+    let host = host(runtime, dir.path()).await;
+    let (orders, task) = task_for(&host, &copy, Seen::Failed);
+    let wished = orders.borrow().clone();
+    orders.send_replace(Order { wish: Wish::Unknown, copy: None, ..wished.clone() });
+    let _task = task::spawn(task.run());
+    told(&host, copy.id, &Observation::Stray { name: "a".into() }).await;
+    orders.send_replace(wished);
+    let message = "the VM's process ended, or its disk was lost, while nobody watched".into();
+    told(&host, copy.id, &Observation::Failed { message }).await;
+}
