@@ -238,7 +238,7 @@ impl World {
             }
             // Only the first part; the first heartbeat brings all.
             WorkerCall::Hello(hello) => cluster.hello(&name, hello, now, changes).map(|assignment| {
-                Reply::Welcome(self.cut_up(assignment).swap_remove(0))
+                Reply::Welcome(cut_up(assignment).swap_remove(0))
             }),
             WorkerCall::Heartbeat(beat) => cluster.heartbeat(&name, &beat, now, changes).map(|_| Reply::Ack),
             WorkerCall::Report(report) => {
@@ -252,7 +252,8 @@ impl World {
             }
         };
         if answer.is_ok() {
-            self.hosts[host].heard = arrived;
+            let (at, booted) = (self.agenda.now(), process.booted);
+            self.hosts[host].heard_at(arrived, booted, at);
         }
         answer
     }
@@ -338,25 +339,12 @@ impl World {
                 To::Client(call) => self.send(Message::ToClient { call, answer }),
                 To::Assign(..) if answer.is_err() => {}
                 To::Assign(host, assignment) => {
-                    for part in self.cut_up(*assignment) {
+                    for part in cut_up(*assignment) {
                         self.send(Message::Assign { host, part });
                     }
                 }
             }
         }
-    }
-
-    /// An assignment in one to three parts: real ones are cut by size, which these never reach.
-    fn cut_up(&mut self, whole: Assignment) -> Vec<Assignment> {
-        let Assignment { session, revision, copies, .. } = whole;
-        let pieces = if self.dice.chance(200) { self.dice.below(copies.len().clamp(1, 3)) + 1 } else { 1 };
-        let size = copies.len().div_ceil(pieces).max(1);
-        let mut pieces: Vec<Vec<_>> = copies.chunks(size).map(<[_]>::to_vec).collect();
-        if pieces.is_empty() {
-            pieces.push(Vec::new());
-        }
-        let parts = u32::try_from(pieces.len()).unwrap();
-        (0..parts).zip(pieces).map(|(part, copies)| Assignment { session, revision, copies, part, parts }).collect()
     }
 
     /// What `publisher` does: everything after the last that was noted as published, in order.
@@ -370,4 +358,19 @@ impl World {
             self.subscriber = self.subscriber.max(process.published);
         }
     }
+}
+
+/// An assignment in one to three parts. Real ones are cut by size, which these never reach, and as there one revision is
+/// always cut in the same way.
+fn cut_up(whole: Assignment) -> Vec<Assignment> {
+    let Assignment { session, revision, copies, .. } = whole;
+    let odd = (session.0.as_u128() + u128::from(revision)) % 10;
+    let pieces = if odd < 2 { usize::try_from(odd).unwrap() + 2 } else { 1 };
+    let size = copies.len().div_ceil(pieces).max(1);
+    let mut pieces: Vec<Vec<_>> = copies.chunks(size).map(<[_]>::to_vec).collect();
+    if pieces.is_empty() {
+        pieces.push(Vec::new());
+    }
+    let parts = u32::try_from(pieces.len()).unwrap();
+    (0..parts).zip(pieces).map(|(part, copies)| Assignment { session, revision, copies, part, parts }).collect()
 }

@@ -176,6 +176,9 @@ impl World {
             }
             Step::ReportStray => {
                 self.observe(host, id, Observation::Stray { name: order.name.to_string() });
+                if seen == Seen::Failed {
+                    self.task(host, id).unwrap().seen = Seen::Ended;
+                }
                 let _ = self.begin_silently(host, id, Doing::Rest);
             }
             Step::Forget => {

@@ -13,6 +13,9 @@ use crate::model::worker::WorkerInfo;
 use crate::model::{CopyId, VmName, WorkerName};
 use crate::worker::runtime::FoundState;
 
+/// As the core's default.
+pub(super) const LEASE: Millis = 15_000;
+
 /// One machine.
 pub(super) struct Host {
     pub(super) name: WorkerName,
@@ -30,6 +33,8 @@ pub(super) struct Host {
     pub(super) trouble: u64,
     /// When the last message that renewed its lease reached the controller.
     pub(super) heard: Millis,
+    /// When the controller last learnt of one that came only after the lease had run out.
+    pub(super) came_late: Option<Millis>,
     pub(super) copies: BTreeMap<CopyId, Copy>,
     pub(super) process: Option<Process>,
 }
@@ -72,9 +77,18 @@ impl Host {
             cut_until: 0,
             trouble: 0,
             heard: 0,
+            came_late: None,
             copies: BTreeMap::new(),
             process: None,
         }
+    }
+
+    /// A message that renews the lease arrived at the controller, which has been up since `booted` and works on it now.
+    pub(super) fn heard_at(&mut self, arrived: Millis, booted: Millis, now: Millis) {
+        if arrived.saturating_sub(self.heard.max(booted)) > LEASE {
+            self.came_late = Some(now);
+        }
+        self.heard = self.heard.max(arrived);
     }
 
     /// Other resources from the next registration on.

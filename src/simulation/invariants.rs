@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::controller::Process;
 use super::disk::{Delta, Disk};
 use super::world::World;
-use crate::controller::cluster::{Changes, Cluster, Timing};
+use super::host::LEASE;
+use crate::controller::cluster::{Changes, Cluster};
 use crate::controller::scheduler::CPU_OVERCOMMIT;
 use crate::model::event::{EventObject, EventType};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB, Resources};
@@ -44,13 +45,12 @@ fn amounts(resources: &Resources) -> (u64, u64) {
 impl World {
     /// What a batch says, before it is stored.
     pub(super) fn check_batch(&mut self, process: &Process, changes: &Changes) {
-        let lease = Timing::default().lease.as_millis() as u64;
         let now = self.agenda.now();
         for event in changes.events.iter().filter(|event| event.kind == EventType::Unseen) {
             let EventObject::Worker { name } = &event.object else { continue };
             let host = self.hosts.iter().find(|host| host.name == *name).unwrap();
             let silent = now - host.heard.max(process.booted);
-            if silent <= lease {
+            if silent <= LEASE && host.came_late != Some(now) {
                 self.violated(format!("{name} is called unseen, but was heard of {silent} ms ago"));
             }
         }
