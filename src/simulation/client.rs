@@ -14,7 +14,7 @@ use crate::model::vm::{RestartPolicy, VmSpec};
 use crate::model::{VmName, VmUid};
 
 /// When an answer will never come any more: there and back, and the longest that a controller stands still.
-const TIMEOUT: Millis = 2 * LATEST + 60_000;
+const TIMEOUT: Millis = 2 * LATEST + 100_000;
 /// VMs have one of so many names, so that names come again.
 const NAMES: u64 = 12;
 
@@ -145,10 +145,18 @@ impl World {
                     self.client.expected.insert(vm.uid, (request.name, request.spec));
                 }
             }
-            (ApiCall::Delete(_), Ok(_)) => self.client.gone.extend(doomed.into_keys()),
+            (ApiCall::Delete(name), Ok(_)) => {
+                self.client.gone.extend(doomed.into_keys());
+                if !self.calm && self.dice.chance(300) {
+                    // Who replaces a VM does so at once.
+                    let spec = self.any_spec();
+                    self.ask(ApiCall::Create(CreateVm { name, spec }));
+                }
+            }
             // Nothing was changed, so all of them are still there; unless their time was over meanwhile.
             (ApiCall::Delete(_), Err(error)) if error.code == ErrorCode::Unavailable => {
-                let living = doomed.into_iter().filter(|(uid, (_, spec))| spec.ttl_s == 0 || self.disk.vms.contains_key(uid));
+                let living =
+                    doomed.into_iter().filter(|(uid, (_, spec))| spec.ttl_s == 0 || self.disk.vms.contains_key(uid));
                 self.client.expected.extend(living);
             }
             (ApiCall::Pause(host, paused), Ok(_)) => drop(self.client.pauses.insert(host, paused)),

@@ -54,7 +54,11 @@ struct Commit {
 
 /// Who gets an answer.
 enum To {
-    Worker { host: usize, life: u64, call: Call },
+    Worker {
+        host: usize,
+        life: u64,
+        call: Call,
+    },
     Client(Call),
     /// The newest wish, as a message of its own.
     Assign(usize, Box<Assignment>),
@@ -237,12 +241,13 @@ impl World {
                 return Err(ApiError::new(ErrorCode::Unauthenticated, "taken out of the cluster"));
             }
             // Only the first part; the first heartbeat brings all.
-            WorkerCall::Hello(hello) => cluster.hello(&name, hello, now, changes).map(|assignment| {
-                Reply::Welcome(cut_up(assignment).swap_remove(0))
-            }),
+            WorkerCall::Hello(hello) => cluster
+                .hello(&name, hello, now, changes)
+                .map(|assignment| Reply::Welcome(cut_up(assignment).swap_remove(0))),
             WorkerCall::Heartbeat(beat) => cluster.heartbeat(&name, &beat, now, changes).map(|_| Reply::Ack),
             WorkerCall::Report(report) => {
-                let (id, what) = (crate::model::CopyId { uid: report.uid, attempt: report.attempt }, report.observation.clone());
+                let (id, what) =
+                    (crate::model::CopyId { uid: report.uid, attempt: report.attempt }, report.observation.clone());
                 let done = cluster.report(&name, report, now, changes).map(|()| Reply::Done);
                 self.note(|world| {
                     let so = done.as_ref().map_or_else(|error| format!(" -> {:?}", error.code), |_| String::new());
@@ -352,7 +357,9 @@ impl World {
         if process.published < self.disk.last_event {
             if process.published > self.subscriber {
                 let (from, had) = (process.published + 1, self.subscriber);
-                self.violated(format!("events are published from {from} on, but subscribers have only those up to {had}"));
+                self.violated(format!(
+                    "events are published from {from} on, but subscribers have only those up to {had}"
+                ));
             }
             process.published = self.disk.last_event;
             self.subscriber = self.subscriber.max(process.published);

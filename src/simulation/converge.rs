@@ -29,7 +29,11 @@ impl World {
         for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| !host.dead) {
             for (id, copy) in host.copies.iter().filter(|(_, copy)| !copy.orphan) {
                 if !self.is_named(number, *id) {
-                    return Some(format!("{} is on w{number} ({:?}), and nobody knows of it", self.short(*id), copy.state));
+                    return Some(format!(
+                        "{} is on w{number} ({:?}), and nobody knows of it",
+                        self.short(*id),
+                        copy.state
+                    ));
                 }
             }
         }

@@ -134,7 +134,8 @@ impl World {
             Fault::ControllerDies => self.crash_controller(),
             Fault::DiesCommitting => self.kill_at_commit = true,
             Fault::Freeze => {
-                if let Some(process) = &mut self.controller {
+                // Not one after the other: clients would not wait for so long.
+                if let Some(process) = self.controller.as_mut().filter(|p| p.frozen_until + LATEST <= now) {
                     process.frozen_until = now + lasts.min(FREEZE);
                 }
             }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::clock::Millis;
 use super::host::Copy;
-use super::world::World;
 use super::worker::Alarm;
+use super::world::World;
 use crate::bus::message::{DesiredCopy, Observation, Want};
 use crate::model::{CopyId, VmName};
 use crate::worker::fleet::seen_at_first;
@@ -82,11 +82,8 @@ impl World {
         process.looking = false;
         let Some(assignment) = process.assignment.clone() else { return };
         let wished: BTreeMap<CopyId, &DesiredCopy> = assignment.copies.iter().map(|copy| (copy.id(), copy)).collect();
-        let orders: Vec<(CopyId, Order)> = process
-            .tasks
-            .iter()
-            .map(|(id, task)| (*id, order(wished.get(id).copied(), &task.order.name)))
-            .collect();
+        let orders: Vec<(CopyId, Order)> =
+            process.tasks.iter().map(|(id, task)| (*id, order(wished.get(id).copied(), &task.order.name))).collect();
         let busy: BTreeSet<CopyId> = process.tasks.keys().copied().collect();
         let found: BTreeMap<CopyId, Copy> = here.copies.clone();
         for (id, order) in orders {
@@ -137,7 +134,9 @@ impl World {
         let Some(task) = self.task(host, id) else { return };
         let (order, seen) = (task.order.clone(), task.seen);
         let step = plan::step(order.wish, seen);
-        self.note(|world| format!("{}: {}: {:?}, {seen:?}: {step:?}", world.hosts[host].name, world.short(id), order.wish));
+        self.note(|world| {
+            format!("{}: {}: {:?}, {seen:?}: {step:?}", world.hosts[host].name, world.short(id), order.wish)
+        });
         match step {
             Step::Create => {
                 let (cpu, memory) = order.size;

@@ -131,7 +131,10 @@ impl World {
         self.note(|world| format!("{}: power off", world.hosts[host].name));
         let here = &mut self.hosts[host];
         here.powered = false;
-        here.copies.values_mut().filter(|copy| copy.state == FoundState::Running).for_each(|copy| copy.state = FoundState::Stopped);
+        here.copies
+            .values_mut()
+            .filter(|copy| copy.state == FoundState::Running)
+            .for_each(|copy| copy.state = FoundState::Stopped);
     }
 
     pub(super) fn power_on(&mut self, host: usize) {
@@ -153,6 +156,7 @@ impl World {
         let run = self.uids;
         let Some(copy) = self.hosts[host].copies.get_mut(&id) else { return };
         (copy.state, copy.run) = (FoundState::Running, run);
+        self.truth.ran.insert(id);
         self.look_at_hosts = true;
         if !self.calm && self.dice.chance(self.crashes) {
             let delay = self.dice.range(10, 40_000);

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::controller::Process;
 use super::disk::{Delta, Disk};
-use super::world::World;
 use super::host::LEASE;
+use super::world::World;
 use crate::controller::cluster::{Changes, Cluster};
 use crate::controller::scheduler::CPU_OVERCOMMIT;
 use crate::model::event::{EventObject, EventType};
@@ -19,6 +19,8 @@ use crate::worker::runtime::FoundState;
 pub(super) struct Truth {
     /// Copies of which their host has truly said that they failed.
     pub(super) failed: BTreeSet<CopyId>,
+    /// Copies that ran.
+    pub(super) ran: BTreeSet<CopyId>,
     /// VMs that were deleted, by a rule that says so.
     pub(super) removed: BTreeSet<VmUid>,
     /// The wall clock has jumped, so that a time to live may end early after a restart.
@@ -104,12 +106,17 @@ impl World {
         let id = old.copy_id();
         let fails = new.status == VmStatus::Failed && old.status != VmStatus::Failed;
         if fails || new.restart_count > old.restart_count {
-            let given_up = |world: &World, name: &WorkerName| world.hosts.iter().any(|host| host.name == *name && host.given_up);
+            let given_up =
+                |world: &World, name: &WorkerName| world.hosts.iter().any(|host| host.name == *name && host.given_up);
             let on_lost = old.worker.as_ref().is_some_and(|name| given_up(self, name));
             if !self.truth.failed.contains(&id) && !on_lost {
                 let what = format!("{} counts as failed, and its host has not said so", self.short(id));
                 self.violated(what);
             }
+        }
+        let starts = new.status == VmStatus::Running && (old.status != VmStatus::Running || new.copy_id() != id);
+        if starts && !self.truth.ran.contains(&new.copy_id()) {
+            self.violated(format!("{} counts as running, and never ran", self.short(new.copy_id())));
         }
         if new.restart_count < old.restart_count || new.restart_count > old.restart_count + 1 {
             self.violated(format!("attempt {} of {} follows {}", new.restart_count, new.name, old.restart_count));
@@ -134,7 +141,12 @@ impl World {
             return self.violated(format!("{} is placed on a worker that does not exist", vm.name));
         };
         let name = &worker.info.name;
-        let (used, offer) = (amounts(&books(&after, name)), offered(&worker.info.resources));
+        let used = amounts(&books(&after, name));
+        let host = self.hosts.iter().find(|host| host.name == *name).unwrap();
+        // Where it has registered with several offers in one batch, only one of them can be seen here.
+        let changed = self.disk.workers.get(name).is_some_and(|before| before.info != worker.info);
+        let most = (host.most.0 * CPU_OVERCOMMIT, host.most.1);
+        let offer = if changed { most } else { offered(&worker.info.resources) };
         if used.0 > offer.0 || used.1 > offer.1 {
             self.violated(format!("{} is placed on {name}, which has {offer:?} and now gives {used:?}", vm.name));
         }
@@ -202,7 +214,8 @@ impl World {
         for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.powered) {
             let mut taken = (0, 0);
             for (id, copy) in host.copies.iter().filter(|(_, copy)| !copy.orphan) {
-                let prepared = || host.process.as_ref().and_then(|p| p.tasks.get(id)).is_some_and(super::fleet::Task::prepares);
+                let prepared =
+                    || host.process.as_ref().and_then(|p| p.tasks.get(id)).is_some_and(super::fleet::Task::prepares);
                 let runs = copy.state == FoundState::Running;
                 if runs && let Some((other, there)) = live.insert(id.uid, (*id, number)) {
                     wrong.push(format!("{} runs on w{there} and {} on w{number}", self.short(other), self.short(*id)));

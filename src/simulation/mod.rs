@@ -32,8 +32,8 @@ mod worker;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use self::world::{Failure, Stats};
@@ -92,7 +92,8 @@ fn whatever_goes_wrong_the_invariants_hold_and_everything_settles() {
     println!("{count} seeds in {:.1} s: {total}", began.elapsed().as_secs_f64());
     if let Some(failure) = failures.first() {
         let seed = failure.seed;
-        let again = run(seed, true).err().map_or_else(|| "it does not happen again".to_owned(), |again| end_of(&again.trace));
+        let again =
+            run(seed, true).err().map_or_else(|| "it does not happen again".to_owned(), |again| end_of(&again.trace));
         panic!(
             "seed {seed}: {}\n{again}\nTo see it all: ORCHARD_SIM_SEED={seed} cargo test --lib simulation::replay -- --nocapture",
             failure.what

@@ -180,10 +180,16 @@ impl World {
         }
         let over = matches!(&answer, Err(error) if error.code == ErrorCode::Unauthenticated);
         if process.beat.is_some_and(|(sent, _)| sent == call) {
-            if over { self.session_over(host) } else { self.beat_over(host, call) }
+            if over {
+                self.session_over(host)
+            } else {
+                self.beat_over(host, call)
+            }
             return;
         }
-        let sent = |(id, told): (&CopyId, &Told)| told.busy.as_ref().filter(|(sent, _)| *sent == call).map(|(_, what)| (*id, what.clone()));
+        let sent = |(id, told): (&CopyId, &Told)| {
+            told.busy.as_ref().filter(|(sent, _)| *sent == call).map(|(_, what)| (*id, what.clone()))
+        };
         let Some((id, observation)) = process.told.iter().find_map(sent) else { return };
         if over {
             return self.session_over(host);

@@ -2,6 +2,8 @@
 //!
 //! Each step changes what is seen, so following the table always ends in a step that waits or in the end of the copy.
 
+use crate::model::planted::{Bug, planted};
+
 /// What the controller wishes for a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wish {
@@ -59,6 +61,9 @@ pub enum Step {
 
 /// Decides.
 pub fn step(wish: Wish, seen: Seen) -> Step {
+    if planted(Bug::UnknownDeleted) && wish == Wish::Unknown {
+        return step(Wish::Absent, seen);
+    }
     match (wish, seen) {
         (Wish::Run, Seen::Missing | Seen::Incomplete) => Step::Create,
         (Wish::Run, Seen::Created) => Step::Start,

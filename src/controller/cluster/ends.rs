@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::vm::restart_pause;
 use super::{Changes, Cluster};
+use crate::model::planted::{Bug, planted};
 use crate::model::vm::Vm;
 use crate::model::{Now, Timestamp, VmUid};
 
@@ -36,7 +37,9 @@ impl Cluster {
             self.held_back.iter().filter(|(_, until)| **until <= now.mono).map(|(uid, _)| *uid).collect();
         for uid in due {
             self.held_back.remove(&uid);
-            self.consider(uid);
+            if !planted(Bug::RestartDeadEnd) {
+                self.consider(uid);
+            }
         }
     }
 }

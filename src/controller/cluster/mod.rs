@@ -13,6 +13,8 @@ mod changes;
 mod ends;
 mod join;
 mod placing;
+#[cfg(test)]
+mod planted;
 mod removal;
 mod vm;
 mod worker;
@@ -31,6 +33,7 @@ use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventNumber;
+use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{Worker, WorkerState, WorkerView};
@@ -183,6 +186,9 @@ impl Cluster {
         self.ends.retain(|(_, uid)| !noted.contains(uid));
         self.ends.extend(other.ends.iter().filter(|(_, uid)| self.names.contains_key(uid)));
         self.ticked = other.ticked;
+        if planted(Bug::EventSkipped) {
+            self.last_event = other.last_event;
+        }
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {
                 entry.live.clone_from(&known.live);

@@ -6,6 +6,7 @@ use super::{Changes, Cluster, Leaving};
 use crate::bus::message::{self, CreateVm, LogLines, Observation, Report};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
+use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
 use crate::model::vm::{RestartPolicy, Vm, VmSpec, VmStatus};
 use crate::model::{CopyId, Now, VmName, VmUid, WorkerName};
@@ -76,7 +77,9 @@ impl Cluster {
         let Some(vm) = self.vms.remove(name) else {
             return Err(ApiError::new(ErrorCode::NotFound, format!("there is no VM named {name} to delete")));
         };
-        self.names.remove(&vm.uid);
+        if !planted(Bug::NameNotUid) {
+            self.names.remove(&vm.uid);
+        }
         self.scheduler.withdraw(vm.uid);
         self.held_back.remove(&vm.uid);
         let waits = vm.worker.is_some() || self.leaving.values().any(|leaving| leaving.id.uid == vm.uid);
@@ -86,7 +89,8 @@ impl Cluster {
             leaving.deleted = true;
             changes.leaving.insert(leaving.id);
         }
-        self.dismiss(&vm, vm.assigned.clone(), true, changes);
+        let held = if planted(Bug::FreedTooSoon) { Resources::default() } else { vm.assigned.clone() };
+        self.dismiss(&vm, held, true, changes);
         Ok(())
     }
 
@@ -96,6 +100,9 @@ impl Cluster {
         if let Some(entry) = self.workers.get_mut(&worker) {
             entry.vms.remove(&vm.uid);
             self.scheduler.release(&worker, &vm.assigned, 1);
+            if planted(Bug::DeleteForgets) && deleted && entry.live.is_none() {
+                return;
+            }
         }
         let id = vm.copy_id();
         self.insert_leaving(Leaving { name: vm.name.clone(), id, worker: worker.clone(), held, deleted });
@@ -306,8 +313,13 @@ fn placed<'a>(
     names
         .get(&id.uid)
         .and_then(|name| vms.get_mut(name))
-        .filter(|vm| vm.copy_id() == id && vm.worker.as_ref() == Some(worker))
+        .filter(|vm| (vm.copy_id() == id || mistaken(vm, id)) && vm.worker.as_ref() == Some(worker))
         .ok_or_else(|| stale(worker, id))
+}
+
+/// Whether a planted bug takes `id` for the copy of `vm`.
+fn mistaken(vm: &Vm, id: CopyId) -> bool {
+    planted(Bug::StaleAttempt) && vm.uid == id.uid || planted(Bug::NameNotUid) && vm.restart_count == id.attempt
 }
 
 fn stale(worker: &WorkerName, id: CopyId) -> ApiError {

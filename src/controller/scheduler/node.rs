@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Profile;
 use super::explain::Obstacle;
 use super::shape::{Shape, each_demand};
+use crate::model::planted::{Bug, planted};
 use crate::model::resources::{LOGICAL_CORES, Resources, WORKER_NAME_LABEL};
 use crate::model::vm::{Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
@@ -99,7 +100,10 @@ impl Node {
         }
         self.could_take(shape)?;
         for (name, amount) in each_demand(shape, &self.info) {
-            let free = self.offered.get(name).saturating_sub(self.used.get(name));
+            let mut free = self.offered.get(name).saturating_sub(self.used.get(name));
+            if planted(Bug::Wrap) {
+                free = self.offered.get(name).wrapping_sub(self.used.get(name));
+            }
             if amount > free {
                 return Err(Obstacle::Lacks(name, amount));
             }
