@@ -277,6 +277,19 @@ fn a_second_machine_of_the_same_name_is_refused() {
 }
 
 #[test]
+fn a_hello_that_comes_twice_does_not_set_revisions_back() {
+    let mut world = World::new();
+    let session = world.join("w", 8);
+    world.create("a", VmSpec::default()).unwrap();
+    let before = world.cluster.assignment(&name("w")).unwrap();
+    let again = Hello { session, info: world.info("w", 8) };
+    world.cluster.hello(&name("w"), again, world.now, &mut world.changes).unwrap();
+    let after = world.cluster.assignment(&name("w")).unwrap();
+    assert_eq!(after.copies, before.copies);
+    assert!(after.revision > before.revision, "{} after {}", after.revision, before.revision);
+}
+
+#[test]
 fn repeated_log_lines_are_stored_once() {
     let mut world = World::new();
     let session = world.join("w", 4);

@@ -67,7 +67,10 @@ impl Cluster {
             changes.workers.insert(name.clone());
         }
         if let Some(entry) = self.workers.get_mut(&name) {
-            entry.live = Some(Live { session: hello.session, revision: 1, seen: now, strays: Default::default() });
+            // The same hello may come twice. Numbers that began anew would be below those that the worker has.
+            let again = entry.live.take().filter(|live| live.session == hello.session);
+            let (revision, strays) = again.map_or_else(Default::default, |live| (live.revision, live.strays));
+            entry.live = Some(Live { session: hello.session, revision: revision + 1, seen: now, strays });
         }
         self.heard_of(&name, now, changes);
         self.tell_scheduler(&name);
