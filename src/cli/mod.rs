@@ -73,13 +73,13 @@ enum Command {
     /// Create a VM or a service account
     #[command(subcommand)]
     Create(create::Create),
-    /// List VMs, workers or service accounts
+    /// List VMs, workers, service accounts or bootstrap tokens
     #[command(subcommand)]
     List(list::List),
     /// Show one VM, worker or service account, or make a bootstrap token
     #[command(subcommand)]
     Get(get::Get),
-    /// Delete VMs, workers or service accounts
+    /// Delete VMs, workers, service accounts or bootstrap tokens
     #[command(subcommand)]
     Delete(delete::Delete),
     /// Change the roles or the end of a service account

@@ -20,7 +20,7 @@ pub enum Role {
     /// Open connections into VMs.
     #[serde(rename = "compute:connect")]
     ComputeConnect,
-    /// See service accounts and the audit trail.
+    /// See service accounts, bootstrap tokens and the audit trail.
     #[serde(rename = "admin:read")]
     AdminRead,
     /// Manage service accounts, and let workers join.
@@ -152,6 +152,8 @@ pub const VERBS: &[Verb] = &[
     changes("service-account", "rotate", ADMIN_WRITE),
     changes("service-account", "delete", ADMIN_WRITE),
     changes("bootstrap-token", "create", ADMIN_WRITE),
+    reads("bootstrap-token", "list", ADMIN_READ),
+    changes("bootstrap-token", "delete", ADMIN_WRITE),
     reads("audit", "list", ADMIN_READ),
 ];
 

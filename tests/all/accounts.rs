@@ -98,7 +98,40 @@ async fn a_bootstrap_token_is_one_string_that_leads_to_the_controller() {
     assert_eq!((token.url.as_str(), token.fingerprint), ("tls://ctl.example.com:4222", Some(fingerprint)));
     assert!(!elsewhere.stderr.contains("WARNING"), "{elsewhere:?}");
     let too_long = run(cluster.cli(&["get", "bootstrap-token", "--ttl", "9999d"])).await;
-    assert_eq!((too_long.code, too_long.stdout.as_str()), (Some(1), ""), "{too_long:?}");
+    assert_eq!((too_long.code, too_long.stdout.as_str()), (Some(2), ""), "{too_long:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bootstrap_tokens_are_listed_and_taken_back_and_both_is_on_record() {
+    let cluster = Cluster::start().await;
+    let made = run(cluster.cli(&["get", "bootstrap-token", "--uses", "3", "--worker", "mini-1"])).await;
+    let token: BootstrapToken = made.stdout.parse().unwrap();
+    let id = token.id.as_str();
+    assert!(made.stderr.contains(id), "{made:?}");
+    assert!(made.stderr.contains(&cluster.access.url) && made.stderr.contains("--url"), "{made:?}");
+    let list = cluster.json(&["list", "bootstrap-tokens"]).await;
+    let seen = &list[0];
+    assert_eq!((&seen["id"], &seen["createdBy"]), (&json!(id), &json!("bootstrap-admin")), "{list}");
+    assert_eq!((&seen["usesLeft"], &seen["worker"]), (&json!(3), &json!("mini-1")), "{list}");
+    let table = cluster.run(&["list", "bootstrap-tokens"]).await;
+    for shown in [list.to_string(), table] {
+        assert!(shown.contains(id) && !shown.contains(token.secret.expose()) && !shown.contains("hash"), "{shown}");
+    }
+    assert_eq!(cluster.run(&["list", "bootstrap-tokens", "-q"]).await.trim(), id);
+    cluster.run(&["delete", "bootstrap-token", id]).await;
+    assert_eq!(cluster.json(&["list", "bootstrap-tokens"]).await, json!([]));
+    let again = run(cluster.cli(&["delete", "bootstrap-token", id])).await;
+    assert!(again.code == Some(1) && again.stderr.contains("list bootstrap-tokens"), "{again:?}");
+    cluster.run(&["delete", "bootstrap-token", id, "--ignore-missing"]).await;
+    // Whoever takes the token itself for its id does not have it shown.
+    let whole = run(cluster.cli(&["delete", "bootstrap-token", made.stdout.trim()])).await;
+    assert!(whole.code == Some(2) && whole.stderr.contains("16 hexadecimal"), "{whole:?}");
+    assert!(!whole.stderr.contains(token.secret.expose()), "{whole:?}");
+    let trail = cluster.run(&["audit", "-o", "json"]).await;
+    let records = trail.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let deleted = |record: &serde_json::Value| record["verb"] == "bootstrap-token.delete" && record["target"] == id;
+    assert!(records.filter(deleted).any(|record| record["outcome"] == "done"), "{trail}");
+    assert!(!trail.contains(token.secret.expose()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Context, access};
 use crate::bus::access::{
-    AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, GetAccount, ListAccounts, ListAudit,
-    RotateAccount, UpdateAccount,
+    AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, ListAccounts,
+    ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
 };
 use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
@@ -53,7 +53,8 @@ verbs! {
     ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
     CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
     UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
-    CreateJoinToken => access::create_join_token, ListAudit => list_audit,
+    CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
+    DeleteJoinToken => access::delete_join_token, ListAudit => list_audit,
 }
 
 /// Answers one request of `account`, which the broker let speak under that name. What it may do is looked up again here:
