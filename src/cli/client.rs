@@ -51,7 +51,24 @@ impl Client {
 
     /// Asks, and waits at most `timeout`.
     pub(super) async fn call_within<C: ApiCall>(&self, request: &C, timeout: Duration) -> Result<C::Reply, ApiError> {
-        self.bus.call(&self.target.account, request, timeout).await
+        tokio::select! {
+            answered = self.bus.call(&self.target.account, request, timeout) => answered,
+            error = self.shut_out() => Err(error),
+        }
+    }
+
+    /// Does what goes on for long, until its end or until the account is let in no more.
+    pub(super) async fn until_refused(&self, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+        tokio::select! {
+            done = work => done,
+            error = self.shut_out() => Err(error.into()),
+        }
+    }
+
+    /// Waits until the account is let in no more; losing the connection alone is none of that. Cancel safe.
+    pub(super) async fn shut_out(&self) -> ApiError {
+        let ApiError { code, message } = self.bus.shut_out().await;
+        ApiError::new(code, format!("the connection was ended, and {message}"))
     }
 
     /// The VM `name`.

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
-use super::{UsageError, prompt};
+use super::{Interrupted, UsageError, prompt};
 use crate::bus::message::GetInfo;
 use crate::bus::probe;
 use crate::config::Home;
@@ -215,7 +215,11 @@ async fn ask<T: Send + 'static>(
         return Err(UsageError(format!("there is no terminal to ask on; answer with {option}")).into());
     }
     let answer = tokio::task::spawn_blocking(question).await.context("the question was cut short")?;
-    answer.context("no answer")
+    match answer {
+        // In the hidden mode Ctrl-C is a key like others.
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Err(Interrupted.into()),
+        answer => answer.context("no answer"),
+    }
 }
 
 /// A context's name: one word that a command line takes without quotes.

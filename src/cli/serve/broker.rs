@@ -14,7 +14,7 @@ use super::access::{Access, AccessArgs, Fresh};
 use super::ports::PortsFile;
 use super::raise_file_limit;
 use super::reload::Reloading;
-use super::signals::Signals;
+use super::signals::{Signals, Stop};
 use crate::broker::{Broker, Limits};
 use crate::cli::{FAILED, UsageError, output};
 use crate::config::address::parse_listen;
@@ -149,8 +149,8 @@ enum Told {
     Reload,
     /// SIGUSR2, as nats-server has it.
     LameDuck,
-    /// SIGINT or SIGTERM, by name.
-    Stop(&'static str),
+    /// SIGINT or SIGTERM.
+    Stop(Stop),
 }
 
 /// All signals that the broker knows; from now on none of them ends the process by itself.
@@ -180,7 +180,7 @@ impl BrokerSignals {
     }
 
     /// Waits for one that ends the process. Cancel safe.
-    async fn stop(&mut self) -> &'static str {
+    async fn stop(&mut self) -> Stop {
         self.stop.wait().await
     }
 }
