@@ -88,7 +88,7 @@ pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
     connect: impl FnOnce() -> F,
 ) -> anyhow::Result<()> {
     let token = match arguments.token_stdin {
-        true => Some(prompt::secret_from_stdin().context("cannot read the token from standard input")?),
+        true => Some(prompt::secret_from_stdin().await.context("cannot read the token from standard input")?),
         false => None,
     };
     let chosen = token.is_some();
@@ -99,9 +99,12 @@ pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
         token,
     };
     let client = connect().await?;
+    let outside = client.is_bus_outside().await;
     let made =
         client.call(&request).await.with_context(|| format!("cannot create service account {}", request.name))?;
     eprintln!("service account {} is created with {}", made.account.name, made.account.roles);
+    let todo = format!("make a user {} there, with this token as its password and the rights of its roles", request.name);
+    client.note_outside(outside, &todo);
     if chosen && arguments.output.output == Format::Table {
         return Ok(()); // whoever chose it has it
     }
@@ -117,8 +120,15 @@ pub(super) async fn update(command: Update, client: &Client) -> anyhow::Result<(
     };
     let roles = (!arguments.roles.is_empty()).then(|| arguments.roles.iter().copied().collect());
     let request = UpdateAccount { name: arguments.name, roles, expiry };
+    let outside = client.is_bus_outside().await;
     let account =
         client.call(&request).await.with_context(|| format!("cannot change service account {}", request.name))?;
+    let todo = format!(
+        "the controller answers user {0} as its roles are now, but what it may subscribe to and when it ends is for you to \
+         change there, too",
+        request.name
+    );
+    client.note_outside(outside, &todo);
     match arguments.output.output {
         Format::Json => output::json(&account)?,
         Format::Table => details(&account, Clock::start().now().wall).print()?,
@@ -128,10 +138,14 @@ pub(super) async fn update(command: Update, client: &Client) -> anyhow::Result<(
 
 pub(super) async fn rotate(command: Rotate, client: &Client) -> anyhow::Result<()> {
     let Rotate::ServiceAccount { name, output } = command;
+    let outside = client.is_bus_outside().await;
     let made = client
         .call(&RotateAccount { name: name.clone() })
         .await
         .with_context(|| format!("cannot rotate the token of service account {name}"))?;
+    let todo =
+        format!("give user {name} the new token as its password there; until then only the old one opens the bus");
+    client.note_outside(outside, &todo);
     show_token(&made, output)?;
     if client.target().account == name {
         eprintln!(

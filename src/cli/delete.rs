@@ -73,12 +73,25 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
             each("VM", &names, ignore_missing, delete).await
         }
         Delete::Worker { names, force, ignore_missing } => {
-            let delete =
-                async |name: &WorkerName| client.call(&DeleteWorker { name: name.clone(), force }).await.map(drop);
+            let outside = client.is_bus_outside().await;
+            let delete = async |name: &WorkerName| {
+                client.call(&DeleteWorker { name: name.clone(), force }).await?;
+                let todo = format!("take the user worker/{name} away there; until then the machine comes back by itself");
+                client.note_outside(outside, &todo);
+                Ok(())
+            };
             each("worker", &names, ignore_missing, delete).await
         }
         Delete::ServiceAccount { names, ignore_missing } => {
-            let delete = async |name: &AccountName| client.call(&DeleteAccount { name: name.clone() }).await.map(drop);
+            let outside = client.is_bus_outside().await;
+            let delete = async |name: &AccountName| {
+                client.call(&DeleteAccount { name: name.clone() }).await?;
+                let todo = format!(
+                    "take the user {name} away there; until then its token opens the bus, and what it follows goes on"
+                );
+                client.note_outside(outside, &todo);
+                Ok(())
+            };
             each("service account", &names, ignore_missing, delete).await
         }
         Delete::BootstrapToken { ids, ignore_missing } => {

@@ -1,10 +1,11 @@
-//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`], the one in force in
-//! [`target`], the ways to write addresses in [`address`], durations in [`duration`] and bootstrap tokens in [`join`].
+//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`] and their file in [`file`],
+//! the one in force in [`target`], the ways to write addresses in [`address`], durations in [`duration`] and bootstrap tokens in [`join`].
 //! Called by the command line, and by the worker when it joins.
 
 pub mod address;
 pub mod context;
 pub mod duration;
+pub mod file;
 pub mod join;
 pub mod target;
 
@@ -30,6 +31,23 @@ pub enum HomeError {
         #[source]
         source: io::Error,
     },
+}
+
+/// A variable of the environment holds what no text can be made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is set to something that is not UTF-8 text; set it anew, or unset it")]
+pub struct VariableError(pub &'static str);
+
+/// A variable of the environment; an empty one counts as not set.
+///
+/// # Errors
+/// [`VariableError`]: what cannot be read must not count as absent.
+pub fn variable(name: &'static str) -> Result<Option<String>, VariableError> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(VariableError(name)),
+    }
 }
 
 /// The folder that holds the contexts and, by default, the data of `orchard dev` and of servers.

@@ -7,6 +7,7 @@ use crate::model::account::JoinId;
 use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
 use crate::model::vm::Vm;
+use crate::model::secret::redact_urls;
 use crate::model::{AccountName, CopyId, Now, VmUid, WorkerName};
 
 /// The outcome of one or more steps.
@@ -80,6 +81,8 @@ impl Changes {
         stream: Option<LogStream>,
     ) {
         *last += 1;
+        // What a script prints is its own; all else may name the image.
+        let message = if kind == EventType::Log { message } else { redact_urls(&message) };
         self.events.push(Event { number: *last, time: now.wall, kind, object, message, worker, stream });
     }
 }

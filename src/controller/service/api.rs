@@ -229,9 +229,11 @@ async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunne
     Ok(TunnelTicket { endpoint: context.tunnel.clone(), ticket, uid: vm.uid })
 }
 
-async fn get_info(context: &Context, _: AccountName, _: GetInfo) -> Result<ControllerInfo, ApiError> {
+async fn get_info(context: &Context, account: AccountName, _: GetInfo) -> Result<ControllerInfo, ApiError> {
     let last_event = context.writer.submit(|step| Ok(step.cluster.last_event())).await?;
-    Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event })
+    let roles = context.access.account(&account).map(|account| account.view.roles);
+    let outside_bus = !context.workers_have_keys;
+    Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event, roles, outside_bus })
 }
 
 pub(super) fn page(asked: u32, most: u32) -> usize {
