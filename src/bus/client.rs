@@ -9,8 +9,8 @@ use async_nats::{Event, HeaderMap, RequestErrorKind, Subscriber};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{broadcast, watch};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
 
 use super::message::{self, Answer, ApiCall};
 use super::{refusal, subject};

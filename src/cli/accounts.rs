@@ -103,7 +103,8 @@ pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
     let made =
         client.call(&request).await.with_context(|| format!("cannot create service account {}", request.name))?;
     eprintln!("service account {} is created with {}", made.account.name, made.account.roles);
-    let todo = format!("make a user {} there, with this token as its password and the rights of its roles", request.name);
+    let todo =
+        format!("make a user {} there, with this token as its password and the rights of its roles", request.name);
     client.note_outside(outside, &todo);
     if chosen && arguments.output.output == Format::Table {
         return Ok(()); // whoever chose it has it

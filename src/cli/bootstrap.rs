@@ -149,7 +149,10 @@ mod tests {
         };
         let text = table(&[token(None, 3), token(Some("mini-1"), 0)], Timestamp::from_millis(60_000)).text();
         let lines: Vec<_> = text.lines().collect();
-        assert!(lines[1].starts_with("0123456789abcdef  ann      1 minute ago  any         3          1970-01-02T"), "{text}");
+        assert!(
+            lines[1].starts_with("0123456789abcdef  ann      1 minute ago  any         3          1970-01-02T"),
+            "{text}"
+        );
         assert!(lines[2].contains("  mini-1      0 "), "{text}");
     }
 

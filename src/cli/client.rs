@@ -10,9 +10,9 @@ use crate::bus::message::{ApiCall, GetInfo, GetVm};
 use crate::config::Home;
 use crate::config::file::ContextFile;
 use crate::config::target::{Overrides, Target};
-use crate::model::{VmName, access};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::vm::Vm;
+use crate::model::{VmName, access};
 
 /// A controller that can be asked.
 #[derive(Clone, Debug)]
@@ -98,7 +98,9 @@ impl Client {
     pub(super) fn note_outside(&self, outside: bool, todo: &str) {
         if outside {
             let url = &self.target.url;
-            eprintln!("NOTE: the NATS server at {url} is not the controller's and decides by itself who gets in: {todo}");
+            eprintln!(
+                "NOTE: the NATS server at {url} is not the controller's and decides by itself who gets in: {todo}"
+            );
         }
     }
 

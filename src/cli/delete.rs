@@ -76,7 +76,8 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
             let outside = client.is_bus_outside().await;
             let delete = async |name: &WorkerName| {
                 client.call(&DeleteWorker { name: name.clone(), force }).await?;
-                let todo = format!("take the user worker/{name} away there; until then the machine comes back by itself");
+                let todo =
+                    format!("take the user worker/{name} away there; until then the machine comes back by itself");
                 client.note_outside(outside, &todo);
                 Ok(())
             };

@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 use super::client::Client;
 use super::connect::{Dialer, Opened};
 use super::serve::signals::{Signals, Stop};
-use super::{Interrupted, output};
 use super::ssh::standing;
+use super::{Interrupted, output};
 use crate::model::error::ApiError;
 use crate::model::{VmName, VmUid};
 

@@ -191,7 +191,11 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Context(command) => context::run(command, home.clone()).await?,
         Command::Ssh(command) => return ssh::run(command, &connect().await?).await,
         // Done by the caller.
-        Command::Dev(_) | Command::Controller(_) | Command::Worker(_) | Command::Broker(_) | Command::PortForward(_) => {}
+        Command::Dev(_)
+        | Command::Controller(_)
+        | Command::Worker(_)
+        | Command::Broker(_)
+        | Command::PortForward(_) => {}
         Command::Version(arguments) => get::version(arguments, connect).await?,
     }
     Ok(0)

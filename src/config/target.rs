@@ -1,8 +1,8 @@
 //! Which controller a command goes to and who it is there: the saved contexts, with what the environment puts in their
 //! place. Called by the command line for each command.
 
-use super::{address, variable};
 use super::context::{Context, ContextError, Contexts};
+use super::{address, variable};
 use crate::identity::ca::Fingerprint;
 use crate::model::AccountName;
 use crate::model::secret::Secret;

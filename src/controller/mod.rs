@@ -176,7 +176,9 @@ impl Controller {
 
         let open = open_bus(options.bus, &certificate, access.clone(), clock, &auditor).await?;
         // Only now that nothing else can be in the way: the token of the first account is shown once.
-        let bootstrap_token = bootstrap::bootstrap(&writer, &options.data_dir, options.bootstrap_token).await.map_err(StartError::Admin)?;
+        let bootstrap_token = bootstrap::bootstrap(&writer, &options.data_dir, options.bootstrap_token)
+            .await
+            .map_err(StartError::Admin)?;
         let OpenBus { broker, fingerprint, login, address } = open;
         let bus_url = login.url.clone();
         let bus = Bus::connect(login).await.map_err(StartError::Bus)?;

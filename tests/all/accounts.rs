@@ -76,6 +76,10 @@ async fn a_missing_role_is_named_at_once() {
         let refused = as_account(&cluster, "dj", token.trim(), arguments).await;
         assert!(refused.code == Some(1) && refused.stderr.contains(role), "{arguments:?}: {refused:?}");
         assert!(refused.stderr.contains("dj") && refused.stdout.is_empty(), "{refused:?}");
+        // The whole list: it replaces the roles that there are.
+        let grant = refused.stderr.split_once("`orchard update service-account dj --roles ").map(|(_, rest)| rest);
+        let grant: Vec<&str> = grant.and_then(|rest| rest.split('`').next()).unwrap_or_default().split(',').collect();
+        assert!(grant.len() == 2 && grant.contains(&"compute:connect") && grant.contains(&role), "{refused:?}");
         // Not after the deadline of a request that nobody answers.
         assert!(started.elapsed() < REQUEST_TIMEOUT, "{arguments:?} took {:?}", started.elapsed());
     }

@@ -38,7 +38,7 @@ impl User {
     fn contexts(&self, text: &str) -> std::path::PathBuf {
         let home = self.home.path().join("home");
         std::fs::create_dir_all(&home).unwrap();
-        std::fs::write(home.join("orchard.yml"), text).unwrap();
+        orchard::identity::write_private(&home.join("orchard.yml"), text.as_bytes()).unwrap();
         home.join("orchard.yml")
     }
 }
@@ -121,6 +121,7 @@ fn wrong_use_exits_with_2_and_says_what_is_right() {
         (&["create", "vm", "a", "--image", ""], "empty"),
         (&["create", "vm", "a", "--image", "./missing.qcow2"], "full path"),
         (&["create", "vm", "a", "--image", "ftp://x/y"], "http://"),
+        (&["create", "vm", "a", "--image", "/i", "--password", "p", "--password-stdin"], "cannot be used"),
         (&["create", "vm", "a", "--image", "/i", "--labels", "role"], "KEY=VALUE"),
         (&["create", "vm", "a", "--image", "/i", "--labels", "a=1,a=2"], "given twice"),
         (&["create", "vm", "a", "--image", "/i", "--resources", "gpu=many"], "whole number"),
@@ -220,6 +221,51 @@ fn the_environment_stands_in_for_a_context() {
     command.env("ORCHARD_SERVICE_ACCOUNT_NAME", "a").env("ORCHARD_SERVICE_ACCOUNT_TOKEN", "t");
     let with = ran(command.output().unwrap());
     assert!(with.stderr.contains(&format!("nats://127.0.0.1:{port}")), "{}", with.stderr);
+}
+
+#[test]
+fn an_environment_that_is_half_set_or_malformed_exits_with_2_and_names_the_variable() {
+    let user = User::new();
+    user.contexts("default-context: x\ncontexts:\n  x: {url: ctl, serviceAccountName: a, serviceAccountToken: t}\n");
+    const NAME: &str = "ORCHARD_SERVICE_ACCOUNT_NAME";
+    const TOKEN: &str = "ORCHARD_SERVICE_ACCOUNT_TOKEN";
+    for (variables, hints) in [
+        (&[(NAME, "a")][..], &[NAME, "ORCHARD_SERVICE_ACCOUNT_TOKEN is not"][..]),
+        (&[(TOKEN, "t")], &[TOKEN, "ORCHARD_SERVICE_ACCOUNT_NAME is not"]),
+        (
+            &[("ORCHARD_URL", "nats://127.0.0.1:1")],
+            &["set ORCHARD_SERVICE_ACCOUNT_NAME and ORCHARD_SERVICE_ACCOUNT_TOKEN"],
+        ),
+        (&[("ORCHARD_URL", "https://ctl"), (NAME, "a"), (TOKEN, "t")], &["ORCHARD_URL", "tls://HOST:PORT"]),
+        (&[(NAME, "a b"), (TOKEN, "t")], &[NAME, "' '"]),
+        (&[("ORCHARD_FINGERPRINT", "12:34"), (NAME, "a"), (TOKEN, "t")], &["ORCHARD_FINGERPRINT", "64 hexadecimal"]),
+    ] {
+        let mut command = user.command(&["list", "vms"]);
+        command.envs(variables.iter().copied());
+        let ran = ran(command.output().unwrap());
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{variables:?}: {}", ran.stderr);
+        assert!(hints.iter().all(|hint| ran.stderr.contains(hint)), "{variables:?}: {}", ran.stderr);
+    }
+    let mut command = user.command(&["list", "vms"]);
+    command.env(TOKEN, <std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(vec![0xff]));
+    let broken = ran(command.output().unwrap());
+    assert!(broken.code == 2 && broken.stderr.contains(TOKEN) && broken.stderr.contains("UTF-8"), "{}", broken.stderr);
+    let mut command = user.command(&["controller", "run", "--bus-listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"]);
+    let weak = ran(command.env("ORCHARD_BOOTSTRAP_ADMIN_TOKEN", "hunter2").output().unwrap());
+    assert!(weak.code == 2 && weak.stderr.contains("ORCHARD_BOOTSTRAP_ADMIN_TOKEN"), "{}", weak.stderr);
+    assert!(weak.stderr.contains("32") && !weak.stderr.contains("hunter2"), "{}", weak.stderr);
+    assert!(!user.home.path().join("home/controller").exists(), "nothing was made");
+}
+
+#[test]
+fn a_file_of_contexts_that_others_may_read_is_warned_of() {
+    let user = User::new();
+    let path = user.contexts("default-context: x\ncontexts:\n  x: {url: '127.0.0.1:1'}\n");
+    assert!(!user.run(&["list", "vms"]).stderr.contains("WARNING"));
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+    let warned = user.run(&["list", "vms"]).stderr;
+    assert!(warned.contains("WARNING") && warned.contains("0640"), "{warned}");
+    assert!(warned.contains(&format!("chmod 600 {}", path.display())), "{warned}");
 }
 
 #[test]

@@ -15,11 +15,11 @@ use crate::controller::cluster::Timing;
 use crate::controller::{BusSource, Controller, ControllerOptions, StartError};
 use crate::identity;
 use crate::identity::ca::Fingerprint;
-use crate::model::{AccountName, WorkerName};
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::{Arch, Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
+use crate::model::{AccountName, WorkerName};
 use crate::worker::join::{Candidate, JoinError};
 use crate::worker::{Worker, WorkerOptions};
 

@@ -126,8 +126,9 @@ impl AccessView {
             some => some,
         };
         let grant = access::grant_command(name, &account.view.roles, needs).unwrap_or_default();
-        let what =
-            format!("{what} needs {needs}, and {name} has {has}; somebody with admin:write can grant it with `{grant}`");
+        let what = format!(
+            "{what} needs {needs}, and {name} has {has}; somebody with admin:write can grant it with `{grant}`"
+        );
         Err(ApiError::new(ErrorCode::Forbidden, what))
     }
 

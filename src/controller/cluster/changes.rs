@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use crate::model::account::JoinId;
 use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
-use crate::model::vm::Vm;
 use crate::model::secret::redact_urls;
+use crate::model::vm::Vm;
 use crate::model::{AccountName, CopyId, Now, VmUid, WorkerName};
 
 /// The outcome of one or more steps.

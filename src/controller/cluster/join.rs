@@ -63,8 +63,9 @@ impl Cluster {
             return Err(ApiError::new(ErrorCode::Invalid, what));
         }
         if self.access.joins.len() >= MAX_JOINS {
-            let what =
-                format!("there are {MAX_JOINS} tokens to join with, and no more can be; delete some first (`orchard list bootstrap-tokens`)");
+            let what = format!(
+                "there are {MAX_JOINS} tokens to join with, and no more can be; delete some first (`orchard list bootstrap-tokens`)"
+            );
             return Err(ApiError::new(ErrorCode::LimitExceeded, what));
         }
         if self.access.joins.contains_key(&id) {
