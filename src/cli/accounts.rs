@@ -23,8 +23,8 @@ Examples:
   orchard create service-account ann --roles compute:read --roles compute:connect
 
 Roles: compute:read sees VMs, workers and events; compute:write creates and deletes VMs and connects
-into them; compute:connect only connects; admin:read sees accounts and the audit trail; admin:write
-manages accounts and lets workers join. No role contains another.")]
+into them; compute:connect only connects; admin:read sees accounts, bootstrap tokens and the audit
+trail; admin:write manages accounts and lets workers join. No role contains another.")]
 pub(super) struct CreateAccountArgs {
     /// The account's name
     name: AccountName,

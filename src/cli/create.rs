@@ -133,7 +133,7 @@ async fn password(arguments: &CreateVmArgs) -> anyhow::Result<Option<Secret>> {
         return Ok(Some(prompt::password_from(file).with_context(cannot)?));
     }
     if arguments.password_stdin {
-        let read = prompt::from_stdin(|input| prompt::password_from(input)).await;
+        let read = prompt::from_stdin(prompt::password_from).await;
         return Ok(Some(read.context("cannot read the password from standard input")?));
     }
     Ok(arguments.password.as_deref().map(Secret::new))

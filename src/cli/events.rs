@@ -70,9 +70,9 @@ async fn follow(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
     let mut outage = Outage::default();
     loop {
         if behind {
-            match outage.bear(ask(arguments, client, &mut order).await)? {
-                Some(false) => continue,
-                Some(true) | None => {}
+            let asked = outage.bear(ask(arguments, client, &mut order).await)?;
+            if asked == Some(false) {
+                continue; // that was not the last page
             }
         }
         match next(&mut live).await {

@@ -1,7 +1,6 @@
 //! Ctrl-C for client commands: each ends with the same exit code and leaves a clean terminal. What serves has signals of its
 //! own (`serve::signals`).
 
-use std::io;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -39,9 +38,5 @@ impl Interrupt {
     pub(super) async fn wait(&mut self) {
         let _ = self.pressed.recv().await;
         terminal::restore();
-        // The terminal has shown ^C in the middle of a line.
-        if io::IsTerminal::is_terminal(&io::stderr()) {
-            eprintln!();
-        }
     }
 }

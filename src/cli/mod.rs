@@ -146,7 +146,7 @@ impl Arguments {
 /// Whatever went wrong, said so that a person can act on it; [`UsageError`] inside when the command was asked for
 /// wrongly.
 pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
-    let home = Home::locate()?;
+    let home = Home::locate().map_err(|error| UsageError(error.to_string()))?;
     let Arguments { global, command } = arguments;
     match command {
         Command::Dev(arguments) => serve::dev::run(arguments, home).await,
@@ -207,6 +207,10 @@ pub fn report(error: &anyhow::Error) -> u8 {
         return 0;
     }
     if error.is::<Interrupted>() {
+        // The terminal has shown ^C in the middle of a line.
+        if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+            eprintln!();
+        }
         return INTERRUPTED;
     }
     eprintln!("error: {}", output::clean(&format!("{error:#}")));

@@ -19,7 +19,7 @@ pub(super) fn is_possible() -> bool {
 
 /// A token from standard input, to its end.
 pub(super) async fn secret_from_stdin() -> anyhow::Result<Secret> {
-    from_stdin(|input| folder::token_from(input)).await
+    from_stdin(folder::token_from).await
 }
 
 /// Reads standard input on a thread of its own, so that Ctrl-C is heard meanwhile.

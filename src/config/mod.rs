@@ -22,6 +22,9 @@ pub enum HomeError {
     /// Neither variable is set.
     #[error("there is no home folder: neither ORCHARD_HOME nor HOME is set; set ORCHARD_HOME to a folder of your own")]
     Unknown,
+    /// Something else is there.
+    #[error("ORCHARD_HOME is set to {}, which is no folder; set it to a folder of your own", .0.display())]
+    NotFolder(PathBuf),
     /// It cannot be made.
     #[error("cannot make the home folder {path}; set ORCHARD_HOME to a folder that can be written")]
     Create {
@@ -58,9 +61,13 @@ impl Home {
     /// `$ORCHARD_HOME`, else `~/.orchard`. Touches nothing.
     ///
     /// # Errors
-    /// [`HomeError::Unknown`].
+    /// [`HomeError::Unknown`], [`HomeError::NotFolder`].
     pub fn locate() -> Result<Self, HomeError> {
-        Self::choose(std::env::var_os(HOME_VARIABLE), std::env::home_dir())
+        let home = Self::choose(std::env::var_os(HOME_VARIABLE), std::env::home_dir())?;
+        match std::fs::metadata(&home.0) {
+            Ok(about) if !about.is_dir() => Err(HomeError::NotFolder(home.0)),
+            _ => Ok(home),
+        }
     }
 
     fn choose(variable: Option<OsString>, user_home: Option<PathBuf>) -> Result<Self, HomeError> {

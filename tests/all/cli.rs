@@ -247,6 +247,9 @@ fn an_environment_that_is_half_set_or_malformed_exits_with_2_and_names_the_varia
         assert!(hints.iter().all(|hint| ran.stderr.contains(hint)), "{variables:?}: {}", ran.stderr);
     }
     let mut command = user.command(&["list", "vms"]);
+    let no_folder = ran(command.env("ORCHARD_HOME", "/dev/null").output().unwrap());
+    assert!(no_folder.code == 2 && no_folder.stderr.contains("ORCHARD_HOME"), "{}", no_folder.stderr);
+    let mut command = user.command(&["list", "vms"]);
     command.env(TOKEN, <std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(vec![0xff]));
     let broken = ran(command.output().unwrap());
     assert!(broken.code == 2 && broken.stderr.contains(TOKEN) && broken.stderr.contains("UTF-8"), "{}", broken.stderr);

@@ -157,7 +157,7 @@ async fn an_address_that_is_taken_is_told_with_the_option_that_gives_another() {
         })
         .await;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(1) && said.contains(&format!("{option}")), "{said}");
+        assert!(output.status.code() == Some(1) && said.contains(option), "{said}");
         assert!(said.contains(listen[1]) && !said.contains(&format!(" {other}")), "{said}");
     }
 }
