@@ -10,7 +10,7 @@ pub const MAX: Duration = Duration::from_secs(36_525 * 86_400);
 /// # Errors
 /// What was found and how to write it.
 pub fn parse(text: &str) -> Result<Duration, String> {
-    match read(text)? {
+    match parse_any(text)? {
         duration if duration > MAX => Err(too_far(text, MAX)),
         duration => Ok(duration),
     }
@@ -32,7 +32,11 @@ fn too_far(text: &str, most: Duration) -> String {
     format!("{text:?} is too far in the future; at most {}d can be given", most.as_secs() / 86_400)
 }
 
-fn read(text: &str) -> Result<Duration, String> {
+/// Reads a duration however long, for callers with a bound of their own to tell of.
+///
+/// # Errors
+/// What was found and how to write it.
+pub fn parse_any(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration; write it like 90s, 5m30s or 1h");
     let trimmed = text.trim();
     if let Ok(seconds) = trimmed.parse::<u32>() {

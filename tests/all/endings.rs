@@ -141,6 +141,7 @@ async fn ctrl_c_ends_every_client_command_alike() {
     // Also one that reads what nobody writes.
     let mut command = cluster.cli(&["create", "service-account", "x", "--roles", "compute:read", "--token-stdin"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let _nobody_writes = child.stdin.take(); // waiting for the end would close it
     let id = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
     wait::until("it to listen for signals", LIMIT, || async {
         let status = std::fs::read_to_string(format!("/proc/{}/status", id.as_raw_nonzero())).unwrap();

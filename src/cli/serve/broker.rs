@@ -220,7 +220,7 @@ fn bytes(text: &str, allowed: RangeInclusive<usize>) -> Result<usize, String> {
 const MAX_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn interval(text: &str) -> Result<Duration, String> {
-    match duration::parse(text)? {
+    match duration::parse_any(text)? {
         Duration::ZERO => Err("pings need some time in between, such as 30s".to_owned()),
         interval if interval > MAX_INTERVAL => {
             Err(format!("{text:?} is more than a day: a client that is gone would hardly ever be missed; write 2m"))
