@@ -1,4 +1,4 @@
-//! The saved contexts: which controllers this user knows and who to be there. [`super::file`] reads and writes them.
+//! The saved contexts: which controllers this user knows and who to be there. [`mod@super::file`] reads and writes them.
 
 use std::collections::BTreeMap;
 use std::io;

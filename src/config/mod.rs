@@ -1,4 +1,4 @@
-//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`] and their file in [`file`],
+//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`] and their file in [`mod@file`],
 //! the one in force in [`target`], the ways to write addresses in [`address`], durations in [`duration`] and bootstrap tokens in [`join`].
 //! Called by the command line, and by the worker when it joins.
 
