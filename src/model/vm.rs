@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::resources::{Labels, Resources};
-use super::secret::Secret;
+use super::secret::{Secret, redact_urls};
 use super::{Attempt, CopyId, Timestamp, VmName, VmUid, WorkerName};
 
 /// The guest's operating system.
@@ -137,10 +137,11 @@ impl VmSpec {
         self.password.clone().unwrap_or_else(|| Secret::new(DEFAULT_GUEST_PASSWORD))
     }
 
-    /// The same without what readers may not see: password and script environment values.
+    /// The same without what readers may not see: password, script environment values, credentials in the image's address.
     #[must_use]
     pub fn redacted(mut self) -> Self {
         self.password = None;
+        self.image = redact_urls(&self.image);
         if let Some(script) = &mut self.startup_script {
             script.env.values_mut().for_each(|value| *value = Secret::new("***"));
         }
@@ -259,6 +260,7 @@ impl Vm {
     #[must_use]
     pub fn redacted(mut self) -> Self {
         self.spec = self.spec.redacted();
+        self.status_message = redact_urls(&self.status_message);
         self
     }
 }

@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use orchard::bus::access::{
-    AccountPage, AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, Expiry, GetAccount, Join,
-    Joined, ListAccounts, ListAudit, NewJoinToken, NewToken, RotateAccount, UpdateAccount,
+    AccountPage, AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, Expiry,
+    GetAccount, Join, JoinTokenPage, Joined, ListAccounts, ListAudit, ListJoinTokens, NewJoinToken, NewToken,
+    RotateAccount, UpdateAccount,
 };
 use orchard::bus::message::{
     Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
@@ -16,7 +17,7 @@ use orchard::bus::message::{
     TunnelEndpoint, TunnelTicket, Want, Welcome, decode, encode,
 };
 use orchard::model::access::{Role, Roles};
-use orchard::model::account::AccountView;
+use orchard::model::account::{AccountView, JoinId, JoinTokenView};
 use orchard::model::audit::{AuditRecord, AuditType, Deed, Outcome};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::{Event, EventObject, EventType, LogStream};
@@ -136,6 +137,14 @@ fn access(file: &mut String) {
         fingerprint: Some("ab".repeat(32)),
     };
     line(file, "answer/bootstrap-token.create", &Answer::Ok(made));
+    let id = JoinId::new([7; 8]);
+    line(file, "bootstrap-token.list", &ListJoinTokens { after: Some(id.clone()), limit: 10 });
+    line(file, "bootstrap-token.delete", &DeleteJoinToken { id: id.clone() });
+    let made_by = "ann".parse().unwrap();
+    let only = Some(worker.clone());
+    let view =
+        JoinTokenView { id, created_by: made_by, created_at: time, expires_at: time, uses_left: 3, worker: only };
+    line(file, "answer/bootstrap-token.list", &Answer::Ok(JoinTokenPage { tokens: vec![view], more: true }));
     line(file, "join", &Join { worker: worker.clone(), public_key: "U".into(), machine_id: "m".into() });
     line(file, "join/answer", &Answer::Ok(Joined {}));
     line(file, "worker.delete", &DeleteWorker { name: worker, force: true });
