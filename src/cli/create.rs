@@ -12,9 +12,10 @@ use super::output::{self, Format, OutputArgs};
 use super::{UsageError, pairs, prompt, wait};
 use crate::bus::message::CreateVm;
 use crate::config::duration;
-use crate::model::VmName;
+use crate::model::resources::WORKER_NAME_LABEL;
 use crate::model::secret::{Secret, redact_urls};
 use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
+use crate::model::{VmName, WorkerName};
 
 /// The longest startup script: with the rest of the request it stays well below the bus's payload limit of 1 MiB.
 const MAX_SCRIPT_BYTES: u64 = 512 * 1024;
@@ -77,6 +78,15 @@ pub(super) struct CreateVmArgs {
     /// Labels that the worker must have
     #[arg(long, value_name = "K=V,…", value_delimiter = ',', value_parser = pairs::label)]
     labels: Vec<(String, String)>,
+    /// The only worker that will do; the same as --labels worker-name=NAME
+    #[arg(long, value_name = "NAME")]
+    worker: Option<WorkerName>,
+    /// Who is placed first when workers are scarce; higher is sooner
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, allow_negative_numbers = true)]
+    priority: i32,
+    /// Delete the VM this long after its creation [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    ttl: Option<Duration>,
     /// Further resources taken from the worker
     #[arg(long, value_name = "K=N,…", value_delimiter = ',', value_parser = pairs::resource)]
     resources: Vec<(String, u64)>,
@@ -144,6 +154,16 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
         None => None,
         Some(given) => Some(StartupScript { script_content: script(given)?, env: Default::default() }),
     };
+    let mut labels = pairs::labels(arguments.labels).map_err(UsageError)?;
+    if let Some(worker) = &arguments.worker
+        && labels.insert(WORKER_NAME_LABEL.to_owned(), worker.to_string()).is_some_and(|other| other != worker.as_str())
+    {
+        let what = format!("--worker and --labels name different workers in {WORKER_NAME_LABEL}; give one of them");
+        return Err(UsageError(what).into());
+    }
+    if arguments.ttl.is_some_and(|ttl| ttl.as_secs() == 0) {
+        return Err(UsageError("--ttl is less than a second; leave it out for a VM that stays".to_owned()).into());
+    }
     let spec = VmSpec {
         image: arguments.image,
         os: arguments.os,
@@ -158,7 +178,9 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
         startup_script,
         restart_policy: arguments.restart_policy,
         resources: pairs::resources(arguments.resources).map_err(UsageError)?,
-        labels: pairs::labels(arguments.labels).map_err(UsageError)?,
+        labels,
+        priority: arguments.priority,
+        ttl_s: arguments.ttl.map_or(0, |ttl| ttl.as_secs()),
     };
     Ok(CreateVm { name: arguments.name, spec })
 }
@@ -257,6 +279,17 @@ mod tests {
         assert!(parse(&["--labels", "a=1,a=2"]).unwrap_err().is::<UsageError>());
         for bad in [["--labels", "a"], ["--resources", "a=x"], ["--restart-policy", "Always"], ["--os", "windows"]] {
             assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_worker_is_a_label_like_others() {
+        let spec = parse(&["--worker", "w1", "--priority", "-2", "--ttl", "2h"]).unwrap().spec;
+        assert_eq!(spec.labels, [(WORKER_NAME_LABEL.to_owned(), "w1".to_owned())].into());
+        assert_eq!((spec.priority, spec.ttl_s), (-2, 7_200));
+        assert!(parse(&["--worker", "w1", "--labels", "worker-name=w1"]).is_ok());
+        for bad in [vec!["--worker", "w1", "--labels", "worker-name=w2"], vec!["--ttl", "0"]] {
+            assert!(parse(&bad).unwrap_err().is::<UsageError>(), "{bad:?}");
         }
     }
 

@@ -22,6 +22,7 @@ mod list;
 mod logs;
 mod output;
 mod pairs;
+mod placing;
 mod prompt;
 mod serve;
 mod ssh;
@@ -94,6 +95,15 @@ enum Command {
     /// Give a service account a new token
     #[command(subcommand)]
     Rotate(accounts::Rotate),
+    /// Say why a VM is on its worker, or what keeps it from being placed
+    #[command(subcommand)]
+    Explain(placing::Explain),
+    /// Have a worker take no new VMs
+    #[command(subcommand)]
+    Pause(placing::Pause),
+    /// Have a worker take VMs again
+    #[command(subcommand)]
+    Resume(placing::Resume),
     /// Show the output of a VM's startup script
     #[command(subcommand)]
     Logs(logs::Logs),
@@ -185,6 +195,9 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Delete(command) => delete::run(command, &connect().await?).await?,
         Command::Update(command) => accounts::update(command, &connect().await?).await?,
         Command::Rotate(command) => accounts::rotate(command, &connect().await?).await?,
+        Command::Explain(command) => placing::explain(command, &connect().await?).await?,
+        Command::Pause(command) => placing::pause(command, &connect().await?).await?,
+        Command::Resume(command) => placing::resume(command, &connect().await?).await?,
         Command::Logs(command) => logs::run(command, &connect().await?).await?,
         Command::Events(arguments) => events::run(arguments, &connect().await?).await?,
         Command::Audit(arguments) => audit::run(arguments, &connect().await?).await?,

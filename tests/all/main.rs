@@ -19,6 +19,7 @@ mod images;
 mod joining;
 mod layers;
 mod netns;
+mod placing;
 mod processes;
 mod qemu;
 mod real;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Context, access};
+use super::{Context, access, placing};
 use crate::bus::access::{
     AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, ListAccounts,
     ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
@@ -11,6 +11,7 @@ use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
     ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
 };
+use crate::bus::placing::{ExplainVm, PauseWorker, ResumeWorker};
 use crate::controller::store::StoreError;
 use crate::identity;
 use crate::model::access::rule;
@@ -55,6 +56,7 @@ verbs! {
     UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
     CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
     DeleteJoinToken => access::delete_join_token, ListAudit => list_audit,
+    ExplainVm => placing::explain, PauseWorker => placing::pause, ResumeWorker => placing::resume,
 }
 
 /// Answers one request of `account`, which the broker let speak under that name. What it may do is looked up again here:
