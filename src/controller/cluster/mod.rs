@@ -4,13 +4,16 @@
 //! writer (`controller::store::writer`) owns it. Each method first checks and then changes, so a refusal changes
 //! nothing and one bad command fails alone.
 //!
-//! What is stored are VMs, workers, copies that are still to be removed, who may do what (`access`), and events. Sessions and liveness are only in
-//! memory: after a restart every worker says hello again and has a whole lease to do so.
+//! What is stored are VMs, workers, copies that are still to be removed or were given up, who may do what (`access`), and
+//! events. Sessions and liveness are only in memory: after a restart every worker says hello again and has a whole lease to
+//! do so.
 
 mod access;
 mod audit;
 mod changes;
+mod given_up;
 mod join;
+mod place;
 mod removal;
 mod vm;
 mod worker;
@@ -23,12 +26,14 @@ use serde::{Deserialize, Serialize};
 use self::access::Access;
 pub use self::access::check_token;
 pub use self::changes::Changes;
-use super::scheduler::{self, Candidate};
+pub use self::given_up::GivenUp;
+use self::given_up::GivenUps;
+use super::scheduler::Candidate;
 use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::event::{EventNumber, EventType};
+use crate::model::event::EventNumber;
 use crate::model::resources::Resources;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{Worker, WorkerState, WorkerView};
@@ -74,6 +79,8 @@ pub struct Records {
     pub workers: Vec<Worker>,
     /// All copies still to be removed.
     pub leaving: Vec<Leaving>,
+    /// All copies that were given up with their worker.
+    pub given_up: Vec<GivenUp>,
     /// All service accounts.
     pub accounts: Vec<Account>,
     /// All join tokens.
@@ -114,6 +121,7 @@ pub struct Cluster {
     vms: BTreeMap<VmName, Vm>,
     names: HashMap<VmUid, VmName>,
     leaving: BTreeMap<CopyId, Leaving>,
+    given_up: GivenUps,
     workers: BTreeMap<WorkerName, WorkerEntry>,
     access: Access,
     /// VMs without a worker; version 7 uids sort by age, so the oldest comes first.
@@ -136,6 +144,7 @@ impl Cluster {
             vms: BTreeMap::new(),
             names: HashMap::new(),
             leaving: BTreeMap::new(),
+            given_up: GivenUps::load(records.given_up),
             workers: BTreeMap::new(),
             access: Access::load(records.accounts, records.joins, records.keys),
             unplaced: BTreeSet::new(),
@@ -281,55 +290,6 @@ impl Cluster {
         });
         let copies = placed.chain(leaving).collect();
         Some(Assignment { session: live.session, revision: live.revision, copies, part: 0, parts: 1 })
-    }
-
-    /// Places what can be placed, oldest first, and says of the rest why not. Cheap when nothing changed since.
-    pub fn place(&mut self, now: Now, changes: &mut Changes) {
-        if !std::mem::take(&mut self.place_again) {
-            return;
-        }
-        let waiting: Vec<VmUid> = self.unplaced.iter().copied().collect();
-        for uid in waiting {
-            if self.held_back.get(&uid).is_some_and(|until| *until > now.mono) {
-                continue;
-            }
-            // A copy that may still run elsewhere must be gone before another starts.
-            if self.leaving.values().any(|leaving| leaving.id.uid == uid && !leaving.held.is_empty()) {
-                continue;
-            }
-            let Some(spec) = self.vm_record(uid).map(|vm| vm.spec.clone()) else { continue };
-            match scheduler::choose(&spec, self.workers.values().map(WorkerEntry::candidate)) {
-                Ok(placement) => self.assign(uid, placement, now, changes),
-                Err(why) => self.say(uid, &why.to_string(), changes),
-            }
-        }
-    }
-
-    fn assign(&mut self, uid: VmUid, placement: scheduler::Placement, now: Now, changes: &mut Changes) {
-        self.unplaced.remove(&uid);
-        self.held_back.remove(&uid);
-        let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
-        vm.worker = Some(placement.worker.clone());
-        vm.assigned_cpu = placement.cpu;
-        vm.assigned_memory = placement.memory;
-        vm.assigned = placement.taken;
-        vm.scheduled_at = Some(now.wall);
-        vm.status_message = format!("placed on {}", placement.worker);
-        if let Some(entry) = self.workers.get_mut(&placement.worker) {
-            entry.used.add(&vm.assigned);
-            entry.vms.insert(uid);
-        }
-        changes.vm_event(&mut self.last_event, now, vm, EventType::Scheduled, format!("on {}", placement.worker));
-        self.reassign(&placement.worker, changes);
-    }
-
-    fn say(&mut self, uid: VmUid, message: &str, changes: &mut Changes) {
-        if let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name))
-            && vm.status_message != message
-        {
-            message.clone_into(&mut vm.status_message);
-            changes.vms.insert(uid);
-        }
     }
 
     /// Notes that what `worker` shall run has changed.

@@ -65,6 +65,7 @@ impl Cluster {
             entry.live = Some(Live { session: hello.session, revision: 1, seen: now, strays: Default::default() });
         }
         self.heard_of(&name, now, changes);
+        self.reclaim(&name, now, changes);
         self.place_again = true;
         self.place(now, changes);
         // The answer carries the assignment, so none needs to be sent besides.
@@ -127,6 +128,7 @@ impl Cluster {
             }
         }
         self.drop_expired_joins(now, changes);
+        self.forget_given_up(now, changes);
         let due = |until: &Duration| *until <= now.mono;
         if self.held_back.values().any(due) {
             self.held_back.retain(|_, until| !due(until));
@@ -159,6 +161,9 @@ impl Cluster {
         now: Now,
         changes: &mut Changes,
     ) -> Result<(), ApiError> {
+        if self.reclaim_stray(worker, id, now, changes) {
+            return Ok(());
+        }
         let Some(live) = self.workers.get_mut(worker).and_then(|entry| entry.live.as_mut()) else { return Ok(()) };
         if live.strays.len() < MAX_STRAYS && live.strays.insert(id) {
             let shown: String = name.chars().take(crate::model::MAX_NAME_LEN).collect();

@@ -142,6 +142,7 @@ struct Tables {
     vms: Table,
     workers: Table,
     leaving: Table,
+    given_up: Table,
     events: Table,
     events_of_vm: Table,
     audit: Table,
@@ -158,6 +159,7 @@ pub struct Store {
     vms: Table,
     workers: Table,
     leaving: Table,
+    given_up: Table,
     events: Table,
     events_of_vm: Table,
     audit: Table,
@@ -209,6 +211,7 @@ impl Store {
             vms: tables.vms,
             workers: tables.workers,
             leaving: tables.leaving,
+            given_up: tables.given_up,
             events: tables.events,
             events_of_vm: tables.events_of_vm,
             audit: tables.audit,
@@ -233,7 +236,7 @@ impl Store {
         let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
             let meta = open.create_database::<Str, Bytes>(wtxn, Some(META))?;
             let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
-            let objects = (table(VMS)?, table("workers")?, table("leaving")?);
+            let objects = (table(VMS)?, table("workers")?, table("leaving")?, table("given-up")?);
             let told = (table("events")?, table("events-of-vm")?, table("audit")?);
             let access = (table("accounts")?, table("joins")?, table("worker-keys")?);
             Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((meta, objects, told, access)))
@@ -241,9 +244,9 @@ impl Store {
         let CommitOrAbort::Commit((meta, objects, told, access)) = tables else {
             return Err(heed::Error::Io(std::io::Error::other("no tables")));
         };
-        let ((vms, workers, leaving), (events, events_of_vm, audit)) = (objects, told);
+        let ((vms, workers, leaving, given_up), (events, events_of_vm, audit)) = (objects, told);
         let (accounts, joins, keys) = access;
-        Ok((env, Tables { meta, vms, workers, leaving, events, events_of_vm, audit, accounts, joins, keys }))
+        Ok((env, Tables { meta, vms, workers, leaving, given_up, events, events_of_vm, audit, accounts, joins, keys }))
     }
 
     /// Reads everything the core needs.
@@ -258,6 +261,7 @@ impl Store {
             vms: self.all_sealed(&txn, self.vms, VMS)?,
             workers: all(&txn, self.workers, "workers")?,
             leaving: all(&txn, self.leaving, "leaving")?,
+            given_up: all(&txn, self.given_up, "given-up")?,
             accounts: all(&txn, self.accounts, "accounts")?,
             joins: all(&txn, self.joins, "joins")?,
             keys: all(&txn, self.keys, "worker-keys")?,
@@ -295,6 +299,9 @@ impl Store {
         }
         for id in &changes.leaving {
             put_or_delete(&mut txn, self.leaving, &copy_key(*id), cluster.leaving_record(*id))?;
+        }
+        for id in &changes.given_up {
+            put_or_delete(&mut txn, self.given_up, &copy_key(*id), cluster.given_up_record(*id))?;
         }
         for name in &changes.accounts {
             put_or_delete(&mut txn, self.accounts, name.as_str().as_bytes(), cluster.account_record(name))?;
