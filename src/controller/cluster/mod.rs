@@ -100,6 +100,10 @@ struct WorkerEntry {
     vms: BTreeSet<VmUid>,
     leaving: BTreeSet<CopyId>,
     live: Option<Live>,
+    /// Where its process was last; see `Hello`.
+    place: String,
+    /// What was told of as unknown here: over all its sessions, or one that registers again and again could fill the store.
+    strays: BTreeSet<CopyId>,
     state: WorkerState,
     /// Since when nothing was heard, by the monotonic clock.
     heard: Duration,
@@ -111,7 +115,6 @@ struct Live {
     session: SessionId,
     revision: u64,
     seen: Now,
-    strays: BTreeSet<CopyId>,
 }
 
 /// The state of the whole cluster.
@@ -156,7 +159,8 @@ impl Cluster {
         };
         for record in records.workers {
             let name = record.info.name.clone();
-            cluster.workers.insert(name, WorkerEntry::new(record, now));
+            let place = cluster.access.keys.get(&name).map(|key| key.place.clone()).unwrap_or_default();
+            cluster.workers.insert(name, WorkerEntry { place, ..WorkerEntry::new(record, now) });
         }
         for leaving in records.leaving {
             cluster.insert_leaving(leaving);
@@ -175,6 +179,8 @@ impl Cluster {
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {
                 entry.live.clone_from(&known.live);
+                entry.place.clone_from(&known.place);
+                entry.strays.clone_from(&known.strays);
                 entry.state = known.state;
                 entry.heard = known.heard;
             }
@@ -332,6 +338,8 @@ impl WorkerEntry {
             vms: BTreeSet::new(),
             leaving: BTreeSet::new(),
             live: None,
+            place: String::new(),
+            strays: BTreeSet::new(),
             state: WorkerState::Unseen,
             heard: now.mono,
         }

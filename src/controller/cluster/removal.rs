@@ -104,7 +104,7 @@ impl Cluster {
         format!(
             "{} VMs are placed on worker {worker} ({}{more}); delete them first, or give them up with `orchard delete worker \
              {worker} --force`: they then fail, and those that shall start over do so elsewhere, even if this machine goes \
-             on running them, which it does until it joins again",
+             on running them; should it ever join again, it removes them",
             placed.len(),
             names.join(", ")
         )

@@ -1,6 +1,7 @@
 //! The core's rules, each as a story; and random walks that check the invariants after every step.
 
 mod access;
+mod copies;
 mod given_up;
 mod hostile;
 mod walk;
@@ -69,7 +70,7 @@ impl World {
 
     fn join(&mut self, worker: &str, cores: u64) -> SessionId {
         let session = SessionId(self.id());
-        let hello = Hello { session, info: self.info(worker, cores) };
+        let hello = Hello { session, info: self.info(worker, cores), place: String::new() };
         self.cluster.hello(&name(worker), hello, self.now, &mut self.changes).unwrap();
         session
     }
@@ -270,9 +271,10 @@ fn a_second_machine_of_the_same_name_is_refused() {
     let session = SessionId(world.id());
     let mut info = world.cluster.worker(&name("w")).unwrap().worker.info;
     info.machine_id = "other".into();
-    let refused = world.cluster.hello(&name("w"), Hello { session, info: info.clone() }, world.now, &mut world.changes);
+    let told = |info| Hello { session, info, place: String::new() };
+    let refused = world.cluster.hello(&name("w"), told(info.clone()), world.now, &mut world.changes);
     assert_eq!(refused.unwrap_err().code, ErrorCode::Conflict);
-    let refused = world.cluster.hello(&name("v"), Hello { session, info }, world.now, &mut world.changes);
+    let refused = world.cluster.hello(&name("v"), told(info), world.now, &mut world.changes);
     assert_eq!(refused.unwrap_err().code, ErrorCode::Forbidden);
 }
 

@@ -9,7 +9,6 @@ pub mod seal;
 mod upgrade;
 pub mod writer;
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use heed::types::{Bytes, Str};
@@ -22,6 +21,7 @@ use self::history::vm_event_key;
 use self::seal::{KeyError, NotSealed, Seal};
 use super::cluster::{Changes, Cluster, Records};
 use crate::identity;
+use crate::identity::folder::{self, FolderLock, LockError};
 use crate::model::CopyId;
 use crate::model::audit::AuditNumber;
 use crate::model::event::{EventNumber, EventObject};
@@ -73,9 +73,9 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
-    /// Another process has it.
-    #[error("another controller is running on the data folder {}; stop it or choose another --data-dir", .0.display())]
-    InUse(PathBuf),
+    /// Another process has it, or it cannot be locked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// A newer release wrote it.
     #[error("the data folder {} was written by a newer release (schema {found}, this one knows up to {SCHEMA}); use that release, or another --data-dir", path.display())]
     Newer {
@@ -167,7 +167,7 @@ pub struct Store {
     joins: Table,
     keys: Table,
     seal: std::sync::Arc<Seal>,
-    _lock: std::sync::Arc<File>,
+    _lock: FolderLock,
     #[cfg(test)]
     spoilt: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
@@ -181,12 +181,7 @@ impl Store {
         let folder_error = |source| OpenError::Folder { path: folder.to_owned(), source };
         let database_error = |source: StoreError| OpenError::Database { path: folder.to_owned(), source };
         identity::make_private_dir(folder).map_err(folder_error)?;
-        let lock = File::create(folder.join("controller.lock")).map_err(folder_error)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(folder.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(folder_error(source)),
-        }
+        let lock = folder::lock(folder)?;
         let path = folder.join("db");
         identity::make_private_dir(&path).map_err(folder_error)?;
         let (env, tables) = Self::open_tables(&path).map_err(|source| database_error(source.into()))?;
@@ -219,7 +214,7 @@ impl Store {
             joins: tables.joins,
             keys: tables.keys,
             seal: seal.into(),
-            _lock: lock.into(),
+            _lock: lock,
             #[cfg(test)]
             spoilt: std::sync::Arc::default(),
         })

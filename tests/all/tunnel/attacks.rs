@@ -197,6 +197,25 @@ async fn connection_of_a_deleted_worker_is_closed_and_it_learns_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn worker_that_is_deleted_in_the_instant_in_which_it_comes_in() {
+    let (gate, seed) = keyed_gate();
+    let relay = relay(&gate, Limits::default());
+    let (deleting, control) = (gate.clone(), relay.control());
+    // Found good already, and not yet known as connected: whoever deletes it now finds no connection to close.
+    *gate.meanwhile.lock().unwrap() = Some(Box::new(move || {
+        let w1 = "w1".parse().unwrap();
+        deleting.secrets.lock().unwrap().remove(&w1);
+        control.disconnect(&w1, Reason::WorkerDeleted);
+    }));
+    let connection = raw(&relay).await;
+    let hello = signed(&connection, &seed, gate.session("w1"));
+    let (refused, _stream) = ask(&connection, &hello).await;
+    assert!(is_refused(&refused), "{refused:?}");
+    assert!(!relay.connected(&"w1".parse().unwrap()));
+    tokio::time::timeout(LIMIT, connection.closed()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_tunnels_than_an_account_may_have() {
     let world = World::with(Limits { sessions_per_account: 2, ..Limits::default() }).await;
     let (port, _echo) = echo().await;

@@ -6,7 +6,8 @@ use super::*;
 fn register(world: &mut World, worker: &str, machine_id: &str) -> SessionId {
     let session = SessionId(world.id());
     let info = WorkerInfo { machine_id: machine_id.into(), ..world.info(worker, 4) };
-    world.cluster.hello(&name(worker), Hello { session, info }, world.now, &mut world.changes).unwrap();
+    let hello = Hello { session, info, place: String::new() };
+    world.cluster.hello(&name(worker), hello, world.now, &mut world.changes).unwrap();
     session
 }
 
