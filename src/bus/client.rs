@@ -86,35 +86,40 @@ const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// The same for a user that is not let in: somebody must do something first, and a thousand workers that were deleted must
 /// not keep the controller busy with refusing them.
 const MAX_REFUSED_PAUSE: Duration = Duration::from_secs(15);
+/// Refusals in a row after which a user is taken to be shut out for good. One may be an accident, such as of an attempt in the
+/// instant in which the rights are changed; so many within the first second are none.
+const SHUT_OUT_AFTER: u32 = 3;
 /// Messages waiting for a slow subscriber here before the client library drops some: events are replayed by number, so
 /// a drop costs a request, not an event.
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 
-/// Logs what happens to a connection, and passes refusals on. Of the attempts that fail in a row only the first is told
-/// to everybody.
+/// Logs what happens to a connection, passes refusals of requests on, and counts in `shut_out` how often in a row this user
+/// was not let in. Of the attempts that fail in a row only the first is told to everybody.
 fn tell(
     url: String,
     refused: &'static str,
     refusals: broadcast::Sender<String>,
-    shut_out: Arc<watch::Sender<bool>>,
+    shut_out: Arc<watch::Sender<u32>>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     let told = AtomicBool::new(false);
     move |event| {
         match event {
             Event::Connected => {
                 told.store(false, Ordering::Relaxed);
-                shut_out.send_replace(false);
+                shut_out.send_replace(0);
                 tracing::debug!("connected to the bus at {url}");
             }
             Event::Closed => tracing::debug!("the connection to the bus at {url} is closed"),
             Event::ClientError(error) => {
                 let error = error.to_string();
                 let refused_now = error.contains("authorization");
-                shut_out.send_replace(refused_now);
+                if refused_now {
+                    shut_out.send_modify(|times| *times = times.saturating_add(1));
+                }
                 if told.swap(true, Ordering::Relaxed) {
                     tracing::debug!("bus: {error}");
                 } else if refused_now {
-                    tracing::warn!("the bus at {url} lets this user in no more: {refused}; trying again until it does");
+                    tracing::warn!("the bus at {url} lets this user in no more: {refused}; trying again");
                 } else {
                     let advice = "is the controller running there, with the certificate that it had?";
                     tracing::info!("the bus at {url} cannot be used: {error}; {advice} trying again until it can");
@@ -140,8 +145,8 @@ pub struct Bus {
     client: async_nats::Client,
     /// The subjects of requests that the broker refused.
     refusals: broadcast::Sender<String>,
-    /// Whether the user was not let in when it last tried.
-    shut_out: watch::Receiver<bool>,
+    /// How often in a row this user was not let in.
+    shut_out: watch::Receiver<u32>,
     /// What to tell then.
     refused: Arc<str>,
 }
@@ -206,7 +211,7 @@ impl Bus {
     /// [`ErrorCode::Unauthenticated`] when the user is refused, [`ErrorCode::Unavailable`] when nothing answers there.
     pub async fn connect(options: BusOptions) -> Result<Self, ApiError> {
         let (refusals, _) = broadcast::channel(refusal::CAPACITY);
-        let (shut_out, is_shut_out) = watch::channel(false);
+        let (shut_out, times_shut_out) = watch::channel(0);
         let shut_out = Arc::new(shut_out);
         let login = match &options.login {
             Login::Password(password) => {
@@ -221,8 +226,8 @@ impl Bus {
             .request_timeout(Some(REQUEST_TIMEOUT))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .reconnect_delay_callback({
-                let shut_out = shut_out.clone();
-                move |attempt| reconnect_pause(attempt, *shut_out.borrow())
+                let shut_out = times_shut_out.clone();
+                move |attempt| reconnect_pause(attempt, *shut_out.borrow() > 0)
             })
             .event_callback(tell(options.url.clone(), refused(&options.login), refusals.clone(), shut_out));
         let config = options.trust.client_config().map_err(|error| {
@@ -241,7 +246,7 @@ impl Bus {
         };
         let client = connect.connect(&options.url).await.map_err(|error| unreachable(&options, &error))?;
         let refused = refused_text(&options).into();
-        Ok(Self { client, refusals, shut_out: is_shut_out, refused })
+        Ok(Self { client, refusals, shut_out: times_shut_out, refused })
     }
 
     /// The client library's own handle, for what needs no typing: the service API, raw subscriptions.
@@ -249,11 +254,13 @@ impl Bus {
         &self.client
     }
 
-    /// Waits until the user, who was let in before, is let in no more, and says so: for those who should end then. The
-    /// connection itself goes on trying. Cancel safe.
+    /// Returns, with what to tell, once whoever answers there has said again and again that this user may not come in, which
+    /// is not mended by waiting. Silence, refused connections and wrong certificates are not that: for all of them it waits.
+    /// The connection itself goes on trying. Cancel safe.
     pub async fn shut_out(&self) -> ApiError {
-        let mut shut_out = self.shut_out.clone();
-        if shut_out.wait_for(|is| *is).await.is_err() {
+        let mut times = self.shut_out.clone();
+        if times.wait_for(|times| *times >= SHUT_OUT_AFTER).await.is_err() {
+            // The connection is over, and with it all that could be said.
             pending::<()>().await;
         }
         ApiError::new(ErrorCode::Unauthenticated, self.refused.to_string())

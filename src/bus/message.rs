@@ -251,6 +251,10 @@ pub struct Hello {
     pub session: SessionId,
     /// The worker.
     pub info: WorkerInfo,
+    /// Tells where its process runs from any other place where a copy of its data folder could be used at the same time;
+    /// processes that follow each other on one folder name the same place. Empty = not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub place: String,
 }
 
 /// The session is open.

@@ -20,9 +20,6 @@ use crate::tunnel::proof::{self, Exported};
 use crate::tunnel::relay::{Gatekeeper, Note, NoteEvent};
 use crate::tunnel::ticket::{Grant, TicketError, Tickets};
 
-/// Tickets that may wait to be used at once, over all accounts: at 30 s each, hundreds of new sessions a second.
-const MAX_TICKETS: usize = 16_384;
-
 /// Shared by the API, which hands out, and the relay, which asks.
 pub(super) struct Gate {
     clock: Clock,
@@ -47,7 +44,7 @@ impl Gate {
     pub(super) fn new(clock: Clock, access: Arc<AccessView>, workers_have_keys: bool, auditor: Auditor) -> Self {
         Self {
             clock,
-            tickets: Mutex::new(Tickets::new(MAX_TICKETS)),
+            tickets: Mutex::new(Tickets::default()),
             sessions: RwLock::default(),
             links: RwLock::default(),
             admitted: RwLock::default(),

@@ -203,6 +203,9 @@ pub struct WorkerKey {
     pub joined_at: Timestamp,
     /// With which token.
     pub joined_with: JoinId,
+    /// Where it was last used, as in `Hello`; empty = not yet, or not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub place: String,
 }
 
 #[cfg(test)]

@@ -7,17 +7,21 @@ use std::path::{Path, PathBuf};
 
 /// Module → modules it may name besides itself.
 const MAY_NAME: &[(&str, &[&str])] = &[
+    ("duplex", &[]),
     ("task", &[]),
     ("model", &[]),
     ("identity", &["model"]),
     ("config", &["identity", "model"]),
     ("bus", &["identity", "model", "task"]),
     ("broker", &["identity", "model", "task"]),
-    ("tunnel", &["identity", "model", "task"]),
+    ("tunnel", &["duplex", "identity", "model", "task"]),
     ("ssh", &["identity", "model", "task"]),
     ("controller", &["broker", "bus", "config", "identity", "model", "ssh", "task", "tunnel"]),
-    ("worker", &["bus", "config", "identity", "model", "ssh", "task", "tunnel"]),
-    ("cli", &["broker", "bus", "config", "controller", "identity", "model", "ssh", "task", "tunnel", "worker"]),
+    ("worker", &["bus", "config", "duplex", "identity", "model", "ssh", "task", "tunnel"]),
+    (
+        "cli",
+        &["broker", "bus", "config", "controller", "duplex", "identity", "model", "ssh", "task", "tunnel", "worker"],
+    ),
 ];
 
 /// Files (or folders) of pure code.

@@ -190,7 +190,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "answer/error", &Answer::<Done>::Error(ApiError::new(ErrorCode::NotFound, "no such VM")));
     let ticket = TunnelTicket { endpoint: endpoint(), ticket: Secret::new("t"), uid: uid() };
     line(&mut file, "answer/connect.open", &Answer::Ok(ticket));
-    line(&mut file, "worker/hello", &Hello { session: session(), info: info() });
+    line(&mut file, "worker/hello", &Hello { session: session(), info: info(), place: "p".into() });
     let welcome = Welcome {
         lease_ms: 15_000,
         heartbeat_ms: 3_000,

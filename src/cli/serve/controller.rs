@@ -95,7 +95,7 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
     }
     no_core_dumps();
     home.prepare()?;
-    let folder = DataFolder::claim(&arguments.data_dir.unwrap_or_else(|| home.path().join("controller")))?;
+    let folder = DataFolder::make(&arguments.data_dir.unwrap_or_else(|| home.path().join("controller")))?;
     // Whoever runs an outside bus wants to know what to let accounts and workers in with.
     let outside_token = outside_bus.is_some().then(|| folder.token()).transpose()?;
     let made_here = bootstrap_token.is_none();

@@ -59,7 +59,8 @@ struct Cluster {
 }
 
 impl Running for Cluster {
-    async fn failed(&self) -> &'static str {
+    // A worker that was deleted is no reason to end all the others, and joins again at the next start.
+    async fn failed(&self) -> String {
         // `select_all` takes no empty list: with no workers only the controller can fail.
         if self.workers.is_empty() {
             return self.controller.failed().await;
@@ -122,7 +123,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         let data_dir = folder.path().join("workers").join(name.as_str());
         let started = async {
             let bus = controller.admit(&name, &data_dir).await?;
-            parts::start_worker(WorkerSetup {
+            let setup = WorkerSetup {
                 bus,
                 machine_id: parts::machine_id(&data_dir)?,
                 data_dir,
@@ -132,8 +133,8 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
                 default_cpu: defaults.cores,
                 default_memory: defaults.memory,
                 name: name.clone(),
-            })
-            .await
+            };
+            parts::start_worker(setup, None).await
         };
         let started = started.await.with_context(|| format!("cannot start worker {name}"));
         match started {

@@ -24,11 +24,16 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 
 /// Something that runs and can be stopped in order.
 trait Running {
-    /// Returns, with its name, when a part has ended that never should.
-    async fn failed(&self) -> &'static str;
+    /// Returns, with what to say of it, when it cannot go on: see [`ended`].
+    async fn failed(&self) -> String;
 
     /// Stops it; VMs go on.
     async fn shutdown(self);
+}
+
+/// What to say of a part that has ended though it never should.
+fn ended(part: &str) -> String {
+    format!("{part} has ended unexpectedly; stopping, so that a supervisor can start all anew")
 }
 
 /// Starts something, announces it, waits for Ctrl-C or SIGTERM and stops it. A second signal stops at once. Yields the
@@ -51,8 +56,8 @@ async fn until_stopped<R: Running>(
     if announced.is_ok() {
         tokio::select! {
             name = signals.wait() => eprintln!("{name}: stopping; VMs go on, and the next start finds them again"),
-            part = running.failed() => {
-                eprintln!("error: {part} has ended unexpectedly; stopping, so that a supervisor can start all anew");
+            why = running.failed() => {
+                eprintln!("error: {why}");
                 code = FAILED;
             }
         }

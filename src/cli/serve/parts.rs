@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Running, runtime};
+use super::{Running, ended, runtime};
 use crate::broker::BindError;
 use crate::bus::client::BusOptions;
 use crate::config::context::Context;
@@ -15,6 +15,7 @@ use crate::controller::cluster::Timing;
 use crate::controller::{BusSource, Controller, ControllerOptions, StartError};
 use crate::identity;
 use crate::identity::ca::Fingerprint;
+use crate::identity::folder::FolderLock;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::{Arch, Os, RuntimeKind};
@@ -130,8 +131,8 @@ fn advised(error: StartError) -> anyhow::Error {
     }
 }
 
-/// Starts a worker.
-pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWorker> {
+/// Starts a worker in a data folder whose lock is this, or which it is to lock itself.
+pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -> anyhow::Result<RunningWorker> {
     let runtime = runtime::open(setup.runtime, &setup.data_dir).await?;
     let info = WorkerInfo {
         machine_id: setup.machine_id,
@@ -145,7 +146,11 @@ pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWo
         default_memory: setup.default_memory,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let worker = Worker::start(WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime }).await?;
+    let options = WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime };
+    let worker = match lock {
+        Some(lock) => Worker::start_in(options, lock).await?,
+        None => Worker::start(options).await?,
+    };
     Ok(RunningWorker { worker })
 }
 
@@ -201,9 +206,16 @@ impl RunningController {
     }
 }
 
+impl RunningWorker {
+    /// Returns, with what to say of it, when the worker is not let in any more; see [`Worker::revoked`].
+    pub(super) async fn revoked(&self) -> String {
+        self.worker.revoked().await.to_string()
+    }
+}
+
 impl Running for RunningController {
-    async fn failed(&self) -> &'static str {
-        self.controller.failed().await
+    async fn failed(&self) -> String {
+        ended(self.controller.failed().await)
     }
 
     async fn shutdown(self) {
@@ -212,8 +224,8 @@ impl Running for RunningController {
 }
 
 impl Running for RunningWorker {
-    async fn failed(&self) -> &'static str {
-        self.worker.failed().await
+    async fn failed(&self) -> String {
+        ended(self.worker.failed().await)
     }
 
     async fn shutdown(self) {

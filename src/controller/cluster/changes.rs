@@ -19,6 +19,8 @@ pub struct Changes {
     pub workers: BTreeSet<WorkerName>,
     /// Copies to be removed that came or went.
     pub leaving: BTreeSet<CopyId>,
+    /// Copies that were given up with their worker, or are no longer remembered as such.
+    pub given_up: BTreeSet<CopyId>,
     /// Accounts that came, went, or have another token, other roles or another end.
     pub accounts: BTreeSet<AccountName>,
     /// Join tokens that came, went or were used.
@@ -36,8 +38,9 @@ pub struct Changes {
 impl Changes {
     /// Whether anything must be stored.
     pub fn is_empty(&self) -> bool {
-        let objects = self.vms.is_empty() && self.workers.is_empty() && self.leaving.is_empty();
-        objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
+        let copies = self.leaving.is_empty() && self.given_up.is_empty();
+        let objects = self.vms.is_empty() && self.workers.is_empty();
+        copies && objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
     }
 
     /// Whether they change who may do what.

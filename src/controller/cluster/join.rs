@@ -146,6 +146,7 @@ impl Cluster {
             machine_id: request.machine_id,
             joined_at: now.wall,
             joined_with: id.clone(),
+            place: String::new(),
         };
         self.access.keys.insert(worker.clone(), key);
         Ok(())
@@ -158,6 +159,7 @@ impl Cluster {
         }
         if let Some(entry) = self.workers.get_mut(worker) {
             entry.live = None;
+            entry.place.clear();
         }
         changes.keys.insert(worker.clone());
     }

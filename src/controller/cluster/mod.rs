@@ -4,13 +4,15 @@
 //! writer (`controller::store::writer`) owns it. Each method first checks and then changes, so a refusal changes
 //! nothing and one bad command fails alone.
 //!
-//! What is stored are VMs, workers, copies that are still to be removed, who may do what (`access`), and events. Sessions and liveness are only in
-//! memory: after a restart every worker says hello again and has a whole lease to do so.
+//! What is stored are VMs, workers, copies that are still to be removed or were given up, who may do what (`access`), and
+//! events. Sessions and liveness are only in memory: after a restart every worker says hello again and has a whole lease to
+//! do so.
 
 mod access;
 mod audit;
 mod changes;
 mod ends;
+mod given_up;
 mod join;
 mod placing;
 mod removal;
@@ -25,6 +27,8 @@ use serde::{Deserialize, Serialize};
 use self::access::Access;
 pub use self::access::check_token;
 pub use self::changes::Changes;
+pub use self::given_up::GivenUp;
+use self::given_up::GivenUps;
 use super::scheduler::{Policy, Scheduler, Shape, Standing};
 use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
@@ -76,6 +80,8 @@ pub struct Records {
     pub workers: Vec<Worker>,
     /// All copies still to be removed.
     pub leaving: Vec<Leaving>,
+    /// All copies that were given up with their worker.
+    pub given_up: Vec<GivenUp>,
     /// All service accounts.
     pub accounts: Vec<Account>,
     /// All join tokens.
@@ -94,6 +100,10 @@ struct WorkerEntry {
     vms: BTreeSet<VmUid>,
     leaving: BTreeSet<CopyId>,
     live: Option<Live>,
+    /// Where its process was last; see `Hello`.
+    place: String,
+    /// What was told of as unknown here: over all its sessions, or one that registers again and again could fill the store.
+    strays: BTreeSet<CopyId>,
     state: WorkerState,
     /// Since when nothing was heard, by the monotonic clock.
     heard: Duration,
@@ -105,7 +115,6 @@ struct Live {
     session: SessionId,
     revision: u64,
     seen: Now,
-    strays: BTreeSet<CopyId>,
 }
 
 /// What stands in the way of VMs, worked out once for all that want the same.
@@ -118,6 +127,7 @@ pub struct Cluster {
     vms: BTreeMap<VmName, Vm>,
     names: HashMap<VmUid, VmName>,
     leaving: BTreeMap<CopyId, Leaving>,
+    given_up: GivenUps,
     workers: BTreeMap<WorkerName, WorkerEntry>,
     access: Access,
     /// Knows what each worker holds, and which VMs wait for one.
@@ -140,6 +150,7 @@ impl Cluster {
             vms: BTreeMap::new(),
             names: HashMap::new(),
             leaving: BTreeMap::new(),
+            given_up: GivenUps::load(records.given_up),
             workers: BTreeMap::new(),
             access: Access::load(records.accounts, records.joins, records.keys),
             scheduler: Scheduler::new(Policy::default()),
@@ -151,7 +162,8 @@ impl Cluster {
         };
         for record in records.workers {
             let name = record.info.name.clone();
-            cluster.workers.insert(name.clone(), WorkerEntry::new(record, now));
+            let place = cluster.access.keys.get(&name).map(|key| key.place.clone()).unwrap_or_default();
+            cluster.workers.insert(name.clone(), WorkerEntry { place, ..WorkerEntry::new(record, now) });
             cluster.tell_scheduler(&name);
         }
         for leaving in records.leaving {
@@ -177,6 +189,8 @@ impl Cluster {
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {
                 entry.live.clone_from(&known.live);
+                entry.place.clone_from(&known.place);
+                entry.strays.clone_from(&known.strays);
                 entry.state = known.state;
                 entry.heard = known.heard;
             }
@@ -329,6 +343,10 @@ impl Cluster {
     }
 
     fn insert_leaving(&mut self, leaving: Leaving) {
+        if !leaving.held.is_empty() {
+            // Its VM, should it wait for a worker, goes on waiting for the end of this copy first.
+            self.scheduler.withdraw(leaving.id.uid);
+        }
         if let Some(entry) = self.workers.get_mut(&leaving.worker) {
             entry.leaving.insert(leaving.id);
             self.scheduler.hold(&leaving.worker, &leaving.held, 0);
@@ -344,6 +362,8 @@ impl WorkerEntry {
             vms: BTreeSet::new(),
             leaving: BTreeSet::new(),
             live: None,
+            place: String::new(),
+            strays: BTreeSet::new(),
             state: WorkerState::Unseen,
             heard: now.mono,
         }

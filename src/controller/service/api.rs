@@ -1,7 +1,5 @@
 //! API verbs: decode, do, encode.
 
-use std::time::Duration;
-
 use super::{Context, access, placing};
 use crate::bus::access::{
     AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, ListAccounts,
@@ -20,13 +18,11 @@ use crate::model::event::{Event, EventNumber};
 use crate::model::vm::VmStatus;
 use crate::model::worker::WorkerView;
 use crate::model::{AccountName, VmUid};
-use crate::tunnel::ticket::Grant;
+use crate::tunnel::ticket::{Grant, TICKET_TTL};
 
 /// A page of an answer ends at this size, whatever number was asked for: scripts and log lines are long, and the bus
 /// carries 1 MiB. One item alone is always smaller.
 const PAGE_SIZE: usize = 512 * 1024;
-/// How long a ticket is good for: the time to open a stream, with a slow link.
-const TICKET_TTL: Duration = Duration::from_secs(30);
 
 macro_rules! verbs {
     ($($call:ty => $handler:path),+ $(,)?) => {

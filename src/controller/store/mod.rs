@@ -9,7 +9,6 @@ pub mod seal;
 mod upgrade;
 pub mod writer;
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use heed::types::{Bytes, Str};
@@ -22,6 +21,7 @@ use self::history::vm_event_key;
 use self::seal::{KeyError, NotSealed, Seal};
 use super::cluster::{Changes, Cluster, Records};
 use crate::identity;
+use crate::identity::folder::{self, FolderLock, LockError};
 use crate::model::CopyId;
 use crate::model::audit::AuditNumber;
 use crate::model::event::{EventNumber, EventObject};
@@ -73,9 +73,9 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
-    /// Another process has it.
-    #[error("another controller is running on the data folder {}; stop it or choose another --data-dir", .0.display())]
-    InUse(PathBuf),
+    /// Another process has it, or it cannot be locked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// A newer release wrote it.
     #[error("the data folder {} was written by a newer release (schema {found}, this one knows up to {SCHEMA}); use that release, or another --data-dir", path.display())]
     Newer {
@@ -142,6 +142,7 @@ struct Tables {
     vms: Table,
     workers: Table,
     leaving: Table,
+    given_up: Table,
     events: Table,
     events_of_vm: Table,
     audit: Table,
@@ -158,6 +159,7 @@ pub struct Store {
     vms: Table,
     workers: Table,
     leaving: Table,
+    given_up: Table,
     events: Table,
     events_of_vm: Table,
     audit: Table,
@@ -165,7 +167,7 @@ pub struct Store {
     joins: Table,
     keys: Table,
     seal: std::sync::Arc<Seal>,
-    _lock: std::sync::Arc<File>,
+    _lock: FolderLock,
     #[cfg(test)]
     spoilt: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
@@ -179,12 +181,7 @@ impl Store {
         let folder_error = |source| OpenError::Folder { path: folder.to_owned(), source };
         let database_error = |source: StoreError| OpenError::Database { path: folder.to_owned(), source };
         identity::make_private_dir(folder).map_err(folder_error)?;
-        let lock = File::create(folder.join("controller.lock")).map_err(folder_error)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(folder.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(folder_error(source)),
-        }
+        let lock = folder::lock(folder)?;
         let path = folder.join("db");
         identity::make_private_dir(&path).map_err(folder_error)?;
         let (env, tables) = Self::open_tables(&path).map_err(|source| database_error(source.into()))?;
@@ -209,6 +206,7 @@ impl Store {
             vms: tables.vms,
             workers: tables.workers,
             leaving: tables.leaving,
+            given_up: tables.given_up,
             events: tables.events,
             events_of_vm: tables.events_of_vm,
             audit: tables.audit,
@@ -216,7 +214,7 @@ impl Store {
             joins: tables.joins,
             keys: tables.keys,
             seal: seal.into(),
-            _lock: lock.into(),
+            _lock: lock,
             #[cfg(test)]
             spoilt: std::sync::Arc::default(),
         })
@@ -233,7 +231,7 @@ impl Store {
         let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
             let meta = open.create_database::<Str, Bytes>(wtxn, Some(META))?;
             let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
-            let objects = (table(VMS)?, table("workers")?, table("leaving")?);
+            let objects = (table(VMS)?, table("workers")?, table("leaving")?, table("given-up")?);
             let told = (table("events")?, table("events-of-vm")?, table("audit")?);
             let access = (table("accounts")?, table("joins")?, table("worker-keys")?);
             Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((meta, objects, told, access)))
@@ -241,9 +239,9 @@ impl Store {
         let CommitOrAbort::Commit((meta, objects, told, access)) = tables else {
             return Err(heed::Error::Io(std::io::Error::other("no tables")));
         };
-        let ((vms, workers, leaving), (events, events_of_vm, audit)) = (objects, told);
+        let ((vms, workers, leaving, given_up), (events, events_of_vm, audit)) = (objects, told);
         let (accounts, joins, keys) = access;
-        Ok((env, Tables { meta, vms, workers, leaving, events, events_of_vm, audit, accounts, joins, keys }))
+        Ok((env, Tables { meta, vms, workers, leaving, given_up, events, events_of_vm, audit, accounts, joins, keys }))
     }
 
     /// Reads everything the core needs.
@@ -258,6 +256,7 @@ impl Store {
             vms: self.all_sealed(&txn, self.vms, VMS)?,
             workers: all(&txn, self.workers, "workers")?,
             leaving: all(&txn, self.leaving, "leaving")?,
+            given_up: all(&txn, self.given_up, "given-up")?,
             accounts: all(&txn, self.accounts, "accounts")?,
             joins: all(&txn, self.joins, "joins")?,
             keys: all(&txn, self.keys, "worker-keys")?,
@@ -295,6 +294,9 @@ impl Store {
         }
         for id in &changes.leaving {
             put_or_delete(&mut txn, self.leaving, &copy_key(*id), cluster.leaving_record(*id))?;
+        }
+        for id in &changes.given_up {
+            put_or_delete(&mut txn, self.given_up, &copy_key(*id), cluster.given_up_record(*id))?;
         }
         for name in &changes.accounts {
             put_or_delete(&mut txn, self.accounts, name.as_str().as_bytes(), cluster.account_record(name))?;

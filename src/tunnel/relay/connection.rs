@@ -94,10 +94,15 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
     if let Err(refusal) = admit(connection, &hello, shared) {
         return refuse_worker(connection, control, &name, refusal).await;
     }
-    drop(hello);
     widen(connection, WORKER_STREAMS);
-    // Before it is told: an admitted worker is connected.
-    let _up = LinkUp::new(&name, connection, shared);
+    // Before it is told: an admitted worker is connected. Its rights may have gone meanwhile, when there was no connection
+    // to close yet.
+    let up = LinkUp::new(&name, connection, shared);
+    if let Err(refusal) = admit(connection, &hello, shared) {
+        drop(up);
+        return refuse_worker(connection, control, &name, refusal).await;
+    }
+    drop(hello);
     if control.write_frame(&Frame::Admitted {}).await.is_err() {
         return;
     }

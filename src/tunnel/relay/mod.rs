@@ -39,7 +39,8 @@ use crate::task::{self, Task};
 pub trait Gatekeeper: Send + Sync + 'static {
     /// Whether the secret in `hello` is the one that the worker got for its session, the session is the worker's
     /// present one, and the hello is signed with the worker's key for the connection that `exported` comes from (see
-    /// [`proof`](super::proof)), if the worker has a key.
+    /// [`proof`](super::proof)), if the worker has a key. Asked once more when [`Control::disconnect`] would already find the
+    /// connection, and before the worker is told: so whoever takes its rights away in between is seen there, or finds it.
     ///
     /// # Errors
     /// The refusal that the worker is told.

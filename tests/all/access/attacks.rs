@@ -12,9 +12,9 @@ use orchard::model::access::{Role, Roles};
 use orchard::model::error::ErrorCode;
 use serde::Serialize;
 
-use super::people::{PROMPT, Raw, account, as_account};
+use super::people::{Raw, account, as_account};
 use crate::harness::{Cluster, LIMIT};
-use crate::wait;
+use crate::wait::{self, PROMPT};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_accounts_connection_is_closed_within_a_second() {

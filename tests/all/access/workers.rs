@@ -17,9 +17,9 @@ use orchard::worker::join::{Candidate, JoinError, Member};
 use orchard::worker::runtime::synthetic::Synthetic;
 use uuid::Uuid;
 
-use super::people::{PROMPT, Raw};
+use super::people::Raw;
 use crate::harness::{Cluster, LIMIT};
-use crate::wait;
+use crate::wait::{self, PROMPT};
 
 fn name(text: &str) -> WorkerName {
     text.parse().unwrap()

@@ -62,7 +62,7 @@ async fn a_second_controller_on_the_same_folder_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let _first = Store::open(dir.path()).unwrap();
     let second = Store::open(dir.path()).unwrap_err();
-    assert!(matches!(second, super::super::OpenError::InUse(_)), "{second}");
+    assert!(matches!(second, super::super::OpenError::Lock(_)), "{second}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
