@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use super::seal::KeyError;
+use super::tables::SCHEMA_KEY;
 use super::*;
 use crate::bus::message::CreateVm;
 use crate::controller::cluster::Timing;
+use crate::model::event::{Event, EventType};
 use crate::model::secret::Secret;
 use crate::model::vm::{StartupScript, Vm, VmSpec};
-use crate::model::{Clock, VmUid};
+use crate::model::{Clock, Timestamp, VmUid};
 
 const SECRETS: [&str; 2] = ["correct-horse-battery-staple", "xoxb-environment-of-a-script"];
 
@@ -55,7 +58,7 @@ fn found_in(folder: &Path) -> Vec<&'static str> {
 /// A folder as the release before sealing left it: many changes, so that old pages hold plain text, too.
 fn plain_store(folder: &Path) -> Vec<Vm> {
     crate::identity::make_private_dir(&folder.join("db")).unwrap();
-    let (env, tables) = Store::open_tables(&folder.join("db")).unwrap();
+    let (env, tables) = tables::open(&folder.join("db"), MAP_SIZE).unwrap();
     let mut kept = Vec::new();
     for n in 0..60 {
         let request = request(n, n * 50);
@@ -141,8 +144,42 @@ fn a_store_of_a_newer_release_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let mut txn = store.env.write_txn().unwrap();
-    store.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&(SCHEMA + 1)).unwrap()).unwrap();
+    store.tables.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&(SCHEMA + 1)).unwrap()).unwrap();
     txn.commit().unwrap();
     drop(store);
     assert!(matches!(Store::open(dir.path()).unwrap_err(), OpenError::Newer { .. }));
+}
+
+#[test]
+fn pages_of_long_lines_are_small_enough_to_be_sent_and_leave_nothing_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let state = cluster(&store);
+    let events = (1..=500).map(|number| Event {
+        number,
+        time: Timestamp::default(),
+        kind: EventType::Log,
+        object: EventObject::Worker { name: "w".parse().unwrap() },
+        message: "x".repeat(8 * 1024),
+        worker: None,
+        stream: None,
+    });
+    let changes = Changes { events: events.collect(), ..Changes::default() };
+    store.commit(&state, &changes, Published::default()).unwrap();
+    let room = Room { items: 500, bytes: 512 * 1024 };
+    let (mut after, mut pages) = (0, 0);
+    loop {
+        let page = store.events(after, room, None).unwrap();
+        let size: usize = page.items.iter().map(|event| rmp_serde::to_vec_named(event).unwrap().len()).sum();
+        assert!(size <= room.bytes && page.items.first().unwrap().number == after + 1);
+        after = page.items.last().unwrap().number;
+        pages += 1;
+        if !page.more {
+            break;
+        }
+    }
+    assert!(after == 500 && pages > 5, "{after} in {pages}");
+    let one = store.events(0, Room { items: 500, bytes: 1 }, None).unwrap();
+    assert_eq!((one.items.len(), one.more), (1, true));
+    assert!(!store.events(499, Room { items: 1, bytes: 1 }, None).unwrap().more);
 }

@@ -1,5 +1,6 @@
 //! The writer against a real LMDB in a temp folder.
 
+use super::super::Room;
 use super::*;
 use crate::bus::message::CreateVm;
 use crate::model::VmUid;
@@ -38,11 +39,12 @@ async fn what_was_acknowledged_is_there_after_a_restart_with_gapless_events() {
     assert_eq!((records.vms.len(), records.last_event), (201, 201));
     assert!(uids.iter().all(|uid| records.vms.iter().any(|vm| vm.uid == *uid)));
     assert_eq!(store.published().unwrap().events, 7);
-    let (events, first) = store.events(0, 1000, None).unwrap();
-    assert_eq!(first, 1);
-    assert!(events.iter().map(|event| event.number).eq(1..=201));
-    let (of_one, _) = store.events(0, 1000, Some(uids[5])).unwrap();
-    assert_eq!(of_one.len(), 1);
+    let room = Room { items: 1000, bytes: usize::MAX };
+    let page = store.events(0, room, None).unwrap();
+    assert_eq!((page.first_kept, page.more), (1, false));
+    assert!(page.items.iter().map(|event| event.number).eq(1..=201));
+    let of_one = store.events(0, room, Some(uids[5])).unwrap();
+    assert_eq!(of_one.items.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
