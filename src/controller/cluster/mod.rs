@@ -11,7 +11,10 @@ mod access;
 mod audit;
 mod changes;
 mod join;
+mod quota;
+mod reading;
 mod removal;
+mod spec;
 mod vm;
 mod worker;
 
@@ -22,9 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use self::access::Access;
 pub use self::access::check_token;
-pub use self::changes::Changes;
+pub use self::changes::{Changes, Said};
+use self::quota::Usage;
 use super::scheduler::{self, Candidate};
-use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
+use crate::bus::message::{Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
@@ -116,6 +120,9 @@ pub struct Cluster {
     leaving: BTreeMap<CopyId, Leaving>,
     workers: BTreeMap<WorkerName, WorkerEntry>,
     access: Access,
+    usage: Usage,
+    /// Why nothing new can be stored; none while it can.
+    full: Option<String>,
     /// VMs without a worker; version 7 uids sort by age, so the oldest comes first.
     unplaced: BTreeSet<VmUid>,
     /// Not to be placed before this moment of the monotonic clock.
@@ -138,6 +145,8 @@ impl Cluster {
             leaving: BTreeMap::new(),
             workers: BTreeMap::new(),
             access: Access::load(records.accounts, records.joins, records.keys),
+            usage: Usage::default(),
+            full: None,
             unplaced: BTreeSet::new(),
             held_back: HashMap::new(),
             last_event: records.last_event,
@@ -172,6 +181,16 @@ impl Cluster {
         }
     }
 
+    /// Notes whether the store has room for new things: `full` says why it has not. What ends things or goes on with them
+    /// is not concerned.
+    pub fn set_full(&mut self, full: Option<String>) {
+        self.full = full;
+    }
+
+    fn check_room(&self) -> Result<(), ApiError> {
+        self.full.as_ref().map_or(Ok(()), |why| Err(ApiError::new(ErrorCode::LimitExceeded, why)))
+    }
+
     /// The last number given to an event.
     pub fn last_event(&self) -> EventNumber {
         self.last_event
@@ -190,68 +209,6 @@ impl Cluster {
     /// The stored form of a copy still to be removed; `None` once it is gone.
     pub fn leaving_record(&self, id: CopyId) -> Option<&Leaving> {
         self.leaving.get(&id)
-    }
-
-    /// A VM as readers may see it.
-    ///
-    /// # Errors
-    /// [`ErrorCode::NotFound`].
-    pub fn vm(&self, name: &VmName, now: Now) -> Result<Vm, ApiError> {
-        let vm = self.vms.get(name).ok_or_else(|| {
-            ApiError::new(
-                ErrorCode::NotFound,
-                format!("there is no VM named {name}; `orchard list vms` shows those there are"),
-            )
-        })?;
-        Ok(self.view(vm, now))
-    }
-
-    /// At most `limit` VMs after `after`, in name order, and whether there are more; fewer when they are so large that
-    /// they would make more than `bytes` of answer.
-    pub fn vms(&self, after: Option<&VmName>, limit: usize, bytes: usize, now: Now) -> (Vec<Vm>, bool) {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let from = after.map_or(Unbounded, |name| Excluded(name.clone()));
-        let mut room = bytes;
-        let mut page: Vec<Vm> = Vec::new();
-        for (_, vm) in self.vms.range((from, Unbounded)) {
-            let seen = self.view(vm, now);
-            let size = message::encode(&seen).map_or(0, |encoded| encoded.len());
-            if page.len() >= limit || (size > room && !page.is_empty()) {
-                return (page, true);
-            }
-            room = room.saturating_sub(size);
-            page.push(seen);
-        }
-        (page, false)
-    }
-
-    /// A worker as readers see it. `connectable` is not known here and false.
-    ///
-    /// # Errors
-    /// [`ErrorCode::NotFound`].
-    pub fn worker(&self, name: &WorkerName) -> Result<WorkerView, ApiError> {
-        self.workers.get(name).map(WorkerEntry::view).ok_or_else(|| {
-            let hint = "`orchard list workers` shows those there are";
-            ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
-        })
-    }
-
-    /// All workers, in name order.
-    pub fn all_workers(&self) -> Vec<WorkerView> {
-        self.workers.values().map(WorkerEntry::view).collect()
-    }
-
-    /// Adds the worker's silence, which is no property of the VM, to what readers see.
-    fn view(&self, vm: &Vm, now: Now) -> Vm {
-        let mut seen = vm.clone().redacted();
-        let entry = vm.worker.as_ref().and_then(|name| self.workers.get(name));
-        if let Some(entry) = entry.filter(|entry| entry.state == WorkerState::Unseen && vm.status != VmStatus::Failed) {
-            let silence = now.mono.saturating_sub(entry.heard).as_secs();
-            let note = format!("worker {} has not been heard of for {silence} s", entry.record.info.name);
-            let so_far = &seen.status_message;
-            seen.status_message = if so_far.is_empty() { note } else { format!("{note}; before: {so_far}") };
-        }
-        seen
     }
 
     /// What `worker` shall run now; `None` while it has no session.
@@ -351,6 +308,7 @@ impl Cluster {
             }
             None => {}
         }
+        self.usage.add(&vm);
         self.names.insert(vm.uid, vm.name.clone());
         self.vms.insert(vm.name.clone(), vm);
     }

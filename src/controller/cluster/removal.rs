@@ -39,6 +39,8 @@ impl Cluster {
             self.end_joins(|token| token.id == joined_with, changes);
         }
         self.revoke(worker, changes);
+        let forced = if force { ", by force" } else { "" };
+        changes.say(format!("{} VMs were placed on it{forced}", placed.len()));
         for uid in placed {
             self.abandon(worker, uid, now, changes);
         }

@@ -85,12 +85,12 @@ fn reply<C: ApiCall>(result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiE
 
 async fn create_vm(
     context: &Context,
-    _: AccountName,
+    by: AccountName,
     request: CreateVm,
 ) -> Result<<CreateVm as ApiCall>::Reply, ApiError> {
     // Version 7: sorts by age, which the scheduler and the store's key order both use.
     let uid = VmUid(uuid::Uuid::now_v7());
-    context.writer.submit(move |step| step.cluster.create_vm(request, uid, step.now, step.changes)).await
+    context.writer.submit(move |step| step.cluster.create_vm(Some(by), request, uid, step.now, step.changes)).await
 }
 
 async fn get_vm(context: &Context, _: AccountName, request: GetVm) -> Result<<GetVm as ApiCall>::Reply, ApiError> {
@@ -115,9 +115,11 @@ async fn get_worker(context: &Context, _: AccountName, request: GetWorker) -> Re
     Ok(connectable(context, view))
 }
 
-async fn list_workers(context: &Context, _: AccountName, _: ListWorkers) -> Result<WorkerPage, ApiError> {
-    let views = context.writer.submit(|step| Ok(step.cluster.all_workers())).await?;
-    Ok(WorkerPage { workers: views.into_iter().map(|view| connectable(context, view)).collect() })
+async fn list_workers(context: &Context, _: AccountName, request: ListWorkers) -> Result<WorkerPage, ApiError> {
+    let limit = page(request.limit, MAX_PAGE);
+    let read = context.writer.submit(move |step| Ok(step.cluster.workers(request.after.as_ref(), limit, PAGE_SIZE)));
+    let (views, more) = read.await?;
+    Ok(WorkerPage { workers: views.into_iter().map(|view| connectable(context, view)).collect(), more })
 }
 
 async fn delete_worker(context: &Context, _: AccountName, request: DeleteWorker) -> Result<Done, ApiError> {

@@ -1,6 +1,7 @@
 //! Why the store cannot be opened, and why reading or writing it fails.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use super::seal::{KeyError, NotSealed};
 use super::tables::SCHEMA;
@@ -31,6 +32,15 @@ pub enum OpenError {
     /// The key that opens its records.
     #[error("cannot open the stored records")]
     Key(#[from] KeyError),
+    /// It may be read but not written.
+    #[error("the database in {} cannot be written; let the user that runs the controller write it, on a file system that is not read-only", path.display())]
+    ReadOnly {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: StoreError,
+    },
     /// LMDB refuses it, or a record cannot be read.
     #[error("the database in {} cannot be read", path.display())]
     Database {
@@ -40,6 +50,21 @@ pub enum OpenError {
         #[source]
         source: StoreError,
     },
+}
+
+impl OpenError {
+    /// Why the database in `path` cannot be opened.
+    pub(super) fn database(path: &Path, source: StoreError) -> Self {
+        let path = path.to_owned();
+        match &source {
+            StoreError::Lmdb(heed::Error::Io(error))
+                if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) =>
+            {
+                Self::ReadOnly { path, source }
+            }
+            _ => Self::Database { path, source },
+        }
+    }
 }
 
 /// Why reading or writing failed.

@@ -1,4 +1,4 @@
-//! What happened, by number: events and audit records are read from here, and old ones go. The rest of the store holds
+//! What happened to VMs and workers, by number: events are read from here, and old ones go. The rest of the store holds
 //! what is; this only grows and is cut.
 
 use std::ops::Bound::{Included, Unbounded};
@@ -9,15 +9,14 @@ use serde::de::DeserializeOwned;
 use super::tables::{Tables, decode};
 use super::{Store, StoreError};
 use crate::model::VmUid;
-use crate::model::audit::{AuditNumber, AuditRecord};
 use crate::model::event::{Event, EventNumber, EventObject};
 
-/// How many events are kept; older ones go in the transaction that adds newer ones.
-const KEPT_EVENTS: u64 = 1_000_000;
-/// How many audit records are kept; they go apart from events, so that neither can push out the other.
-const KEPT_AUDIT: u64 = 500_000;
-/// At most so many old events or audit records go in one transaction, so that no commit becomes slow after a change of the bound.
-const MAX_PRUNED: u64 = 4_096;
+/// So many more old events than come in may go in one transaction: enough to come down to a lower bound in time, so few
+/// that no commit becomes slow by it.
+const MAX_PRUNED: usize = 256;
+/// From how much of the map in use on, in hundredths, events go before their number is reached: well before new things are
+/// refused for want of room.
+const CROWDED: u64 = 80;
 
 /// Some of what is stored, in number order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,49 +66,32 @@ impl Store {
         }
     }
 
-    /// Audit records with numbers above `after`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn audit(&self, after: AuditNumber, room: Room) -> Result<Page<AuditRecord>, StoreError> {
-        let txn = self.env.read_txn()?;
-        let first_kept = self.tables.audit.first(&txn)?.map_or(0, |(key, _)| number_of(key));
-        let from = after.saturating_add(1).to_be_bytes();
-        let found = self.tables.audit.range(&txn, &(Included(from.as_slice()), Unbounded))?;
-        cut("audit", found.map(|entry| Ok(entry?)), room, first_kept)
-    }
-
-    pub(super) fn prune_audit(&self, txn: &mut RwTxn<'_>, last: AuditNumber) -> Result<(), StoreError> {
-        for _ in 0..MAX_PRUNED {
-            let Some((key, _)) = self.tables.audit.first(txn)? else { return Ok(()) };
-            let number = number_of(key);
-            if last.saturating_sub(number) < KEPT_AUDIT {
-                return Ok(());
+    /// Lets old events go: those above the number that is kept, and any while the map is nearly full, as they are the
+    /// one thing that can be done without. `added` is how many came in with this transaction.
+    pub(super) fn prune(&self, txn: &mut RwTxn<'_>, last: EventNumber, added: usize) -> Result<(), StoreError> {
+        let Tables { events, events_of_vm, .. } = &self.tables;
+        let mut crowded = self.fullness(txn)? > CROWDED;
+        for pruned in 0..added.saturating_add(MAX_PRUNED) {
+            if crowded && pruned % 64 == 63 {
+                crowded = self.fullness(txn)? > CROWDED;
             }
-            self.tables.audit.delete(txn, &number.to_be_bytes())?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn prune(&self, txn: &mut RwTxn<'_>, last: EventNumber) -> Result<(), StoreError> {
-        for _ in 0..MAX_PRUNED {
-            let Some((key, bytes)) = self.tables.events.first(txn)? else { return Ok(()) };
+            let Some((key, bytes)) = events.first(txn)? else { return Ok(()) };
             let number = number_of(key);
-            if last.saturating_sub(number) < KEPT_EVENTS {
+            if last.saturating_sub(number) < self.bounds.events && !crowded {
                 return Ok(());
             }
             let event: Event = decode("events", key, bytes)?;
             if let EventObject::Vm { uid, .. } = event.object {
-                self.tables.events_of_vm.delete(txn, &vm_event_key(uid, number))?;
+                events_of_vm.delete(txn, &vm_event_key(uid, number))?;
             }
-            self.tables.events.delete(txn, &number.to_be_bytes())?;
+            events.delete(txn, &number.to_be_bytes())?;
         }
         Ok(())
     }
 }
 
 /// As much of `found` as there is room for.
-fn cut<'a, T: DeserializeOwned>(
+pub(super) fn cut<'a, T: DeserializeOwned>(
     table: &'static str,
     found: impl Iterator<Item = Result<(&'a [u8], &'a [u8]), StoreError>>,
     room: Room,
@@ -133,6 +115,6 @@ pub(super) fn vm_event_key(uid: VmUid, number: EventNumber) -> Vec<u8> {
     [uid.0.as_bytes().as_slice(), &number.to_be_bytes()].concat()
 }
 
-fn number_of(key: &[u8]) -> EventNumber {
+pub(super) fn number_of(key: &[u8]) -> EventNumber {
     key.try_into().map_or(0, EventNumber::from_be_bytes)
 }

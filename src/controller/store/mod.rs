@@ -7,13 +7,17 @@
 mod error;
 mod history;
 pub mod seal;
+mod shares;
 mod tables;
+mod trail;
 mod upgrade;
 pub mod writer;
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use heed::{Env, RoTxn, RwTxn};
 use serde::Serialize;
@@ -24,17 +28,46 @@ pub use self::error::{OpenError, StoreError};
 use self::history::vm_event_key;
 pub use self::history::{Page, Room};
 use self::seal::Seal;
+use self::shares::Shares;
 use self::tables::{
     AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, SCHEMA, Table, Tables, VMS, all,
     copy_key, decode, put_or_delete,
 };
+use self::trail::Kept;
 use super::cluster::{Changes, Cluster, Records};
 use crate::identity;
 use crate::model::audit::AuditNumber;
 use crate::model::event::{EventNumber, EventObject};
 
-/// Address space for the map: events of years fit.
-const MAP_SIZE: usize = if cfg!(target_pointer_width = "64") { 64 << 30 } else { 1 << 30 };
+/// From how much of the map in use on, in hundredths, nothing new is taken in: the rest is for what must go on, which is
+/// reports of workers, deletions, and the audit trail.
+const FULL: u64 = 90;
+
+/// How much the store may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of address space for the map.
+    pub map_size: usize,
+    /// Events that are kept; older ones go in the transactions that add newer ones.
+    pub events: u64,
+    /// Audit records that are kept, apart from events, so that neither can push out the other.
+    pub audit: u64,
+    /// How old an audit record may become.
+    pub audit_age: Duration,
+}
+
+impl Default for Bounds {
+    /// Events and audit records of years, which take less than half of the map even when each is as long as it may be;
+    /// audit records for somewhat longer than a year, so that one year can be compared with the one before.
+    fn default() -> Self {
+        Self {
+            map_size: if cfg!(target_pointer_width = "64") { 64 << 30 } else { 1 << 30 },
+            events: 1_000_000,
+            audit: 500_000,
+            audit_age: Duration::from_secs(400 * 24 * 3600),
+        }
+    }
+}
 
 /// Up to which numbers things have been published, as far as was noted: later ones may have been, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +84,11 @@ pub struct Store {
     env: Env,
     tables: Tables,
     seal: Arc<Seal>,
+    bounds: Bounds,
+    /// Bytes of the map in use after the last commit.
+    used: Arc<AtomicU64>,
+    /// Who holds how much of the audit trail; none after a commit that failed.
+    shares: Arc<Mutex<Option<Shares>>>,
     _lock: Arc<File>,
     #[cfg(test)]
     spoilt: Arc<std::sync::atomic::AtomicBool>,
@@ -62,8 +100,16 @@ impl Store {
     /// # Errors
     /// [`OpenError`]; nothing was changed then.
     pub fn open(folder: &Path) -> Result<Self, OpenError> {
+        Self::open_with(folder, Bounds::default())
+    }
+
+    /// The same with other bounds.
+    ///
+    /// # Errors
+    /// As for [`Store::open`].
+    pub fn open_with(folder: &Path, bounds: Bounds) -> Result<Self, OpenError> {
         let folder_error = |source| OpenError::Folder { path: folder.to_owned(), source };
-        let database_error = |source: StoreError| OpenError::Database { path: folder.to_owned(), source };
+        let database_error = |source: StoreError| OpenError::database(folder, source);
         identity::make_private_dir(folder).map_err(folder_error)?;
         let lock = File::create(folder.join("controller.lock")).map_err(folder_error)?;
         match lock.try_lock() {
@@ -73,7 +119,7 @@ impl Store {
         }
         let path = folder.join("db");
         identity::make_private_dir(&path).map_err(folder_error)?;
-        let open = || tables::open(&path, MAP_SIZE).map_err(|source| database_error(source.into()));
+        let open = || tables::open(&path, bounds.map_size).map_err(|source| database_error(source.into()));
         let (env, tables) = open()?;
         let found = tables.schema(&env).map_err(database_error)?;
         if found > SCHEMA {
@@ -84,16 +130,22 @@ impl Store {
         let seal = Seal::load(folder, !sealed)?;
         let (env, tables) = if found == PLAIN_SCHEMA {
             env.prepare_for_closing().wait();
-            upgrade::from_plain(folder, MAP_SIZE, &seal).map_err(database_error)?;
+            upgrade::from_plain(folder, bounds.map_size, &seal).map_err(database_error)?;
             tracing::info!("the stored VMs are sealed with {} from now on; back it up", seal::KEY_FILE);
             open()?
         } else {
             (env, tables)
         };
+        let shares = trail::shares(&env, &tables).map_err(database_error)?;
+        let used =
+            env.read_txn().map_err(StoreError::from).and_then(|txn| tables.used(&txn)).map_err(database_error)?;
         Ok(Self {
             env,
             tables,
             seal: seal.into(),
+            bounds,
+            used: Arc::new(used.into()),
+            shares: Arc::new(Mutex::new(Some(shares))),
             _lock: lock.into(),
             #[cfg(test)]
             spoilt: Arc::default(),
@@ -138,8 +190,14 @@ impl Store {
     pub fn commit(&self, cluster: &Cluster, changes: &Changes, published: Published) -> Result<(), StoreError> {
         #[cfg(test)]
         self.fail_if_spoilt()?;
-        let mut txn = self.env.write_txn()?;
         let tables = &self.tables;
+        // Taken out, and only put back when all is stored: after a failure they are counted anew.
+        let mut held = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = match held.take() {
+            Some(shares) => shares,
+            None => trail::shares(&self.env, tables)?,
+        };
+        let mut txn = self.env.write_txn()?;
         for uid in &changes.vms {
             self.put_sealed_or_delete(&mut txn, tables.vms, VMS, uid.0.as_bytes(), cluster.vm_record(*uid))?;
         }
@@ -164,17 +222,41 @@ impl Store {
                 tables.events_of_vm.put(&mut txn, &vm_event_key(*uid, event.number), &[])?;
             }
         }
-        for record in &changes.audit {
-            tables.audit.put(&mut txn, &record.number.to_be_bytes(), &rmp_serde::to_vec_named(record)?)?;
-        }
-        self.prune(&mut txn, cluster.last_event())?;
-        self.prune_audit(&mut txn, cluster.last_audit())?;
+        let kept = Kept { records: self.bounds.audit, age: self.bounds.audit_age };
+        trail::append(tables, &mut txn, &mut shares, &changes.audit, kept)?;
+        self.prune(&mut txn, cluster.last_event(), changes.events.len())?;
         tables.put_number(&mut txn, LAST_EVENT_KEY, cluster.last_event())?;
         tables.put_number(&mut txn, PUBLISHED_KEY, published.events)?;
         tables.put_number(&mut txn, LAST_AUDIT_KEY, cluster.last_audit())?;
         tables.put_number(&mut txn, AUDIT_PUBLISHED_KEY, published.audit)?;
+        let used = tables.used(&txn)?;
         txn.commit()?;
+        self.used.store(used, Ordering::Relaxed);
+        *held = Some(shares);
         Ok(())
+    }
+
+    /// Why nothing new can be taken in, in words; `None` while it can.
+    pub fn is_full(&self) -> Option<String> {
+        let used = self.used.load(Ordering::Relaxed);
+        (self.hundredths(used) >= FULL).then(|| {
+            format!(
+                "the controller's database is nearly full: {} of {} KiB are in use, and from {FULL} % on nothing new is \
+                 taken; delete VMs that are not needed",
+                used / 1024,
+                self.bounds.map_size / 1024
+            )
+        })
+    }
+
+    /// How much of the map is in use, in hundredths, as `txn` sees it.
+    fn fullness(&self, txn: &RoTxn<'_>) -> Result<u64, StoreError> {
+        Ok(self.hundredths(self.tables.used(txn)?))
+    }
+
+    fn hundredths(&self, used: u64) -> u64 {
+        let size = u64::try_from(self.bounds.map_size).unwrap_or(u64::MAX).max(1);
+        used.saturating_mul(100) / size
     }
 
     fn all_sealed<T: DeserializeOwned>(

@@ -46,6 +46,8 @@ pub(super) struct Tables {
     pub(super) events: Table,
     pub(super) events_of_vm: Table,
     pub(super) audit: Table,
+    /// The numbers of the records there, by whose room they take.
+    pub(super) audit_of: Table,
     pub(super) accounts: Table,
     pub(super) joins: Table,
     pub(super) keys: Table,
@@ -70,16 +72,16 @@ pub(super) fn open(folder: &Path, map_size: usize) -> Result<(Env, Tables), heed
         let meta = open.create_database::<Str, Bytes>(wtxn, Some(META))?;
         let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
         let objects = (table(VMS)?, table("workers")?, table("leaving")?);
-        let told = (table("events")?, table("events-of-vm")?, table("audit")?);
+        let told = (table("events")?, table("events-of-vm")?, table("audit")?, table("audit-of")?);
         let access = (table("accounts")?, table("joins")?, table("worker-keys")?);
         Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((meta, objects, told, access)))
     })?;
     let CommitOrAbort::Commit((meta, objects, told, access)) = tables else {
         return Err(heed::Error::Io(std::io::Error::other("no tables")));
     };
-    let ((vms, workers, leaving), (events, events_of_vm, audit)) = (objects, told);
+    let ((vms, workers, leaving), (events, events_of_vm, audit, audit_of)) = (objects, told);
     let (accounts, joins, keys) = access;
-    Ok((env, Tables { meta, vms, workers, leaving, events, events_of_vm, audit, accounts, joins, keys }))
+    Ok((env, Tables { meta, vms, workers, leaving, events, events_of_vm, audit, audit_of, accounts, joins, keys }))
 }
 
 impl Tables {
@@ -102,6 +104,27 @@ impl Tables {
     /// Keeps it.
     pub(super) fn put_number(&self, txn: &mut RwTxn<'_>, key: &'static str, number: u64) -> Result<(), StoreError> {
         Ok(self.meta.put(txn, key, &rmp_serde::to_vec(&number)?)?)
+    }
+
+    /// Bytes of the map that are in use; what was freed can be used again and does not count.
+    pub(super) fn used(&self, txn: &RoTxn<'_>) -> Result<u64, StoreError> {
+        let others = [
+            self.vms,
+            self.workers,
+            self.leaving,
+            self.events,
+            self.events_of_vm,
+            self.audit,
+            self.audit_of,
+            self.accounts,
+            self.joins,
+            self.keys,
+        ];
+        let mut used = self.meta.stat(txn)?.non_free_page_size();
+        for table in others {
+            used = used.saturating_add(table.stat(txn)?.non_free_page_size());
+        }
+        Ok(u64::try_from(used).unwrap_or(u64::MAX))
     }
 }
 

@@ -34,13 +34,17 @@ pub(super) fn from_plain(folder: &Path, map_size: usize, seal: &Seal) -> Result<
         fs::remove_dir_all(&new).map_err(io)?;
     }
     crate::identity::make_private_dir(&new).map_err(io)?;
+    reached("begun");
     let (from, to) = (open_env(&old, map_size)?, open_env(&new, map_size)?);
     copy(&from, &to, seal)?;
+    reached("copied");
     to.force_sync()?;
     // Both are mapped: neither may be when the files change places.
     from.prepare_for_closing().wait();
     to.prepare_for_closing().wait();
+    reached("closed");
     fs::rename(new.join(DATA_FILE), old.join(DATA_FILE)).map_err(io)?;
+    reached("renamed");
     File::open(&old).and_then(|folder| folder.sync_all()).map_err(io)?;
     fs::remove_dir_all(&new).map_err(io)
 }
@@ -53,6 +57,7 @@ fn copy(from: &Env, to: &Env, seal: &Seal) -> Result<(), StoreError> {
                 let new = target.create_database::<Bytes, Bytes>(write, Some(name))?;
                 for entry in old.iter(read)? {
                     let (key, value) = entry?;
+                    reached("copying");
                     match *name == VMS {
                         true => new.put(write, key, &seal.seal(VMS, key, value)?)?,
                         false => new.put(write, key, value)?,
@@ -67,4 +72,19 @@ fn copy(from: &Env, to: &Env, seal: &Seal) -> Result<(), StoreError> {
         Ok::<_, StoreError>(CommitOrAbort::<(), ()>::Commit(()))
     })?;
     Ok(())
+}
+
+#[cfg(not(test))]
+fn reached(_: &str) {}
+
+/// Where a test wants the process to be killed.
+#[cfg(test)]
+pub(super) const KILL_AT: &str = "ORCHARD_TEST_KILL_UPGRADE_AT";
+
+/// Kills the process, as a loss of power would, if a test wants that here.
+#[cfg(test)]
+fn reached(place: &str) {
+    if std::env::var(KILL_AT).is_ok_and(|wanted| wanted == place) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
 }
