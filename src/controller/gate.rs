@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::audit::Auditor;
 use super::auth::AccessView;
 use crate::bus::message::{ApiCall, OpenTunnel};
+use crate::bus::subject;
 use crate::identity::same_secret;
 use crate::model::access;
 use crate::model::audit::{AuditType, Deed, Outcome};
@@ -168,6 +169,7 @@ impl Gatekeeper for Gate {
 fn deed_of(note: &Note<'_>) -> Deed {
     let (kind, outcome, message) = match note.event {
         NoteEvent::Refused(why) => (AuditType::TunnelOpened, Outcome::Refused, why.to_string()),
+        NoteEvent::WorkerRefused(_, why) => (AuditType::LoginFailed, Outcome::Refused, why.to_string()),
         NoteEvent::Failed(why) => (AuditType::TunnelOpened, Outcome::Failed, why.to_string()),
         NoteEvent::Opened => (AuditType::TunnelOpened, Outcome::Done, String::new()),
         NoteEvent::Closed { to_vm, from_vm, lasted, broken } => {
@@ -177,13 +179,10 @@ fn deed_of(note: &Note<'_>) -> Deed {
             (AuditType::TunnelClosed, Outcome::Done, message)
         }
     };
-    Deed {
-        kind,
-        account: note.grant.map_or_else(String::new, |grant| grant.account.to_string()),
-        address: note.peer.to_string(),
-        verb: "connect.open".to_owned(),
-        target: note.grant.map_or_else(String::new, |grant| format!("{}:{}", grant.vm, grant.port)),
-        outcome,
-        message,
-    }
+    let (account, verb, target) = match (note.event, note.grant) {
+        (NoteEvent::WorkerRefused(worker, _), _) => (subject::worker_user(worker), "tunnel", worker.to_string()),
+        (_, Some(grant)) => (grant.account.to_string(), "connect.open", format!("{}:{}", grant.vm, grant.port)),
+        (_, None) => (String::new(), "connect.open", String::new()),
+    };
+    Deed { kind, account, address: note.peer.to_string(), verb: verb.to_owned(), target, outcome, message }
 }

@@ -34,6 +34,7 @@ use crate::bus::access::{CreateJoinToken, NewJoinToken};
 use crate::bus::client::{Bus, BusOptions, Login, Trust};
 use crate::bus::message::TunnelEndpoint;
 use crate::identity::ca::{self, Fingerprint, Identity};
+use crate::model::audit::Deed;
 use crate::model::error::ApiError;
 use crate::model::secret::Secret;
 use crate::model::{AccountName, Clock, WorkerName};
@@ -237,7 +238,8 @@ impl Controller {
         worker: Option<WorkerName>,
     ) -> Result<NewJoinToken, ApiError> {
         let request = CreateJoinToken { ttl_s: ttl.as_secs(), uses, worker };
-        service::new_join_token(&self.writer, &self.address, admin()?, request).await
+        let writer = self.writer.audited(audit::own_deed("bootstrap-token.create", String::new()));
+        service::new_join_token(&writer, &self.address, admin()?, request).await
     }
 
     /// How to reach the bus from this machine.
@@ -373,6 +375,11 @@ async fn bootstrap(writer: &Writer, given: Option<Secret>) -> Result<Option<Secr
             None => return Ok(None),
         };
         step.cluster.restore_admin(&name, identity::hash_of(token.expose()), step.now, step.changes);
+        let changed = std::mem::take(&mut step.changes.said.message);
+        if !changed.is_empty() {
+            let deed = audit::own_deed("service-account.restore", name.to_string());
+            step.cluster.audit(Deed { message: changed, ..deed }, step.now, step.changes);
+        }
         Ok(Some(token))
     };
     writer.submit(step).await

@@ -47,6 +47,7 @@ const PURE: &[&str] = &[
     "controller/auth/permissions.rs",
     "controller/cluster",
     "controller/scheduler.rs",
+    "controller/store/shares.rs",
     "worker/plan.rs",
     "config/duration.rs",
     "config/join.rs",
