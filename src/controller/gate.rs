@@ -101,6 +101,13 @@ impl Gate {
         }
     }
 
+    /// Whether `worker` is known and has not registered since this start: it tries the session that it had before, and
+    /// registers when that is refused. This is nothing to record.
+    fn awaits(&self, worker: &WorkerName) -> bool {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        !sessions.contains_key(worker) && self.access.worker_key(worker).is_some()
+    }
+
     /// Whether the worker's data path is up.
     pub(super) fn is_linked(&self, worker: &WorkerName) -> bool {
         self.links.read().unwrap_or_else(PoisonError::into_inner).contains(worker)
@@ -145,6 +152,11 @@ impl Gatekeeper for Gate {
     }
 
     fn note(&self, note: Note<'_>) {
+        if let NoteEvent::WorkerRefused(worker, _) = note.event
+            && self.awaits(worker)
+        {
+            return;
+        }
         self.auditor.record(deed_of(&note));
     }
 

@@ -34,7 +34,6 @@ use crate::bus::access::{CreateJoinToken, NewJoinToken};
 use crate::bus::client::{Bus, BusOptions, Login, Trust};
 use crate::bus::message::TunnelEndpoint;
 use crate::identity::ca::{self, Fingerprint, Identity};
-use crate::model::audit::Deed;
 use crate::model::error::ApiError;
 use crate::model::secret::Secret;
 use crate::model::{AccountName, Clock, WorkerName};
@@ -238,7 +237,7 @@ impl Controller {
         worker: Option<WorkerName>,
     ) -> Result<NewJoinToken, ApiError> {
         let request = CreateJoinToken { ttl_s: ttl.as_secs(), uses, worker };
-        let writer = self.writer.audited(audit::own_deed("bootstrap-token.create", String::new()));
+        let writer = self.writer.audited(audit::own_deed("bootstrap-token.create", String::new(), String::new()));
         service::new_join_token(&writer, &self.address, admin()?, request).await
     }
 
@@ -377,8 +376,8 @@ async fn bootstrap(writer: &Writer, given: Option<Secret>) -> Result<Option<Secr
         step.cluster.restore_admin(&name, identity::hash_of(token.expose()), step.now, step.changes);
         let changed = std::mem::take(&mut step.changes.said.message);
         if !changed.is_empty() {
-            let deed = audit::own_deed("service-account.restore", name.to_string());
-            step.cluster.audit(Deed { message: changed, ..deed }, step.now, step.changes);
+            let deed = audit::own_deed("service-account.restore", name.to_string(), changed);
+            step.cluster.audit(deed, step.now, step.changes);
         }
         Ok(Some(token))
     };

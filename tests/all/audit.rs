@@ -17,10 +17,14 @@ use orchard::model::access::Role;
 use orchard::model::audit::{AuditRecord, AuditType, CONTROLLER, Outcome};
 use orchard::model::error::ErrorCode;
 use orchard::model::vm::VmSpec;
+use orchard::tunnel::Transport;
+use orchard::tunnel::header::WorkerHello;
+use orchard::tunnel::worker::{LinkOptions, WorkerLink};
 use tokio::io::AsyncReadExt;
 
 use crate::harness::{Access, Cluster, LIMIT, TIMING, any_port};
 use crate::tunnel::rights;
+use crate::tunnel::world::Guests;
 use crate::wait::until;
 
 async fn trail(access: &Access) -> Vec<AuditRecord> {
@@ -340,4 +344,18 @@ async fn workers_that_are_refused_are_recorded() {
     let record = find(&cluster.access, |record| record.verb == "worker.heartbeat").await;
     assert_eq!((record.account.as_str(), record.outcome), ("worker/w1", Outcome::Refused));
     assert!(is_loopback(&record.address) && record.message.contains("is not open here"), "{record:?}");
+    // Somebody who says, on the way for tunnels, that it is this worker.
+    let worker = "w1".parse().unwrap();
+    let hello = WorkerHello { worker, session: SessionId(uuid::Uuid::nil()), secret: new_token(), proof: None };
+    let options = LinkOptions {
+        address: cluster.controller.tunnel_addr().into(),
+        fingerprint: cluster.controller.fingerprint().unwrap(),
+        hello,
+        key: None,
+        transport: Transport::default(),
+    };
+    let _link = WorkerLink::start(options, std::sync::Arc::new(Guests));
+    let record = find(&cluster.access, |record| record.verb == "tunnel").await;
+    assert_eq!((record.account.as_str(), record.kind), ("worker/w1", AuditType::LoginFailed));
+    assert!(record.stranger && is_loopback(&record.address), "{record:?}");
 }

@@ -147,7 +147,7 @@ pub(super) fn outcome_of(error: &ApiError) -> Outcome {
 }
 
 /// What the controller does by itself.
-pub(super) fn own_deed(verb: &str, target: String) -> Deed {
+pub(super) fn own_deed(verb: &str, target: String, message: String) -> Deed {
     Deed {
         kind: AuditType::Request,
         account: CONTROLLER.to_owned(),
@@ -155,7 +155,7 @@ pub(super) fn own_deed(verb: &str, target: String) -> Deed {
         verb: verb.to_owned(),
         target,
         outcome: Outcome::Done,
-        message: String::new(),
+        message,
     }
 }
 

@@ -3,6 +3,7 @@
 use super::super::{Bounds, Room};
 use super::*;
 use crate::bus::message::{CreateVm, Hello, Observation, Report};
+use crate::controller::cluster::Records;
 use crate::model::audit::{AuditType, Outcome};
 use crate::model::event::{Event, EventObject, EventType};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
@@ -203,4 +204,38 @@ fn the_crowd_of_events_goes_before_new_things_are_refused() {
     }
     let page = store.events(0, Room { items: 1, bytes: usize::MAX }, None).unwrap();
     assert!(page.first_kept > 1);
+}
+
+#[test]
+fn a_lower_bound_of_events_is_reached_in_steps_that_stay_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let event = |number| Event {
+        number,
+        time: Timestamp::default(),
+        kind: EventType::Log,
+        object: EventObject::Vm { name: "a".parse().unwrap(), uid: VmUid(uuid::Uuid::nil()), attempt: 0 },
+        message: String::new(),
+        worker: None,
+        stream: None,
+    };
+    let commit = |store: &Store, numbers: std::ops::RangeInclusive<u64>| {
+        let records = Records { last_event: *numbers.end(), ..store.records().unwrap() };
+        let cluster = Cluster::load(records, Timing::default(), Clock::start().now());
+        let changes = Changes { events: numbers.map(event).collect(), ..Changes::default() };
+        store.commit(&cluster, &changes, Published::default()).unwrap();
+        store.events(0, Room { items: usize::MAX, bytes: usize::MAX }, None).unwrap().items.len()
+    };
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(commit(&store, 1..=2_000), 2_000);
+    drop(store);
+    let store = Store::open_with(dir.path(), Bounds { events: 10, ..Bounds::default() }).unwrap();
+    let mut left = 2_000;
+    for number in 2_001..2_010 {
+        let now = commit(&store, number..=number);
+        assert!(now == 10 || (now < left && left - now <= 256), "{left} {now}");
+        left = now;
+    }
+    assert_eq!(left, 10);
+    let of_one = store.events(0, Room { items: 100, bytes: usize::MAX }, Some(VmUid(uuid::Uuid::nil()))).unwrap();
+    assert_eq!(of_one.items.len(), 10);
 }
