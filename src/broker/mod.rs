@@ -109,6 +109,7 @@ mod replies;
 mod route;
 mod router;
 mod session;
+pub mod stamp;
 pub mod subject;
 pub mod tls;
 mod transport;

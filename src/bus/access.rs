@@ -200,7 +200,10 @@ pub struct DeleteWorker {
 }
 api_call!(DeleteWorker => Done, "worker", "delete");
 
-/// `audit.list`: stored audit records in order.
+/// `audit.list`: stored audit records in order. Numbers only grow, but they need not follow one another: when the trail is
+/// full, the oldest record of whoever holds the most goes (all who have not proven to be an account count as one), so that
+/// nobody pushes out what another did; and each goes when it has become too old. `first_kept` is the lowest number there
+/// is; between it and `last`, missing numbers are records that went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListAudit {
     /// Only numbers above this one.

@@ -140,16 +140,26 @@ pub struct DeleteVm {
 }
 api_call!(DeleteVm => Done, "vm", "delete");
 
-/// `worker.list`: all workers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListWorkers {}
+/// `worker.list`: all workers, in name order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListWorkers {
+    /// Only names after this one.
+    #[serde(default)]
+    pub after: Option<WorkerName>,
+    /// At most so many; 0 or more than [`MAX_PAGE`] = [`MAX_PAGE`].
+    #[serde(default)]
+    pub limit: u32,
+}
 api_call!(ListWorkers => WorkerPage, "worker", "list");
 
-/// All workers, in name order.
+/// A page of workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerPage {
-    /// The workers.
+    /// In name order.
     pub workers: Vec<WorkerView>,
+    /// There are more: ask for those after the last one here.
+    #[serde(default)]
+    pub more: bool,
 }
 
 /// `worker.get`: one worker by name.

@@ -70,11 +70,13 @@ async fn print_rest(arguments: &AuditArgs, client: &Client, position: &mut Audit
     }
 }
 
-/// What to tell when records between `after` and the page are no longer kept.
+/// What to tell when records between `after` and the end of the page are no longer kept. Any may be missing, not only the
+/// oldest: each account loses its own.
 fn trimmed(after: AuditNumber, page: &AuditPage) -> Option<String> {
-    let first_wanted = after.saturating_add(1);
-    (page.first_kept > first_wanted && page.last > after)
-        .then(|| format!("records #{first_wanted} to #{} are no longer kept", page.first_kept - 1))
+    let (first, last) = (after.saturating_add(1), page.next);
+    let wanted = last.saturating_sub(after);
+    let missing = wanted.saturating_sub(u64::try_from(page.records.len()).unwrap_or(u64::MAX));
+    (missing > 0).then(|| format!("of the {wanted} records #{first} to #{last}, {missing} are no longer kept"))
 }
 
 /// A record as a line for people. Names in it may be a stranger's words.
@@ -96,6 +98,32 @@ mod tests {
     use super::*;
     use crate::model::Timestamp;
     use crate::model::audit::{AuditType, Deed, Outcome};
+
+    fn record(number: AuditNumber) -> AuditRecord {
+        let deed = Deed {
+            kind: AuditType::Request,
+            account: "ann".into(),
+            address: String::new(),
+            verb: String::new(),
+            target: String::new(),
+            outcome: Outcome::Done,
+            message: String::new(),
+        };
+        AuditRecord::new(number, Timestamp::default(), deed)
+    }
+
+    #[test]
+    fn records_that_went_are_counted_wherever_they_were() {
+        let page = |numbers: &[u64], next| {
+            let records = numbers.iter().copied().map(record).collect();
+            AuditPage { records, next, last: 9, first_kept: 1 }
+        };
+        assert_eq!(trimmed(0, &page(&[1, 2, 3], 3)), None);
+        assert_eq!(trimmed(3, &page(&[], 3)), None);
+        let said = "of the 5 records #4 to #8, 3 are no longer kept";
+        assert_eq!(trimmed(3, &page(&[5, 8], 8)).as_deref(), Some(said));
+        assert_eq!(trimmed(8, &page(&[], 9)).as_deref(), Some("of the 1 records #9 to #9, 1 are no longer kept"));
+    }
 
     #[test]
     fn a_record_is_one_line_whatever_a_stranger_calls_himself() {

@@ -43,7 +43,7 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
             print(&arguments, &vms, |vm| vm.name.to_string(), |vms| vm_table(vms, now))
         }
         List::Workers(arguments) => {
-            let workers = client.call(&ListWorkers {}).await?.workers;
+            let workers = all_workers(client).await?;
             let name = |worker: &WorkerView| worker.worker.info.name.to_string();
             print(&arguments, &workers, name, |workers| worker_table(workers, now))
         }
@@ -79,6 +79,19 @@ async fn all_vms(client: &Client) -> anyhow::Result<Vec<Vm>> {
         let page = client.call(&ListVms { after, limit: 0 }).await?;
         let more = page.more && !page.vms.is_empty();
         all.extend(page.vms);
+        if !more {
+            return Ok(all);
+        }
+    }
+}
+
+async fn all_workers(client: &Client) -> anyhow::Result<Vec<WorkerView>> {
+    let mut all: Vec<WorkerView> = Vec::new();
+    loop {
+        let after = all.last().map(|view| view.worker.info.name.clone());
+        let page = client.call(&ListWorkers { after, limit: 0 }).await?;
+        let more = page.more && !page.workers.is_empty();
+        all.extend(page.workers);
         if !more {
             return Ok(all);
         }

@@ -8,10 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::auth::BOOTSTRAP_ADMIN;
-use super::cluster;
 use super::store::writer::{Step, Writer};
+use super::{audit, cluster};
 use crate::identity;
 use crate::model::AccountName;
+use crate::model::account::SecretHash;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 
@@ -39,7 +40,7 @@ pub(super) async fn bootstrap(
         cluster::check_token(&given)?;
         let hash = identity::hash_of(given.expose());
         let step = move |step: &mut Step<'_>| {
-            step.cluster.restore_admin(&name, hash, step.now, step.changes);
+            restore(step, &name, hash);
             Ok(())
         };
         writer.submit(step).await?;
@@ -71,11 +72,21 @@ pub(super) async fn bootstrap(
     };
     let hash = identity::hash_of(token.expose());
     let step = move |step: &mut Step<'_>| {
-        step.cluster.restore_admin(&name, hash, step.now, step.changes);
+        restore(step, &name, hash);
         Ok(())
     };
     writer.submit(step).await?;
     Ok(Some(token))
+}
+
+/// Sees to it that the account has this token, which is nobody's request: the record says so, if anything changed.
+fn restore(step: &mut Step<'_>, name: &AccountName, hash: SecretHash) {
+    step.cluster.restore_admin(name, hash, step.now, step.changes);
+    let changed = std::mem::take(&mut step.changes.said.message);
+    if !changed.is_empty() {
+        let deed = audit::own_deed("service-account.restore", name.to_string(), changed);
+        step.cluster.audit(deed, step.now, step.changes);
+    }
 }
 
 /// Has the token wait no more.

@@ -251,7 +251,8 @@ impl Controller {
         worker: Option<WorkerName>,
     ) -> Result<NewJoinToken, ApiError> {
         let request = CreateJoinToken { ttl_s: ttl.as_secs(), uses, worker };
-        service::new_join_token(&self.writer, &self.address, bootstrap::admin()?, request).await
+        let writer = self.writer.audited(audit::own_deed("bootstrap-token.create", String::new(), String::new()));
+        service::new_join_token(&writer, &self.address, bootstrap::admin()?, request).await
     }
 
     /// How to reach the bus from this machine.

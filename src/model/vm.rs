@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::resources::{Labels, Resources};
 use super::secret::{Secret, redact_urls};
-use super::{Attempt, CopyId, Timestamp, VmName, VmUid, WorkerName};
+use super::{AccountName, Attempt, CopyId, Timestamp, VmName, VmUid, WorkerName};
 
 /// The guest's operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -178,6 +178,9 @@ pub struct Vm {
     /// When it was asked for.
     #[serde(rename = "createdAt")]
     pub created_at: Timestamp,
+    /// Who asked for it; none = not known.
+    #[serde(default, rename = "createdBy", skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<AccountName>,
     /// What was asked for.
     #[serde(flatten)]
     pub spec: VmSpec,
@@ -240,6 +243,7 @@ impl Vm {
             name,
             uid,
             created_at,
+            created_by: None,
             spec,
             generation: 0,
             observed_generation: 0,

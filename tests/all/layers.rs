@@ -52,6 +52,7 @@ const PURE: &[&str] = &[
     "controller/auth/permissions.rs",
     "controller/cluster",
     "controller/scheduler",
+    "controller/store/shares.rs",
     "worker/plan.rs",
     "config/duration.rs",
     "config/join.rs",

@@ -181,7 +181,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "vm.get", &GetVm { name: vm.clone() });
     line(&mut file, "vm.list", &ListVms { after: Some(vm.clone()), limit: 10 });
     line(&mut file, "vm.delete", &DeleteVm { name: vm.clone() });
-    line(&mut file, "worker.list", &ListWorkers {});
+    line(&mut file, "worker.list", &ListWorkers::default());
     line(&mut file, "worker.get", &GetWorker { name: "w".parse().unwrap() });
     line(&mut file, "event.list", &ListEvents { after: 5, limit: 10, vm: Some(uid()) });
     line(&mut file, "connect.open", &OpenTunnel { vm, port: 22 });

@@ -35,6 +35,13 @@ pub trait Authenticator: Send + Sync + 'static {
         let _ = (user, peer, violation);
     }
 
+    /// Whether what `user` publishes to `subject` shall carry from where it is connected, in the header
+    /// [`super::stamp::CLIENT_ADDRESS`] and in place of all headers of its own. Asked for every message: must cost little.
+    fn stamps(&self, user: &User, subject: &[u8]) -> bool {
+        let _ = (user, subject);
+        false
+    }
+
     /// Whether INFO must carry a nonce for clients to sign.
     fn wants_nonce(&self) -> bool {
         false
@@ -45,7 +52,12 @@ pub trait Authenticator: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Violation<'a> {
     /// To publish to this subject.
-    Publish(&'a str),
+    Publish {
+        /// The subject.
+        to: &'a str,
+        /// What was to be published, without headers.
+        payload: &'a [u8],
+    },
     /// To listen to this subject.
     Subscribe(&'a str),
 }

@@ -12,6 +12,8 @@ use crate::model::audit::Deed;
 const BURST: u32 = 20;
 /// One more of the same source every so often, which is 360 an hour.
 const PAUSE: Duration = Duration::from_secs(10);
+/// Of what is only counted, one record tells for so long.
+const WINDOW: Duration = Duration::from_secs(60);
 /// Records of all sources that are stored at once, and how often one more: at most some 43,000 a day.
 const BURST_OF_ALL: u32 = 500;
 const PAUSE_OF_ALL: Duration = Duration::from_secs(2);
@@ -68,13 +70,23 @@ impl Limiter {
 
     /// What of `deed`, which `source` did, is to be recorded now, if anything.
     pub(super) fn pass(&mut self, source: &str, deed: Deed, now: Duration) -> Option<Deed> {
+        self.pass_of(source, deed, now, (BURST, PAUSE))
+    }
+
+    /// The same for what is of interest by its number only: one record at once, then one with the number for each
+    /// [`WINDOW`]. `source` must be no other one's.
+    pub(super) fn pass_summed(&mut self, source: &str, deed: Deed, now: Duration) -> Option<Deed> {
+        self.pass_of(source, deed, now, (1, WINDOW))
+    }
+
+    fn pass_of(&mut self, source: &str, deed: Deed, now: Duration, (burst, pause): (u32, Duration)) -> Option<Deed> {
         let known = self.sources.contains_key(source) || self.sources.len() < MAX_SOURCES;
         let source = if known { source } else { "" };
         self.all.fill(now);
         let entry = self
             .sources
             .entry(source.to_owned())
-            .or_insert_with(|| Source { bucket: Bucket::new(BURST, PAUSE, now), held: None });
+            .or_insert_with(|| Source { bucket: Bucket::new(burst, pause, now), held: None });
         entry.bucket.fill(now);
         let before = entry.held.take().map_or(0, |(_, count)| count);
         if entry.bucket.tokens > 0 && self.all.tokens > 0 {
@@ -143,6 +155,21 @@ mod tests {
         assert_eq!(told[0].message, "and 979 more; the last: no");
         let next = limiter.pass("a", deed("no"), Duration::from_secs(20)).unwrap();
         assert_eq!(next.message, "no");
+    }
+
+    #[test]
+    fn what_is_only_counted_is_told_once_in_each_window() {
+        let mut limiter = Limiter::new(Duration::ZERO);
+        let mut told = Vec::new();
+        for second in 0..120 {
+            let now = Duration::from_secs(second);
+            for _ in 0..10 {
+                told.extend(limiter.pass_summed("limit ann", deed("full"), now).map(|deed| (second, deed.message)));
+            }
+            told.extend(limiter.flush(now).into_iter().map(|deed| (second, deed.message)));
+        }
+        let (first, second) = ((0, "full".to_owned()), (60, "and 599 more; the last: full".to_owned()));
+        assert_eq!(told, [first, second]);
     }
 
     #[test]

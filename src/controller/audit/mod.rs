@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use self::limit::Limiter;
 pub(super) use self::logins::Logins;
 use super::store::writer::Writer;
+use crate::bus::message;
 use crate::model::Clock;
-use crate::model::audit::{AuditType, Deed, Outcome};
+use crate::model::audit::{AuditType, CONTROLLER, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::task::{self, Task};
 
@@ -82,6 +84,18 @@ impl Auditor {
         }
     }
 
+    /// Records that a limit was met: once for each account and minute, with the number of times.
+    pub(super) fn limited(&self, deed: Deed) {
+        let source = format!("limit {}", deed.account);
+        let now = self.shared.clock.now().mono;
+        let mut limiter = self.shared.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = limiter.pass_summed(&source, deed, now);
+        drop(limiter);
+        if let Some(deed) = passed {
+            self.queue(deed);
+        }
+    }
+
     fn queue(&self, deed: Deed) {
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         if self.shared.queue.try_send(deed).is_err() {
@@ -108,7 +122,7 @@ impl Auditor {
         if lost > 0 {
             let deed = Deed {
                 kind: AuditType::Request,
-                account: "controller/self".to_owned(),
+                account: CONTROLLER.to_owned(),
                 address: String::new(),
                 verb: "audit".to_owned(),
                 target: String::new(),
@@ -130,6 +144,38 @@ pub(super) fn outcome_of(error: &ApiError) -> Outcome {
         ErrorCode::Forbidden | ErrorCode::Unauthenticated => Outcome::Refused,
         _ => Outcome::Failed,
     }
+}
+
+/// What the controller does by itself.
+pub(super) fn own_deed(verb: &str, target: String, message: String) -> Deed {
+    Deed {
+        kind: AuditType::Request,
+        account: CONTROLLER.to_owned(),
+        address: String::new(),
+        verb: verb.to_owned(),
+        target,
+        outcome: Outcome::Done,
+        message,
+    }
+}
+
+/// What a request is about, as far as it says so in one of the usual fields.
+#[derive(Debug, Default, Deserialize)]
+struct Target {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    vm: Option<String>,
+    #[serde(default)]
+    worker: Option<String>,
+    #[serde(default)]
+    id: Option<String>,
+}
+
+/// What the request `payload` to `subject` is about; the subject when it does not say.
+pub(super) fn target_of(payload: &[u8], subject: &str) -> String {
+    let target: Target = message::decode(payload).unwrap_or_default();
+    target.name.or(target.vm).or(target.worker).or(target.id).unwrap_or_else(|| subject.to_owned())
 }
 
 /// The address without its port, which differs with each attempt.
@@ -166,5 +212,21 @@ async fn write(auditor: Auditor, mut pending: mpsc::Receiver<Deed>, writer: Writ
             auditor.shared.lost.fetch_add(count, Ordering::Relaxed);
         }
         auditor.shared.waiting.fetch_sub(count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::message::{DeleteVm, GetInfo, OpenTunnel};
+
+    #[test]
+    fn the_target_is_what_the_request_names_or_else_its_subject() {
+        let of = |payload: &[u8]| target_of(payload, "orchard.v1.api.ann.vm.delete");
+        assert_eq!(of(&message::encode(&DeleteVm { name: "one".parse().unwrap() }).unwrap()), "one");
+        assert_eq!(of(&message::encode(&OpenTunnel { vm: "two".parse().unwrap(), port: 22 }).unwrap()), "two");
+        for unclear in [message::encode(&GetInfo {}).unwrap(), b"not MessagePack".to_vec(), Vec::new()] {
+            assert_eq!(of(&unclear), "orchard.v1.api.ann.vm.delete");
+        }
     }
 }

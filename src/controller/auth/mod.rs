@@ -24,7 +24,7 @@ use crate::model::{AccountName, Clock, Timestamp};
 /// The account that exists from the first start on.
 pub const BOOTSTRAP_ADMIN: &str = "bootstrap-admin";
 /// The bus user of the controller itself; `/` stands in no account's name.
-pub(super) const CONTROLLER_USER: &str = "controller/self";
+pub(super) const CONTROLLER_USER: &str = crate::model::audit::CONTROLLER;
 /// Compared with when there is no such account, so that time does not tell which there are. Nothing known has it.
 const NOBODY: SecretHash = SecretHash([0; 32]);
 

@@ -62,6 +62,7 @@ impl Cluster {
             );
             return Err(ApiError::new(ErrorCode::Invalid, what));
         }
+        self.check_room()?;
         if self.access.joins.len() >= MAX_JOINS {
             let what = format!(
                 "there are {MAX_JOINS} tokens to join with, and no more can be; delete some first (`orchard list bootstrap-tokens`)"
@@ -82,6 +83,11 @@ impl Cluster {
             worker: request.worker,
             used_up_at: None,
         };
+        let worker =
+            token.worker.as_ref().map_or_else(|| "any worker".to_owned(), |only| format!("worker {only} alone"));
+        let (ttl, uses) = (request.ttl_s, request.uses);
+        changes.say(format!("for {ttl} s until {}, {uses} uses, {worker}", token.expires_at));
+        changes.said.target = Some(id.to_string());
         self.access.joins.insert(id.clone(), token.clone());
         changes.joins.insert(id);
         Ok(token)
@@ -164,8 +170,9 @@ impl Cluster {
         changes.keys.insert(worker.clone());
     }
 
-    /// Ends the join tokens of which `over` says so.
-    pub(super) fn end_joins(&mut self, over: impl Fn(&JoinToken) -> bool, changes: &mut Changes) {
+    /// Ends the join tokens of which `over` says so; says how many there were.
+    pub(super) fn end_joins(&mut self, over: impl Fn(&JoinToken) -> bool, changes: &mut Changes) -> usize {
+        let before = self.access.joins.len();
         self.access.joins.retain(|id, token| {
             let ends = over(token);
             if ends {
@@ -173,6 +180,7 @@ impl Cluster {
             }
             !ends
         });
+        before - self.access.joins.len()
     }
 
     /// Forgets join tokens that are over. One that is used up stays for a while (`JOIN_GRACE`): a machine whose answer was

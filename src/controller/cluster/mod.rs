@@ -15,7 +15,10 @@ mod ends;
 mod given_up;
 mod join;
 mod placing;
+mod quota;
+mod reading;
 mod removal;
+mod spec;
 mod vm;
 mod worker;
 
@@ -26,11 +29,12 @@ use serde::{Deserialize, Serialize};
 
 use self::access::Access;
 pub use self::access::check_token;
-pub use self::changes::Changes;
+pub use self::changes::{Changes, Said};
 pub use self::given_up::GivenUp;
 use self::given_up::GivenUps;
-use super::scheduler::{Policy, Scheduler, Shape, Standing};
-use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
+use self::quota::Usage;
+use super::scheduler::{Policy, Scheduler, Standing};
+use crate::bus::message::{Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
@@ -117,9 +121,6 @@ struct Live {
     seen: Now,
 }
 
-/// What stands in the way of VMs, worked out once for all that want the same.
-type Reasons = HashMap<Shape, String>;
-
 /// The state of the whole cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -134,6 +135,9 @@ pub struct Cluster {
     scheduler: Scheduler,
     /// When VMs delete themselves, by the monotonic clock; those of VMs that are gone already are passed over.
     ends: BTreeSet<(Duration, VmUid)>,
+    usage: Usage,
+    /// Why nothing new can be stored; none while it can.
+    full: Option<String>,
     /// Not to be placed before this moment of the monotonic clock.
     held_back: HashMap<VmUid, Duration>,
     last_event: EventNumber,
@@ -155,6 +159,8 @@ impl Cluster {
             access: Access::load(records.accounts, records.joins, records.keys),
             scheduler: Scheduler::new(Policy::default()),
             ends: BTreeSet::new(),
+            usage: Usage::default(),
+            full: None,
             held_back: HashMap::new(),
             last_event: records.last_event,
             last_audit: records.last_audit,
@@ -199,6 +205,16 @@ impl Cluster {
         names.iter().for_each(|name| self.tell_scheduler(name));
     }
 
+    /// Notes whether the store has room for new things: `full` says why it has not. What ends things or goes on with them
+    /// is not concerned.
+    pub fn set_full(&mut self, full: Option<String>) {
+        self.full = full;
+    }
+
+    fn check_room(&self) -> Result<(), ApiError> {
+        self.full.as_ref().map_or(Ok(()), |why| Err(ApiError::new(ErrorCode::LimitExceeded, why)))
+    }
+
     /// The last number given to an event.
     pub fn last_event(&self) -> EventNumber {
         self.last_event
@@ -217,78 +233,6 @@ impl Cluster {
     /// The stored form of a copy still to be removed; `None` once it is gone.
     pub fn leaving_record(&self, id: CopyId) -> Option<&Leaving> {
         self.leaving.get(&id)
-    }
-
-    /// A VM as readers may see it.
-    ///
-    /// # Errors
-    /// [`ErrorCode::NotFound`].
-    pub fn vm(&self, name: &VmName, now: Now) -> Result<Vm, ApiError> {
-        Ok(self.view(self.known_vm(name)?, &mut Reasons::default(), now))
-    }
-
-    fn known_vm(&self, name: &VmName) -> Result<&Vm, ApiError> {
-        self.vms.get(name).ok_or_else(|| {
-            ApiError::new(
-                ErrorCode::NotFound,
-                format!("there is no VM named {name}; `orchard list vms` shows those there are"),
-            )
-        })
-    }
-
-    /// At most `limit` VMs after `after`, in name order, and whether there are more; fewer when they are so large that
-    /// they would make more than `bytes` of answer.
-    pub fn vms(&self, after: Option<&VmName>, limit: usize, bytes: usize, now: Now) -> (Vec<Vm>, bool) {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let from = after.map_or(Unbounded, |name| Excluded(name.clone()));
-        let mut room = bytes;
-        let mut page: Vec<Vm> = Vec::new();
-        let mut reasons = Reasons::default();
-        for (_, vm) in self.vms.range((from, Unbounded)) {
-            let seen = self.view(vm, &mut reasons, now);
-            let size = message::encode(&seen).map_or(0, |encoded| encoded.len());
-            if page.len() >= limit || (size > room && !page.is_empty()) {
-                return (page, true);
-            }
-            room = room.saturating_sub(size);
-            page.push(seen);
-        }
-        (page, false)
-    }
-
-    /// A worker as readers see it. `connectable` is not known here and false.
-    ///
-    /// # Errors
-    /// [`ErrorCode::NotFound`].
-    pub fn worker(&self, name: &WorkerName) -> Result<WorkerView, ApiError> {
-        self.workers.get(name).map(|entry| entry.view(self.scheduler.used(name))).ok_or_else(|| {
-            let hint = "`orchard list workers` shows those there are";
-            ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
-        })
-    }
-
-    /// All workers, in name order.
-    pub fn all_workers(&self) -> Vec<WorkerView> {
-        self.workers.iter().map(|(name, entry)| entry.view(self.scheduler.used(name))).collect()
-    }
-
-    /// Adds what is no property of the VM to what readers see: what stands in the way of its being placed, or its worker's
-    /// silence. Not stored, as it changes with every worker.
-    fn view(&self, vm: &Vm, reasons: &mut Reasons, now: Now) -> Vm {
-        let mut seen = vm.clone().redacted();
-        if self.scheduler.is_waiting(vm.uid) {
-            let shape = Shape::of(&vm.spec);
-            let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
-            seen.status_message.clone_from(reason);
-        }
-        let entry = vm.worker.as_ref().and_then(|name| self.workers.get(name));
-        if let Some(entry) = entry.filter(|entry| entry.state == WorkerState::Unseen && vm.status != VmStatus::Failed) {
-            let silence = now.mono.saturating_sub(entry.heard).as_secs();
-            let note = format!("worker {} has not been heard of for {silence} s", entry.record.info.name);
-            let so_far = &seen.status_message;
-            seen.status_message = if so_far.is_empty() { note } else { format!("{note}; before: {so_far}") };
-        }
-        seen
     }
 
     /// What `worker` shall run now; `None` while it has no session.
@@ -337,6 +281,7 @@ impl Cluster {
                 self.scheduler.has_image(name, &vm.spec.image);
             }
         }
+        self.usage.add(&vm);
         self.names.insert(uid, vm.name.clone());
         self.vms.insert(vm.name.clone(), vm);
         self.consider(uid);

@@ -42,6 +42,8 @@ impl Cluster {
         }
         self.revoke(worker, changes);
         let given_up = self.copies_on(worker, now);
+        let forced = if force { ", by force" } else { "" };
+        changes.say(format!("{} VMs were placed on it{forced}", placed.len()));
         for uid in placed {
             self.abandon(worker, uid, now, changes);
         }

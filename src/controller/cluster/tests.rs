@@ -1,6 +1,7 @@
 //! The core's rules, each as a story; and random walks that check the invariants after every step.
 
 mod access;
+mod bounds;
 mod copies;
 mod given_up;
 mod hostile;
@@ -64,7 +65,7 @@ impl World {
     fn create(&mut self, vm: &str, spec: VmSpec) -> Result<VmUid, ApiError> {
         let uid = VmUid(self.id());
         let spec = VmSpec { image: "img".into(), ..spec };
-        let created = self.cluster.create_vm(CreateVm { name: name(vm), spec }, uid, self.now, &mut self.changes);
+        let created = self.cluster.create_vm(None, CreateVm { name: name(vm), spec }, uid, self.now, &mut self.changes);
         self.cluster.place(self.now, &mut self.changes);
         created.map(|vm| vm.uid)
     }
@@ -303,7 +304,7 @@ fn specifications_that_cannot_work_are_refused_and_change_nothing() {
     let mut world = World::new();
     for image in ["", "-rf", "a\nb"] {
         let request = CreateVm { name: name("a"), spec: VmSpec { image: image.into(), ..VmSpec::default() } };
-        let refused = world.cluster.create_vm(request, VmUid(uuid::Uuid::nil()), world.now, &mut world.changes);
+        let refused = world.cluster.create_vm(None, request, VmUid(uuid::Uuid::nil()), world.now, &mut world.changes);
         assert_eq!(refused.unwrap_err().code, ErrorCode::Invalid);
     }
     assert!(world.changes.is_empty());

@@ -185,6 +185,11 @@ impl Cluster {
         (entry.state == WorkerState::Unseen).then(|| format!("worker {worker} has been unseen for {silence} s"))
     }
 
+    /// Whether a session of `worker` is open.
+    pub fn has_session(&self, worker: &WorkerName) -> bool {
+        self.workers.get(worker).is_some_and(|entry| entry.live.is_some())
+    }
+
     pub(super) fn check_session(&self, worker: &WorkerName, session: SessionId) -> Result<(), ApiError> {
         match self.workers.get(worker).and_then(|entry| entry.live.as_ref()) {
             Some(live) if live.session == session => Ok(()),

@@ -85,7 +85,7 @@ pub(super) async fn delete_join_token(
     Ok(Done {})
 }
 
-/// Makes a join token on behalf of `by`.
+/// Makes a join token on behalf of `by`; what the audit trail says of it is the matter of whoever gives the `writer`.
 pub(in crate::controller) async fn new_join_token(
     writer: &Writer,
     bus: &super::BusAddress,

@@ -3,11 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Deserialize;
-
 use super::Context;
-use crate::bus::message;
-use crate::controller::audit::outcome_of;
+use crate::controller::audit::{outcome_of, target_of};
 use crate::model::AccountName;
 use crate::model::access;
 use crate::model::audit::{AuditType, Deed, Outcome};
@@ -62,19 +59,6 @@ impl Drop for Underway {
     }
 }
 
-/// What a request is about, as far as it says so in one of the usual fields.
-#[derive(Debug, Default, Deserialize)]
-struct Target {
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    vm: Option<String>,
-    #[serde(default)]
-    worker: Option<String>,
-    #[serde(default)]
-    id: Option<String>,
-}
-
 /// One request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
@@ -82,6 +66,10 @@ pub(super) struct Asked<'a> {
     pub(super) resource: &'a str,
     pub(super) verb: &'a str,
     pub(super) payload: &'a [u8],
+    /// What it was sent to.
+    pub(super) subject: &'a str,
+    /// From where; empty when that is not known.
+    pub(super) address: &'a str,
 }
 
 impl Asked<'_> {
@@ -91,14 +79,13 @@ impl Asked<'_> {
     }
 
     /// Its record, as it is when it is done.
-    pub(super) fn deed(&self, context: &Context) -> Deed {
-        let target: Target = message::decode(self.payload).unwrap_or_default();
+    pub(super) fn deed(&self) -> Deed {
         Deed {
             kind: AuditType::Request,
             account: self.account.to_string(),
-            address: context.addresses_of(self.account.as_str()),
+            address: self.address.to_owned(),
             verb: format!("{}.{}", self.resource, self.verb),
-            target: target.name.or(target.vm).or(target.worker).or(target.id).unwrap_or_default(),
+            target: target_of(self.payload, self.subject),
             outcome: Outcome::Done,
             message: String::new(),
         }
@@ -107,8 +94,11 @@ impl Asked<'_> {
     /// Records that it was refused, or that the change failed.
     pub(super) fn record_failure(&self, context: &Context, error: &ApiError) {
         let outcome = outcome_of(error);
-        if outcome == Outcome::Refused || self.changes() {
-            context.auditor.record(Deed { outcome, message: error.to_string(), ..self.deed(context) });
+        let deed = || Deed { outcome, message: error.to_string(), ..self.deed() };
+        if error.code == ErrorCode::LimitExceeded {
+            context.auditor.limited(deed());
+        } else if outcome == Outcome::Refused || self.changes() {
+            context.auditor.record(deed());
         }
     }
 }

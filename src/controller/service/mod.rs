@@ -15,6 +15,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::service::{Service as NatsService, ServiceExt};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -29,6 +30,7 @@ use super::gate::Gate;
 use super::store::Store;
 use super::store::writer::Writer;
 use crate::broker::Addresses;
+use crate::broker::stamp::CLIENT_ADDRESS;
 use crate::bus::client::Bus;
 use crate::bus::message::{self, Answer, TunnelEndpoint};
 use crate::bus::subject::{self, WorkerVerb};
@@ -67,10 +69,13 @@ pub(super) struct BusAddress {
 }
 
 impl Context {
-    /// From where the bus user `name` is connected, for people; empty when that is not known.
-    pub(super) fn addresses_of(&self, name: &str) -> String {
-        let found = self.addresses.as_ref().map_or_else(Vec::new, |addresses| addresses.of(name));
-        found.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    /// From where a message of the bus user `name` comes, for people; empty when that is not known. Our broker says it in a
+    /// header that nobody else can write; of another one's headers anybody may have written them.
+    pub(super) fn address_of(&self, name: &str, headers: Option<&HeaderMap>) -> String {
+        let Some(addresses) = &self.addresses else { return String::new() };
+        let stamped = headers.and_then(|headers| headers.get(CLIENT_ADDRESS)).map(|value| value.as_str().to_owned());
+        // Without it, as with one that came in before the broker knew of this, all that are the user's.
+        stamped.unwrap_or_else(|| addresses.of(name).iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -127,11 +132,23 @@ impl Service {
             let mut lane = Lane::new();
             let in_flight = InFlight::default();
             while let Some(request) = endpoint.next().await {
-                let Some((account, ..)) = subject::parse_api(&request.message.subject) else { continue };
+                let Some((account, resource, verb)) = subject::parse_api(&request.message.subject) else { continue };
                 // Refused here and now: it takes no place in the lane, so that others need not wait for theirs.
                 let underway = match in_flight.begin(&account) {
                     Ok(underway) => underway,
                     Err(error) if own_inbox(request.message.reply.as_ref(), account.as_str()).is_some() => {
+                        let message = &request.message;
+                        let (payload_of, subject) = (&message.payload, message.subject.as_str());
+                        let address = context.address_of(account.as_str(), message.headers.as_ref());
+                        guard::Asked {
+                            account: &account,
+                            resource,
+                            verb,
+                            payload: payload_of,
+                            subject,
+                            address: &address,
+                        }
+                        .record_failure(&context, &error);
                         let _ = request.respond(Ok(payload(Err(error), answers.max_payload()))).await;
                         continue;
                     }
@@ -167,7 +184,7 @@ impl Service {
 async fn perform(context: &Context, request: &guard::Asked<'_>) -> Result<Vec<u8>, ApiError> {
     let verb = (request.resource, request.verb);
     let answer = if request.changes() {
-        let context = Context { writer: context.writer.audited(request.deed(context)), ..context.clone() };
+        let context = Context { writer: context.writer.audited(request.deed()), ..context.clone() };
         api::handle(&context, request.account.clone(), verb, request.payload).await
     } else {
         api::handle(context, request.account.clone(), verb, request.payload).await
@@ -184,7 +201,9 @@ async fn answer_account(context: &Context, bus: &Bus, request: async_nats::servi
     if own_inbox(message.reply.as_ref(), account.as_str()).is_none() {
         return;
     }
-    let asked = guard::Asked { account: &account, resource, verb, payload: &message.payload };
+    let address = context.address_of(account.as_str(), message.headers.as_ref());
+    let (payload_of, subject) = (&message.payload, message.subject.as_str());
+    let asked = guard::Asked { account: &account, resource, verb, payload: payload_of, subject, address: &address };
     let answer = perform(context, &asked).await;
     // By way of the service, which counts it.
     if let Err(error) = request.respond(Ok(payload(answer, bus.max_payload()))).await {
@@ -195,14 +214,16 @@ async fn answer_account(context: &Context, bus: &Bus, request: async_nats::servi
 async fn answer_worker(context: &Context, bus: &Bus, request: async_nats::Message) {
     let Some((from, verb)) = subject::parse_worker(&request.subject) else { return };
     let Some(reply) = own_inbox(request.reply.as_ref(), &subject::worker_user(&from)) else { return };
-    let answer = worker::handle(context, from, verb, &request.payload).await;
+    let address = context.address_of(&subject::worker_user(&from), request.headers.as_ref());
+    let answer = worker::handle(context, from, verb, (&request.payload, &address)).await;
     send(bus, reply, answer).await;
 }
 
 async fn answer_joining(context: &Context, bus: &Bus, request: async_nats::Message) {
     let Some(id) = subject::parse_join(&request.subject) else { return };
     let Some(reply) = own_inbox(request.reply.as_ref(), &subject::join_user(&id)) else { return };
-    let answer = join::handle(context, id, &request.payload).await;
+    let address = context.address_of(&subject::join_user(&id), request.headers.as_ref());
+    let answer = join::handle(context, id, &request.payload, address).await;
     send(bus, reply, answer).await;
 }
 

@@ -8,7 +8,7 @@ use quinn::{Connection, Incoming};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info};
 
-use super::{Shared, client};
+use super::{Note, NoteEvent, Shared, client};
 use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::tunnel::endpoint::widen;
@@ -130,7 +130,11 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
 }
 
 fn admit(connection: &Connection, hello: &WorkerHello, shared: &Shared) -> Result<(), ApiError> {
-    shared.gate.admit(hello, Exported::of(connection)?)
+    let admitted = Exported::of(connection).and_then(|exported| shared.gate.admit(hello, exported));
+    admitted.inspect_err(|why| {
+        let event = NoteEvent::WorkerRefused(&hello.worker, why);
+        shared.gate.note(Note { peer: connection.remote_address(), grant: None, event });
+    })
 }
 
 async fn refuse_worker(connection: &Connection, control: TunnelStream, name: &WorkerName, why: ApiError) {

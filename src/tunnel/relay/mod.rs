@@ -78,11 +78,13 @@ pub struct Note<'a> {
     pub event: NoteEvent<'a>,
 }
 
-/// What came of a stream.
+/// What came of a stream, or of a worker's data path.
 #[derive(Clone, Copy, Debug)]
 pub enum NoteEvent<'a> {
     /// Ticket or account were refused.
     Refused(&'a ApiError),
+    /// A worker's data path was refused; nothing proves that it is that worker.
+    WorkerRefused(&'a WorkerName, &'a ApiError),
     /// The worker or the guest could not be reached.
     Failed(&'a ApiError),
     /// It is connected to the guest.

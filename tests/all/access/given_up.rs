@@ -79,7 +79,7 @@ async fn process(cluster: &Cluster, folder: &Path) -> tokio::process::Child {
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).await.unwrap();
     assert!(line.contains("runs and keeps itself joined"), "{line}");
     until("the worker to be online", LIMIT, || async {
-        let workers = cluster.access.call(&ListWorkers {}).await.unwrap().workers;
+        let workers = cluster.access.call(&ListWorkers::default()).await.unwrap().workers;
         let online = workers.iter().any(|seen| seen.state == WorkerState::Online);
         if online { Ok(()) } else { Err(workers) }
     })

@@ -178,7 +178,7 @@ async fn whatever_a_worker_sends_the_controller_answers_and_nothing_of_another_w
         }
     }
     assert_eq!(victim(&cluster).await, before);
-    let workers = cluster.access.call(&ListWorkers {}).await.unwrap().workers;
+    let workers = cluster.access.call(&ListWorkers::default()).await.unwrap().workers;
     let names: Vec<_> = workers.iter().map(|seen| seen.worker.info.name.to_string()).collect();
     assert_eq!(names, ["evil", "victim"]);
     // What it said of the other's VM is told of itself at most.

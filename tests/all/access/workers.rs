@@ -65,7 +65,7 @@ async fn a_stolen_worker_key_calls_no_api() {
     let bus = Bus::connect(stolen.clone()).await.unwrap();
     let admin = cluster.access.account();
     assert_eq!(bus.call(&admin, &GetInfo {}, LIMIT).await.unwrap_err().code, ErrorCode::Forbidden);
-    let as_itself = bus.call(&"thief".parse().unwrap(), &ListWorkers {}, LIMIT).await;
+    let as_itself = bus.call(&"thief".parse().unwrap(), &ListWorkers::default(), LIMIT).await;
     assert_eq!(as_itself.unwrap_err().code, ErrorCode::Forbidden);
     // A user's name beside the key changes nothing.
     let named = BusOptions { user: admin.to_string(), ..stolen };
@@ -239,6 +239,6 @@ async fn the_vms_of_a_worker_that_was_given_up_start_elsewhere() {
         if vm["worker"] == "new" && vm["status"] == "running" { Ok(()) } else { Err(vm) }
     })
     .await;
-    let workers = cluster.access.call(&ListWorkers {}).await.unwrap().workers;
+    let workers = cluster.access.call(&ListWorkers::default()).await.unwrap().workers;
     assert!(workers.iter().all(|seen| seen.worker.info.name != name("old")), "it does not come back by itself");
 }

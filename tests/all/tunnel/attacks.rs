@@ -75,6 +75,8 @@ async fn stolen_session_secret_without_the_workers_key() {
     let (refused, _stream) = ask(&connection, &signed(&connection, &other, hello.clone())).await;
     assert!(is_refused(&refused), "{refused:?}");
     assert!(!relay.connected(&"w1".parse().unwrap()));
+    let noted = gate.notes.lock().unwrap().iter().filter(|note| note.ends_with("refused w1 Unauthenticated")).count();
+    assert_eq!(noted, 2);
     // The worker itself comes in, and a renewed session, too.
     let worker = keyed_link(&relay, hello, Some(seed));
     wait_connected(&relay, true).await;

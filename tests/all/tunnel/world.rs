@@ -107,6 +107,7 @@ impl Gatekeeper for Gate {
         let account = note.grant.map_or("?", |grant| grant.account.as_str());
         let what = match note.event {
             NoteEvent::Refused(why) => format!("refused {:?}", why.code),
+            NoteEvent::WorkerRefused(worker, why) => format!("refused {worker} {:?}", why.code),
             NoteEvent::Failed(why) => format!("failed {:?}", why.code),
             NoteEvent::Opened => "opened".to_owned(),
             NoteEvent::Closed { to_vm, from_vm, broken, .. } => format!("closed {to_vm} {from_vm} {broken:?}"),

@@ -31,7 +31,7 @@ fn a_worker_that_says_too_much_of_itself_is_refused() {
     let hello = Hello { session: SessionId(world.id()), info, place: String::new() };
     let refused = world.cluster.hello(&name("w"), hello, world.now, &mut world.changes).unwrap_err();
     assert_eq!(refused.code, ErrorCode::Invalid);
-    assert!(world.cluster.all_workers().is_empty());
+    assert!(world.cluster.workers(None, 1, 1).0.is_empty());
 }
 
 /// A token to join with, made by `by`.
