@@ -19,7 +19,11 @@ impl Connection {
             let user = match self.ask_who(&options) {
                 Ok(user) => user,
                 Err(denied) => {
-                    tracing::info!(client = self.client.id, peer = %self.peer, %denied, "client refused");
+                    match denied.quiet {
+                        true => tracing::debug!(client = self.client.id, peer = %self.peer, %denied, "client refused"),
+                        false => tracing::info!(client = self.client.id, peer = %self.peer, %denied, "client refused"),
+                    }
+                    self.penalty = denied.delay;
                     return Some(Fault::Authorization);
                 }
             };
@@ -29,6 +33,8 @@ impl Connection {
                 break user;
             }
         };
+        self.unproven = None;
+        self.pace = user.pace.clone();
         self.client.headers.store(options.headers, Ordering::Relaxed);
         self.client.late_info.store(options.protocol >= 1, Ordering::Relaxed);
         self.delivery.echo = options.echo;
@@ -69,6 +75,7 @@ impl Connection {
             return Some(Fault::Authorization);
         };
         self.client.belongs_to(&user);
+        self.pace = user.pace.clone();
         let revised = self.session.become_user(user);
         self.apply(revised);
         None

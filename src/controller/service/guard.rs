@@ -1,12 +1,15 @@
-//! Around each API request: how many an account may have under way, and what the audit trail says of it.
+//! Around each request: how many an account, a worker or a join token may have under way, and what the audit trail says of
+//! it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 
 use super::Context;
 use crate::bus::message;
+use crate::bus::subject::WorkerVerb;
 use crate::controller::audit::outcome_of;
 use crate::model::AccountName;
 use crate::model::access;
@@ -16,49 +19,107 @@ use crate::model::error::{ApiError, ErrorCode};
 /// Requests that an account may have under way. Far more than a program that waits for its answers has, and so few that
 /// one account cannot fill the lane of all.
 pub(super) const MAX_PER_ACCOUNT: usize = 128;
+/// The same for a join token: a fleet may come with one.
+pub(super) const MAX_PER_JOIN: usize = 128;
 
-/// Counts the requests under way by account.
-#[derive(Clone, Debug, Default)]
-pub(super) struct InFlight(Arc<Mutex<HashMap<AccountName, usize>>>);
-
-/// One request under way; over when it is dropped.
-#[derive(Debug)]
-pub(super) struct Underway {
-    of: InFlight,
-    account: AccountName,
-}
-
-impl InFlight {
-    /// Lets one more request of `account` begin.
-    ///
-    /// # Errors
-    /// [`ErrorCode::LimitExceeded`].
-    pub(super) fn begin(&self, account: &AccountName) -> Result<Underway, ApiError> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(account.clone()).or_default();
-        if *count >= MAX_PER_ACCOUNT {
-            return Err(ApiError::new(
-                ErrorCode::LimitExceeded,
-                format!(
-                    "account {account} has {count} requests under way, which is the limit; wait for answers before \
-                     sending more"
-                ),
-            ));
-        }
-        *count += 1;
-        Ok(Underway { of: self.clone(), account: account.clone() })
+/// The same for a worker. It has one registration and one heartbeat on the way, perhaps with one before it that was given
+/// up; 32 reports; and a batch of lines for each VM, where those beyond are sent again.
+pub(super) fn most_of_worker(verb: WorkerVerb) -> usize {
+    match verb {
+        WorkerVerb::Hello | WorkerVerb::Heartbeat => 8,
+        WorkerVerb::Report => 64,
+        WorkerVerb::Log => 256,
     }
 }
 
-impl Drop for Underway {
+/// Counts the requests under way by who sent them.
+#[derive(Debug)]
+pub(super) struct InFlight<K: Hash + Eq> {
+    most: usize,
+    counts: Arc<Mutex<HashMap<K, Count>>>,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    underway: usize,
+    /// Whether some were refused since there last was none under way.
+    refused: bool,
+}
+
+/// One request under way; over when it is dropped.
+#[derive(Debug)]
+pub(super) struct Underway<K: Hash + Eq> {
+    counts: Arc<Mutex<HashMap<K, Count>>>,
+    who: K,
+}
+
+/// There are as many as may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooMany {
+    most: usize,
+    /// Whether it is the first of a flood, which is worth a record.
+    first: bool,
+}
+
+fn locked<K>(counts: &Mutex<HashMap<K, Count>>) -> MutexGuard<'_, HashMap<K, Count>> {
+    // Nothing panics while it is held.
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K: Hash + Eq + Clone> InFlight<K> {
+    /// At most `most` for each.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, counts: Arc::default() }
+    }
+
+    /// Lets one more request of `who` begin.
+    pub(super) fn begin(&self, who: &K) -> Result<Underway<K>, TooMany> {
+        let mut counts = locked(&self.counts);
+        let count = counts.entry(who.clone()).or_default();
+        if count.underway >= self.most {
+            let first = !std::mem::replace(&mut count.refused, true);
+            return Err(TooMany { most: self.most, first });
+        }
+        count.underway += 1;
+        Ok(Underway { counts: self.counts.clone(), who: who.clone() })
+    }
+}
+
+impl<K: Hash + Eq> Drop for Underway<K> {
     fn drop(&mut self) {
-        let mut counts = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.account) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                counts.remove(&self.account);
+        let mut counts = locked(&self.counts);
+        if let Some(count) = counts.get_mut(&self.who) {
+            count.underway = count.underway.saturating_sub(1);
+            if count.underway == 0 {
+                counts.remove(&self.who);
             }
         }
+    }
+}
+
+impl TooMany {
+    /// The refusal of a request of the bus user `user`; of a flood of them, the first is recorded. An account is told that
+    /// it is its limit; a worker or a machine that joins, to come again, as what it has to say must not be lost.
+    pub(super) fn refuse(self, context: &Context, code: ErrorCode, user: &str, verb: &str) -> ApiError {
+        let error = ApiError::new(
+            code,
+            format!(
+                "{user} has {} requests under way, which is the limit; wait for answers before sending more",
+                self.most
+            ),
+        );
+        if self.first {
+            context.auditor.record(Deed {
+                kind: AuditType::Request,
+                account: user.to_owned(),
+                address: context.addresses_of(user),
+                verb: verb.to_owned(),
+                target: String::new(),
+                outcome: Outcome::Refused,
+                message: format!("{error}; more like it may follow at once, which are not recorded"),
+            });
+        }
+        error
     }
 }
 
@@ -117,14 +178,16 @@ mod tests {
 
     #[test]
     fn one_accounts_flood_is_refused_and_anothers_request_is_not() {
-        let in_flight = InFlight::default();
-        let (ann, bob) = ("ann".parse().unwrap(), "bob".parse().unwrap());
+        let in_flight = InFlight::new(MAX_PER_ACCOUNT);
+        let (ann, bob): (AccountName, AccountName) = ("ann".parse().unwrap(), "bob".parse().unwrap());
         let mut held: Vec<_> = (0..MAX_PER_ACCOUNT).map(|_| in_flight.begin(&ann).unwrap()).collect();
-        assert_eq!(in_flight.begin(&ann).unwrap_err().code, ErrorCode::LimitExceeded);
+        let refused = |first| TooMany { most: MAX_PER_ACCOUNT, first };
+        assert_eq!(in_flight.begin(&ann).unwrap_err(), refused(true));
+        assert_eq!(in_flight.begin(&ann).unwrap_err(), refused(false), "one record is enough");
         let other = in_flight.begin(&bob).unwrap();
         held.pop();
         held.push(in_flight.begin(&ann).unwrap());
         drop((held, other));
-        assert!(in_flight.0.lock().unwrap().is_empty());
+        assert!(locked(&in_flight.counts).is_empty());
     }
 }

@@ -24,6 +24,7 @@ pub(super) use self::access::new_join_token;
 use self::guard::InFlight;
 use super::audit::Auditor;
 use super::auth::AccessView;
+use super::buses::Buses;
 use super::gate::Gate;
 use super::store::Store;
 use super::store::writer::Writer;
@@ -81,12 +82,13 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Starts to answer on `bus`; returns once the broker knows of it.
-    pub(super) async fn start(bus: &Bus, context: Arc<Context>) -> Result<Self, ApiError> {
+    /// Starts to answer on `buses`; returns once the broker knows of it.
+    pub(super) async fn start(buses: &Buses, context: Arc<Context>) -> Result<Self, ApiError> {
         let failed = |what: &str, error: async_nats::Error| {
             ApiError::new(ErrorCode::Unavailable, format!("cannot {what} on the bus: {error}"))
         };
-        let nats = bus
+        let nats = buses
+            .api
             .raw()
             .service_builder()
             .description("Orchard controller: orchard.v1.api.<account>.<resource>.<verb>, MessagePack")
@@ -102,39 +104,75 @@ impl Service {
         let mut tasks = Vec::new();
         // Workers' messages have a lane each, so that a flood of API calls or log lines delays no heartbeat.
         for verb in WorkerVerb::ALL {
-            let mut requests = bus.subscribe(&subject::all_workers(verb)).await?;
-            let (context, bus) = (context.clone(), bus.clone());
+            let mut requests = buses.workers.subscribe(&subject::all_workers(verb)).await?;
+            let (context, bus) = (context.clone(), buses.workers.clone());
             tasks.push(task::spawn(async move {
                 let mut lane = Lane::new();
+                let in_flight = InFlight::new(guard::most_of_worker(verb));
                 while let Some(request) = requests.next().await {
+                    let Some((from, _)) = subject::parse_worker(&request.subject) else { continue };
+                    let user = subject::worker_user(&from);
+                    let Some(reply) = own_inbox(request.reply.as_ref(), &user) else { continue };
+                    let underway = match in_flight.begin(&from) {
+                        Ok(underway) => underway,
+                        Err(many) => {
+                            let error = many.refuse(&context, ErrorCode::Unavailable, &user, verb.as_str());
+                            send(&bus, reply, Err(error)).await;
+                            continue;
+                        }
+                    };
                     let (context, bus) = (context.clone(), bus.clone());
-                    lane.run(async move { answer_worker(&context, &bus, request).await }).await;
+                    lane.run(async move {
+                        let _underway = underway;
+                        send(&bus, reply, worker::handle(&context, from, verb, &request.payload).await).await;
+                    })
+                    .await;
                 }
             }));
         }
-        let mut joins = bus.subscribe(subject::ALL_JOINS).await?;
-        let (joining, answers) = (context.clone(), bus.clone());
+        let mut joins = buses.joins.subscribe(subject::ALL_JOINS).await?;
+        let (joining, bus) = (context.clone(), buses.joins.clone());
         tasks.push(task::spawn(async move {
             let mut lane = Lane::new();
+            let in_flight = InFlight::new(guard::MAX_PER_JOIN);
             while let Some(request) = joins.next().await {
-                let (context, bus) = (joining.clone(), answers.clone());
-                lane.run(async move { answer_joining(&context, &bus, request).await }).await;
+                let Some(id) = subject::parse_join(&request.subject) else { continue };
+                let user = subject::join_user(&id);
+                let Some(reply) = own_inbox(request.reply.as_ref(), &user) else { continue };
+                let underway = match in_flight.begin(&id) {
+                    Ok(underway) => underway,
+                    Err(many) => {
+                        let error = many.refuse(&joining, ErrorCode::Unavailable, &user, "join");
+                        send(&bus, reply, Err(error)).await;
+                        continue;
+                    }
+                };
+                let (context, bus) = (joining.clone(), bus.clone());
+                lane.run(async move {
+                    let _underway = underway;
+                    send(&bus, reply, join::handle(&context, id, &request.payload).await).await;
+                })
+                .await;
             }
         }));
-        let answers = bus.clone();
+        let answers = buses.api.clone();
         tasks.push(task::spawn(async move {
             let mut lane = Lane::new();
-            let in_flight = InFlight::default();
+            let in_flight = InFlight::new(guard::MAX_PER_ACCOUNT);
             while let Some(request) = endpoint.next().await {
-                let Some((account, ..)) = subject::parse_api(&request.message.subject) else { continue };
+                let Some((account, resource, verb)) = subject::parse_api(&request.message.subject) else { continue };
+                if own_inbox(request.message.reply.as_ref(), account.as_str()).is_none() {
+                    continue;
+                }
                 // Refused here and now: it takes no place in the lane, so that others need not wait for theirs.
                 let underway = match in_flight.begin(&account) {
                     Ok(underway) => underway,
-                    Err(error) if own_inbox(request.message.reply.as_ref(), account.as_str()).is_some() => {
+                    Err(many) => {
+                        let verb = format!("{resource}.{verb}");
+                        let error = many.refuse(&context, ErrorCode::LimitExceeded, account.as_str(), &verb);
                         let _ = request.respond(Ok(payload(Err(error), answers.max_payload()))).await;
                         continue;
                     }
-                    Err(_) => continue,
                 };
                 let (context, bus) = (context.clone(), answers.clone());
                 lane.run(async move {
@@ -144,7 +182,7 @@ impl Service {
                 .await;
             }
         }));
-        bus.flush().await?;
+        buses.api.flush().await?;
         Ok(Self { nats, tasks })
     }
 
@@ -180,29 +218,12 @@ async fn perform(context: &Context, request: &guard::Asked<'_>) -> Result<Vec<u8
 async fn answer_account(context: &Context, bus: &Bus, request: async_nats::service::Request) {
     let message = &request.message;
     let Some((account, resource, verb)) = subject::parse_api(&message.subject) else { return };
-    if own_inbox(message.reply.as_ref(), account.as_str()).is_none() {
-        return;
-    }
     let asked = guard::Asked { account: &account, resource, verb, payload: &message.payload };
     let answer = perform(context, &asked).await;
     // By way of the service, which counts it.
     if let Err(error) = request.respond(Ok(payload(answer, bus.max_payload()))).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
-}
-
-async fn answer_worker(context: &Context, bus: &Bus, request: async_nats::Message) {
-    let Some((from, verb)) = subject::parse_worker(&request.subject) else { return };
-    let Some(reply) = own_inbox(request.reply.as_ref(), &subject::worker_user(&from)) else { return };
-    let answer = worker::handle(context, from, verb, &request.payload).await;
-    send(bus, reply, answer).await;
-}
-
-async fn answer_joining(context: &Context, bus: &Bus, request: async_nats::Message) {
-    let Some(id) = subject::parse_join(&request.subject) else { return };
-    let Some(reply) = own_inbox(request.reply.as_ref(), &subject::join_user(&id)) else { return };
-    let answer = join::handle(context, id, &request.payload).await;
-    send(bus, reply, answer).await;
 }
 
 async fn send(bus: &Bus, reply: String, answer: Result<Vec<u8>, ApiError>) {

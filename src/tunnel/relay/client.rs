@@ -1,7 +1,7 @@
 //! A client's connection: every stream brings its own ticket and is served in its own task.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::Connection;
 use tokio::task::JoinSet;
@@ -10,6 +10,7 @@ use tracing::{Instrument, Span, debug};
 
 use super::{Note, NoteEvent, Shared, session};
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::network::Place;
 use crate::model::secret::Secret;
 use crate::tunnel::endpoint::widen;
 use crate::tunnel::header::Frame;
@@ -22,18 +23,24 @@ struct Client {
     shared: Arc<Shared>,
     /// A ticket was accepted.
     proven: AtomicBool,
+    /// Its place among the strangers of its network, until then.
+    place: Mutex<Option<Place>>,
 }
 
 /// Serves the connection, whose first stream has brought `ticket`, until it ends, and then for [`DRAIN`] what is still
 /// to be delivered. Without an accepted ticket it ends at `deadline`.
 pub(super) async fn serve(
     connection: Connection,
-    first: TunnelStream,
-    ticket: Secret,
-    deadline: Instant,
+    (first, ticket): (TunnelStream, Secret),
+    (deadline, place): (Instant, Place),
     shared: Arc<Shared>,
 ) {
-    let client = Arc::new(Client { connection: connection.clone(), shared, proven: AtomicBool::new(false) });
+    let client = Arc::new(Client {
+        connection: connection.clone(),
+        shared,
+        proven: AtomicBool::new(false),
+        place: Mutex::new(Some(place)),
+    });
     let mut sessions = JoinSet::new();
     sessions.spawn(client.clone().open(first, ticket).instrument(Span::current()));
     let mut deadline = deadline;
@@ -107,6 +114,7 @@ impl Client {
             }
         };
         if !self.proven.swap(true, Ordering::Relaxed) {
+            drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
             widen(&self.connection, self.shared.limits.sessions_per_client);
         }
         session::run(&self.shared, stream, &grant, entry, peer).await;

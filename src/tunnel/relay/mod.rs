@@ -32,6 +32,7 @@ use super::reason::Reason;
 use super::ticket::Grant;
 use crate::identity::ca::{Fingerprint, Identity};
 use crate::model::error::ApiError;
+use crate::model::network::PerNetwork;
 use crate::model::{AccountName, WorkerName};
 use crate::task::{self, Task};
 
@@ -104,6 +105,9 @@ pub enum NoteEvent<'a> {
 pub struct Limits {
     /// Connections at once, of workers and clients together; more are refused.
     pub connections: usize,
+    /// Of those, connections of one network (an IPv4 address, a /64 of IPv6) that have not proven who they are; more are
+    /// refused, so that a stranger cannot take the room of all.
+    pub unproven_per_network: usize,
     /// Streams a client may have open at once on one connection, once a ticket was accepted.
     pub sessions_per_client: u32,
     /// Streams an account may have open at once, over all its connections.
@@ -122,6 +126,8 @@ impl Default for Limits {
         Self {
             // Some 2,000 workers and as many people; each idle connection costs about 20 KiB.
             connections: 4_096,
+            // A fleet behind one address that comes back at once is in after a few attempts.
+            unproven_per_network: 256,
             sessions_per_client: MAX_SESSIONS,
             // Far more than people or a build farm have; one account cannot take the memory of all.
             sessions_per_account: 1_000,
@@ -167,6 +173,7 @@ pub(super) struct Shared {
     accounts: Accounts,
     configs: ServerConfigs,
     handshakes: AtomicUsize,
+    unproven: PerNetwork,
 }
 
 impl fmt::Debug for Shared {
@@ -174,6 +181,9 @@ impl fmt::Debug for Shared {
         f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
+
+/// Connections of one network that have not proven who they are from which on its addresses must be validated first.
+const UNVALIDATED_PER_NETWORK: usize = 16;
 
 /// How long the farewell to the peers may take.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -196,7 +206,9 @@ impl Relay {
         let local = endpoint.local_addr().map_err(bound)?;
         let links = Links::new(gate.clone());
         let accounts = Accounts::new(limits.sessions_per_account);
-        let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes: AtomicUsize::new(0) });
+        let unproven = PerNetwork::new(limits.unproven_per_network);
+        let handshakes = AtomicUsize::new(0);
+        let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes, unproven });
         let accepting = task::spawn(accept(endpoint.clone(), shared.clone()));
         info!(address = %local, "tunnel endpoint is listening");
         Ok(Self { shared, endpoint, accepting, local, fingerprint: identity.fingerprint() })
@@ -298,10 +310,16 @@ fn admit(incoming: Incoming, shared: &Arc<Shared>, connections: &mut JoinSet<()>
         return incoming.refuse();
     }
     let busy = shared.handshakes.load(Ordering::Relaxed) >= shared.limits.handshakes;
-    if busy && !incoming.remote_address_validated() && incoming.may_retry() {
+    // Forged senders must not use up the places of somebody else's network.
+    let crowded = shared.unproven.count(peer.ip()) >= shared.limits.unproven_per_network.min(UNVALIDATED_PER_NETWORK);
+    if (busy || crowded) && !incoming.remote_address_validated() && incoming.may_retry() {
         let _ = incoming.retry();
         return;
     }
+    let Some(place) = shared.unproven.enter(peer.ip()) else {
+        debug!(%peer, "refused a tunnel connection: too many of its network have not proven who they are");
+        return incoming.refuse();
+    };
     let shared = shared.clone();
-    connections.spawn(connection::serve(incoming, shared).instrument(info_span!("tunnel", %peer)));
+    connections.spawn(connection::serve(incoming, place, shared).instrument(info_span!("tunnel", %peer)));
 }
