@@ -7,7 +7,7 @@ use super::super::client::Subscription;
 use super::super::protocol::connect::ConnectOptions;
 use super::super::protocol::{Fault, encode};
 use super::super::session::Revised;
-use super::Connection;
+use super::{COSTLY_PER_TURN, Connection};
 
 use std::sync::Arc;
 
@@ -35,6 +35,9 @@ impl Connection {
         };
         self.unproven = None;
         self.pace = user.pace.clone();
+        if self.pace.is_some() {
+            self.costly = COSTLY_PER_TURN; // whoever comes back in debt pays before anything else is performed
+        }
         self.client.headers.store(options.headers, Ordering::Relaxed);
         self.client.late_info.store(options.protocol >= 1, Ordering::Relaxed);
         self.delivery.echo = options.echo;

@@ -302,10 +302,12 @@ impl Connection {
                     self.client.heard.store(true, Ordering::Relaxed);
                     let mut bytes = count;
                     loop {
-                        let before = self.costly;
+                        let before = self.pace.as_ref().map(|_| self.costly);
                         let fault = self.perform(&mut buffer);
                         if self.pace.is_some() {
-                            self.charge(self.costly.saturating_sub(before), std::mem::take(&mut bytes));
+                            // Unless it has only just logged in, for which the turn was ended.
+                            let costly = before.map_or(1, |before| self.costly.saturating_sub(before));
+                            self.charge(costly, std::mem::take(&mut bytes));
                         }
                         self.delivery.commit();
                         if fault.is_some() {

@@ -182,7 +182,8 @@ fn a_key_that_nobody_has_is_counted_too() {
         nonce: Some("n"),
         peer: ([192, 0, 2, 1], 1).into(),
     };
-    let late = (0..11).map(|_| world.users.authenticate(&credentials).unwrap_err()).next_back().unwrap();
+    let mut all: Vec<Denied> = (0..11).map(|_| world.users.authenticate(&credentials).unwrap_err()).collect();
+    let late = all.pop().unwrap();
     assert!(late.delay == PENALTY && late.quiet);
 }
 

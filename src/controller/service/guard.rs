@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -32,7 +33,10 @@ pub(super) fn most_of_worker(verb: WorkerVerb) -> usize {
     }
 }
 
-/// Counts the requests under way by who sent them.
+/// How often it is recorded that somebody has too many under way.
+const TELL: Duration = Duration::from_secs(60);
+
+/// Counts the requests under way by who sent them. Those are users who have proven who they are, so there are only so many.
 #[derive(Debug)]
 pub(super) struct InFlight<K: Hash + Eq> {
     most: usize,
@@ -42,8 +46,8 @@ pub(super) struct InFlight<K: Hash + Eq> {
 #[derive(Debug, Default)]
 struct Count {
     underway: usize,
-    /// Whether some were refused since there last was none under way.
-    refused: bool,
+    /// When it was last recorded that some were refused, if that was of late.
+    told: Option<Instant>,
 }
 
 /// One request under way; over when it is dropped.
@@ -57,7 +61,7 @@ pub(super) struct Underway<K: Hash + Eq> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooMany {
     most: usize,
-    /// Whether it is the first of a flood, which is worth a record.
+    /// Whether it is the first for a while, which is worth a record.
     first: bool,
 }
 
@@ -77,11 +81,20 @@ impl<K: Hash + Eq + Clone> InFlight<K> {
         let mut counts = locked(&self.counts);
         let count = counts.entry(who.clone()).or_default();
         if count.underway >= self.most {
-            let first = !std::mem::replace(&mut count.refused, true);
+            let first = !count.was_told();
+            if first {
+                count.told = Some(Instant::now());
+            }
             return Err(TooMany { most: self.most, first });
         }
         count.underway += 1;
         Ok(Underway { counts: self.counts.clone(), who: who.clone() })
+    }
+}
+
+impl Count {
+    fn was_told(&self) -> bool {
+        self.told.is_some_and(|told| told.elapsed() < TELL)
     }
 }
 
@@ -90,7 +103,7 @@ impl<K: Hash + Eq> Drop for Underway<K> {
         let mut counts = locked(&self.counts);
         if let Some(count) = counts.get_mut(&self.who) {
             count.underway = count.underway.saturating_sub(1);
-            if count.underway == 0 {
+            if count.underway == 0 && !count.was_told() {
                 counts.remove(&self.who);
             }
         }
@@ -98,7 +111,7 @@ impl<K: Hash + Eq> Drop for Underway<K> {
 }
 
 impl TooMany {
-    /// The refusal of a request of the bus user `user`; of a flood of them, the first is recorded. An account is told that
+    /// The refusal of a request of the bus user `user`; of a flood of them, the first in a minute is recorded. An account is told that
     /// it is its limit; a worker or a machine that joins, to come again, as what it has to say must not be lost.
     pub(super) fn refuse(self, context: &Context, code: ErrorCode, user: &str, verb: &str) -> ApiError {
         let error = ApiError::new(
@@ -116,7 +129,7 @@ impl TooMany {
                 verb: verb.to_owned(),
                 target: String::new(),
                 outcome: Outcome::Refused,
-                message: format!("{error}; more like it may follow at once, which are not recorded"),
+                message: format!("{error}; others in this minute are not recorded"),
             });
         }
         error
@@ -188,6 +201,10 @@ mod tests {
         held.pop();
         held.push(in_flight.begin(&ann).unwrap());
         drop((held, other));
-        assert!(locked(&in_flight.counts).is_empty());
+        let counts = locked(&in_flight.counts);
+        assert!(
+            counts.len() == 1 && counts[&ann].underway == 0,
+            "remembered until it may be told of again: {counts:?}"
+        );
     }
 }
