@@ -1,11 +1,12 @@
-//! How fast a user may send: a token bucket for operations and one for bytes, shared by all connections of the user. Made
+//! How much a user may use: how many connections, and how fast it may send over all of them: a token bucket for operations and one for bytes, shared by all connections of the user. Made
 //! by the embedder, handed out with [`super::auth::User::pace`]; `connection` charges what it has performed and reads no
 //! more while there is a debt, so that a flood ends in the sender's own socket. Pure: `now` is passed in.
 //!
 //! Charged afterwards, since what a read brings is only known then: a user is over its burst by one read for each thread
 //! at most. Debts are bounded ([`MAX_DEBT`]), so that one careless read does not silence a slow user for minutes.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The longest time for which a user can have to wait.
@@ -24,6 +25,8 @@ pub struct Rates {
     pub bytes: u32,
     /// Bytes at once, after a pause.
     pub burst_bytes: u32,
+    /// Connections at a time; one too many is told so.
+    pub connections: usize,
 }
 
 /// See the module. Two are the same only if they are one.
@@ -32,7 +35,12 @@ pub struct Pace {
     rates: Rates,
     since: Instant,
     filled: Mutex<Filled>,
+    connections: AtomicUsize,
 }
+
+/// The place of one connection, until it is dropped.
+#[derive(Debug)]
+pub struct Seat(Arc<Pace>);
 
 /// When each bucket is full again, counted from [`Pace::since`].
 #[derive(Debug, Default, Clone, Copy)]
@@ -44,13 +52,19 @@ struct Filled {
 impl Pace {
     /// Full buckets. A rate of zero counts as one.
     pub fn new(rates: Rates, now: Instant) -> Self {
-        Self { rates, since: now, filled: Mutex::default() }
+        Self { rates, since: now, filled: Mutex::default(), connections: AtomicUsize::new(0) }
+    }
+
+    /// A place for one more connection, if there is one.
+    pub fn enter(self: &Arc<Self>) -> Option<Seat> {
+        let seat = Seat(self.clone());
+        (self.connections.fetch_add(1, Ordering::Relaxed) < self.rates.connections).then_some(seat)
     }
 
     /// Takes what was sent up to `now`.
     pub fn charge(&self, operations: u64, bytes: u64, now: Instant) {
         let now = now.saturating_duration_since(self.since);
-        let Rates { operations: rate, burst, bytes: byte_rate, burst_bytes } = self.rates;
+        let Rates { operations: rate, burst, bytes: byte_rate, burst_bytes, .. } = self.rates;
         let mut filled = self.lock();
         filled.operations = taken(filled.operations, now, time_of(operations, rate), time_of(burst.into(), rate));
         let burst_bytes = time_of(burst_bytes.into(), byte_rate);
@@ -80,6 +94,19 @@ impl Pace {
     }
 }
 
+impl Seat {
+    /// Whose place it is.
+    pub fn pace(&self) -> &Arc<Pace> {
+        &self.0
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl PartialEq for Pace {
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
@@ -104,7 +131,19 @@ fn taken(full: Duration, now: Duration, cost: Duration, burst: Duration) -> Dura
 mod tests {
     use super::*;
 
-    const RATES: Rates = Rates { operations: 100, burst: 50, bytes: 1_000, burst_bytes: 10_000 };
+    const RATES: Rates = Rates { operations: 100, burst: 50, bytes: 1_000, burst_bytes: 10_000, connections: 2 };
+
+    #[test]
+    fn a_user_has_so_many_connections() {
+        let pace = Arc::new(Pace::new(RATES, Instant::now()));
+        let (one, two) = (pace.enter().unwrap(), pace.enter().unwrap());
+        assert!(pace.enter().is_none() && pace.enter().is_none());
+        drop(one);
+        let three = pace.enter().unwrap();
+        assert!(pace.enter().is_none());
+        drop((two, three));
+        assert_eq!(pace.connections.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn a_burst_is_free_and_what_is_beyond_costs_time() {
@@ -155,7 +194,7 @@ mod tests {
     #[test]
     fn no_debt_is_without_end_and_no_number_too_large() {
         let start = Instant::now();
-        let pace = Pace::new(Rates { operations: 0, burst: u32::MAX, bytes: 0, burst_bytes: 0 }, start);
+        let pace = Pace::new(Rates { operations: 0, burst: u32::MAX, bytes: 0, burst_bytes: 0, connections: 0 }, start);
         pace.charge(u64::MAX, u64::MAX, start);
         pace.charge(u64::MAX, u64::MAX, start);
         assert_eq!(pace.debt(start), Some(MAX_DEBT));

@@ -33,9 +33,12 @@ impl Connection {
                 break user;
             }
         };
+        if !self.take_seat(user.pace.as_ref()) {
+            tracing::info!(client = self.client.id, peer = %self.peer, user = user.name, "too many connections");
+            return Some(Fault::Connections);
+        }
         self.unproven = None;
-        self.pace = user.pace.clone();
-        if self.pace.is_some() {
+        if self.seat.is_some() {
             self.costly = COSTLY_PER_TURN; // whoever comes back in debt pays before anything else is performed
         }
         self.client.headers.store(options.headers, Ordering::Relaxed);
@@ -77,8 +80,10 @@ impl Connection {
             tracing::info!(client = self.client.id, peer = %self.peer, user = user.name, "no longer let in");
             return Some(Fault::Authorization);
         };
+        if !self.take_seat(user.pace.as_ref()) {
+            return Some(Fault::Connections);
+        }
         self.client.belongs_to(&user);
-        self.pace = user.pace.clone();
         let revised = self.session.become_user(user);
         self.apply(revised);
         None

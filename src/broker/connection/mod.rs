@@ -29,7 +29,7 @@ use super::client::{Client, Subscription};
 use super::delivery::Delivery;
 use super::limits::after;
 use super::outbound::{LINGER, Outbound};
-use super::pace::Pace;
+use super::pace::Seat;
 use super::protocol::parse::{Bounds, Parser};
 use super::protocol::{Fault, ServerInfo, encode};
 use super::router::{Greeting, Router};
@@ -134,7 +134,7 @@ async fn converse(
         peer,
         unproven: unproven.filter(|_| !admitted),
         penalty: Duration::ZERO,
-        pace: None,
+        seat: None,
     };
     connection.delivery.answer(|out| out.extend_from_slice(&hello));
     drop(hello);
@@ -230,8 +230,8 @@ struct Connection {
     unproven: Option<Place>,
     /// How long the answer to wrong credentials waits.
     penalty: Duration,
-    /// How fast the user may send.
-    pace: Option<Arc<Pace>>,
+    /// The place among the user's connections, if it has a pace.
+    seat: Option<Seat>,
 }
 
 impl Drop for Connection {
@@ -283,7 +283,7 @@ impl Connection {
             if let Some(fault) = self.recheck_if_wanted() {
                 return Some(fault);
             }
-            if self.pace.is_some()
+            if self.seat.is_some()
                 && let Some(fault) = self.keep_pace().await
             {
                 return Some(fault);
@@ -302,9 +302,9 @@ impl Connection {
                     self.client.heard.store(true, Ordering::Relaxed);
                     let mut bytes = count;
                     loop {
-                        let before = self.pace.as_ref().map(|_| self.costly);
+                        let before = self.seat.as_ref().map(|_| self.costly);
                         let fault = self.perform(&mut buffer);
-                        if self.pace.is_some() {
+                        if self.seat.is_some() {
                             // Unless it has only just logged in, for which the turn was ended.
                             let costly = before.map_or(1, |before| self.costly.saturating_sub(before));
                             self.charge(costly, std::mem::take(&mut bytes));
@@ -323,7 +323,7 @@ impl Connection {
                         if let Some(fault) = self.recheck_if_wanted() {
                             return Some(fault);
                         }
-                        if self.pace.is_some()
+                        if self.seat.is_some()
                             && let Some(fault) = self.keep_pace().await
                         {
                             return Some(fault);

@@ -1,11 +1,13 @@
-//! When more is read from a client: once its user is not in debt to its pace, and no vital receiver of its messages is
+//! Whether a user may have one more connection, and when more is read from it: once its user is not in debt to its pace, and no vital receiver of its messages is
 //! about to be overrun. And the pause before the answer to wrong credentials. Called by the read loop.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::super::pace::{Pace, Seat};
 use super::super::protocol::Fault;
 use super::Connection;
 
@@ -13,18 +15,26 @@ use super::Connection;
 const MAX_NAP: Duration = Duration::from_millis(100);
 
 impl Connection {
+    /// Takes a place among those who have `pace`; `false` when there is none.
+    pub(super) fn take_seat(&mut self, pace: Option<&Arc<Pace>>) -> bool {
+        if self.seat.as_ref().map(Seat::pace) != pace {
+            self.seat = pace.and_then(Pace::enter);
+        }
+        self.seat.is_some() == pace.is_some()
+    }
+
     /// Takes what was just performed from the user's pace; before [`super::Delivery::commit`], which begins to count anew.
     pub(super) fn charge(&self, costly: u32, bytes: usize) {
-        if let Some(pace) = &self.pace {
+        if let Some(seat) = &self.seat {
             let operations = self.delivery.messages_in().saturating_add(costly.into());
-            pace.charge(operations, u64::try_from(bytes).unwrap_or(u64::MAX), Instant::now().into_std());
+            seat.pace().charge(operations, u64::try_from(bytes).unwrap_or(u64::MAX), Instant::now().into_std());
         }
     }
 
     /// Waits until more may be read; sees to changed rights meanwhile. Cancel safe.
     pub(super) async fn keep_pace(&mut self) -> Option<Fault> {
-        while let Some(pace) = &self.pace {
-            if let Some(debt) = pace.debt(Instant::now().into_std()) {
+        while let Some(seat) = &self.seat {
+            if let Some(debt) = seat.pace().debt(Instant::now().into_std()) {
                 sleep(debt.min(MAX_NAP)).await;
             } else if let Some(receiver) = self.delivery.pressed() {
                 receiver.outbound.relief(MAX_NAP, self.router.limits.max_pending / 4).await;

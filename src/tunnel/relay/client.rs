@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, Span, debug};
 
+use super::accounts::Seat;
 use super::{Note, NoteEvent, Shared, session};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::Place;
@@ -23,8 +24,13 @@ struct Client {
     shared: Arc<Shared>,
     /// A ticket was accepted.
     proven: AtomicBool,
-    /// Its place among the strangers of its network, until then.
-    place: Mutex<Option<Place>>,
+    /// Its place among the strangers of its network; then among the connections of the first account.
+    place: Mutex<Standing>,
+}
+
+enum Standing {
+    Stranger { _place: Place },
+    Of { _seat: Seat },
 }
 
 /// Serves the connection, whose first stream has brought `ticket`, until it ends, and then for [`DRAIN`] what is still
@@ -39,7 +45,7 @@ pub(super) async fn serve(
         connection: connection.clone(),
         shared,
         proven: AtomicBool::new(false),
-        place: Mutex::new(Some(place)),
+        place: Mutex::new(Standing::Stranger { _place: place }),
     });
     let mut sessions = JoinSet::new();
     sessions.spawn(client.clone().open(first, ticket).instrument(Span::current()));
@@ -113,8 +119,15 @@ impl Client {
                 return stream.refuse(refusal).await;
             }
         };
-        if !self.proven.swap(true, Ordering::Relaxed) {
-            drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if !self.proven.load(Ordering::Relaxed) {
+            match self.shared.accounts.sit(&grant.account) {
+                Ok(seat) => *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Standing::Of { _seat: seat },
+                Err(refusal) => {
+                    gate.note(Note { peer, grant: Some(&grant), event: NoteEvent::Refused(&refusal) });
+                    return stream.refuse(refusal).await;
+                }
+            }
+            self.proven.store(true, Ordering::Relaxed);
             widen(&self.connection, self.shared.limits.sessions_per_client);
         }
         session::run(&self.shared, stream, &grant, entry, peer).await;

@@ -112,6 +112,8 @@ pub struct Limits {
     pub sessions_per_client: u32,
     /// Streams an account may have open at once, over all its connections.
     pub sessions_per_account: usize,
+    /// Connections an account may have, whether or not streams are open on them: one account cannot take the room of all.
+    pub connections_per_account: usize,
     /// How long a connection may last before it has proven who it is, from the first packet on.
     pub unproven: Duration,
     /// How long a client's connection may last without a session.
@@ -131,6 +133,7 @@ impl Default for Limits {
             sessions_per_client: MAX_SESSIONS,
             // Far more than people or a build farm have; one account cannot take the memory of all.
             sessions_per_account: 1_000,
+            connections_per_account: 1_000,
             unproven: Duration::from_secs(10),
             idle_client: Duration::from_secs(120),
             // A signature takes about 0.1 ms: this many are worked off in a few milliseconds.
@@ -170,7 +173,7 @@ pub(super) struct Shared {
     gate: Arc<dyn Gatekeeper>,
     limits: Limits,
     links: Links,
-    accounts: Accounts,
+    accounts: Arc<Accounts>,
     configs: ServerConfigs,
     handshakes: AtomicUsize,
     unproven: PerNetwork,
@@ -205,7 +208,10 @@ impl Relay {
         let endpoint = configs.bind(address).map_err(bound)?;
         let local = endpoint.local_addr().map_err(bound)?;
         let links = Links::new(gate.clone());
-        let accounts = Accounts::new(limits.sessions_per_account);
+        let Limits { sessions_per_account, connections_per_account, connections, .. } = limits;
+        // What is left is for workers.
+        let of_all = connections.div_ceil(4) * 3;
+        let accounts = Arc::new(Accounts::new(sessions_per_account, connections_per_account, of_all));
         let unproven = PerNetwork::new(limits.unproven_per_network);
         let handshakes = AtomicUsize::new(0);
         let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes, unproven });

@@ -21,7 +21,7 @@ const PENALTY: Duration = Duration::from_millis(600);
 impl Paced {
     fn new() -> Arc<Self> {
         let pace = |operations, burst, bytes| {
-            Arc::new(Pace::new(Rates { operations, burst, bytes, burst_bytes: bytes }, Instant::now()))
+            Arc::new(Pace::new(Rates { operations, burst, bytes, burst_bytes: bytes, connections: 3 }, Instant::now()))
         };
         Arc::new(Self { slow: pace(200, 50, 1 << 20), eager: pace(u32::MAX, u32::MAX, u32::MAX) })
     }
@@ -87,6 +87,28 @@ async fn who_is_too_fast_waits_on_all_its_connections_and_nobody_else_does() {
     let (known, new) = tokio::join!(answer_time(&mut two), answer_time(&mut again));
     assert!(known > Duration::from_millis(500) && new > Duration::from_millis(500), "{known:?} {new:?}");
     assert!(free.until_pong().await.is_empty());
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_user_has_so_many_connections_and_one_too_many_is_told_so() {
+    let broker = broker(Limits::default()).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut raw = login(&broker, "slow").await;
+        raw.until_pong().await;
+        held.push(raw);
+    }
+    assert_eq!(login(&broker, "slow").await.until_closed().await, "-ERR 'maximum connections exceeded'\r\n");
+    login(&broker, "free").await.until_pong().await;
+    held.pop();
+    until("a place", PATIENCE, || async {
+        let mut next = Raw::connect(&broker).await;
+        next.send(b"CONNECT {\"verbose\":true,\"user\":\"slow\"}\r\n").await;
+        let said = next.line().await;
+        if said == "+OK" { Ok(()) } else { Err(said) }
+    })
+    .await;
     broker.shutdown().await;
 }
 
