@@ -1,4 +1,4 @@
-//! How much a user may use: how many connections, and how fast it may send over all of them: a token bucket for operations and one for bytes, shared by all connections of the user. Made
+//! How much a user may use: how many connections and subscriptions, and how fast it may send over all of them: a token bucket for operations and one for bytes, shared by all connections of the user. Made
 //! by the embedder, handed out with [`super::auth::User::pace`]; `connection` charges what it has performed and reads no
 //! more while there is a debt, so that a flood ends in the sender's own socket. Pure: `now` is passed in.
 //!
@@ -27,6 +27,8 @@ pub struct Rates {
     pub burst_bytes: u32,
     /// Connections at a time; one too many is told so.
     pub connections: usize,
+    /// Subscriptions on all of them, counted as by [`super::Limits::max_subscriptions`]: each event is copied for each.
+    pub subscriptions: usize,
 }
 
 /// See the module. Two are the same only if they are one.
@@ -36,11 +38,15 @@ pub struct Pace {
     since: Instant,
     filled: Mutex<Filled>,
     connections: AtomicUsize,
+    subscriptions: AtomicUsize,
 }
 
 /// The place of one connection, until it is dropped.
 #[derive(Debug)]
-pub struct Seat(Arc<Pace>);
+pub struct Seat {
+    pace: Arc<Pace>,
+    subscriptions: usize,
+}
 
 /// When each bucket is full again, counted from [`Pace::since`].
 #[derive(Debug, Default, Clone, Copy)]
@@ -52,12 +58,13 @@ struct Filled {
 impl Pace {
     /// Full buckets. A rate of zero counts as one.
     pub fn new(rates: Rates, now: Instant) -> Self {
-        Self { rates, since: now, filled: Mutex::default(), connections: AtomicUsize::new(0) }
+        let (connections, subscriptions) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { rates, since: now, filled: Mutex::default(), connections, subscriptions }
     }
 
     /// A place for one more connection, if there is one.
     pub fn enter(self: &Arc<Self>) -> Option<Seat> {
-        let seat = Seat(self.clone());
+        let seat = Seat { pace: self.clone(), subscriptions: 0 };
         (self.connections.fetch_add(1, Ordering::Relaxed) < self.rates.connections).then_some(seat)
     }
 
@@ -97,13 +104,29 @@ impl Pace {
 impl Seat {
     /// Whose place it is.
     pub fn pace(&self) -> &Arc<Pace> {
-        &self.0
+        &self.pace
+    }
+
+    /// Notes how many subscriptions the connection has now.
+    pub fn holds(&mut self, subscriptions: usize) {
+        let before = std::mem::replace(&mut self.subscriptions, subscriptions);
+        let count = &self.pace.subscriptions;
+        match subscriptions.checked_sub(before) {
+            Some(more) => count.fetch_add(more, Ordering::Relaxed),
+            None => count.fetch_sub(before - subscriptions, Ordering::Relaxed),
+        };
+    }
+
+    /// Whether the user has as many subscriptions as it may.
+    pub fn is_full(&self) -> bool {
+        self.pace.subscriptions.load(Ordering::Relaxed) >= self.pace.rates.subscriptions
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.holds(0);
+        self.pace.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -131,18 +154,26 @@ fn taken(full: Duration, now: Duration, cost: Duration, burst: Duration) -> Dura
 mod tests {
     use super::*;
 
-    const RATES: Rates = Rates { operations: 100, burst: 50, bytes: 1_000, burst_bytes: 10_000, connections: 2 };
+    const RATES: Rates =
+        Rates { operations: 100, burst: 50, bytes: 1_000, burst_bytes: 10_000, connections: 2, subscriptions: 5 };
 
     #[test]
-    fn a_user_has_so_many_connections() {
+    fn a_user_has_so_many_connections_and_subscriptions() {
         let pace = Arc::new(Pace::new(RATES, Instant::now()));
-        let (one, two) = (pace.enter().unwrap(), pace.enter().unwrap());
+        let (mut one, mut two) = (pace.enter().unwrap(), pace.enter().unwrap());
         assert!(pace.enter().is_none() && pace.enter().is_none());
+        one.holds(3);
+        two.holds(1);
+        assert!(!two.is_full());
+        two.holds(2);
+        assert!(one.is_full() && two.is_full());
+        one.holds(2);
+        assert!(!two.is_full());
         drop(one);
         let three = pace.enter().unwrap();
         assert!(pace.enter().is_none());
         drop((two, three));
-        assert_eq!(pace.connections.load(Ordering::Relaxed), 0);
+        assert_eq!((pace.connections.load(Ordering::Relaxed), pace.subscriptions.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]
@@ -194,7 +225,10 @@ mod tests {
     #[test]
     fn no_debt_is_without_end_and_no_number_too_large() {
         let start = Instant::now();
-        let pace = Pace::new(Rates { operations: 0, burst: u32::MAX, bytes: 0, burst_bytes: 0, connections: 0 }, start);
+        let pace = Pace::new(
+            Rates { operations: 0, burst: u32::MAX, bytes: 0, burst_bytes: 0, connections: 0, ..RATES },
+            start,
+        );
         pace.charge(u64::MAX, u64::MAX, start);
         pace.charge(u64::MAX, u64::MAX, start);
         assert_eq!(pace.debt(start), Some(MAX_DEBT));

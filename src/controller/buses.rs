@@ -26,11 +26,11 @@ const MAX_STRANGERS: usize = 256;
 pub(super) struct Buses {
     /// Requests of accounts, and their answers.
     pub(super) api: Bus,
-    /// What workers say: registrations, leases, reports, log lines.
+    /// What workers say: registrations, leases, reports, log lines. And what they are told.
     pub(super) workers: Bus,
     /// Machines that join.
     pub(super) joins: Bus,
-    /// What the controller says by itself: events, the audit trail, assignments. Nobody can send anything to it.
+    /// Events and the audit trail, which many may follow. Nobody can send anything to it.
     pub(super) news: Bus,
 }
 

@@ -193,12 +193,11 @@ impl Controller {
         };
         let service = Service::start(&buses, Arc::new(context)).await.map_err(StartError::Bus)?;
         let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
-        let bus = buses.news;
         let loops = vec![
-            task::spawn(publish(Feed::Events, bus.clone(), store.clone(), writer.clone(), signals.events)),
-            task::spawn(publish(Feed::Audit, bus.clone(), store, writer.clone(), signals.audit)),
+            task::spawn(publish(Feed::Events, buses.news.clone(), store.clone(), writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Audit, buses.news, store, writer.clone(), signals.audit)),
             auditor.run(deeds, writer.clone()),
-            task::spawn(send_assignments(bus, writer.clone(), signals.assign)),
+            task::spawn(send_assignments(buses.workers, writer.clone(), signals.assign)),
             task::spawn(tick(writer.clone())),
             task::spawn(enforce::run(enforcer)),
         ];

@@ -91,6 +91,7 @@ impl Connection {
 
     fn apply(&mut self, revised: Vec<Revised<Arc<Subscription>>>) {
         self.delivery.forget();
+        self.count_subscriptions();
         for subscription in revised {
             match subscription {
                 Revised::Kept(subscription, filter) => self.router.refilter(&subscription, filter),

@@ -19,8 +19,16 @@ impl Connection {
     pub(super) fn take_seat(&mut self, pace: Option<&Arc<Pace>>) -> bool {
         if self.seat.as_ref().map(Seat::pace) != pace {
             self.seat = pace.and_then(Pace::enter);
+            self.count_subscriptions();
         }
         self.seat.is_some() == pace.is_some()
+    }
+
+    /// Tells the user's pace how many subscriptions the client has.
+    pub(super) fn count_subscriptions(&mut self) {
+        if let Some(seat) = &mut self.seat {
+            seat.holds(self.session.shares());
+        }
     }
 
     /// Takes what was just performed from the user's pace; before [`super::Delivery::commit`], which begins to count anew.

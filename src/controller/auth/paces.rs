@@ -12,16 +12,34 @@ use crate::broker::pace::{Pace, Rates};
 
 /// An account may have 128 requests under way: programs that wait for answers stay below, and a burst of 2,000 of eight
 /// accounts at once fits into what waits for the API here.
-pub(super) const OF_ACCOUNT: Rates =
-    Rates { operations: 5_000, burst: 2_000, bytes: 32 << 20, burst_bytes: 16 << 20, connections: 2_000 };
+pub(super) const OF_ACCOUNT: Rates = Rates {
+    operations: 5_000,
+    burst: 2_000,
+    bytes: 32 << 20,
+    burst_bytes: 16 << 20,
+    connections: 500,
+    subscriptions: 10_000,
+};
 /// A worker with 500 VMs whose scripts all print has 500 batches of lines on the way, and its heartbeat behind them: a
 /// quarter of a second. It has one connection, and for some minutes those that a bad network left behind.
-pub(super) const OF_WORKER: Rates =
-    Rates { operations: 2_000, burst: 2_000, bytes: 32 << 20, burst_bytes: 16 << 20, connections: 200 };
+pub(super) const OF_WORKER: Rates = Rates {
+    operations: 2_000,
+    burst: 2_000,
+    bytes: 32 << 20,
+    burst_bytes: 16 << 20,
+    connections: 200,
+    subscriptions: 1_000,
+};
 /// All machines that join with one token: each has said what it wants after some five operations, and a fleet that comes
 /// with one token is in at forty a second.
-pub(super) const OF_JOINING: Rates =
-    Rates { operations: 200, burst: 400, bytes: 1 << 20, burst_bytes: 1 << 20, connections: 2_000 };
+pub(super) const OF_JOINING: Rates = Rates {
+    operations: 200,
+    burst: 400,
+    bytes: 1 << 20,
+    burst_bytes: 1 << 20,
+    connections: 2_000,
+    subscriptions: 10_000,
+};
 
 /// Paces kept: those in use, and those that are not rested. Names are only of users who have proven who they are.
 const MAX_KEPT: usize = 16 * 1024;

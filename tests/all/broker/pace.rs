@@ -21,7 +21,10 @@ const PENALTY: Duration = Duration::from_millis(600);
 impl Paced {
     fn new() -> Arc<Self> {
         let pace = |operations, burst, bytes| {
-            Arc::new(Pace::new(Rates { operations, burst, bytes, burst_bytes: bytes, connections: 3 }, Instant::now()))
+            Arc::new(Pace::new(
+                Rates { operations, burst, bytes, burst_bytes: bytes, connections: 3, subscriptions: 5 },
+                Instant::now(),
+            ))
         };
         Arc::new(Self { slow: pace(200, 50, 1 << 20), eager: pace(u32::MAX, u32::MAX, u32::MAX) })
     }
@@ -101,6 +104,16 @@ async fn a_user_has_so_many_connections_and_one_too_many_is_told_so() {
     }
     assert_eq!(login(&broker, "slow").await.until_closed().await, "-ERR 'maximum connections exceeded'\r\n");
     login(&broker, "free").await.until_pong().await;
+    // As for subscriptions.
+    let [one, two, ..] = held.as_mut_slice() else { panic!() };
+    one.send(b"SUB a 1\r\nSUB a 2\r\nSUB a 3\r\n").await;
+    assert_eq!(one.until_pong().await, "");
+    two.send(b"SUB a 1\r\nSUB a 2\r\nSUB a 3\r\n").await;
+    assert_eq!(two.until_pong().await, "-ERR 'maximum subscriptions exceeded'\r\n");
+    one.send(b"UNSUB 2\r\n").await;
+    assert_eq!(one.until_pong().await, "");
+    two.send(b"SUB a 3\r\n").await;
+    assert_eq!(two.until_pong().await, "");
     held.pop();
     until("a place", PATIENCE, || async {
         let mut next = Raw::connect(&broker).await;
