@@ -46,6 +46,11 @@ impl PerNetwork {
         Some(Place { of: self.clone(), network })
     }
 
+    /// Whether the network of `address` has more than half of what it may.
+    pub fn is_crowded(&self, address: IpAddr) -> bool {
+        self.count(address) > self.most / 2
+    }
+
     /// How many the network of `address` has.
     pub fn count(&self, address: IpAddr) -> usize {
         self.lock().get(&network_of(address)).copied().unwrap_or(0)
@@ -90,6 +95,7 @@ mod tests {
         let places = PerNetwork::new(2);
         let (one, two) = (places.enter(ip("2001:db8::1")).unwrap(), places.enter(ip("2001:db8::2")).unwrap());
         assert!(places.enter(ip("2001:db8::3")).is_none() && places.count(ip("2001:db8::9")) == 2);
+        assert!(places.is_crowded(ip("2001:db8::9")) && !places.is_crowded(ip("192.0.2.1")));
         let other = places.enter(ip("192.0.2.1")).unwrap();
         drop(one);
         let three = places.enter(ip("2001:db8::3")).unwrap();

@@ -54,6 +54,8 @@ const READS_PER_TURN: u32 = 8;
 /// Operations after which it does so too, of those that cost more than passing a message on: subscriptions come and go under
 /// a lock, and who listens to a new subject must be looked up. A read full of them would keep others waiting for milliseconds.
 const COSTLY_PER_TURN: u32 = 64;
+/// Time to say who it is for a client whose network is crowded with strangers: those who stay silent there soon make room.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes read and thrown away after a fault, so that the client gets to read why before its own writes fail.
 const MAX_DISCARD: usize = 4 * 1024 * 1024;
 
@@ -61,13 +63,14 @@ const MAX_DISCARD: usize = 4 * 1024 * 1024;
 /// Once `stop` is cancelled, a connection that is not open yet ends at once: it has nothing to lose. Open ones are ended
 /// through the router.
 pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: SocketAddr, stop: CancellationToken) {
-    let deadline = after(Instant::now(), router.limits.auth_timeout);
+    let unproven = router.unproven.enter(peer.ip());
+    let patience = if router.unproven.is_crowded(peer.ip()) { CROWDED_TIMEOUT } else { router.limits.auth_timeout };
+    let deadline = after(Instant::now(), patience.min(router.limits.auth_timeout));
     let nonce = router.authenticator.as_ref().filter(|a| a.wants_nonce()).map(|_| new_nonce());
     let tls = router.tls();
     let greeting = Greeting { client: router.next_id(), ip: peer.ip().to_canonical(), nonce, tls: tls.is_some() };
     let mut hello = Vec::new();
     encode::info(&mut hello, &router.info_for(&greeting));
-    let unproven = router.unproven.enter(peer.ip());
     let opening = prepare(&router, stream, tls.as_deref(), &hello, (peer, deadline, unproven.is_some()));
     let Some(Some((transport, greeted))) = stop.run_until_cancelled(opening).await else { return };
     let hello = if greeted { Vec::new() } else { hello };

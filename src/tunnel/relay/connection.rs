@@ -18,6 +18,10 @@ use crate::tunnel::proof::Exported;
 use crate::tunnel::reason::{self, Reason};
 use crate::tunnel::stream::TunnelStream;
 
+/// How long a connection from a network that is crowded with strangers may last before it has proven who it is: those who
+/// stay silent there soon make room.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// How long a refused worker may take to read why.
 const REFUSAL_LINGER: Duration = Duration::from_secs(2);
 
@@ -29,7 +33,9 @@ const WORKER_STREAMS: u32 = 1;
 
 /// Serves what `incoming` becomes; `place` is its place among the strangers of its network.
 pub(super) async fn serve(incoming: Incoming, place: Place, shared: Arc<Shared>) {
-    let deadline = Instant::now() + shared.limits.unproven;
+    let crowded = shared.unproven.is_crowded(incoming.remote_address().ip());
+    let patience = if crowded { CROWDED_TIMEOUT } else { shared.limits.unproven };
+    let deadline = Instant::now() + patience.min(shared.limits.unproven);
     let handshake = Counted::one(&shared.handshakes);
     let config = shared.configs.towards(incoming.remote_address().ip());
     let connecting = match incoming.accept_with(config) {
