@@ -226,8 +226,9 @@ impl Delivery {
     }
 
     /// Hands every batch over, then tries to write them. Receivers over their bound are cut off here. Nothing is written
-    /// before everything is handed over: what somebody does because of a message comes to nobody before the message. The
-    /// client's own goes last: once it reads PONG, what it published before is with its receivers.
+    /// before everything is handed over: what somebody does because of a message comes to nobody before the message, but
+    /// for a receiver that someone else writes to in that instant (NATS promises order by publisher only). The client's
+    /// own goes last: once it reads PONG, what it published before is with its receivers.
     pub fn commit(&mut self) {
         let counters = &self.router.counters;
         let counts = std::mem::take(&mut self.counts);

@@ -9,8 +9,8 @@ use async_nats::{Event, HeaderMap, RequestErrorKind, Subscriber};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
 
 use super::message::{self, Answer, ApiCall};
 use super::{refusal, subject};
@@ -96,21 +96,21 @@ fn tell(
     url: String,
     refused: &'static str,
     refusals: broadcast::Sender<String>,
-    shut_out: Arc<AtomicBool>,
+    shut_out: Arc<watch::Sender<bool>>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     let told = AtomicBool::new(false);
     move |event| {
         match event {
             Event::Connected => {
                 told.store(false, Ordering::Relaxed);
-                shut_out.store(false, Ordering::Relaxed);
+                shut_out.send_replace(false);
                 tracing::debug!("connected to the bus at {url}");
             }
             Event::Closed => tracing::debug!("the connection to the bus at {url} is closed"),
             Event::ClientError(error) => {
                 let error = error.to_string();
                 let refused_now = error.contains("authorization");
-                shut_out.store(refused_now, Ordering::Relaxed);
+                shut_out.send_replace(refused_now);
                 if told.swap(true, Ordering::Relaxed) {
                     tracing::debug!("bus: {error}");
                 } else if refused_now {
@@ -140,6 +140,10 @@ pub struct Bus {
     client: async_nats::Client,
     /// The subjects of requests that the broker refused.
     refusals: broadcast::Sender<String>,
+    /// Whether the user was not let in when it last tried.
+    shut_out: watch::Receiver<bool>,
+    /// What to tell then.
+    refused: Arc<str>,
 }
 
 /// What to do when a user is not let in.
@@ -167,13 +171,16 @@ fn certificate_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option
     None
 }
 
+fn refused_text(options: &BusOptions) -> String {
+    format!("the bus at {} refuses user {:?}: {}", options.url, options.user, refused(&options.login))
+}
+
 /// What to tell of an attempt to connect that failed.
 fn unreachable(options: &BusOptions, error: &async_nats::ConnectError) -> ApiError {
     use async_nats::ConnectErrorKind as Kind;
     let url = &options.url;
     if matches!(error.kind(), Kind::Authentication | Kind::AuthorizationViolation) {
-        let text = format!("the bus at {url} refuses user {:?}: {}", options.user, refused(&options.login));
-        return ApiError::new(ErrorCode::Unauthenticated, text);
+        return ApiError::new(ErrorCode::Unauthenticated, refused_text(options));
     }
     let text = match (certificate_error(error), options.trust) {
         (Some(rustls::Error::InvalidCertificate(_)), Trust::Certificate(expected)) => format!(
@@ -199,7 +206,8 @@ impl Bus {
     /// [`ErrorCode::Unauthenticated`] when the user is refused, [`ErrorCode::Unavailable`] when nothing answers there.
     pub async fn connect(options: BusOptions) -> Result<Self, ApiError> {
         let (refusals, _) = broadcast::channel(refusal::CAPACITY);
-        let shut_out = Arc::new(AtomicBool::new(false));
+        let (shut_out, is_shut_out) = watch::channel(false);
+        let shut_out = Arc::new(shut_out);
         let login = match &options.login {
             Login::Password(password) => {
                 async_nats::ConnectOptions::with_user_and_password(options.user.clone(), password.expose().to_owned())
@@ -214,7 +222,7 @@ impl Bus {
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .reconnect_delay_callback({
                 let shut_out = shut_out.clone();
-                move |attempt| reconnect_pause(attempt, shut_out.load(Ordering::Relaxed))
+                move |attempt| reconnect_pause(attempt, *shut_out.borrow())
             })
             .event_callback(tell(options.url.clone(), refused(&options.login), refusals.clone(), shut_out));
         let config = options.trust.client_config().map_err(|error| {
@@ -232,12 +240,23 @@ impl Bus {
             Trust::Plain | Trust::Certificate(_) => connect,
         };
         let client = connect.connect(&options.url).await.map_err(|error| unreachable(&options, &error))?;
-        Ok(Self { client, refusals })
+        let refused = refused_text(&options).into();
+        Ok(Self { client, refusals, shut_out: is_shut_out, refused })
     }
 
     /// The client library's own handle, for what needs no typing: the service API, raw subscriptions.
     pub fn raw(&self) -> &async_nats::Client {
         &self.client
+    }
+
+    /// Waits until the user, who was let in before, is let in no more, and says so: for those who should end then. The
+    /// connection itself goes on trying. Cancel safe.
+    pub async fn shut_out(&self) -> ApiError {
+        let mut shut_out = self.shut_out.clone();
+        if shut_out.wait_for(|is| *is).await.is_err() {
+            pending::<()>().await;
+        }
+        ApiError::new(ErrorCode::Unauthenticated, self.refused.to_string())
     }
 
     /// The largest payload that the broker takes, in bytes.

@@ -6,6 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::model::access::Roles;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventNumber, LogStream};
 use crate::model::secret::Secret;
@@ -223,6 +224,12 @@ pub struct ControllerInfo {
     pub version: String,
     /// The highest event number given out so far.
     pub last_event: EventNumber,
+    /// What the asker may do; none from a release that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Roles>,
+    /// Whether the bus is a NATS server of the operator, which decides by itself who gets in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outside_bus: bool,
 }
 
 /// Where the QUIC tunnel endpoint is and how to know it.

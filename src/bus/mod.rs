@@ -5,6 +5,7 @@ pub mod access;
 pub mod client;
 pub mod message;
 pub mod parts;
+pub mod placing;
 pub mod probe;
 mod refusal;
 pub mod subject;

@@ -1,10 +1,9 @@
 //! `orchard audit`: who asked for what, from where, and what came of it. The trail has numbers of its own.
 
 use clap::Args;
-use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::client::Client;
-use super::events;
+use super::follow;
 use super::output::{self, Format, OutputArgs};
 use crate::bus::access::{AuditPage, ListAudit};
 use crate::bus::subject;
@@ -36,25 +35,11 @@ pub(super) async fn run(arguments: AuditArgs, client: &Client) -> anyhow::Result
     let mut position = arguments.after;
     print_rest(&arguments, client, &mut position).await?;
     let Some(signals) = &mut signals else { return Ok(()) };
-    let mut reachable = true;
-    loop {
-        // A record that comes is only a signal to ask for what is new: so nothing is missed, printed twice or disordered.
-        match tokio::time::timeout(events::SILENCE, signals.next()).await {
-            Ok(Some(_)) => while let Some(Some(_)) = signals.next().now_or_never() {},
-            Ok(None) => tokio::time::sleep(events::SILENCE).await,
-            Err(_) => {}
-        }
-        match print_rest(&arguments, client, &mut position).await {
-            Ok(()) => reachable = true,
-            Err(error) if events::is_passing(&error) => {
-                if reachable {
-                    eprintln!("waiting for the controller: {error}");
-                }
-                reachable = false;
-            }
-            Err(error) => return Err(error),
-        }
-    }
+    let follow = follow::follow(signals, async || {
+        print_rest(&arguments, client, &mut position).await?;
+        Ok(true)
+    });
+    client.until_refused(follow).await
 }
 
 /// Prints all pages after `position`, and moves it.

@@ -9,12 +9,13 @@ use clap::{Args, Subcommand};
 use super::accounts::{self, CreateAccountArgs};
 use super::client::Client;
 use super::output::{self, Format, OutputArgs};
-use super::{UsageError, pairs, wait};
+use super::{UsageError, pairs, prompt, wait};
 use crate::bus::message::CreateVm;
 use crate::config::duration;
-use crate::model::VmName;
-use crate::model::secret::Secret;
+use crate::model::resources::WORKER_NAME_LABEL;
+use crate::model::secret::{Secret, redact_urls};
 use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
+use crate::model::{VmName, WorkerName};
 
 /// The longest startup script: with the rest of the request it stays well below the bus's payload limit of 1 MiB.
 const MAX_SCRIPT_BYTES: u64 = 512 * 1024;
@@ -62,15 +63,30 @@ pub(super) struct CreateVmArgs {
     /// Guest user for SSH [default: admin]
     #[arg(long)]
     username: Option<String>,
-    /// That user's password [default: admin]
-    #[arg(long)]
+    /// That user's password [default: admin]; others on this machine can see what stands on a command line
+    #[arg(long, conflicts_with_all = ["password_stdin", "password_file"])]
     password: Option<String>,
+    /// Read that password from standard input
+    #[arg(long, conflicts_with = "password_file")]
+    password_stdin: bool,
+    /// Read that password from this file
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
     /// Script that runs in the guest after each start; @FILE reads it from a file
     #[arg(long, value_name = "TEXT|@FILE")]
     startup_script: Option<String>,
     /// Labels that the worker must have
     #[arg(long, value_name = "K=V,…", value_delimiter = ',', value_parser = pairs::label)]
     labels: Vec<(String, String)>,
+    /// The only worker that will do; the same as --labels worker-name=NAME
+    #[arg(long, value_name = "NAME")]
+    worker: Option<WorkerName>,
+    /// Who is placed first when workers are scarce; higher is sooner
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, allow_negative_numbers = true)]
+    priority: i32,
+    /// Delete the VM this long after its creation [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    ttl: Option<Duration>,
     /// Further resources taken from the worker
     #[arg(long, value_name = "K=N,…", value_delimiter = ',', value_parser = pairs::resource)]
     resources: Vec<(String, u64)>,
@@ -101,7 +117,8 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         Create::ServiceAccount(arguments) => return accounts::create(arguments, connect).await,
     };
     let (wait, timeout, output) = (arguments.wait, arguments.timeout, arguments.output.output);
-    let request = request(*arguments)?;
+    let given = password(&arguments).await?;
+    let request = request(*arguments, given)?;
     let client = connect().await?;
     // Listening begins before the VM exists, so that nothing of its story is missed.
     let watch = if wait { Some(wait::Watch::begin(&client, &request.name).await?) } else { None };
@@ -118,11 +135,35 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     Ok(())
 }
 
-fn request(arguments: CreateVmArgs) -> anyhow::Result<CreateVm> {
+/// The guest user's password, wherever it comes from.
+async fn password(arguments: &CreateVmArgs) -> anyhow::Result<Option<Secret>> {
+    if let Some(path) = &arguments.password_file {
+        let cannot = || format!("cannot read the password file {}", path.display());
+        let file = std::fs::File::open(path).with_context(cannot)?;
+        return Ok(Some(prompt::password_from(file).with_context(cannot)?));
+    }
+    if arguments.password_stdin {
+        let read = prompt::from_stdin(prompt::password_from).await;
+        return Ok(Some(read.context("cannot read the password from standard input")?));
+    }
+    Ok(arguments.password.as_deref().map(Secret::new))
+}
+
+fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<CreateVm> {
     let startup_script = match arguments.startup_script {
         None => None,
         Some(given) => Some(StartupScript { script_content: script(given)?, env: Default::default() }),
     };
+    let mut labels = pairs::labels(arguments.labels).map_err(UsageError)?;
+    if let Some(worker) = &arguments.worker
+        && labels.insert(WORKER_NAME_LABEL.to_owned(), worker.to_string()).is_some_and(|other| other != worker.as_str())
+    {
+        let what = format!("--worker and --labels name different workers in {WORKER_NAME_LABEL}; give one of them");
+        return Err(UsageError(what).into());
+    }
+    if arguments.ttl.is_some_and(|ttl| ttl.as_secs() == 0) {
+        return Err(UsageError("--ttl is less than a second; leave it out for a VM that stays".to_owned()).into());
+    }
     let spec = VmSpec {
         image: arguments.image,
         os: arguments.os,
@@ -133,11 +174,13 @@ fn request(arguments: CreateVmArgs) -> anyhow::Result<CreateVm> {
         disk_size: arguments.disk_size,
         headless: arguments.headless,
         username: arguments.username,
-        password: arguments.password.map(Secret::new),
+        password,
         startup_script,
         restart_policy: arguments.restart_policy,
         resources: pairs::resources(arguments.resources).map_err(UsageError)?,
-        labels: pairs::labels(arguments.labels).map_err(UsageError)?,
+        labels,
+        priority: arguments.priority,
+        ttl_s: arguments.ttl.map_or(0, |ttl| ttl.as_secs()),
     };
     Ok(CreateVm { name: arguments.name, spec })
 }
@@ -163,6 +206,7 @@ fn image(text: &str) -> Result<String, String> {
     }
     if let Some((scheme, rest)) = text.split_once("://") {
         if !matches!(scheme, "http" | "https") || rest.is_empty() {
+            let text = redact_urls(text);
             return Err(format!("{text:?} is not an image: of URLs, only http:// and https:// are fetched"));
         }
         return Ok(text.to_owned());
@@ -197,7 +241,7 @@ mod tests {
 
     fn parse(arguments: &[&str]) -> anyhow::Result<CreateVm> {
         let all = ["create", "a", "--image", "/i.qcow2"].iter().chain(arguments);
-        request(Only::try_parse_from(all)?.arguments)
+        request(Only::try_parse_from(all)?.arguments, None)
     }
 
     #[test]
@@ -205,6 +249,26 @@ mod tests {
         let spec = parse(&[]).unwrap().spec;
         assert_eq!(spec, VmSpec { image: "/i.qcow2".into(), headless: true, ..VmSpec::default() });
         assert!(!parse(&["--headless=false"]).unwrap().spec.headless);
+    }
+
+    #[tokio::test]
+    async fn a_password_need_not_stand_on_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        let read = async |given: &[&str]| {
+            let all = ["create", "a", "--image", "/i.qcow2"].iter().chain(given);
+            let arguments = Only::try_parse_from(all)?.arguments;
+            anyhow::Ok(password(&arguments).await?.map(|password| password.expose().to_owned()))
+        };
+        let file = ["--password-file", path.to_str().unwrap()];
+        assert!(format!("{:#}", read(&file).await.unwrap_err()).contains(path.to_str().unwrap()));
+        std::fs::write(&path, "two words \n").unwrap();
+        assert_eq!(read(&file).await.unwrap().as_deref(), Some("two words "), "all but the end of the line");
+        std::fs::write(&path, "\n").unwrap();
+        assert!(read(&file).await.is_err());
+        assert_eq!(read(&["--password", "x"]).await.unwrap().as_deref(), Some("x"));
+        assert_eq!(read(&[]).await.unwrap(), None);
+        assert!(read(&[&file[..], &["--password", "x"]].concat()).await.is_err());
     }
 
     #[test]
@@ -215,6 +279,17 @@ mod tests {
         assert!(parse(&["--labels", "a=1,a=2"]).unwrap_err().is::<UsageError>());
         for bad in [["--labels", "a"], ["--resources", "a=x"], ["--restart-policy", "Always"], ["--os", "windows"]] {
             assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_worker_is_a_label_like_others() {
+        let spec = parse(&["--worker", "w1", "--priority", "-2", "--ttl", "2h"]).unwrap().spec;
+        assert_eq!(spec.labels, [(WORKER_NAME_LABEL.to_owned(), "w1".to_owned())].into());
+        assert_eq!((spec.priority, spec.ttl_s), (-2, 7_200));
+        assert!(parse(&["--worker", "w1", "--labels", "worker-name=w1"]).is_ok());
+        for bad in [vec!["--worker", "w1", "--labels", "worker-name=w2"], vec!["--ttl", "0"]] {
+            assert!(parse(&bad).unwrap_err().is::<UsageError>(), "{bad:?}");
         }
     }
 

@@ -1,10 +1,10 @@
-//! `orchard list`: all VMs, workers or service accounts, page by page to the end.
+//! `orchard list`: all VMs, workers, service accounts or bootstrap tokens, page by page to the end.
 
 use clap::{Args, Subcommand};
 
-use super::accounts;
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
+use super::{accounts, bootstrap};
 use crate::bus::message::{ListVms, ListWorkers};
 use crate::model::vm::Vm;
 use crate::model::worker::WorkerView;
@@ -21,13 +21,16 @@ pub(super) enum List {
     /// List all service accounts and their roles
     #[command(visible_alias = "service-account", after_help = "Example:\n  orchard list service-accounts")]
     ServiceAccounts(ListArgs),
+    /// List the bootstrap tokens that are good: who made them, for whom, how often and how long; never the secrets
+    #[command(visible_alias = "bootstrap-token", after_help = "Example:\n  orchard list bootstrap-tokens")]
+    BootstrapTokens(ListArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     #[command(flatten)]
     output: OutputArgs,
-    /// Print the names only
+    /// Print the names only (of bootstrap tokens, the ids)
     #[arg(long, short, conflicts_with = "output")]
     quiet: bool,
 }
@@ -47,6 +50,10 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
         List::ServiceAccounts(arguments) => {
             let all = accounts::all(client).await?;
             print(&arguments, &all, |account| account.name.to_string(), |all| accounts::table(all, now))
+        }
+        List::BootstrapTokens(arguments) => {
+            let all = bootstrap::all(client).await?;
+            print(&arguments, &all, |token| token.id.to_string(), |all| bootstrap::table(all, now))
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod store;
 
 mod audit;
 pub mod auth;
+mod bootstrap;
 mod buses;
 mod enforce;
 mod gate;
@@ -36,7 +37,7 @@ use crate::bus::message::TunnelEndpoint;
 use crate::identity::ca::{self, Fingerprint, Identity};
 use crate::model::error::ApiError;
 use crate::model::secret::Secret;
-use crate::model::{AccountName, Clock, WorkerName};
+use crate::model::{Clock, WorkerName};
 use crate::task::{self, Task};
 use crate::tunnel::Transport;
 use crate::tunnel::relay::{Limits, Relay, RelayError};
@@ -141,6 +142,7 @@ pub struct Controller {
     /// As others reach it.
     address: BusAddress,
     bootstrap_token: Option<Secret>,
+    data_dir: PathBuf,
 }
 
 impl Controller {
@@ -174,7 +176,9 @@ impl Controller {
 
         let open = open_bus(options.bus, &certificate, access.clone(), clock, &auditor).await?;
         // Only now that nothing else can be in the way: the token of the first account is shown once.
-        let bootstrap_token = bootstrap(&writer, options.bootstrap_token).await.map_err(StartError::Admin)?;
+        let bootstrap_token = bootstrap::bootstrap(&writer, &options.data_dir, options.bootstrap_token)
+            .await
+            .map_err(StartError::Admin)?;
         let OpenBus { broker, fingerprint, login, address } = open;
         let bus_url = login.url.clone();
         let buses = Buses::connect(&login).await.map_err(StartError::Bus)?;
@@ -213,12 +217,22 @@ impl Controller {
             fingerprint,
             address,
             bootstrap_token,
+            data_dir: options.data_dir,
         })
     }
 
-    /// The token of the first account, if it was made or given in this start; it can be had from nowhere else.
+    /// The token of the first account, if it was made or given in this start; or made in an earlier one and not kept yet, see
+    /// [`Controller::bootstrap_token_is_saved`].
     pub fn bootstrap_token(&self) -> Option<&Secret> {
         self.bootstrap_token.as_ref()
+    }
+
+    /// Tells that the caller has kept the first account's token: from the next start on it is to be had from nowhere.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn bootstrap_token_is_saved(&self) -> std::io::Result<()> {
+        bootstrap::token_is_saved(&self.data_dir)
     }
 
     /// What the bus's certificate is known by; none when it is not ours, or in plain text.
@@ -237,7 +251,7 @@ impl Controller {
         worker: Option<WorkerName>,
     ) -> Result<NewJoinToken, ApiError> {
         let request = CreateJoinToken { ttl_s: ttl.as_secs(), uses, worker };
-        service::new_join_token(&self.writer, &self.address, admin()?, request).await
+        service::new_join_token(&self.writer, &self.address, bootstrap::admin()?, request).await
     }
 
     /// How to reach the bus from this machine.
@@ -293,29 +307,6 @@ fn local_names() -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
     names.extend(rustix::system::uname().nodename().to_str().ok().map(str::to_owned));
     names
-}
-
-fn admin() -> Result<AccountName, ApiError> {
-    BOOTSTRAP_ADMIN.parse()
-}
-
-/// Sees to it that somebody can log in: at the first start, and whenever the operator gives a token. Yields the token if
-/// it is new.
-async fn bootstrap(writer: &Writer, given: Option<Secret>) -> Result<Option<Secret>, ApiError> {
-    if let Some(token) = &given {
-        cluster::check_token(token)?;
-    }
-    let name = admin()?;
-    let step = move |step: &mut writer::Step<'_>| {
-        let token = match given {
-            Some(given) => given,
-            None if step.cluster.account_records().next().is_none() => identity::new_token(),
-            None => return Ok(None),
-        };
-        step.cluster.restore_admin(&name, identity::hash_of(token.expose()), step.now, step.changes);
-        Ok(Some(token))
-    };
-    writer.submit(step).await
 }
 
 async fn tick(writer: Writer) {

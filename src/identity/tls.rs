@@ -1,5 +1,6 @@
 //! rustls configurations: TLS 1.3 only, the aws-lc-rs provider only, and trust in exactly one certificate.
 
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -37,12 +38,10 @@ pub fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<ServerConfig
 /// # Errors
 /// When the provider lacks TLS 1.3; does not happen with aws-lc-rs.
 pub fn client_config(fingerprint: Fingerprint, alpn: &[&[u8]]) -> Result<ClientConfig, rustls::Error> {
-    let provider = provider();
-    let verifier = OneCertificate { fingerprint, provider: provider.clone() };
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(Arc::new(Signed::new(OneCertificate(fingerprint))))
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -55,12 +54,9 @@ pub fn client_config(fingerprint: Fingerprint, alpn: &[&[u8]]) -> Result<ClientC
 /// # Errors
 /// As [`client_config`]; a machine without any CA trusts nobody, which shows at the handshake.
 pub fn public_client_config(alpn: &[&[u8]]) -> Result<ClientConfig, rustls::Error> {
-    let mut roots = RootCertStore::empty();
-    // Certificates that cannot be read are left out: the rest may well do.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
+        .with_root_certificates(public_roots())
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -73,16 +69,11 @@ pub fn public_client_config(alpn: &[&[u8]]) -> Result<ClientConfig, rustls::Erro
 /// # Errors
 /// As [`client_config`].
 pub fn sighting_config() -> Result<(ClientConfig, Arc<Sighting>), rustls::Error> {
-    let provider = provider();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    // A machine without CAs trusts nobody.
-    let public = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().ok();
-    let sighting = Arc::new(Sighting { provider: provider.clone(), public, seen: OnceLock::new() });
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let sighting = Arc::new(Sighting { public: public_verifier(), seen: OnceLock::new() });
+    let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(sighting.clone())
+        .with_custom_certificate_verifier(Arc::new(Signed::new(sighting.clone())))
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     Ok((config, sighting))
@@ -97,10 +88,9 @@ pub struct Seen {
     pub doubt: Option<String>,
 }
 
-/// Accepts any certificate and remembers it. That the peer holds its private key is proven by the handshake's signature.
+/// Accepts any certificate and remembers it.
 #[derive(Debug)]
 pub struct Sighting {
-    provider: Arc<CryptoProvider>,
     public: Option<Arc<WebPkiServerVerifier>>,
     seen: OnceLock<Seen>,
 }
@@ -112,23 +102,102 @@ impl Sighting {
     }
 }
 
-impl ServerCertVerifier for Sighting {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+impl Judge for Arc<Sighting> {
+    fn judge(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
         let doubt = match &self.public {
             None => Some("this machine knows no CA".to_owned()),
-            Some(public) => public
-                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-                .err()
-                .map(|error| error.to_string()),
+            Some(public) => shown.verified_by(public).err().map(|error| error.to_string()),
         };
-        let _ = self.seen.set(Seen { fingerprint: Fingerprint::of(end_entity), doubt });
+        let _ = self.seen.set(Seen { fingerprint: Fingerprint::of(shown.certificate), doubt });
+        Ok(())
+    }
+}
+
+/// Whether machines that trust the same CAs as this one take `identity` for `host` as it is: then a fingerprint would only
+/// tie them to a certificate that is renewed every few weeks.
+pub fn is_vouched_for(identity: &Identity, host: &str) -> bool {
+    let Ok(name) = ServerName::try_from(host) else { return false };
+    let Some(public) = public_verifier() else { return false };
+    let chain = identity.chain();
+    let Some((certificate, intermediates)) = chain.split_first() else { return false };
+    Shown { certificate, intermediates, name: &name, ocsp: &[], now: UnixTime::now() }.verified_by(&public).is_ok()
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// The CAs that this machine trusts.
+fn public_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    // Certificates that cannot be read are left out: the rest may well do.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}
+
+/// Asks those CAs; none on a machine that has none, which trusts nobody.
+fn public_verifier() -> Option<Arc<WebPkiServerVerifier>> {
+    WebPkiServerVerifier::builder_with_provider(Arc::new(public_roots()), provider()).build().ok()
+}
+
+/// What a server shows of itself in a handshake.
+struct Shown<'a> {
+    certificate: &'a CertificateDer<'a>,
+    intermediates: &'a [CertificateDer<'a>],
+    /// Under which it was dialled.
+    name: &'a ServerName<'a>,
+    ocsp: &'a [u8],
+    now: UnixTime,
+}
+
+impl Shown<'_> {
+    fn verified_by(&self, public: &WebPkiServerVerifier) -> Result<(), rustls::Error> {
+        public.verify_server_cert(self.certificate, self.intermediates, self.name, self.ocsp, self.now).map(drop)
+    }
+}
+
+/// Which certificates are accepted.
+trait Judge: fmt::Debug + Send + Sync {
+    fn judge(&self, shown: &Shown<'_>) -> Result<(), rustls::Error>;
+}
+
+/// Accepts one certificate.
+#[derive(Debug)]
+struct OneCertificate(Fingerprint);
+
+impl Judge for OneCertificate {
+    fn judge(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
+        if Fingerprint::of(shown.certificate) == self.0 {
+            return Ok(());
+        }
+        Err(CertificateError::ApplicationVerificationFailure.into())
+    }
+}
+
+/// Leaves the certificate to its judge. That the peer holds the private key of it is always proven by the handshake's
+/// signature.
+#[derive(Debug)]
+struct Signed<J> {
+    judge: J,
+    provider: Arc<CryptoProvider>,
+}
+
+impl<J> Signed<J> {
+    fn new(judge: J) -> Self {
+        Self { judge, provider: provider() }
+    }
+}
+
+impl<J: Judge> ServerCertVerifier for Signed<J> {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.judge.judge(&Shown { certificate, intermediates, name, ocsp, now })?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -155,69 +224,6 @@ impl ServerCertVerifier for Sighting {
     }
 }
 
-/// Whether machines that trust the same CAs as this one take `identity` for `host` as it is: then a fingerprint would only
-/// tie them to a certificate that is renewed every few weeks.
-pub fn is_vouched_for(identity: &Identity, host: &str) -> bool {
-    let Ok(name) = ServerName::try_from(host) else { return false };
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(roots.into(), provider()).build() else {
-        return false;
-    };
-    let chain = identity.chain();
-    let Some((certificate, intermediates)) = chain.split_first() else { return false };
-    verifier.verify_server_cert(certificate, intermediates, &name, &[], UnixTime::now()).is_ok()
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
-}
-
-/// Accepts one certificate. That the peer holds its private key is still proven by the handshake's signature.
-#[derive(Debug)]
-struct OneCertificate {
-    fingerprint: Fingerprint,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for OneCertificate {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if Fingerprint::of(end_entity) == self.fingerprint {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(CertificateError::ApplicationVerificationFailure.into())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not offered".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rustls::{ClientConnection, ServerConnection};
@@ -225,33 +231,38 @@ mod tests {
     use super::*;
     use crate::identity::ca::SERVER_NAME;
 
+    /// Carries what `from` has to say to `to`, in memory.
+    fn carry<F, T>(
+        from: &mut rustls::ConnectionCommon<F>,
+        to: &mut rustls::ConnectionCommon<T>,
+    ) -> Result<(), rustls::Error> {
+        let mut wire = Vec::new();
+        while from.wants_write() {
+            from.write_tls(&mut wire).unwrap();
+        }
+        let mut rest = wire.as_slice();
+        while !rest.is_empty() {
+            to.read_tls(&mut rest).unwrap();
+            to.process_new_packets()?;
+        }
+        Ok(())
+    }
+
     /// Runs a handshake in memory.
-    fn handshake(server: &Identity, trusted: Fingerprint) -> Result<(), rustls::Error> {
+    fn shake(server: ServerConfig, trusted: Fingerprint) -> Result<(), rustls::Error> {
         let client = client_config(trusted, &[b"test"]).unwrap();
         let name = ServerName::try_from(SERVER_NAME).unwrap();
         let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
-        let mut server = ServerConnection::new(Arc::new(server_config(server, &[b"test"]).unwrap())).unwrap();
+        let mut server = ServerConnection::new(Arc::new(server)).unwrap();
         while client.is_handshaking() || server.is_handshaking() {
-            let mut wire = Vec::new();
-            while client.wants_write() {
-                client.write_tls(&mut wire).unwrap();
-            }
-            let mut rest = wire.as_slice();
-            while !rest.is_empty() {
-                server.read_tls(&mut rest).unwrap();
-                server.process_new_packets()?;
-            }
-            let mut wire = Vec::new();
-            while server.wants_write() {
-                server.write_tls(&mut wire).unwrap();
-            }
-            let mut rest = wire.as_slice();
-            while !rest.is_empty() {
-                client.read_tls(&mut rest).unwrap();
-                client.process_new_packets()?;
-            }
+            carry(&mut client, &mut server)?;
+            carry(&mut server, &mut client)?;
         }
         Ok(())
+    }
+
+    fn handshake(server: &Identity, trusted: Fingerprint) -> Result<(), rustls::Error> {
+        shake(server_config(server, &[b"test"]).unwrap(), trusted)
     }
 
     #[test]
@@ -275,28 +286,7 @@ mod tests {
         );
         let mut server = server_config(&ours, &[b"test"]).unwrap();
         server.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(stolen));
-        let mut server = ServerConnection::new(Arc::new(server)).unwrap();
-        let client = client_config(ours.fingerprint(), &[b"test"]).unwrap();
-        let mut client = ClientConnection::new(Arc::new(client), ServerName::try_from(SERVER_NAME).unwrap()).unwrap();
-        let mut wire = Vec::new();
-        while client.wants_write() {
-            client.write_tls(&mut wire).unwrap();
-        }
-        let mut rest = wire.as_slice();
-        while !rest.is_empty() {
-            server.read_tls(&mut rest).unwrap();
-        }
-        server.process_new_packets().unwrap();
-        let mut wire = Vec::new();
-        while server.wants_write() {
-            server.write_tls(&mut wire).unwrap();
-        }
-        let mut rest = wire.as_slice();
-        let mut result = Ok(());
-        while !rest.is_empty() && result.is_ok() {
-            client.read_tls(&mut rest).unwrap();
-            result = client.process_new_packets().map(drop);
-        }
+        let result = shake(server, ours.fingerprint());
         assert_eq!(result.unwrap_err(), CertificateError::BadSignature.into());
     }
 }

@@ -11,8 +11,11 @@ pub const MEMORY_MIB: &str = "org.cirruslabs.memory-mib";
 /// Slots for macOS guests (Apple's licence allows two a host).
 pub const TART_VMS: &str = "org.cirruslabs.tart-vms";
 
+/// The label that every worker has of itself: its name.
+pub const WORKER_NAME_LABEL: &str = "worker-name";
+
 /// Named amounts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Resources(pub BTreeMap<String, u64>);
 

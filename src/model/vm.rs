@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::resources::{Labels, Resources};
-use super::secret::Secret;
+use super::secret::{Secret, redact_urls};
 use super::{Attempt, CopyId, Timestamp, VmName, VmUid, WorkerName};
 
 /// The guest's operating system.
@@ -119,6 +119,12 @@ pub struct VmSpec {
     /// Labels the worker must have.
     #[serde(skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Who is placed first; higher is sooner.
+    #[serde(skip_serializing_if = "is_zero_i32")]
+    pub priority: i32,
+    /// Seconds from its creation after which it deletes itself; 0 = never.
+    #[serde(rename = "ttl", skip_serializing_if = "is_zero")]
+    pub ttl_s: u64,
 }
 
 /// The guest user when a VM names none.
@@ -137,10 +143,11 @@ impl VmSpec {
         self.password.clone().unwrap_or_else(|| Secret::new(DEFAULT_GUEST_PASSWORD))
     }
 
-    /// The same without what readers may not see: password and script environment values.
+    /// The same without what readers may not see: password, script environment values, credentials in the image's address.
     #[must_use]
     pub fn redacted(mut self) -> Self {
         self.password = None;
+        self.image = redact_urls(&self.image);
         if let Some(script) = &mut self.startup_script {
             script.env.values_mut().for_each(|value| *value = Secret::new("***"));
         }
@@ -194,6 +201,9 @@ pub struct Vm {
     /// What it takes from that worker; empty while unplaced or after failure.
     #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub assigned: Resources,
+    /// Why it is on that worker, in words.
+    #[serde(default, rename = "placedBecause", skip_serializing_if = "String::is_empty")]
+    pub placed_because: String,
     /// CPU cores given by the worker.
     #[serde(default, rename = "assignedCPU", skip_serializing_if = "is_zero")]
     pub assigned_cpu: u64,
@@ -238,6 +248,7 @@ impl Vm {
             ready: false,
             worker: None,
             assigned: Resources::default(),
+            placed_because: String::new(),
             assigned_cpu: 0,
             assigned_memory: 0,
             restart_count: 0,
@@ -259,11 +270,16 @@ impl Vm {
     #[must_use]
     pub fn redacted(mut self) -> Self {
         self.spec = self.spec.redacted();
+        self.status_message = redact_urls(&self.status_message);
         self
     }
 }
 
 fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+fn is_zero_i32(n: &i32) -> bool {
     *n == 0
 }
 

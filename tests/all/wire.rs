@@ -7,22 +7,24 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use orchard::bus::access::{
-    AccountPage, AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, Expiry, GetAccount, Join,
-    Joined, ListAccounts, ListAudit, NewJoinToken, NewToken, RotateAccount, UpdateAccount,
+    AccountPage, AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, Expiry,
+    GetAccount, Join, JoinTokenPage, Joined, ListAccounts, ListAudit, ListJoinTokens, NewJoinToken, NewToken,
+    RotateAccount, UpdateAccount,
 };
 use orchard::bus::message::{
     Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
     HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, LogLine, LogLines, Observation, OpenTunnel, Report, RunSpec,
     TunnelEndpoint, TunnelTicket, Want, Welcome, decode, encode,
 };
+use orchard::bus::placing::{ExplainVm, Explained, Obstacle, PauseWorker, ResumeWorker};
 use orchard::model::access::{Role, Roles};
-use orchard::model::account::AccountView;
+use orchard::model::account::{AccountView, JoinId, JoinTokenView};
 use orchard::model::audit::{AuditRecord, AuditType, Deed, Outcome};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::{Event, EventObject, EventType, LogStream};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use orchard::model::secret::Secret;
-use orchard::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
+use orchard::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec, VmStatus};
 use orchard::model::worker::WorkerInfo;
 use orchard::model::{AccountName, SessionId, Timestamp, VmUid, WorkerName};
 use serde::Serialize;
@@ -56,6 +58,7 @@ fn spec() -> VmSpec {
         restart_policy: RestartPolicy::OnFailure,
         resources: [("gpu", 1)].into(),
         labels: [("role".to_owned(), "ci".to_owned())].into(),
+        ..VmSpec::default()
     }
 }
 
@@ -136,6 +139,14 @@ fn access(file: &mut String) {
         fingerprint: Some("ab".repeat(32)),
     };
     line(file, "answer/bootstrap-token.create", &Answer::Ok(made));
+    let id = JoinId::new([7; 8]);
+    line(file, "bootstrap-token.list", &ListJoinTokens { after: Some(id.clone()), limit: 10 });
+    line(file, "bootstrap-token.delete", &DeleteJoinToken { id: id.clone() });
+    let made_by = "ann".parse().unwrap();
+    let only = Some(worker.clone());
+    let view =
+        JoinTokenView { id, created_by: made_by, created_at: time, expires_at: time, uses_left: 3, worker: only };
+    line(file, "answer/bootstrap-token.list", &Answer::Ok(JoinTokenPage { tokens: vec![view], more: true }));
     line(file, "join", &Join { worker: worker.clone(), public_key: "U".into(), machine_id: "m".into() });
     line(file, "join/answer", &Answer::Ok(Joined {}));
     line(file, "worker.delete", &DeleteWorker { name: worker, force: true });
@@ -209,6 +220,25 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "event/worker", &event(EventType::Online, EventObject::Worker { name: "w".parse().unwrap() }));
     let page = EventPage { events: vec![event(EventType::Created, of_vm)], next: 7, last: 7, first_kept: 1 };
     line(&mut file, "answer/event.list", &Answer::Ok(page));
+
+    let placed = CreateVm {
+        name: "a".parse().unwrap(),
+        spec: VmSpec { image: "i".into(), priority: -1, ttl_s: 60, ..VmSpec::default() },
+    };
+    line(&mut file, "vm.create/placed", &placed);
+    line(&mut file, "vm.explain", &ExplainVm { name: placed.name.clone() });
+    let explained = Explained {
+        name: placed.name,
+        status: VmStatus::Pending,
+        worker: Some("w".parse().unwrap()),
+        reason: "r".into(),
+        workers: 3,
+        fitting: 1,
+        obstacles: vec![Obstacle { what: "paused".into(), workers: 2 }],
+    };
+    line(&mut file, "answer/vm.explain", &Answer::Ok(explained));
+    line(&mut file, "worker.pause", &PauseWorker { name: "w".parse().unwrap() });
+    line(&mut file, "worker.resume", &ResumeWorker { name: "w".parse().unwrap() });
 
     access(&mut file);
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas/messages.txt");

@@ -14,7 +14,7 @@ use super::{Running, until_stopped};
 use crate::cli::output;
 use crate::config::Home;
 use crate::config::address::parse_listen;
-use crate::config::context::{Context, ContextFile};
+use crate::config::file::ContextFile;
 use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::model::WorkerName;
 use crate::model::secret::Secret;
@@ -156,13 +156,7 @@ fn announce(
 ) -> anyhow::Result<()> {
     let controller = &cluster.controller;
     let file = ContextFile::new(home);
-    let context = Context {
-        url: controller.bus_url.clone(),
-        account: Some(BOOTSTRAP_ADMIN.parse()?),
-        token: Some(token),
-        fingerprint: controller.fingerprint,
-        other: Default::default(),
-    };
+    let context = controller.context(BOOTSTRAP_ADMIN.parse()?, token);
     file.update(|all| all.put(CONTEXT, context, true))?;
     tracing::info!(bus = %controller.bus_url, tunnels = %controller.tunnel_addr, "the cluster is up");
     output::line(&format!(

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -42,6 +43,7 @@ impl DataFolder {
             .truncate(false)
             .read(true)
             .write(true)
+            .mode(0o600)
             .open(&lock_path)
             .with_context(cannot)?;
         match lock.try_lock() {
@@ -123,6 +125,8 @@ mod tests {
         let error = DataFolder::claim(&path).unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         assert!(error.contains("--data-dir"), "{error}");
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(fs::metadata(path.join(LOCK_NAME)).unwrap().permissions().mode() & 0o777, 0o600);
         drop(first);
         DataFolder::claim(&path).unwrap();
     }

@@ -73,6 +73,19 @@ async fn until_stopped<R: Running>(
     }
 }
 
+/// Has the system keep no image of this process when it crashes: it holds the keys of the whole cluster.
+fn no_core_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let limited = setrlimit(Resource::Core, none);
+    // The limit does not count for a program that the kernel hands the image to.
+    #[cfg(target_os = "linux")]
+    let limited = limited.and(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable));
+    if let Err(error) = limited {
+        tracing::debug!("cannot switch core dumps off: {error}");
+    }
+}
+
 /// Lets this process open as many files as its user may: each worker, client and session holds one or two, and the
 /// usual soft limit of 1,024 would be the first thing that a growing cluster meets.
 fn raise_file_limit() {

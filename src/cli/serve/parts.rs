@@ -7,17 +7,19 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::{Running, runtime};
+use crate::broker::BindError;
 use crate::bus::client::BusOptions;
+use crate::config::context::Context;
 use crate::config::join::BootstrapToken;
 use crate::controller::cluster::Timing;
-use crate::controller::{BusSource, Controller, ControllerOptions};
+use crate::controller::{BusSource, Controller, ControllerOptions, StartError};
 use crate::identity;
 use crate::identity::ca::Fingerprint;
-use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::{Arch, Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
+use crate::model::{AccountName, WorkerName};
 use crate::worker::join::{Candidate, JoinError};
 use crate::worker::{Worker, WorkerOptions};
 
@@ -107,7 +109,8 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         certificate: setup.certificate,
         bootstrap_token: setup.bootstrap_token,
     })
-    .await?;
+    .await
+    .map_err(advised)?;
     Ok(RunningController {
         bus_url: controller.bus_url().to_owned(),
         tunnel_addr: controller.tunnel_addr(),
@@ -115,6 +118,16 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         bootstrap_token: controller.bootstrap_token().cloned(),
         controller,
     })
+}
+
+/// With the option that helps, where that is not the one which the part itself would name: `broker run` has another.
+fn advised(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::Broker(BindError::Listen { .. }) => {
+            anyhow::Error::new(error).context("the bus needs another address: give one with --bus-listen")
+        }
+        other => other.into(),
+    }
 }
 
 /// Starts a worker.
@@ -154,6 +167,22 @@ pub(super) fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
 }
 
 impl RunningController {
+    /// How `account`, whose token is `token`, reaches it from this machine.
+    pub(super) fn context(&self, account: AccountName, token: Secret) -> Context {
+        Context {
+            url: self.bus_url.clone(),
+            account: Some(account),
+            token: Some(token),
+            fingerprint: self.fingerprint,
+            other: Default::default(),
+        }
+    }
+
+    /// Has the first account's token, which is saved now, be nowhere else in plain text.
+    pub(super) fn token_is_saved(&self) -> anyhow::Result<()> {
+        Ok(self.controller.bootstrap_token_is_saved()?)
+    }
+
     /// Lets the worker `name` of this very process in: with the key that it has, or else with one that it now gets.
     pub(super) async fn admit(&self, name: &WorkerName, data_dir: &Path) -> anyhow::Result<BusOptions> {
         let machine_id = machine_id(data_dir)?;

@@ -125,8 +125,8 @@ impl BusUsers {
 
     /// The same for a machine that joins.
     fn joining_user(&self, token: &JoinToken, now: Timestamp) -> Option<User> {
-        let user = (token.expires_at > now).then(|| User {
-            expires: Some(system_time(token.expires_at)),
+        let user = (token.ends_at() > now).then(|| User {
+            expires: Some(system_time(token.ends_at())),
             credential: Some(Secret::new(String::from(token.secret_hash))),
             ..User::new(subject::join_user(&token.id), permissions::of_joining(&token.id))
         });
@@ -166,7 +166,9 @@ impl Authenticator for BusUsers {
         let current = if subject::parse_worker_user(&user.name).is_some() {
             self.by_key(shown.expose()).ok()
         } else if let Some(id) = subject::parse_join_user(&user.name) {
-            self.access.join_token(&id).and_then(|token| self.joining_user(&token, now))
+            // One that is used up is open to those who come anew alone, to repeat what they asked: see `JOIN_GRACE`.
+            let token = self.access.join_token(&id).filter(|token| token.uses_left > 0);
+            token.and_then(|token| self.joining_user(&token, now))
         } else {
             let account = user.name.parse().ok().and_then(|name| self.access.account(&name));
             account.and_then(|account| self.account_user(&account, now))

@@ -125,6 +125,12 @@ fn a_worker_is_let_in_by_its_key_for_as_long_as_that_is_its_key() {
     assert!(joining.expires.is_some() && world.users.current(&joining).is_some());
     let join = Join { worker: "w".parse().unwrap(), public_key: pair.public_key(), machine_id: "m".into() };
     world.change(|cluster, now, changes| cluster.join(&id, join, now, changes).unwrap());
+    // Used up: who is here must go, who comes anew has a moment to repeat what was asked.
+    assert_eq!(world.users.current(&joining), None);
+    let repeating = world.login("join/0303030303030303", secret.expose(), "192.0.2.1").unwrap();
+    assert!(repeating.expires <= joining.expires);
+    world.change(|cluster, _, changes| cluster.delete_join_token(&id, changes).unwrap());
+    assert!(world.login("join/0303030303030303", secret.expose(), "192.0.2.1").is_none());
 
     let sign = |nonce: &str| data_encoding::BASE64URL_NOPAD.encode(&pair.sign(nonce.as_bytes()).unwrap());
     let (key, sig) = (pair.public_key(), sign("n"));

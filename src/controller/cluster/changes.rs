@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::model::account::JoinId;
 use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
+use crate::model::secret::redact_urls;
 use crate::model::vm::Vm;
 use crate::model::{AccountName, CopyId, Now, VmUid, WorkerName};
 
@@ -80,6 +81,8 @@ impl Changes {
         stream: Option<LogStream>,
     ) {
         *last += 1;
+        // What a script prints is its own; all else may name the image.
+        let message = if kind == EventType::Log { message } else { redact_urls(&message) };
         self.events.push(Event { number: *last, time: now.wall, kind, object, message, worker, stream });
     }
 }

@@ -10,7 +10,9 @@
 mod access;
 mod audit;
 mod changes;
+mod ends;
 mod join;
+mod placing;
 mod removal;
 mod vm;
 mod worker;
@@ -23,12 +25,12 @@ use serde::{Deserialize, Serialize};
 use self::access::Access;
 pub use self::access::check_token;
 pub use self::changes::Changes;
-use super::scheduler::{self, Candidate};
+use super::scheduler::{Policy, Scheduler, Shape, Standing};
 use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::event::{EventNumber, EventType};
+use crate::model::event::EventNumber;
 use crate::model::resources::Resources;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{Worker, WorkerState, WorkerView};
@@ -89,7 +91,6 @@ pub struct Records {
 #[derive(Clone, Debug)]
 struct WorkerEntry {
     record: Worker,
-    used: Resources,
     vms: BTreeSet<VmUid>,
     leaving: BTreeSet<CopyId>,
     live: Option<Live>,
@@ -107,6 +108,9 @@ struct Live {
     strays: BTreeSet<CopyId>,
 }
 
+/// What stands in the way of VMs, worked out once for all that want the same.
+type Reasons = HashMap<Shape, String>;
+
 /// The state of the whole cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -116,16 +120,16 @@ pub struct Cluster {
     leaving: BTreeMap<CopyId, Leaving>,
     workers: BTreeMap<WorkerName, WorkerEntry>,
     access: Access,
-    /// VMs without a worker; version 7 uids sort by age, so the oldest comes first.
-    unplaced: BTreeSet<VmUid>,
+    /// Knows what each worker holds, and which VMs wait for one.
+    scheduler: Scheduler,
+    /// When VMs delete themselves, by the monotonic clock; those of VMs that are gone already are passed over.
+    ends: BTreeSet<(Duration, VmUid)>,
     /// Not to be placed before this moment of the monotonic clock.
     held_back: HashMap<VmUid, Duration>,
     last_event: EventNumber,
     last_audit: AuditNumber,
     /// When time last passed; none before the first time.
     ticked: Option<Duration>,
-    /// Something happened that may let an unplaced VM be placed.
-    place_again: bool,
 }
 
 impl Cluster {
@@ -138,21 +142,27 @@ impl Cluster {
             leaving: BTreeMap::new(),
             workers: BTreeMap::new(),
             access: Access::load(records.accounts, records.joins, records.keys),
-            unplaced: BTreeSet::new(),
+            scheduler: Scheduler::new(Policy::default()),
+            ends: BTreeSet::new(),
             held_back: HashMap::new(),
             last_event: records.last_event,
             last_audit: records.last_audit,
             ticked: None,
-            place_again: true,
         };
         for record in records.workers {
             let name = record.info.name.clone();
-            cluster.workers.insert(name, WorkerEntry::new(record, now));
+            cluster.workers.insert(name.clone(), WorkerEntry::new(record, now));
+            cluster.tell_scheduler(&name);
         }
         for leaving in records.leaving {
             cluster.insert_leaving(leaving);
         }
         for vm in records.vms {
+            let left = ends::pause_left(&vm, now.wall);
+            if vm.worker.is_none() && !left.is_zero() {
+                cluster.held_back.insert(vm.uid, now.mono.saturating_add(left));
+            }
+            cluster.note_end(&vm, now);
             cluster.insert_vm(vm);
         }
         cluster
@@ -162,6 +172,7 @@ impl Cluster {
     /// stored state after a commit that failed.
     pub fn keep_liveness_of(&mut self, other: &Cluster) {
         self.held_back.clone_from(&other.held_back);
+        self.ends.clone_from(&other.ends);
         self.ticked = other.ticked;
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {
@@ -170,6 +181,8 @@ impl Cluster {
                 entry.heard = known.heard;
             }
         }
+        let names: Vec<WorkerName> = self.workers.keys().cloned().collect();
+        names.iter().for_each(|name| self.tell_scheduler(name));
     }
 
     /// The last number given to an event.
@@ -197,13 +210,16 @@ impl Cluster {
     /// # Errors
     /// [`ErrorCode::NotFound`].
     pub fn vm(&self, name: &VmName, now: Now) -> Result<Vm, ApiError> {
-        let vm = self.vms.get(name).ok_or_else(|| {
+        Ok(self.view(self.known_vm(name)?, &mut Reasons::default(), now))
+    }
+
+    fn known_vm(&self, name: &VmName) -> Result<&Vm, ApiError> {
+        self.vms.get(name).ok_or_else(|| {
             ApiError::new(
                 ErrorCode::NotFound,
                 format!("there is no VM named {name}; `orchard list vms` shows those there are"),
             )
-        })?;
-        Ok(self.view(vm, now))
+        })
     }
 
     /// At most `limit` VMs after `after`, in name order, and whether there are more; fewer when they are so large that
@@ -213,8 +229,9 @@ impl Cluster {
         let from = after.map_or(Unbounded, |name| Excluded(name.clone()));
         let mut room = bytes;
         let mut page: Vec<Vm> = Vec::new();
+        let mut reasons = Reasons::default();
         for (_, vm) in self.vms.range((from, Unbounded)) {
-            let seen = self.view(vm, now);
+            let seen = self.view(vm, &mut reasons, now);
             let size = message::encode(&seen).map_or(0, |encoded| encoded.len());
             if page.len() >= limit || (size > room && !page.is_empty()) {
                 return (page, true);
@@ -230,7 +247,7 @@ impl Cluster {
     /// # Errors
     /// [`ErrorCode::NotFound`].
     pub fn worker(&self, name: &WorkerName) -> Result<WorkerView, ApiError> {
-        self.workers.get(name).map(WorkerEntry::view).ok_or_else(|| {
+        self.workers.get(name).map(|entry| entry.view(self.scheduler.used(name))).ok_or_else(|| {
             let hint = "`orchard list workers` shows those there are";
             ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
         })
@@ -238,12 +255,18 @@ impl Cluster {
 
     /// All workers, in name order.
     pub fn all_workers(&self) -> Vec<WorkerView> {
-        self.workers.values().map(WorkerEntry::view).collect()
+        self.workers.iter().map(|(name, entry)| entry.view(self.scheduler.used(name))).collect()
     }
 
-    /// Adds the worker's silence, which is no property of the VM, to what readers see.
-    fn view(&self, vm: &Vm, now: Now) -> Vm {
+    /// Adds what is no property of the VM to what readers see: what stands in the way of its being placed, or its worker's
+    /// silence. Not stored, as it changes with every worker.
+    fn view(&self, vm: &Vm, reasons: &mut Reasons, now: Now) -> Vm {
         let mut seen = vm.clone().redacted();
+        if self.scheduler.is_waiting(vm.uid) {
+            let shape = Shape::of(&vm.spec);
+            let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
+            seen.status_message.clone_from(reason);
+        }
         let entry = vm.worker.as_ref().and_then(|name| self.workers.get(name));
         if let Some(entry) = entry.filter(|entry| entry.state == WorkerState::Unseen && vm.status != VmStatus::Failed) {
             let silence = now.mono.saturating_sub(entry.heard).as_secs();
@@ -283,55 +306,6 @@ impl Cluster {
         Some(Assignment { session: live.session, revision: live.revision, copies, part: 0, parts: 1 })
     }
 
-    /// Places what can be placed, oldest first, and says of the rest why not. Cheap when nothing changed since.
-    pub fn place(&mut self, now: Now, changes: &mut Changes) {
-        if !std::mem::take(&mut self.place_again) {
-            return;
-        }
-        let waiting: Vec<VmUid> = self.unplaced.iter().copied().collect();
-        for uid in waiting {
-            if self.held_back.get(&uid).is_some_and(|until| *until > now.mono) {
-                continue;
-            }
-            // A copy that may still run elsewhere must be gone before another starts.
-            if self.leaving.values().any(|leaving| leaving.id.uid == uid && !leaving.held.is_empty()) {
-                continue;
-            }
-            let Some(spec) = self.vm_record(uid).map(|vm| vm.spec.clone()) else { continue };
-            match scheduler::choose(&spec, self.workers.values().map(WorkerEntry::candidate)) {
-                Ok(placement) => self.assign(uid, placement, now, changes),
-                Err(why) => self.say(uid, &why.to_string(), changes),
-            }
-        }
-    }
-
-    fn assign(&mut self, uid: VmUid, placement: scheduler::Placement, now: Now, changes: &mut Changes) {
-        self.unplaced.remove(&uid);
-        self.held_back.remove(&uid);
-        let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
-        vm.worker = Some(placement.worker.clone());
-        vm.assigned_cpu = placement.cpu;
-        vm.assigned_memory = placement.memory;
-        vm.assigned = placement.taken;
-        vm.scheduled_at = Some(now.wall);
-        vm.status_message = format!("placed on {}", placement.worker);
-        if let Some(entry) = self.workers.get_mut(&placement.worker) {
-            entry.used.add(&vm.assigned);
-            entry.vms.insert(uid);
-        }
-        changes.vm_event(&mut self.last_event, now, vm, EventType::Scheduled, format!("on {}", placement.worker));
-        self.reassign(&placement.worker, changes);
-    }
-
-    fn say(&mut self, uid: VmUid, message: &str, changes: &mut Changes) {
-        if let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name))
-            && vm.status_message != message
-        {
-            message.clone_into(&mut vm.status_message);
-            changes.vms.insert(uid);
-        }
-    }
-
     /// Notes that what `worker` shall run has changed.
     fn reassign(&mut self, worker: &WorkerName, changes: &mut Changes) {
         if let Some(live) = self.workers.get_mut(worker).and_then(|entry| entry.live.as_mut()) {
@@ -341,24 +315,23 @@ impl Cluster {
     }
 
     fn insert_vm(&mut self, vm: Vm) {
-        match vm.worker.as_ref().and_then(|name| self.workers.get_mut(name)) {
-            Some(entry) => {
-                entry.used.add(&vm.assigned);
-                entry.vms.insert(vm.uid);
+        let uid = vm.uid;
+        if let Some((name, entry)) = vm.worker.as_ref().and_then(|name| Some((name, self.workers.get_mut(name)?))) {
+            entry.vms.insert(uid);
+            self.scheduler.hold(name, &vm.assigned, 1);
+            if vm.started_at.is_some() {
+                self.scheduler.has_image(name, &vm.spec.image);
             }
-            None if vm.status == VmStatus::Pending => {
-                self.unplaced.insert(vm.uid);
-            }
-            None => {}
         }
-        self.names.insert(vm.uid, vm.name.clone());
+        self.names.insert(uid, vm.name.clone());
         self.vms.insert(vm.name.clone(), vm);
+        self.consider(uid);
     }
 
     fn insert_leaving(&mut self, leaving: Leaving) {
         if let Some(entry) = self.workers.get_mut(&leaving.worker) {
-            entry.used.add(&leaving.held);
             entry.leaving.insert(leaving.id);
+            self.scheduler.hold(&leaving.worker, &leaving.held, 0);
         }
         self.leaving.insert(leaving.id, leaving);
     }
@@ -368,7 +341,6 @@ impl WorkerEntry {
     fn new(record: Worker, now: Now) -> Self {
         Self {
             record,
-            used: Resources::default(),
             vms: BTreeSet::new(),
             leaving: BTreeSet::new(),
             live: None,
@@ -377,23 +349,21 @@ impl WorkerEntry {
         }
     }
 
-    fn candidate(&self) -> Candidate<'_> {
-        Candidate {
-            info: &self.record.info,
-            used: &self.used,
-            vms: self.vms.len(),
-            online: self.state == WorkerState::Online && self.live.is_some(),
-            paused: self.record.scheduling_paused,
+    fn standing(&self) -> Standing {
+        match self.state {
+            WorkerState::Online if self.live.is_some() && self.record.scheduling_paused => Standing::Paused,
+            WorkerState::Online if self.live.is_some() => Standing::Open,
+            _ => Standing::Unseen,
         }
     }
 
-    fn view(&self) -> WorkerView {
+    fn view(&self, used: Option<&Resources>) -> WorkerView {
         WorkerView {
             worker: self.record.clone(),
             state: self.state,
             connectable: false,
             last_seen: self.live.as_ref().map(|live| live.seen.wall),
-            used: self.used.clone(),
+            used: used.cloned().unwrap_or_default(),
             vms: u64::try_from(self.vms.len()).unwrap_or(u64::MAX),
         }
     }

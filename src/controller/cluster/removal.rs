@@ -47,6 +47,7 @@ impl Cluster {
         for id in leaving {
             self.copy_gone(worker, id, now, changes)?;
         }
+        self.scheduler.remove_worker(worker);
         if self.workers.remove(worker).is_some() {
             changes.workers.insert(worker.clone());
             changes.worker_event(&mut self.last_event, now, worker, EventType::Deleted, String::new());
@@ -61,8 +62,8 @@ impl Cluster {
         let why = format!("its worker {worker} was taken out of the cluster; what became of it there is not known");
         // Refused only if the copy is not placed there, and it is.
         let _ = self.failed(worker, id, why, now, changes);
-        if let Some(entry) = self.workers.get_mut(worker) {
-            entry.vms.remove(&uid);
+        if self.workers.get_mut(worker).is_some_and(|entry| entry.vms.remove(&uid)) {
+            self.scheduler.release(worker, &Resources::default(), 1);
         }
         // One that stays failed has no worker any more; one that starts over has none yet.
         if let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name))

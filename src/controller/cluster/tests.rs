@@ -2,6 +2,7 @@
 
 mod access;
 mod hostile;
+mod placing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -438,11 +439,12 @@ proptest! {
                 let mut sum = Resources::default();
                 entry.vms.iter().filter_map(|uid| world.cluster.vm_record(*uid)).for_each(|vm| sum.add(&vm.assigned));
                 entry.leaving.iter().filter_map(|id| world.cluster.leaving.get(id)).for_each(|leaving| sum.add(&leaving.held));
-                let used = |name| (entry.used.get(name), sum.get(name));
+                let held = world.cluster.scheduler.used(worker).unwrap();
+                let used = |name| (held.get(name), sum.get(name));
                 for (kept, counted) in [used(LOGICAL_CORES), used(MEMORY_MIB)] {
                     prop_assert_eq!(kept, counted, "the books of {} are wrong", worker);
                 }
-                prop_assert!(entry.used.get(LOGICAL_CORES) <= 4, "{} is overfilled", worker);
+                prop_assert!(held.get(LOGICAL_CORES) <= 4, "{} is overfilled", worker);
             }
             let numbers: Vec<_> = world.changes.events.iter().map(|event| event.number).collect();
             prop_assert_eq!(&numbers, &(1..=u64::try_from(numbers.len()).unwrap()).collect::<Vec<_>>());

@@ -53,8 +53,8 @@ impl Cluster {
         "waiting for a worker".clone_into(&mut vm.status_message);
         changes.vm_event(&mut self.last_event, now, &vm, EventType::Created, format!("image {}", vm.spec.image));
         let view = vm.clone().redacted();
+        self.note_end(&vm, now);
         self.insert_vm(vm);
-        self.place_again = true;
         Ok(view)
     }
 
@@ -63,15 +63,25 @@ impl Cluster {
     /// # Errors
     /// [`ErrorCode::NotFound`].
     pub fn delete_vm(&mut self, name: &VmName, now: Now, changes: &mut Changes) -> Result<(), ApiError> {
+        self.delete_because(name, String::new(), now, changes)
+    }
+
+    pub(super) fn delete_because(
+        &mut self,
+        name: &VmName,
+        why: String,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<(), ApiError> {
         let Some(vm) = self.vms.remove(name) else {
             return Err(ApiError::new(ErrorCode::NotFound, format!("there is no VM named {name} to delete")));
         };
         self.names.remove(&vm.uid);
-        self.unplaced.remove(&vm.uid);
+        self.scheduler.withdraw(vm.uid);
         self.held_back.remove(&vm.uid);
         let waits = vm.worker.is_some() || self.leaving.values().any(|leaving| leaving.id.uid == vm.uid);
         let kind = if waits { EventType::Deleting } else { EventType::Deleted };
-        changes.vm_event(&mut self.last_event, now, &vm, kind, String::new());
+        changes.vm_event(&mut self.last_event, now, &vm, kind, why);
         for leaving in self.leaving.values_mut().filter(|leaving| leaving.id.uid == vm.uid) {
             leaving.deleted = true;
             changes.leaving.insert(leaving.id);
@@ -85,7 +95,7 @@ impl Cluster {
         let Some(worker) = vm.worker.clone() else { return };
         if let Some(entry) = self.workers.get_mut(&worker) {
             entry.vms.remove(&vm.uid);
-            entry.used.subtract(&vm.assigned);
+            self.scheduler.release(&worker, &vm.assigned, 1);
         }
         let id = vm.copy_id();
         self.insert_leaving(Leaving { name: vm.name.clone(), id, worker: worker.clone(), held, deleted });
@@ -184,6 +194,7 @@ impl Cluster {
             vm.observed_generation = generation;
             changes.vms.insert(vm.uid);
             if starts {
+                self.scheduler.has_image(worker, &vm.spec.image);
                 changes.vm_event(last_event, now, vm, EventType::Running, format!("on {worker}"));
             }
             if becomes_ready {
@@ -207,10 +218,7 @@ impl Cluster {
         if vm.status == VmStatus::Failed {
             return Ok(());
         }
-        if let Some(entry) = self.workers.get_mut(worker) {
-            entry.used.subtract(&vm.assigned);
-        }
-        vm.assigned = Resources::default();
+        self.scheduler.release(worker, &std::mem::take(&mut vm.assigned), 0);
         vm.status = VmStatus::Failed;
         vm.ready = false;
         vm.status_message.clone_from(&message);
@@ -218,7 +226,6 @@ impl Cluster {
         changes.vm_event(last_event, now, vm, EventType::Failed, message);
         let policy = vm.spec.restart_policy;
         let uid = vm.uid;
-        self.place_again = true;
         self.reassign(worker, changes);
         match policy {
             RestartPolicy::Never => {}
@@ -245,6 +252,7 @@ impl Cluster {
         vm.restarted_at = Some(now.wall);
         vm.status = VmStatus::Pending;
         vm.worker = None;
+        vm.placed_because.clear();
         vm.assigned_cpu = 0;
         vm.assigned_memory = 0;
         vm.scheduled_at = None;
@@ -252,8 +260,11 @@ impl Cluster {
         vm.failed_at = None;
         vm.log_lines = 0;
         changes.vm_event(&mut self.last_event, now, vm, EventType::Restarting, format!("in {} s", pause.as_secs()));
-        self.held_back.insert(uid, now.mono.saturating_add(pause));
-        self.unplaced.insert(uid);
+        if pause.is_zero() {
+            self.consider(uid);
+        } else {
+            self.held_back.insert(uid, now.mono.saturating_add(pause));
+        }
     }
 
     /// Nothing is left of a copy.
@@ -269,8 +280,8 @@ impl Cluster {
         }
         let Some(leaving) = self.leaving.remove(&id) else { return Ok(()) };
         if let Some(entry) = self.workers.get_mut(worker) {
-            entry.used.subtract(&leaving.held);
             entry.leaving.remove(&id);
+            self.scheduler.release(worker, &leaving.held, 0);
         }
         changes.leaving.insert(id);
         let last = leaving.deleted && !self.leaving.values().any(|other| other.id.uid == id.uid);
@@ -279,7 +290,7 @@ impl Cluster {
             let worker = Some(worker.clone());
             changes.push(&mut self.last_event, now, EventType::Deleted, object, String::new(), worker, None);
         }
-        self.place_again = true;
+        self.consider(id.uid);
         self.reassign(worker, changes);
         Ok(())
     }
@@ -316,7 +327,7 @@ fn bounded(mut message: String) -> String {
 }
 
 /// The pause before a restart, after `quick` failures in a row before this one.
-fn restart_pause(quick: u32) -> Duration {
+pub(super) fn restart_pause(quick: u32) -> Duration {
     match quick.checked_sub(1) {
         None => Duration::ZERO,
         Some(doublings) => RESTART_PAUSE.saturating_mul(1 << doublings.min(16)).min(MAX_RESTART_PAUSE),

@@ -1,7 +1,5 @@
 //! Workers: registration, leases, silence.
 
-use std::time::Duration;
-
 use super::{Changes, Cluster, Live, WorkerEntry};
 use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello};
 use crate::model::error::{ApiError, ErrorCode};
@@ -65,7 +63,7 @@ impl Cluster {
             entry.live = Some(Live { session: hello.session, revision: 1, seen: now, strays: Default::default() });
         }
         self.heard_of(&name, now, changes);
-        self.place_again = true;
+        self.tell_scheduler(&name);
         self.place(now, changes);
         // The answer carries the assignment, so none needs to be sent besides.
         changes.assign.remove(&name);
@@ -101,7 +99,7 @@ impl Cluster {
         }
         if entry.state != WorkerState::Online {
             entry.state = WorkerState::Online;
-            self.place_again = true;
+            self.tell_scheduler(name);
             changes.worker_event(&mut self.last_event, now, name, EventType::Online, String::new());
         }
     }
@@ -118,20 +116,20 @@ impl Cluster {
                 entry.heard = entry.heard.saturating_add(stalled).min(now.mono);
             }
         }
+        let mut silent = Vec::new();
         for (name, entry) in &mut self.workers {
             let silence = now.mono.saturating_sub(entry.heard);
             if entry.state == WorkerState::Online && silence > lease {
                 entry.state = WorkerState::Unseen;
                 let message = format!("not heard of for {} s; its VMs are left alone", silence.as_secs());
                 changes.worker_event(&mut self.last_event, now, name, EventType::Unseen, message);
+                silent.push(name.clone());
             }
         }
+        silent.iter().for_each(|name| self.tell_scheduler(name));
         self.drop_expired_joins(now, changes);
-        let due = |until: &Duration| *until <= now.mono;
-        if self.held_back.values().any(due) {
-            self.held_back.retain(|_, until| !due(until));
-            self.place_again = true;
-        }
+        self.end_of_time(now, changes);
+        self.end_pauses(now);
     }
 
     /// Why `worker` cannot be reached now, in words; `None` when it is online.

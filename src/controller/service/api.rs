@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use super::{Context, access};
+use super::{Context, access, placing};
 use crate::bus::access::{
-    AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, GetAccount, ListAccounts, ListAudit,
-    RotateAccount, UpdateAccount,
+    AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, ListAccounts,
+    ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
 };
 use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
     ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
 };
+use crate::bus::placing::{ExplainVm, PauseWorker, ResumeWorker};
 use crate::controller::store::StoreError;
 use crate::identity;
 use crate::model::access::rule;
@@ -53,7 +54,9 @@ verbs! {
     ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
     CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
     UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
-    CreateJoinToken => access::create_join_token, ListAudit => list_audit,
+    CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
+    DeleteJoinToken => access::delete_join_token, ListAudit => list_audit,
+    ExplainVm => placing::explain, PauseWorker => placing::pause, ResumeWorker => placing::resume,
 }
 
 /// Answers one request of `account`, which the broker let speak under that name. What it may do is looked up again here:
@@ -228,9 +231,11 @@ async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunne
     Ok(TunnelTicket { endpoint: context.tunnel.clone(), ticket, uid: vm.uid })
 }
 
-async fn get_info(context: &Context, _: AccountName, _: GetInfo) -> Result<ControllerInfo, ApiError> {
+async fn get_info(context: &Context, account: AccountName, _: GetInfo) -> Result<ControllerInfo, ApiError> {
     let last_event = context.writer.submit(|step| Ok(step.cluster.last_event())).await?;
-    Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event })
+    let roles = context.access.account(&account).map(|account| account.view.roles);
+    let outside_bus = !context.workers_have_keys;
+    Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event, roles, outside_bus })
 }
 
 pub(super) fn page(asked: u32, most: u32) -> usize {

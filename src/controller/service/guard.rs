@@ -145,6 +145,8 @@ struct Target {
     vm: Option<String>,
     #[serde(default)]
     worker: Option<String>,
+    #[serde(default)]
+    id: Option<String>,
 }
 
 /// One request.
@@ -170,7 +172,7 @@ impl Asked<'_> {
             account: self.account.to_string(),
             address: context.addresses_of(self.account.as_str()),
             verb: format!("{}.{}", self.resource, self.verb),
-            target: target.name.or(target.vm).or(target.worker).unwrap_or_default(),
+            target: target.name.or(target.vm).or(target.worker).or(target.id).unwrap_or_default(),
             outcome: Outcome::Done,
             message: String::new(),
         }

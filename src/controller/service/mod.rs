@@ -8,6 +8,7 @@ mod access;
 mod api;
 mod guard;
 mod join;
+mod placing;
 mod worker;
 
 use std::future::Future;

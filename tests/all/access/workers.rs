@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orchard::bus::access::{DeleteWorker, Join, Joined};
+use orchard::bus::access::{DeleteJoinToken, DeleteWorker, Join, Joined, ListJoinTokens};
 use orchard::bus::client::{Bus, BusOptions, Login};
 use orchard::bus::message::{Done, GetInfo, ListWorkers, Observation, Report};
 use orchard::bus::subject::{self, WorkerVerb};
@@ -132,6 +132,36 @@ async fn a_bootstrap_token_lets_in_as_many_machines_as_it_says_and_none_after_it
     assert_eq!(code(join(&short, "c", &folder("c"), "m-c").await), ErrorCode::Unauthenticated);
     let wrong = BootstrapToken { secret: orchard::identity::new_token(), ..token(&cluster, 600, 1, None).await };
     assert_eq!(code(join(&wrong, "d", &folder("d"), "m-d").await), ErrorCode::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_used_up_or_taken_back_keeps_nothing_open_and_the_last_machine_may_ask_again() {
+    let cluster = Cluster::start().await;
+    let login = |token: &BootstrapToken| {
+        cluster.access.options(&subject::join_user(&token.id), Login::Password(token.secret.clone()))
+    };
+    let once = token(&cluster, 600, 1, None).await;
+    let lurker = Raw::connect(&login(&once)).await.unwrap();
+    let asked = |key: String| Join { worker: name("a"), public_key: key, machine_id: "m".into() };
+    let key = nkeys::KeyPair::new_user().public_key();
+    let bus = Bus::connect(login(&once)).await.unwrap();
+    bus.request::<_, Joined>(subject::join(&once.id), &asked(key.clone()), LIMIT).await.unwrap();
+    assert!(lurker.ended().await < PROMPT, "it is used up");
+    // Its answer may have been lost: the same machine is answered the same, and no other one is let in.
+    let again = Bus::connect(login(&once)).await.unwrap();
+    again.request::<_, Joined>(subject::join(&once.id), &asked(key), LIMIT).await.unwrap();
+    let other = nkeys::KeyPair::new_user().public_key();
+    let refused = again.request::<_, Joined>(subject::join(&once.id), &asked(other), LIMIT).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::LimitExceeded);
+
+    let many = token(&cluster, 600, 9, Some("b")).await;
+    let lurker = Raw::connect(&login(&many)).await.unwrap();
+    let listed = cluster.access.call(&ListJoinTokens::default()).await.unwrap().tokens;
+    let seen = listed.iter().find(|seen| seen.id == many.id).unwrap();
+    assert_eq!((seen.uses_left, seen.worker.as_ref()), (9, Some(&name("b"))));
+    cluster.access.call(&DeleteJoinToken { id: many.id.clone() }).await.unwrap();
+    assert!(lurker.ended().await < PROMPT, "it is taken back");
+    assert_eq!(Bus::connect(login(&many)).await.unwrap_err().code, ErrorCode::Unauthenticated);
 }
 
 #[tokio::test(flavor = "multi_thread")]

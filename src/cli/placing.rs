@@ -1,0 +1,121 @@
+//! `orchard explain`, `orchard pause` and `orchard resume`: why a VM is where it is or nowhere, and workers that take no new
+//! ones.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use tokio::time::Instant;
+
+use super::client::Client;
+use super::output::{self, Format, OutputArgs, Table};
+use crate::bus::message::GetWorker;
+use crate::bus::placing::{ExplainVm, Explained, PauseWorker, ResumeWorker};
+use crate::config::duration;
+use crate::model::{VmName, WorkerName};
+
+/// How often `pause --wait` asks what is left.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Explain {
+    /// Say why a VM is on its worker, or what keeps it from being placed
+    #[command(after_help = "Example:\n  orchard explain vm build-1")]
+    Vm {
+        /// The VM's name
+        name: VmName,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Pause {
+    /// Place no new VMs on a worker; those that it has go on
+    #[command(after_help = "\
+Examples:
+  orchard pause worker mini-1
+  orchard pause worker mini-1 --wait 2h   # returns once its last VM is gone: then it can be switched off
+
+`orchard resume worker mini-1` ends the pause.")]
+    Worker {
+        /// The worker's name
+        name: WorkerName,
+        /// Wait until no VM is left on it, at most this long [default: do not wait]
+        #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+        wait: Option<Duration>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Resume {
+    /// Place VMs on a worker again
+    #[command(after_help = "Example:\n  orchard resume worker mini-1")]
+    Worker {
+        /// The worker's name
+        name: WorkerName,
+    },
+}
+
+pub(super) async fn explain(command: Explain, client: &Client) -> anyhow::Result<()> {
+    let Explain::Vm { name, output } = command;
+    let explained = client.call(&ExplainVm { name }).await?;
+    match output.output {
+        Format::Json => output::json(&explained)?,
+        Format::Table => table(&explained).print()?,
+    }
+    Ok(())
+}
+
+pub(super) async fn pause(command: Pause, client: &Client) -> anyhow::Result<()> {
+    let Pause::Worker { name, wait } = command;
+    client.call(&PauseWorker { name: name.clone() }).await.with_context(|| format!("cannot pause worker {name}"))?;
+    match wait {
+        Some(limit) => emptied(&name, limit, client).await,
+        None => {
+            eprintln!("worker {name} is paused; `orchard resume worker {name}` lets it take VMs again");
+            Ok(())
+        }
+    }
+}
+
+pub(super) async fn resume(command: Resume, client: &Client) -> anyhow::Result<()> {
+    let Resume::Worker { name } = command;
+    client.call(&ResumeWorker { name: name.clone() }).await.with_context(|| format!("cannot resume worker {name}"))?;
+    eprintln!("worker {name} takes VMs again");
+    Ok(())
+}
+
+/// Waits until no VM is left on a worker.
+async fn emptied(name: &WorkerName, limit: Duration, client: &Client) -> anyhow::Result<()> {
+    let until = Instant::now().checked_add(limit);
+    let mut told = None;
+    loop {
+        let left = client.call(&GetWorker { name: name.clone() }).await?.vms;
+        if left == 0 {
+            eprintln!("worker {name} is paused, and no VM is left on it");
+            return Ok(());
+        }
+        if told.replace(left) != Some(left) {
+            eprintln!("worker {name} is paused; VMs left on it: {left}");
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            anyhow::bail!("worker {name} has VMs after {} still: {left}; it stays paused", duration::show(limit));
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+fn table(explained: &Explained) -> Table {
+    let mut table = Table::untitled();
+    let mut row = |key: &str, value: String| table.row([key.to_owned(), value]);
+    row("VM", explained.name.to_string());
+    row("Status", explained.status.to_string());
+    row("Worker", explained.worker.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string));
+    row("Reason", explained.reason.clone());
+    row("Such a VM fits now on", format!("{} of {} workers", explained.fitting, explained.workers));
+    for obstacle in &explained.obstacles {
+        row("", format!("{} {}", obstacle.workers, obstacle.what));
+    }
+    table
+}

@@ -1,0 +1,51 @@
+//! What happens to VMs when time passes: they delete themselves when theirs is over, and pauses before restarts end. The
+//! clock on the wall is asked once, when a VM is made or loaded; a jump of it later harms none.
+
+use std::time::Duration;
+
+use super::vm::restart_pause;
+use super::{Changes, Cluster};
+use crate::model::vm::Vm;
+use crate::model::{Now, Timestamp, VmUid};
+
+impl Cluster {
+    /// Notes when a VM deletes itself, if it does.
+    pub(super) fn note_end(&mut self, vm: &Vm, now: Now) {
+        if vm.spec.ttl_s > 0 {
+            let left = Duration::from_secs(vm.spec.ttl_s).saturating_sub(vm.created_at.until(now.wall));
+            self.ends.insert((now.mono.saturating_add(left), vm.uid));
+        }
+    }
+
+    /// Deletes the VMs whose time is over.
+    pub(super) fn end_of_time(&mut self, now: Now, changes: &mut Changes) {
+        while let Some((_, uid)) = self.ends.first().copied().filter(|(at, _)| *at <= now.mono) {
+            self.ends.pop_first();
+            if let Some(vm) = self.vm_record(uid) {
+                let (name, ttl) = (vm.name.clone(), vm.spec.ttl_s);
+                let why = format!("the {ttl} s it was given are over");
+                // Refused only if there is no such VM, and there is.
+                let _ = self.delete_because(&name, why, now, changes);
+            }
+        }
+    }
+
+    /// Has those wait for a worker again whose pause is over.
+    pub(super) fn end_pauses(&mut self, now: Now) {
+        let due: Vec<VmUid> =
+            self.held_back.iter().filter(|(_, until)| **until <= now.mono).map(|(uid, _)| *uid).collect();
+        for uid in due {
+            self.held_back.remove(&uid);
+            self.consider(uid);
+        }
+    }
+}
+
+/// What is left of the pause before the restart that `vm` waits for, as far as its record tells: for a controller that has
+/// itself been started anew.
+pub(super) fn pause_left(vm: &Vm, now: Timestamp) -> Duration {
+    let Some((restarted, earlier)) = vm.restarted_at.zip(vm.quick_failures.checked_sub(1)) else {
+        return Duration::ZERO;
+    };
+    restart_pause(earlier).saturating_sub(restarted.until(now))
+}

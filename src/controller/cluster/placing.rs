@@ -1,0 +1,109 @@
+//! Where VMs go: what the cluster tells its scheduler, what it does with the answers, and what it tells people.
+
+use super::{Changes, Cluster};
+use crate::bus::placing::{Explained, Obstacle};
+use crate::controller::scheduler::{Placement, Shape};
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::event::EventType;
+use crate::model::vm::VmStatus;
+use crate::model::{Attempt, CopyId, Now, VmName, VmUid, WorkerName};
+
+impl Cluster {
+    /// Places what can be placed, the most important and oldest first. Costs nothing when there is nothing.
+    pub fn place(&mut self, now: Now, changes: &mut Changes) {
+        while let Some((uid, placement)) = self.scheduler.next() {
+            self.assign(uid, placement, now, changes);
+        }
+    }
+
+    /// Notes where the scheduler has put a VM.
+    fn assign(&mut self, uid: VmUid, placement: Placement, now: Now, changes: &mut Changes) {
+        let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
+        let Placement { worker, cpu, memory, taken, why } = placement;
+        vm.worker = Some(worker.clone());
+        vm.assigned_cpu = cpu;
+        vm.assigned_memory = memory;
+        vm.assigned = taken;
+        vm.scheduled_at = Some(now.wall);
+        vm.placed_because = why.to_string();
+        vm.status_message = format!("placed on {worker}, {why}");
+        if let Some(entry) = self.workers.get_mut(&worker) {
+            entry.vms.insert(uid);
+        }
+        changes.vm_event(&mut self.last_event, now, vm, EventType::Scheduled, format!("on {worker}, {why}"));
+        self.reassign(&worker, changes);
+    }
+
+    /// Has the VM wait for a worker, if nothing is in the way of that: a pause before a restart, or a copy that may still run
+    /// elsewhere and must be gone before another starts.
+    pub(super) fn consider(&mut self, uid: VmUid) {
+        let Some(vm) = self.vm_record(uid) else { return };
+        let copies = CopyId { uid, attempt: 0 }..=CopyId { uid, attempt: Attempt::MAX };
+        let elsewhere = self.leaving.range(copies).any(|(_, leaving)| !leaving.held.is_empty());
+        if vm.status == VmStatus::Pending && vm.worker.is_none() && !elsewhere && !self.held_back.contains_key(&uid) {
+            let shape = Shape::of(&vm.spec);
+            self.scheduler.enqueue(uid, shape);
+        }
+    }
+
+    /// Tells the scheduler what is known of a worker now.
+    pub(super) fn tell_scheduler(&mut self, name: &WorkerName) {
+        if let Some(entry) = self.workers.get(name) {
+            self.scheduler.put_worker(&entry.record.info, entry.standing());
+        }
+    }
+
+    /// Why a VM is where it is, or what keeps it from being placed.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub fn explain(&self, name: &VmName) -> Result<Explained, ApiError> {
+        let vm = self.known_vm(name)?;
+        let explanation = self.scheduler.explain(&Shape::of(&vm.spec));
+        let reason = match (&vm.worker, vm.status) {
+            (Some(worker), _) => format!("it was placed on {worker}, {}", vm.placed_because),
+            (None, VmStatus::Pending) if self.scheduler.is_waiting(vm.uid) => explanation.to_string(),
+            (None, VmStatus::Pending) if self.held_back.contains_key(&vm.uid) => vm.status_message.clone(),
+            (None, VmStatus::Pending) => "an earlier copy of it may still run and must be gone first".to_owned(),
+            (None, _) => format!("it waits for nothing: it is {}, and its policy is to stay so", vm.status),
+        };
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let obstacles = explanation.obstacles.into_iter();
+        Ok(Explained {
+            name: vm.name.clone(),
+            status: vm.status,
+            worker: vm.worker.clone(),
+            reason,
+            workers: count(explanation.workers),
+            fitting: count(explanation.fitting),
+            obstacles: obstacles.map(|(what, workers)| Obstacle { what, workers: count(workers) }).collect(),
+        })
+    }
+
+    /// Has a worker take no new VMs, or take them again. What it has already goes on. The worker does not need to be
+    /// online, and nothing that it says undoes a pause.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub fn set_paused(
+        &mut self,
+        name: &WorkerName,
+        paused: bool,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<(), ApiError> {
+        let Some(entry) = self.workers.get_mut(name) else {
+            let hint = "`orchard list workers` shows those there are";
+            return Err(ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}")));
+        };
+        if entry.record.scheduling_paused == paused {
+            return Ok(());
+        }
+        entry.record.scheduling_paused = paused;
+        changes.workers.insert(name.clone());
+        let kind = if paused { EventType::Paused } else { EventType::Resumed };
+        changes.worker_event(&mut self.last_event, now, name, kind, String::new());
+        self.tell_scheduler(name);
+        Ok(())
+    }
+}
