@@ -10,18 +10,20 @@ pub mod store;
 mod audit;
 pub mod auth;
 mod bootstrap;
+mod buses;
 mod enforce;
 mod gate;
 mod publisher;
 mod service;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::audit::{Auditor, Logins};
-use self::auth::{AccessView, BOOTSTRAP_ADMIN, BusUsers};
+use self::audit::Auditor;
+use self::auth::BOOTSTRAP_ADMIN;
+use self::buses::{Buses, OpenBus, open_bus};
 use self::cluster::Timing;
 use self::enforce::Enforcer;
 use self::gate::Gate;
@@ -30,9 +32,7 @@ use self::service::{BusAddress, Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
 use self::store::{OpenError, Store, StoreError};
 use crate::broker::Broker;
-use crate::broker::tls::Tls;
 use crate::bus::access::{CreateJoinToken, NewJoinToken};
-use crate::bus::client::{Bus, BusOptions, Login, Trust};
 use crate::bus::message::TunnelEndpoint;
 use crate::identity::ca::{self, Fingerprint, Identity};
 use crate::model::error::ApiError;
@@ -181,7 +181,7 @@ impl Controller {
             .map_err(StartError::Admin)?;
         let OpenBus { broker, fingerprint, login, address } = open;
         let bus_url = login.url.clone();
-        let bus = Bus::connect(login).await.map_err(StartError::Bus)?;
+        let buses = Buses::connect(&login).await.map_err(StartError::Bus)?;
         let context = Context {
             writer: writer.clone(),
             store: store.clone(),
@@ -195,13 +195,13 @@ impl Controller {
             bus: address.clone(),
             workers_have_keys: broker.is_some(),
         };
-        let service = Service::start(&bus, Arc::new(context)).await.map_err(StartError::Bus)?;
+        let service = Service::start(&buses, Arc::new(context)).await.map_err(StartError::Bus)?;
         let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
         let loops = vec![
-            task::spawn(publish(Feed::Events, bus.clone(), store.clone(), writer.clone(), signals.events)),
-            task::spawn(publish(Feed::Audit, bus.clone(), store, writer.clone(), signals.audit)),
+            task::spawn(publish(Feed::Events, buses.news.clone(), store.clone(), writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Audit, buses.news, store, writer.clone(), signals.audit)),
             auditor.run(deeds, writer.clone()),
-            task::spawn(send_assignments(bus, writer.clone(), signals.assign)),
+            task::spawn(send_assignments(buses.workers, writer.clone(), signals.assign)),
             task::spawn(tick(writer.clone())),
             task::spawn(enforce::run(enforcer)),
         ];
@@ -265,6 +265,11 @@ impl Controller {
         self.broker.as_ref().map(|broker| broker.local_addr())
     }
 
+    /// How the embedded broker is doing; none when the bus is outside.
+    pub fn bus_stats(&self) -> Option<broker::Stats> {
+        self.broker.as_ref().map(|broker| broker.stats())
+    }
+
     /// Where the tunnel endpoint listens (UDP).
     pub fn tunnel_addr(&self) -> SocketAddr {
         self.relay.local_addr()
@@ -296,71 +301,6 @@ impl Controller {
             broker.shutdown().await;
         }
     }
-}
-
-/// The bus, opened.
-struct OpenBus {
-    /// If it is ours.
-    broker: Option<Arc<Broker>>,
-    /// What its certificate is known by.
-    fingerprint: Option<Fingerprint>,
-    /// How the controller itself logs in.
-    login: BusOptions,
-    address: BusAddress,
-}
-
-async fn open_bus(
-    source: BusSource,
-    identity: &Identity,
-    access: Arc<AccessView>,
-    clock: Clock,
-    auditor: &Auditor,
-) -> Result<OpenBus, StartError> {
-    let client_name = "orchard controller".to_owned();
-    let (listen, tls, host) = match source {
-        BusSource::Embedded { listen, tls, host } => (listen, tls, host),
-        BusSource::Outside { url, user, password } => {
-            let trust = if url.starts_with("tls://") { Trust::PublicCas } else { Trust::Plain };
-            let address = BusAddress { url: Some(url.clone()), fingerprint: None };
-            let login = BusOptions { url, trust, user, login: Login::Password(password), client_name, patient: false };
-            return Ok(OpenBus { broker: None, fingerprint: None, login, address });
-        }
-    };
-    let own = identity::new_token();
-    let users = Logins::new(Arc::new(BusUsers::new(access, clock, own.clone())), auditor.clone());
-    let mut builder = Broker::builder().server_name("orchard").authenticator(Arc::new(users));
-    if tls {
-        builder = builder.tls(Tls::new(Arc::new(identity::tls::server_config(identity, &[])?), false));
-    }
-    let broker = builder.bind(listen).await?;
-    let fingerprint = tls.then(|| identity.fingerprint());
-    let (scheme, trust) = match fingerprint {
-        Some(fingerprint) => ("tls", Trust::Certificate(fingerprint)),
-        None => ("nats", Trust::Plain),
-    };
-    let local = broker.local_addr();
-    let mut dialled = local;
-    if local.ip().is_unspecified() {
-        // A wildcard is no address to dial; the loopback one of its family always is behind it.
-        dialled.set_ip(match local.ip() {
-            IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    let named = host.as_ref().map(|host| match host.parse() {
-        Ok(IpAddr::V6(bare)) => format!("[{bare}]:{}", local.port()),
-        _ => format!("{host}:{}", local.port()),
-    });
-    let others = named.or_else(|| (!local.ip().is_unspecified()).then(|| local.to_string()));
-    // Whoever is pinned to a certificate is lost when it is renewed; one that a CA vouches for needs no pin.
-    let vouched_for = host.as_deref().is_some_and(|host| identity::tls::is_vouched_for(identity, host));
-    let address = BusAddress {
-        url: others.map(|others| format!("{scheme}://{others}")),
-        fingerprint: fingerprint.filter(|_| !vouched_for),
-    };
-    let (url, user) = (format!("{scheme}://{dialled}"), auth::CONTROLLER_USER.to_owned());
-    let login = BusOptions { url, trust, user, login: Login::Password(own), client_name, patient: false };
-    Ok(OpenBus { broker: Some(Arc::new(broker)), fingerprint, login, address })
 }
 
 /// What this machine is called from here and from its neighbours: stock NATS clients look for it in the certificate.

@@ -42,6 +42,7 @@ const PURE: &[&str] = &[
     "broker/protocol",
     "broker/trie",
     "broker/session.rs",
+    "broker/pace.rs",
     "broker/permission",
     "broker/replies.rs",
     "broker/subject.rs",

@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::auth::Violation;
 use super::super::delivery::Body;
+use super::super::pace::Seat;
 use super::super::protocol::parse::Parser;
 use super::super::protocol::{Fault, Op, Publish, encode};
 use super::super::session::{Access, Step};
@@ -75,9 +76,13 @@ impl Connection {
             Step::Nothing => {}
             Step::Accepted => self.accept(),
             Step::Pong => self.delivery.answer(|out| out.extend_from_slice(encode::PONG)),
+            Step::Subscribe(_) if self.seat.as_ref().is_some_and(Seat::is_full) => {
+                self.refuse(&Fault::Subscriptions, &[])
+            }
             Step::Subscribe(wanted) => {
                 let made = self.router.subscribe(&self.client, wanted.sid, wanted.subject, wanted.queue, wanted.filter);
                 self.session.subscribed(wanted.sid, made);
+                self.count_subscriptions();
                 self.accept();
             }
             Step::Unsubscribe { sid, max } => {
@@ -87,6 +92,7 @@ impl Connection {
                         0 => self.router.unsubscribe(&held),
                         _ => self.router.complete(&held), // it has had its messages, the last perhaps on their way
                     };
+                    self.count_subscriptions();
                 }
                 self.accept();
             }
@@ -102,6 +108,7 @@ impl Connection {
         for (id, sid) in self.client.take_expired() {
             if self.session.subscription(&sid).is_some_and(|held| held.id == id) {
                 self.session.unsubscribe(&sid);
+                self.count_subscriptions();
             }
         }
     }

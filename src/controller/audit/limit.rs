@@ -1,4 +1,5 @@
-//! How much of the same is recorded: a token bucket for each source, and one over all. Pure.
+//! How much of the same is recorded: a token bucket for each source, and one over all. Strangers, who can be as many as
+//! they like, have buckets of their own, so that they use up nothing of those who are known. Pure.
 //!
 //! What is beyond is counted, and told as one record with the number as soon as there is a token again: a flood of
 //! refusals shows as a flood, and fills neither the store nor the way there.
@@ -23,8 +24,23 @@ const MAX_SOURCES: usize = 4_096;
 /// The buckets.
 #[derive(Debug)]
 pub(super) struct Limiter {
+    known: Sources,
+    strangers: Sources,
+}
+
+#[derive(Debug)]
+struct Sources {
     sources: HashMap<String, Source>,
     all: Bucket,
+}
+
+/// Who did something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// Something of this name, or somebody who claims to be it.
+    Known(String),
+    /// Somebody at this address.
+    Stranger(String),
 }
 
 #[derive(Debug)]
@@ -65,18 +81,38 @@ impl Bucket {
 
 impl Limiter {
     pub(super) fn new(now: Duration) -> Self {
-        Self { sources: HashMap::new(), all: Bucket::new(BURST_OF_ALL, PAUSE_OF_ALL, now) }
+        Self { known: Sources::new(now), strangers: Sources::new(now) }
     }
 
-    /// What of `deed`, which `source` did, is to be recorded now, if anything.
-    pub(super) fn pass(&mut self, source: &str, deed: Deed, now: Duration) -> Option<Deed> {
-        self.pass_of(source, deed, now, (BURST, PAUSE))
+    /// What of `deed`, done by `by`, is to be recorded now, if anything.
+    pub(super) fn pass(&mut self, by: &By, deed: Deed, now: Duration) -> Option<Deed> {
+        match by {
+            By::Known(name) => self.known.pass(name, deed, now),
+            By::Stranger(address) => self.strangers.pass(address, deed, now),
+        }
     }
 
     /// The same for what is of interest by its number only: one record at once, then one with the number for each
-    /// [`WINDOW`]. `source` must be no other one's.
-    pub(super) fn pass_summed(&mut self, source: &str, deed: Deed, now: Duration) -> Option<Deed> {
-        self.pass_of(source, deed, now, (1, WINDOW))
+    /// [`WINDOW`]. `name` must be no other one's.
+    pub(super) fn pass_summed(&mut self, name: &str, deed: Deed, now: Duration) -> Option<Deed> {
+        self.known.pass_of(name, deed, now, (1, WINDOW))
+    }
+
+    /// What was held back and may be told now. To be called every now and then; also forgets quiet sources.
+    pub(super) fn flush(&mut self, now: Duration) -> Vec<Deed> {
+        let mut told = self.known.flush(now);
+        told.append(&mut self.strangers.flush(now));
+        told
+    }
+}
+
+impl Sources {
+    fn new(now: Duration) -> Self {
+        Self { sources: HashMap::new(), all: Bucket::new(BURST_OF_ALL, PAUSE_OF_ALL, now) }
+    }
+
+    fn pass(&mut self, source: &str, deed: Deed, now: Duration) -> Option<Deed> {
+        self.pass_of(source, deed, now, (BURST, PAUSE))
     }
 
     fn pass_of(&mut self, source: &str, deed: Deed, now: Duration, (burst, pause): (u32, Duration)) -> Option<Deed> {
@@ -98,8 +134,7 @@ impl Limiter {
         None
     }
 
-    /// What was held back and may be told now. To be called every now and then; also forgets quiet sources.
-    pub(super) fn flush(&mut self, now: Duration) -> Vec<Deed> {
+    fn flush(&mut self, now: Duration) -> Vec<Deed> {
         let mut told = Vec::new();
         self.all.fill(now);
         for source in self.sources.values_mut() {
@@ -143,17 +178,32 @@ mod tests {
         }
     }
 
+    fn known(name: &str) -> By {
+        By::Known(name.into())
+    }
+
+    #[test]
+    fn strangers_use_up_nothing_of_those_who_are_known() {
+        let mut limiter = Limiter::new(Duration::ZERO);
+        for n in 0..100_000 {
+            limiter.pass(&By::Stranger(format!("s{n}")), deed("no"), Duration::ZERO);
+        }
+        for n in 0..100 {
+            assert!(limiter.pass(&known(&format!("k{n}")), deed("no"), Duration::ZERO).is_some());
+        }
+    }
+
     #[test]
     fn a_flood_is_told_as_a_number_and_delays_no_other_source() {
         let mut limiter = Limiter::new(Duration::ZERO);
-        let passed = (0..1000).filter(|_| limiter.pass("a", deed("no"), Duration::ZERO).is_some()).count();
+        let passed = (0..1000).filter(|_| limiter.pass(&known("a"), deed("no"), Duration::ZERO).is_some()).count();
         assert_eq!(passed, 20);
-        assert!(limiter.pass("b", deed("no"), Duration::ZERO).is_some());
+        assert!(limiter.pass(&known("b"), deed("no"), Duration::ZERO).is_some());
         assert!(limiter.flush(Duration::from_secs(9)).is_empty());
         let told = limiter.flush(Duration::from_secs(10));
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].message, "and 979 more; the last: no");
-        let next = limiter.pass("a", deed("no"), Duration::from_secs(20)).unwrap();
+        let next = limiter.pass(&known("a"), deed("no"), Duration::from_secs(20)).unwrap();
         assert_eq!(next.message, "no");
     }
 
@@ -175,11 +225,12 @@ mod tests {
     #[test]
     fn many_addresses_gain_nothing_and_quiet_ones_are_forgotten() {
         let mut limiter = Limiter::new(Duration::ZERO);
-        let passed = (0..100_000).filter(|n| limiter.pass(&format!("s{n}"), deed("no"), Duration::ZERO).is_some());
+        let passed =
+            (0..100_000).filter(|n| limiter.pass(&known(&format!("s{n}")), deed("no"), Duration::ZERO).is_some());
         assert_eq!(passed.count(), 500);
-        assert!(limiter.sources.len() <= MAX_SOURCES + 1);
+        assert!(limiter.known.sources.len() <= MAX_SOURCES + 1);
         let (mut told, mut now) = (0, Duration::ZERO);
-        while !limiter.sources.is_empty() {
+        while !limiter.known.sources.is_empty() {
             now += Duration::from_secs(60);
             told += limiter.flush(now).len();
         }

@@ -24,8 +24,11 @@ impl Logins {
 impl Authenticator for Logins {
     fn authenticate(&self, credentials: &Credentials<'_>) -> Result<User, Denied> {
         self.decides.authenticate(credentials).inspect_err(|denied| {
+            if denied.quiet {
+                return; // it is told how many there were
+            }
             let account = credentials.user.or(credentials.nkey).unwrap_or_default();
-            self.auditor.record(Deed {
+            let deed = Deed {
                 kind: AuditType::LoginFailed,
                 account: account.to_owned(),
                 address: credentials.peer.to_string(),
@@ -33,7 +36,8 @@ impl Authenticator for Logins {
                 target: String::new(),
                 outcome: Outcome::Refused,
                 message: denied.reason.clone(),
-            });
+            };
+            self.auditor.record_login(deed, denied.known);
         })
     }
 

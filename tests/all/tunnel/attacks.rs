@@ -277,6 +277,24 @@ async fn strangers_get_little_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn strangers_of_one_network_take_only_so_many_places() {
+    let limits = Limits { unproven_per_network: 3, ..Limits::default() };
+    let world = World::with(limits).await;
+    let (port, _echo) = echo().await;
+    // Who has proven who it is, takes none of them.
+    converse(world.open(port).await.unwrap(), b"proven").await;
+    let connect = || Client::connect(world.relay.local_addr(), world.relay.fingerprint(), Transport::default());
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        strangers.push(connect().await.unwrap());
+    }
+    assert!(matches!(connect().await.unwrap_err(), DialError::Connect { .. }), "its network has too many");
+    converse(world.open(port).await.unwrap(), b"nobody else is kept out").await;
+    strangers.pop().unwrap().close().await;
+    until("a place", LIMIT, || async { connect().await.map(drop).map_err(|error| error.to_string()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_never_ends_frees_its_place() {
     let gate = Arc::new(Gate::default());
     let limits = Limits { connections: 1, unproven: Duration::from_millis(700), ..Limits::default() };

@@ -74,7 +74,7 @@ impl Fleet {
     fn create(&mut self, shape: Shape) {
         self.next += 1;
         self.scheduler.enqueue(VmUid(uuid::Uuid::from_u128(self.next)), shape);
-        while let Some((_, placement)) = self.scheduler.next() {
+        while let Some((_, placement)) = self.scheduler.place_next() {
             self.running.push_back((placement.worker, placement.taken));
         }
     }
