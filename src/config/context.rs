@@ -216,10 +216,11 @@ impl Contexts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn context(url: &str) -> Context {
+    /// A context of the tests.
+    pub(in crate::config) fn context(url: &str) -> Context {
         Context {
             url: url.to_owned(),
             account: Some("bootstrap-admin".parse().unwrap()),

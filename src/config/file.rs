@@ -133,22 +133,8 @@ fn lock(path: &Path) -> Result<File, ContextError> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::config::context::Context;
-    use crate::identity::ca::Fingerprint;
-    use crate::model::secret::Secret;
-
-    fn context(url: &str) -> Context {
-        Context {
-            url: url.to_owned(),
-            account: Some("bootstrap-admin".parse().unwrap()),
-            token: Some(Secret::new("tök: #en")),
-            fingerprint: Some(Fingerprint::of(b"certificate")),
-            other: BTreeMap::new(),
-        }
-    }
+    use crate::config::context::tests::context;
 
     fn file() -> (tempfile::TempDir, ContextFile) {
         let dir = tempfile::tempdir().unwrap();
