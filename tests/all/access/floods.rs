@@ -22,9 +22,9 @@ use super::people::account;
 use crate::harness::{Cluster, LIMIT, any_port};
 
 /// How long the flood goes on: longer than a worker may be silent.
-const FLOOD: Duration = Duration::from_secs(5);
+const FLOOD: Duration = Duration::from_secs(8);
 /// Longer than usual in these tests: what is measured is the flood, not how busy the machine is besides.
-const TIMING: Timing = Timing { heartbeat: Duration::from_millis(500), lease: Duration::from_secs(3) };
+const TIMING: Timing = Timing { heartbeat: Duration::from_millis(500), lease: Duration::from_secs(6) };
 
 /// Whoever floods.
 #[derive(Clone)]

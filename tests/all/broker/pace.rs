@@ -68,10 +68,12 @@ async fn published(broker: &Broker, count: u64) {
     .await;
 }
 
-async fn answer_time(raw: &mut Raw) -> Duration {
-    let asked = Instant::now();
+/// What a second's worth of debt costs at least, from the moment at which it is made: a busy machine only adds to it.
+const DEBT: Duration = Duration::from_millis(900);
+
+async fn answered_after(started: Instant, raw: &mut Raw) -> Duration {
     raw.until_pong().await;
-    asked.elapsed()
+    started.elapsed()
 }
 
 #[tokio::test]
@@ -80,6 +82,7 @@ async fn who_is_too_fast_waits_on_all_its_connections_and_nobody_else_does() {
     let (mut one, mut two) = (login(&broker, "slow").await, login(&broker, "slow").await);
     two.until_pong().await;
     let mut free = login(&broker, "free").await;
+    let started = Instant::now();
     overdraw(&mut one).await;
     published(&broker, 250).await;
     overdraw(&mut free).await;
@@ -87,8 +90,8 @@ async fn who_is_too_fast_waits_on_all_its_connections_and_nobody_else_does() {
     // It comes back to its debt.
     drop(one);
     let mut again = login(&broker, "slow").await;
-    let (known, new) = tokio::join!(answer_time(&mut two), answer_time(&mut again));
-    assert!(known > Duration::from_millis(500) && new > Duration::from_millis(500), "{known:?} {new:?}");
+    let (known, new) = tokio::join!(answered_after(started, &mut two), answered_after(started, &mut again));
+    assert!(known > DEBT && new > DEBT, "{known:?} {new:?}");
     assert!(free.until_pong().await.is_empty());
     broker.shutdown().await;
 }
@@ -130,9 +133,10 @@ async fn who_is_made_to_wait_is_not_taken_for_gone() {
     let limits = Limits { ping_interval: Duration::from_millis(100), max_pings_out: 2, ..Limits::default() };
     let broker = broker(limits).await;
     let mut raw = login(&broker, "slow").await;
+    let started = Instant::now();
     overdraw(&mut raw).await;
     published(&broker, 250).await;
-    assert!(answer_time(&mut raw).await > Duration::from_millis(500), "longer than an idle client has");
+    assert!(answered_after(started, &mut raw).await > DEBT, "longer than an idle client has");
     broker.shutdown().await;
 }
 
@@ -147,7 +151,7 @@ async fn rights_taken_away_reach_who_is_made_to_wait() {
     let told = Instant::now();
     assert_eq!(broker.recheck_user("slow"), 1);
     raw.until_end().await;
-    assert!(told.elapsed() < Duration::from_millis(800), "{:?}", told.elapsed());
+    assert!(told.elapsed() < Duration::from_secs(4), "long before its debt is paid: {:?}", told.elapsed());
     broker.shutdown().await;
 }
 

@@ -151,7 +151,7 @@ async fn ticket_of_a_deleted_account() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_of_an_account_that_lost_its_role_are_cut_within_a_second_with_the_reason() {
+async fn streams_of_an_account_that_lost_its_role_are_cut_at_once_with_the_reason() {
     let world = World::start().await;
     let (port, _echo) = echo().await;
     let mut open = Vec::new();
