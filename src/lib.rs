@@ -12,7 +12,7 @@
 //! | commands | [`cli`] (names everything) |
 //! | parts | [`controller`], [`worker`] |
 //! | means | [`broker`], [`tunnel`], [`bus`], [`config`], [`ssh`] |
-//! | ground | [`identity`], [`model`], [`task`] |
+//! | ground | [`duplex`], [`identity`], [`model`], [`task`] |
 //!
 //! # Core and shell
 //!
@@ -25,6 +25,7 @@ pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod duplex;
 pub mod identity;
 pub mod model;
 #[cfg(test)]

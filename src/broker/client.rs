@@ -32,6 +32,8 @@ pub struct Client {
     pub heard: AtomicBool,
     /// Whether it has said who it is, or need not.
     pub admitted: AtomicBool,
+    /// Whether publishers with a pace wait for it.
+    pub vital: AtomicBool,
     /// Wakes the client's own task after something here has changed.
     pub changed: Notify,
     /// Who it is, as far as others must know.
@@ -68,6 +70,7 @@ impl Client {
             late_info: AtomicBool::new(false),
             heard: AtomicBool::new(false),
             admitted: AtomicBool::new(admitted),
+            vital: AtomicBool::new(false),
             changed: Notify::new(),
             standing: Mutex::default(),
             recheck: AtomicBool::new(false),
@@ -86,6 +89,7 @@ impl Client {
             let before = std::mem::replace(&mut *standing, Standing { name: user.name.clone(), expires: user.expires });
             before.name != user.name
         };
+        self.vital.store(user.vital, Ordering::Relaxed);
         let answers = user.permissions.allow_responses.is_some();
         // Another user was not asked what the first one was.
         if self.may_answer.swap(answers, Ordering::Relaxed) && (other || !answers) {

@@ -86,6 +86,8 @@ pub struct Delivery {
     /// Reads of the socket so far.
     reads: u64,
     by_client: HashMap<u64, usize>,
+    /// Receivers that must not be overrun.
+    vital: Vec<Arc<Client>>,
     routes: Routes,
     last: Option<Arc<Route>>,
     random: u64,
@@ -108,6 +110,7 @@ impl Delivery {
             width: 0,
             reads: 1,
             by_client: HashMap::new(),
+            vital: Vec::new(),
             routes: Routes::default(),
             last: None,
             random,
@@ -136,6 +139,18 @@ impl Delivery {
         self.hand_all_over(); // whether the messages are still wanted is found out by what is remembered
         self.routes.forget();
         self.last = None;
+    }
+
+    /// Messages that came in since the last [`Delivery::commit`].
+    pub fn messages_in(&self) -> u64 {
+        self.counts.messages_in
+    }
+
+    /// Whether a vital receiver of this client's messages has more than half of what may wait for it waiting.
+    pub fn pressed(&mut self) -> Option<Arc<Client>> {
+        let high = self.router.limits.max_pending / 2;
+        self.vital.retain(|client| !client.outbound.is_closed());
+        self.vital.iter().find(|client| client.outbound.pending() > high).cloned()
     }
 
     /// Counts a message that came in.
@@ -291,6 +306,9 @@ impl Delivery {
             return *at;
         }
         let at = self.slots.len();
+        if client.vital.load(Ordering::Relaxed) && !self.vital.iter().any(|known| known.id == client.id) {
+            self.vital.push(client.clone());
+        }
         self.slots.push(Slot {
             client: client.clone(),
             batch: Batch::default(),

@@ -9,8 +9,8 @@ use super::delivery::MAX_BATCH;
 /// Longer than any broker runs: what lies beyond it never comes. Clocks cannot be asked for more than they can count.
 const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
-/// What clients may use. The defaults are nats-server's, but for the time to authenticate and the subscriptions, which
-/// it does not bound.
+/// What clients may use. The defaults are nats-server's, but for the time to authenticate, and the subscriptions and
+/// strangers, which it does not bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Largest message body in bytes, headers included. No larger than [`Limits::most_payload`]: a broker that is asked for
@@ -24,6 +24,10 @@ pub struct Limits {
     pub max_subscriptions: usize,
     /// Clients at a time, those in the TLS handshake among them. Whoever is one too many is told so in the clear.
     pub max_connections: usize,
+    /// Of those, clients of one network (an IPv4 address, a /64 of IPv6) that have not yet said who they are, so that a
+    /// stranger cannot take the room of all. A fleet behind one address that comes back at once comes in turns. With half of
+    /// them taken, new ones have three seconds to say who they are.
+    pub max_unproven_per_network: usize,
     /// Bytes waiting for one client, above which it is cut off.
     pub max_pending: usize,
     /// Time within which a client must take what is written to it.
@@ -44,6 +48,7 @@ impl Default for Limits {
             max_control_line: 4096,
             max_subscriptions: 100_000,
             max_connections: 64 * 1024,
+            max_unproven_per_network: 1024,
             max_pending: 64 * 1024 * 1024,
             write_deadline: Duration::from_secs(10),
             ping_interval: Duration::from_secs(120),

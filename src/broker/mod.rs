@@ -92,6 +92,9 @@
 //! A receiver has a bound on pending bytes; over it, it is cut off. A publisher that is too fast for most of its receivers
 //! waits for them a few milliseconds at a time, as long as they keep up a good rate. For the slower ones among them it does
 //! not wait: one that reads slowly on purpose costs the others nothing but the copy of its messages.
+//!
+//! The embedder can give users a [`pace`], over which they are read from more slowly, and name receivers that are vital:
+//! for those, publishers with a pace wait however slow they are, so that no flood has them cut off.
 
 mod accept;
 pub mod auth;
@@ -103,12 +106,14 @@ mod delivery;
 mod file;
 mod limits;
 mod outbound;
+pub mod pace;
 pub mod permission;
 pub mod protocol;
 mod replies;
 mod route;
 mod router;
 mod session;
+pub mod stamp;
 pub mod subject;
 pub mod tls;
 mod transport;

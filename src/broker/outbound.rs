@@ -158,6 +158,11 @@ impl Outbound {
         }
     }
 
+    /// Bytes waiting.
+    pub fn pending(&self) -> usize {
+        self.lock().pending
+    }
+
     /// Waits until little is pending, at most `limit`. Cancel safe.
     pub async fn relief(&self, limit: Duration, below: usize) {
         let wait = async {

@@ -16,6 +16,7 @@ use super::protocol::{Fault, ServerInfo};
 use super::subject::tokens;
 use super::tls::Tls;
 use super::trie::{Matches, Trie};
+use crate::model::network::PerNetwork;
 
 /// Classes of first tokens; more would make a subscription with a leading wildcard no dearer, but rarely help.
 const CLASSES: usize = 64;
@@ -60,6 +61,10 @@ pub struct Router {
     opening: AtomicUsize,
     /// Connections that are being told that there is no room.
     refusing: AtomicUsize,
+    /// Connections that have not said who they are.
+    pub unproven: PerNetwork,
+    /// Connections that wait for the answer to wrong credentials.
+    pub penalised: PerNetwork,
     /// Whether the broker is about to go.
     lame: AtomicBool,
     answers: AtomicU64,
@@ -70,6 +75,8 @@ pub struct Router {
 /// Connections that are told at a time that there is no room. Each takes a socket and a task for as long as it takes to
 /// hear it, a second at most; those above are closed without a word.
 const MAX_REFUSALS: usize = 256;
+/// Connections of one network that wait for the answer to wrong credentials. They hold a socket and a task each meanwhile.
+const MAX_PENALISED: usize = 32;
 
 /// What INFO says of one connection.
 #[derive(Debug)]
@@ -114,6 +121,8 @@ impl Router {
             tls: RwLock::new(tls.map(Arc::new)),
             opening: AtomicUsize::new(0),
             refusing: AtomicUsize::new(0),
+            unproven: PerNetwork::new(limits.max_unproven_per_network),
+            penalised: PerNetwork::new(MAX_PENALISED),
             lame: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             info,

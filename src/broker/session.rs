@@ -233,6 +233,11 @@ impl<S: Held + Clone> Session<S> {
         Some(held)
     }
 
+    /// What the subscriptions count as together.
+    pub fn shares(&self) -> usize {
+        self.shares
+    }
+
     /// Forgets all of them.
     pub fn take_subscriptions(&mut self) -> Vec<S> {
         self.shares = 0;

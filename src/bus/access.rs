@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{ApiCall, Done, api_call};
 use crate::model::access::Roles;
-use crate::model::account::AccountView;
+use crate::model::account::{AccountView, JoinId, JoinTokenView};
 use crate::model::audit::{AuditNumber, AuditRecord};
 use crate::model::secret::Secret;
 use crate::model::{AccountName, Timestamp, WorkerName};
@@ -111,15 +111,49 @@ api_call!(DeleteAccount => Done, "service-account", "delete");
 /// `bootstrap-token.create`: a secret with which machines may join as workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateJoinToken {
-    /// How long it is good, in seconds.
+    /// How long it is good, in seconds: 1 to [`MAX_JOIN_TTL_S`].
     pub ttl_s: u64,
-    /// How many machines may join with it.
+    /// How many machines may join with it: 1 to [`MAX_JOIN_USES`].
     pub uses: u32,
     /// Only this worker may join with it; it may then also replace the key of a worker that lost it.
     #[serde(default)]
     pub worker: Option<WorkerName>,
 }
 api_call!(CreateJoinToken => NewJoinToken, "bootstrap-token", "create");
+
+/// The longest life of a join token, in seconds: a year. Who needs machines to join for ever makes another one then.
+pub const MAX_JOIN_TTL_S: u64 = 366 * 24 * 3600;
+/// The most machines that may join with one token.
+pub const MAX_JOIN_USES: u32 = 10_000;
+
+/// `bootstrap-token.list`: the join tokens that there are, in the order of their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListJoinTokens {
+    /// Only ids after this one.
+    #[serde(default)]
+    pub after: Option<JoinId>,
+    /// At most so many; 0 = as many as fit a page.
+    #[serde(default)]
+    pub limit: u32,
+}
+api_call!(ListJoinTokens => JoinTokenPage, "bootstrap-token", "list");
+
+/// A page of join tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTokenPage {
+    /// In the order of their ids.
+    pub tokens: Vec<JoinTokenView>,
+    /// There are more: ask for those after the last one here.
+    pub more: bool,
+}
+
+/// `bootstrap-token.delete`: no machine joins with it any more; workers that did stay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteJoinToken {
+    /// Which token.
+    pub id: JoinId,
+}
+api_call!(DeleteJoinToken => Done, "bootstrap-token", "delete");
 
 /// A join token, shown this once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,7 +200,10 @@ pub struct DeleteWorker {
 }
 api_call!(DeleteWorker => Done, "worker", "delete");
 
-/// `audit.list`: stored audit records in order.
+/// `audit.list`: stored audit records in order. Numbers only grow, but they need not follow one another: when the trail is
+/// full, the oldest record of whoever holds the most goes (all who have not proven to be an account count as one), so that
+/// nobody pushes out what another did; and each goes when it has become too old. `first_kept` is the lowest number there
+/// is; between it and `last`, missing numbers are records that went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListAudit {
     /// Only numbers above this one.

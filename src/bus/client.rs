@@ -9,8 +9,8 @@ use async_nats::{Event, HeaderMap, RequestErrorKind, Subscriber};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
 
 use super::message::{self, Answer, ApiCall};
 use super::{refusal, subject};
@@ -86,35 +86,40 @@ const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// The same for a user that is not let in: somebody must do something first, and a thousand workers that were deleted must
 /// not keep the controller busy with refusing them.
 const MAX_REFUSED_PAUSE: Duration = Duration::from_secs(15);
+/// Refusals in a row after which a user is taken to be shut out for good. One may be an accident, such as of an attempt in the
+/// instant in which the rights are changed; so many within the first second are none.
+const SHUT_OUT_AFTER: u32 = 3;
 /// Messages waiting for a slow subscriber here before the client library drops some: events are replayed by number, so
 /// a drop costs a request, not an event.
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 
-/// Logs what happens to a connection, and passes refusals on. Of the attempts that fail in a row only the first is told
-/// to everybody.
+/// Logs what happens to a connection, passes refusals of requests on, and counts in `shut_out` how often in a row this user
+/// was not let in. Of the attempts that fail in a row only the first is told to everybody.
 fn tell(
     url: String,
     refused: &'static str,
     refusals: broadcast::Sender<String>,
-    shut_out: Arc<AtomicBool>,
+    shut_out: Arc<watch::Sender<u32>>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     let told = AtomicBool::new(false);
     move |event| {
         match event {
             Event::Connected => {
                 told.store(false, Ordering::Relaxed);
-                shut_out.store(false, Ordering::Relaxed);
+                shut_out.send_replace(0);
                 tracing::debug!("connected to the bus at {url}");
             }
             Event::Closed => tracing::debug!("the connection to the bus at {url} is closed"),
             Event::ClientError(error) => {
                 let error = error.to_string();
                 let refused_now = error.contains("authorization");
-                shut_out.store(refused_now, Ordering::Relaxed);
+                if refused_now {
+                    shut_out.send_modify(|times| *times = times.saturating_add(1));
+                }
                 if told.swap(true, Ordering::Relaxed) {
                     tracing::debug!("bus: {error}");
                 } else if refused_now {
-                    tracing::warn!("the bus at {url} lets this user in no more: {refused}; trying again until it does");
+                    tracing::warn!("the bus at {url} lets this user in no more: {refused}; trying again");
                 } else {
                     let advice = "is the controller running there, with the certificate that it had?";
                     tracing::info!("the bus at {url} cannot be used: {error}; {advice} trying again until it can");
@@ -140,6 +145,10 @@ pub struct Bus {
     client: async_nats::Client,
     /// The subjects of requests that the broker refused.
     refusals: broadcast::Sender<String>,
+    /// How often in a row this user was not let in.
+    shut_out: watch::Receiver<u32>,
+    /// What to tell then.
+    refused: Arc<str>,
 }
 
 /// What to do when a user is not let in.
@@ -167,13 +176,16 @@ fn certificate_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option
     None
 }
 
+fn refused_text(options: &BusOptions) -> String {
+    format!("the bus at {} refuses user {:?}: {}", options.url, options.user, refused(&options.login))
+}
+
 /// What to tell of an attempt to connect that failed.
 fn unreachable(options: &BusOptions, error: &async_nats::ConnectError) -> ApiError {
     use async_nats::ConnectErrorKind as Kind;
     let url = &options.url;
     if matches!(error.kind(), Kind::Authentication | Kind::AuthorizationViolation) {
-        let text = format!("the bus at {url} refuses user {:?}: {}", options.user, refused(&options.login));
-        return ApiError::new(ErrorCode::Unauthenticated, text);
+        return ApiError::new(ErrorCode::Unauthenticated, refused_text(options));
     }
     let text = match (certificate_error(error), options.trust) {
         (Some(rustls::Error::InvalidCertificate(_)), Trust::Certificate(expected)) => format!(
@@ -199,7 +211,8 @@ impl Bus {
     /// [`ErrorCode::Unauthenticated`] when the user is refused, [`ErrorCode::Unavailable`] when nothing answers there.
     pub async fn connect(options: BusOptions) -> Result<Self, ApiError> {
         let (refusals, _) = broadcast::channel(refusal::CAPACITY);
-        let shut_out = Arc::new(AtomicBool::new(false));
+        let (shut_out, times_shut_out) = watch::channel(0);
+        let shut_out = Arc::new(shut_out);
         let login = match &options.login {
             Login::Password(password) => {
                 async_nats::ConnectOptions::with_user_and_password(options.user.clone(), password.expose().to_owned())
@@ -213,8 +226,8 @@ impl Bus {
             .request_timeout(Some(REQUEST_TIMEOUT))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .reconnect_delay_callback({
-                let shut_out = shut_out.clone();
-                move |attempt| reconnect_pause(attempt, shut_out.load(Ordering::Relaxed))
+                let shut_out = times_shut_out.clone();
+                move |attempt| reconnect_pause(attempt, *shut_out.borrow() > 0)
             })
             .event_callback(tell(options.url.clone(), refused(&options.login), refusals.clone(), shut_out));
         let config = options.trust.client_config().map_err(|error| {
@@ -232,12 +245,25 @@ impl Bus {
             Trust::Plain | Trust::Certificate(_) => connect,
         };
         let client = connect.connect(&options.url).await.map_err(|error| unreachable(&options, &error))?;
-        Ok(Self { client, refusals })
+        let refused = refused_text(&options).into();
+        Ok(Self { client, refusals, shut_out: times_shut_out, refused })
     }
 
     /// The client library's own handle, for what needs no typing: the service API, raw subscriptions.
     pub fn raw(&self) -> &async_nats::Client {
         &self.client
+    }
+
+    /// Returns, with what to tell, once whoever answers there has said again and again that this user may not come in, which
+    /// is not mended by waiting. Silence, refused connections and wrong certificates are not that: for all of them it waits.
+    /// The connection itself goes on trying. Cancel safe.
+    pub async fn shut_out(&self) -> ApiError {
+        let mut times = self.shut_out.clone();
+        if times.wait_for(|times| *times >= SHUT_OUT_AFTER).await.is_err() {
+            // The connection is over, and with it all that could be said.
+            pending::<()>().await;
+        }
+        ApiError::new(ErrorCode::Unauthenticated, self.refused.to_string())
     }
 
     /// The largest payload that the broker takes, in bytes.

@@ -6,6 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::model::access::Roles;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventNumber, LogStream};
 use crate::model::secret::Secret;
@@ -139,16 +140,26 @@ pub struct DeleteVm {
 }
 api_call!(DeleteVm => Done, "vm", "delete");
 
-/// `worker.list`: all workers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListWorkers {}
+/// `worker.list`: all workers, in name order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListWorkers {
+    /// Only names after this one.
+    #[serde(default)]
+    pub after: Option<WorkerName>,
+    /// At most so many; 0 or more than [`MAX_PAGE`] = [`MAX_PAGE`].
+    #[serde(default)]
+    pub limit: u32,
+}
 api_call!(ListWorkers => WorkerPage, "worker", "list");
 
-/// All workers, in name order.
+/// A page of workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerPage {
-    /// The workers.
+    /// In name order.
     pub workers: Vec<WorkerView>,
+    /// There are more: ask for those after the last one here.
+    #[serde(default)]
+    pub more: bool,
 }
 
 /// `worker.get`: one worker by name.
@@ -223,6 +234,12 @@ pub struct ControllerInfo {
     pub version: String,
     /// The highest event number given out so far.
     pub last_event: EventNumber,
+    /// What the asker may do; none from a release that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Roles>,
+    /// Whether the bus is a NATS server of the operator, which decides by itself who gets in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outside_bus: bool,
 }
 
 /// Where the QUIC tunnel endpoint is and how to know it.
@@ -244,6 +261,10 @@ pub struct Hello {
     pub session: SessionId,
     /// The worker.
     pub info: WorkerInfo,
+    /// Tells where its process runs from any other place where a copy of its data folder could be used at the same time;
+    /// processes that follow each other on one folder name the same place. Empty = not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub place: String,
 }
 
 /// The session is open.

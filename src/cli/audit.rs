@@ -1,10 +1,9 @@
 //! `orchard audit`: who asked for what, from where, and what came of it. The trail has numbers of its own.
 
 use clap::Args;
-use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::client::Client;
-use super::events;
+use super::follow;
 use super::output::{self, Format, OutputArgs};
 use crate::bus::access::{AuditPage, ListAudit};
 use crate::bus::subject;
@@ -36,25 +35,11 @@ pub(super) async fn run(arguments: AuditArgs, client: &Client) -> anyhow::Result
     let mut position = arguments.after;
     print_rest(&arguments, client, &mut position).await?;
     let Some(signals) = &mut signals else { return Ok(()) };
-    let mut reachable = true;
-    loop {
-        // A record that comes is only a signal to ask for what is new: so nothing is missed, printed twice or disordered.
-        match tokio::time::timeout(events::SILENCE, signals.next()).await {
-            Ok(Some(_)) => while let Some(Some(_)) = signals.next().now_or_never() {},
-            Ok(None) => tokio::time::sleep(events::SILENCE).await,
-            Err(_) => {}
-        }
-        match print_rest(&arguments, client, &mut position).await {
-            Ok(()) => reachable = true,
-            Err(error) if events::is_passing(&error) => {
-                if reachable {
-                    eprintln!("waiting for the controller: {error}");
-                }
-                reachable = false;
-            }
-            Err(error) => return Err(error),
-        }
-    }
+    let follow = follow::follow(signals, async || {
+        print_rest(&arguments, client, &mut position).await?;
+        Ok(true)
+    });
+    client.until_refused(follow).await
 }
 
 /// Prints all pages after `position`, and moves it.
@@ -85,11 +70,13 @@ async fn print_rest(arguments: &AuditArgs, client: &Client, position: &mut Audit
     }
 }
 
-/// What to tell when records between `after` and the page are no longer kept.
+/// What to tell when records between `after` and the end of the page are no longer kept. Any may be missing, not only the
+/// oldest: each account loses its own.
 fn trimmed(after: AuditNumber, page: &AuditPage) -> Option<String> {
-    let first_wanted = after.saturating_add(1);
-    (page.first_kept > first_wanted && page.last > after)
-        .then(|| format!("records #{first_wanted} to #{} are no longer kept", page.first_kept - 1))
+    let (first, last) = (after.saturating_add(1), page.next);
+    let wanted = last.saturating_sub(after);
+    let missing = wanted.saturating_sub(u64::try_from(page.records.len()).unwrap_or(u64::MAX));
+    (missing > 0).then(|| format!("of the {wanted} records #{first} to #{last}, {missing} are no longer kept"))
 }
 
 /// A record as a line for people. Names in it may be a stranger's words.
@@ -111,6 +98,32 @@ mod tests {
     use super::*;
     use crate::model::Timestamp;
     use crate::model::audit::{AuditType, Deed, Outcome};
+
+    fn record(number: AuditNumber) -> AuditRecord {
+        let deed = Deed {
+            kind: AuditType::Request,
+            account: "ann".into(),
+            address: String::new(),
+            verb: String::new(),
+            target: String::new(),
+            outcome: Outcome::Done,
+            message: String::new(),
+        };
+        AuditRecord::new(number, Timestamp::default(), deed)
+    }
+
+    #[test]
+    fn records_that_went_are_counted_wherever_they_were() {
+        let page = |numbers: &[u64], next| {
+            let records = numbers.iter().copied().map(record).collect();
+            AuditPage { records, next, last: 9, first_kept: 1 }
+        };
+        assert_eq!(trimmed(0, &page(&[1, 2, 3], 3)), None);
+        assert_eq!(trimmed(3, &page(&[], 3)), None);
+        let said = "of the 5 records #4 to #8, 3 are no longer kept";
+        assert_eq!(trimmed(3, &page(&[5, 8], 8)).as_deref(), Some(said));
+        assert_eq!(trimmed(8, &page(&[], 9)).as_deref(), Some("of the 1 records #9 to #9, 1 are no longer kept"));
+    }
 
     #[test]
     fn a_record_is_one_line_whatever_a_stranger_calls_himself() {

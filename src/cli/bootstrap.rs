@@ -1,5 +1,5 @@
-//! `orchard get bootstrap-token`: makes a join token and prints it as one string, with an address of the controller that
-//! other machines can reach.
+//! Bootstrap tokens on the command line: `get` makes one and prints it as one string, with an address of the controller
+//! that other machines can reach; `list` and `delete` know it by its id, which is no secret.
 
 use std::time::Duration;
 
@@ -7,14 +7,18 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::client::Client;
-use super::output;
-use crate::bus::access::{CreateJoinToken, NewJoinToken};
+use super::output::{self, Table};
+use crate::bus::access::{CreateJoinToken, ListJoinTokens, MAX_JOIN_TTL_S, MAX_JOIN_USES, NewJoinToken};
 use crate::config::address::{self, normalise_bus_url};
 use crate::config::duration;
 use crate::config::join::BootstrapToken;
 use crate::config::target::Target;
 use crate::identity::ca::Fingerprint;
-use crate::model::WorkerName;
+use crate::model::account::JoinTokenView;
+use crate::model::{Timestamp, WorkerName};
+
+/// The most machines for one token, as clap has it.
+const MAX_USES: i64 = MAX_JOIN_USES as i64;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -23,13 +27,14 @@ Examples:
   orchard get bootstrap-token --ttl 1h --uses 20 > token   # for a row of machines
   orchard get bootstrap-token --worker mini-1              # for a worker that lost its key
 
-The token is a secret: until it ends or is used up, whoever has it can join as a worker.")]
+The token is a secret: until it ends or is used up, whoever has it can join as a worker.
+`orchard list bootstrap-tokens` shows those there are, `orchard delete bootstrap-token` takes one back.")]
 pub(super) struct BootstrapTokenArgs {
-    /// How long it is good, such as 30m, 24h or 7d
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::parse)]
+    /// How long it is good, such as 30m, 24h or 7d; at most 366d
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = life)]
     ttl: Duration,
-    /// How many machines may join with it
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How many machines may join with it; at most 10000
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_USES))]
     uses: u32,
     /// Only the worker of this name may join; it may do so with a new key while the old one is still known
     #[arg(long, value_name = "NAME")]
@@ -39,9 +44,14 @@ pub(super) struct BootstrapTokenArgs {
     url: Option<String>,
 }
 
+fn life(text: &str) -> Result<Duration, String> {
+    duration::parse_life(text, Duration::from_secs(MAX_JOIN_TTL_S))
+}
+
 pub(super) async fn run(arguments: BootstrapTokenArgs, client: &Client) -> anyhow::Result<()> {
     let request = CreateJoinToken { ttl_s: arguments.ttl.as_secs(), uses: arguments.uses, worker: arguments.worker };
     let made = client.call(&request).await.context("cannot make a bootstrap token")?;
+    let chosen = arguments.url.is_some();
     let (url, fingerprint) = place(arguments.url, client.target(), &made)?;
     if address::is_loopback(&url) {
         eprintln!(
@@ -53,9 +63,13 @@ pub(super) async fn run(arguments: BootstrapTokenArgs, client: &Client) -> anyho
         eprintln!("WARNING: {url} means plain text: the join secret can be read on its way");
     }
     let id = made.id.parse().map_err(|error| anyhow::anyhow!("the controller's answer has no usable id: {error}"))?;
+    if !chosen {
+        eprintln!("it leads workers to {url}; --url gives them another address");
+    }
     let token = BootstrapToken { url, fingerprint, id, secret: made.secret };
     eprintln!(
-        "good until {} for {}",
+        "bootstrap token {} is good until {} for {}",
+        token.id,
         made.expires_at,
         match request.uses {
             1 => "one machine".to_owned(),
@@ -64,6 +78,36 @@ pub(super) async fn run(arguments: BootstrapTokenArgs, client: &Client) -> anyho
     );
     output::line(token.to_text().expose())?;
     Ok(())
+}
+
+/// All bootstrap tokens, page by page.
+pub(super) async fn all(client: &Client) -> anyhow::Result<Vec<JoinTokenView>> {
+    let mut all: Vec<JoinTokenView> = Vec::new();
+    loop {
+        let after = all.last().map(|token| token.id.clone());
+        let page = client.call(&ListJoinTokens { after, limit: 0 }).await?;
+        let more = page.more && !page.tokens.is_empty();
+        all.extend(page.tokens);
+        if !more {
+            return Ok(all);
+        }
+    }
+}
+
+/// Bootstrap tokens, one a row.
+pub(super) fn table(tokens: &[JoinTokenView], now: Timestamp) -> Table {
+    let mut table = Table::with_titles(["ID", "Made by", "Created", "For worker", "Uses left", "Ends"]);
+    for token in tokens {
+        table.row([
+            token.id.to_string(),
+            token.created_by.to_string(),
+            output::ago(token.created_at, now),
+            token.worker.as_ref().map_or_else(|| "any".to_owned(), ToString::to_string),
+            token.uses_left.to_string(),
+            token.expires_at.to_string(),
+        ]);
+    }
+    table
 }
 
 /// Where the workers are sent, and which certificate they are to expect there. The address that this very command uses
@@ -91,8 +135,26 @@ fn place(asked: Option<String>, used: &Target, made: &NewJoinToken) -> anyhow::R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Timestamp;
     use crate::model::secret::Secret;
+
+    #[test]
+    fn tokens_are_listed_by_their_ids() {
+        let token = |worker: Option<&str>, uses_left| JoinTokenView {
+            id: "0123456789abcdef".parse().unwrap(),
+            created_by: "ann".parse().unwrap(),
+            created_at: Timestamp::from_millis(0),
+            expires_at: Timestamp::from_millis(86_400_000),
+            uses_left,
+            worker: worker.map(|name| name.parse().unwrap()),
+        };
+        let text = table(&[token(None, 3), token(Some("mini-1"), 0)], Timestamp::from_millis(60_000)).text();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(
+            lines[1].starts_with("0123456789abcdef  ann      1 minute ago  any         3          1970-01-02T"),
+            "{text}"
+        );
+        assert!(lines[2].contains("  mini-1      0 "), "{text}");
+    }
 
     #[test]
     fn workers_are_sent_where_they_can_go_and_told_what_to_expect_there() {

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::Global;
+use super::{Global, UsageError};
 use crate::bus::client::{Bus, BusOptions, Login, REQUEST_TIMEOUT, Trust};
-use crate::bus::message::{ApiCall, GetVm};
+use crate::bus::message::{ApiCall, GetInfo, GetVm};
 use crate::config::Home;
-use crate::config::context::ContextFile;
+use crate::config::file::ContextFile;
 use crate::config::target::{Overrides, Target};
-use crate::model::VmName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::vm::Vm;
+use crate::model::{VmName, access};
 
 /// A controller that can be asked.
 #[derive(Clone, Debug)]
@@ -26,7 +26,18 @@ impl Client {
     pub(super) async fn connect(home: &Home, global: &Global) -> anyhow::Result<Self> {
         let file = ContextFile::new(home.clone());
         let contexts = file.load().context("cannot find out which controller to use")?;
-        let target = Target::resolve(&contexts, global.context.as_deref(), Overrides::from_environment())?;
+        if let Some(warning) = file.exposure() {
+            eprintln!("{warning}");
+        }
+        let overrides = match global.context {
+            Some(_) => Ok(Overrides::default()),
+            None => Overrides::from_environment(),
+        };
+        let target = overrides.and_then(|overrides| Target::resolve(&contexts, global.context.as_deref(), overrides));
+        let target = target.map_err(|error| match error.is_usage() {
+            true => anyhow::Error::new(UsageError(error.to_string())),
+            false => error.into(),
+        })?;
         Ok(Self::log_in(target).await?)
     }
 
@@ -51,7 +62,60 @@ impl Client {
 
     /// Asks, and waits at most `timeout`.
     pub(super) async fn call_within<C: ApiCall>(&self, request: &C, timeout: Duration) -> Result<C::Reply, ApiError> {
-        self.bus.call(&self.target.account, request, timeout).await
+        let answered = tokio::select! {
+            answered = self.bus.call(&self.target.account, request, timeout) => answered,
+            error = self.shut_out() => Err(error),
+        };
+        match answered {
+            Err(error) if error.code == ErrorCode::Forbidden => Err(self.with_advice::<C>(error).await),
+            answered => answered,
+        }
+    }
+
+    /// Adds how the missing role can be granted, which takes a list of all roles; a refusal by the bus knows only one.
+    async fn with_advice<C: ApiCall>(&self, refused: ApiError) -> ApiError {
+        let Some(rule) = access::rule(C::RESOURCE, C::VERB) else { return refused };
+        let info = self.bus.call(&self.target.account, &GetInfo {}, REQUEST_TIMEOUT).await;
+        let Some(roles) = info.ok().and_then(|info| info.roles) else { return refused };
+        let (account, needs) = (&self.target.account, rule.needs);
+        let Some(grant) = access::grant_command(account, &roles, needs) else { return refused };
+        let has = if roles.is_empty() { "none".to_owned() } else { roles.to_string() };
+        let what = format!(
+            "the account {account} may not do {}.{}: that needs {needs}, and its roles are: {has}; somebody with \
+             admin:write can grant it with `{grant}`",
+            C::RESOURCE,
+            C::VERB
+        );
+        ApiError::new(refused.code, what)
+    }
+
+    /// Whether the bus is a NATS server of the operator, which knows nothing of what the controller changes.
+    pub(super) async fn is_bus_outside(&self) -> bool {
+        self.call(&GetInfo {}).await.is_ok_and(|info| info.outside_bus)
+    }
+
+    /// Tells, if that is so, what is left to do at the operator's own NATS server.
+    pub(super) fn note_outside(&self, outside: bool, todo: &str) {
+        if outside {
+            let url = &self.target.url;
+            eprintln!(
+                "NOTE: the NATS server at {url} is not the controller's and decides by itself who gets in: {todo}"
+            );
+        }
+    }
+
+    /// Does what goes on for long, until its end or until the account is let in no more.
+    pub(super) async fn until_refused(&self, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+        tokio::select! {
+            done = work => done,
+            error = self.shut_out() => Err(error.into()),
+        }
+    }
+
+    /// Waits until the account is let in no more; losing the connection alone is none of that. Cancel safe.
+    pub(super) async fn shut_out(&self) -> ApiError {
+        let ApiError { code, message } = self.bus.shut_out().await;
+        ApiError::new(code, format!("the connection was ended, and {message}"))
     }
 
     /// The VM `name`.

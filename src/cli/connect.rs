@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
 
 use super::client::Client;
 use crate::bus::message::{OpenTunnel, TunnelEndpoint};
 use crate::config::address;
+use crate::duplex::BoxedStream;
 use crate::identity::ca::Fingerprint;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{VmName, VmUid};
@@ -18,11 +18,8 @@ use crate::tunnel::{self, Address, Transport};
 /// the worker's reason arrives.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(tunnel::OPEN_DEADLINE.as_secs() + 2);
 
-/// What carries a session's bytes.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 /// A stream into a VM.
-pub(super) type Stream = Box<dyn Duplex>;
+pub(super) type Stream = BoxedStream;
 
 /// A stream, and which VM it leads to.
 pub(super) struct Opened {

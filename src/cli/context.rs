@@ -6,12 +6,13 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
-use super::{UsageError, prompt};
+use super::{Interrupted, UsageError, prompt};
 use crate::bus::message::GetInfo;
 use crate::bus::probe;
 use crate::config::Home;
 use crate::config::address::{self, normalise_bus_url};
-use crate::config::context::{Context, ContextFile, Contexts};
+use crate::config::context::{Context, ContextError, Contexts};
+use crate::config::file::ContextFile;
 use crate::config::target::Target;
 use crate::identity::ca::Fingerprint;
 use crate::model::AccountName;
@@ -104,7 +105,7 @@ async fn create(arguments: CreateArgs, file: &ContextFile) -> anyhow::Result<()>
         && let Some(there) = file.load()?.contexts.get(&arguments.name)
     {
         let (name, url) = (arguments.name.clone(), there.url.clone());
-        return Err(crate::config::context::ContextError::Exists { name, url }.into());
+        return Err(ContextError::Exists { name, url }.into());
     }
     // Standard input is read first, while it is there; questions need it for themselves.
     let given = match (arguments.service_account_token, arguments.service_account_token_stdin) {
@@ -112,7 +113,7 @@ async fn create(arguments: CreateArgs, file: &ContextFile) -> anyhow::Result<()>
             return Err(UsageError("--service-account-token is empty".to_owned()).into());
         }
         (Some(token), _) => Some(Secret::new(token)),
-        (None, true) => Some(prompt::secret_from_stdin().context("cannot read the token from standard input")?),
+        (None, true) => Some(prompt::secret_from_stdin().await.context("cannot read the token from standard input")?),
         (None, false) => None,
     };
     let fingerprint = whom_to_trust(&arguments.url, arguments.fingerprint, arguments.no_pki).await?;
@@ -215,7 +216,11 @@ async fn ask<T: Send + 'static>(
         return Err(UsageError(format!("there is no terminal to ask on; answer with {option}")).into());
     }
     let answer = tokio::task::spawn_blocking(question).await.context("the question was cut short")?;
-    answer.context("no answer")
+    match answer {
+        // In the hidden mode Ctrl-C is a key like others.
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Err(Interrupted.into()),
+        answer => answer.context("no answer"),
+    }
 }
 
 /// A context's name: one word that a command line takes without quotes.

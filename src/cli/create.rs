@@ -9,11 +9,11 @@ use clap::{Args, Subcommand};
 use super::accounts::{self, CreateAccountArgs};
 use super::client::Client;
 use super::output::{self, Format, OutputArgs};
-use super::{UsageError, pairs, wait};
+use super::{UsageError, pairs, prompt, wait};
 use crate::bus::message::CreateVm;
 use crate::config::duration;
 use crate::model::resources::WORKER_NAME_LABEL;
-use crate::model::secret::Secret;
+use crate::model::secret::{Secret, redact_urls};
 use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
 use crate::model::{VmName, WorkerName};
 
@@ -63,9 +63,15 @@ pub(super) struct CreateVmArgs {
     /// Guest user for SSH [default: admin]
     #[arg(long)]
     username: Option<String>,
-    /// That user's password [default: admin]
-    #[arg(long)]
+    /// That user's password [default: admin]; others on this machine can see what stands on a command line
+    #[arg(long, conflicts_with_all = ["password_stdin", "password_file"])]
     password: Option<String>,
+    /// Read that password from standard input
+    #[arg(long, conflicts_with = "password_file")]
+    password_stdin: bool,
+    /// Read that password from this file
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
     /// Script that runs in the guest after each start; @FILE reads it from a file
     #[arg(long, value_name = "TEXT|@FILE")]
     startup_script: Option<String>,
@@ -111,7 +117,8 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         Create::ServiceAccount(arguments) => return accounts::create(arguments, connect).await,
     };
     let (wait, timeout, output) = (arguments.wait, arguments.timeout, arguments.output.output);
-    let request = request(*arguments)?;
+    let given = password(&arguments).await?;
+    let request = request(*arguments, given)?;
     let client = connect().await?;
     // Listening begins before the VM exists, so that nothing of its story is missed.
     let watch = if wait { Some(wait::Watch::begin(&client, &request.name).await?) } else { None };
@@ -128,7 +135,21 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     Ok(())
 }
 
-fn request(arguments: CreateVmArgs) -> anyhow::Result<CreateVm> {
+/// The guest user's password, wherever it comes from.
+async fn password(arguments: &CreateVmArgs) -> anyhow::Result<Option<Secret>> {
+    if let Some(path) = &arguments.password_file {
+        let cannot = || format!("cannot read the password file {}", path.display());
+        let file = std::fs::File::open(path).with_context(cannot)?;
+        return Ok(Some(prompt::password_from(file).with_context(cannot)?));
+    }
+    if arguments.password_stdin {
+        let read = prompt::from_stdin(prompt::password_from).await;
+        return Ok(Some(read.context("cannot read the password from standard input")?));
+    }
+    Ok(arguments.password.as_deref().map(Secret::new))
+}
+
+fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<CreateVm> {
     let startup_script = match arguments.startup_script {
         None => None,
         Some(given) => Some(StartupScript { script_content: script(given)?, env: Default::default() }),
@@ -153,7 +174,7 @@ fn request(arguments: CreateVmArgs) -> anyhow::Result<CreateVm> {
         disk_size: arguments.disk_size,
         headless: arguments.headless,
         username: arguments.username,
-        password: arguments.password.map(Secret::new),
+        password,
         startup_script,
         restart_policy: arguments.restart_policy,
         resources: pairs::resources(arguments.resources).map_err(UsageError)?,
@@ -185,6 +206,7 @@ fn image(text: &str) -> Result<String, String> {
     }
     if let Some((scheme, rest)) = text.split_once("://") {
         if !matches!(scheme, "http" | "https") || rest.is_empty() {
+            let text = redact_urls(text);
             return Err(format!("{text:?} is not an image: of URLs, only http:// and https:// are fetched"));
         }
         return Ok(text.to_owned());
@@ -219,7 +241,7 @@ mod tests {
 
     fn parse(arguments: &[&str]) -> anyhow::Result<CreateVm> {
         let all = ["create", "a", "--image", "/i.qcow2"].iter().chain(arguments);
-        request(Only::try_parse_from(all)?.arguments)
+        request(Only::try_parse_from(all)?.arguments, None)
     }
 
     #[test]
@@ -227,6 +249,26 @@ mod tests {
         let spec = parse(&[]).unwrap().spec;
         assert_eq!(spec, VmSpec { image: "/i.qcow2".into(), headless: true, ..VmSpec::default() });
         assert!(!parse(&["--headless=false"]).unwrap().spec.headless);
+    }
+
+    #[tokio::test]
+    async fn a_password_need_not_stand_on_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        let read = async |given: &[&str]| {
+            let all = ["create", "a", "--image", "/i.qcow2"].iter().chain(given);
+            let arguments = Only::try_parse_from(all)?.arguments;
+            anyhow::Ok(password(&arguments).await?.map(|password| password.expose().to_owned()))
+        };
+        let file = ["--password-file", path.to_str().unwrap()];
+        assert!(format!("{:#}", read(&file).await.unwrap_err()).contains(path.to_str().unwrap()));
+        std::fs::write(&path, "two words \n").unwrap();
+        assert_eq!(read(&file).await.unwrap().as_deref(), Some("two words "), "all but the end of the line");
+        std::fs::write(&path, "\n").unwrap();
+        assert!(read(&file).await.is_err());
+        assert_eq!(read(&["--password", "x"]).await.unwrap().as_deref(), Some("x"));
+        assert_eq!(read(&[]).await.unwrap(), None);
+        assert!(read(&[&file[..], &["--password", "x"]].concat()).await.is_err());
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! `orchard delete`: VMs, workers and service accounts by name.
+//! `orchard delete`: VMs, workers and service accounts by name, bootstrap tokens by id.
 
 use clap::Subcommand;
 
+use super::UsageError;
 use super::client::Client;
-use crate::bus::access::{DeleteAccount, DeleteWorker};
+use crate::bus::access::{DeleteAccount, DeleteJoinToken, DeleteWorker};
 use crate::bus::message::DeleteVm;
+use crate::model::account::JoinId;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{AccountName, VmName, WorkerName};
 
@@ -48,6 +50,19 @@ To come back, the machine needs a new `orchard get bootstrap-token`.")]
         #[arg(long)]
         ignore_missing: bool,
     },
+    /// Take bootstrap tokens back: no machine joins with them any more; workers that have joined stay
+    #[command(after_help = "\
+Examples:
+  orchard delete bootstrap-token 0123456789abcdef
+  orchard list bootstrap-tokens -q | xargs orchard delete bootstrap-token")]
+    BootstrapToken {
+        /// The tokens' ids, as `orchard list bootstrap-tokens` shows them
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+        /// Do not fail for a token that is not there
+        #[arg(long)]
+        ignore_missing: bool,
+    },
 }
 
 /// Deletes each, and goes on to the next when one fails.
@@ -58,15 +73,43 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
             each("VM", &names, ignore_missing, delete).await
         }
         Delete::Worker { names, force, ignore_missing } => {
-            let delete =
-                async |name: &WorkerName| client.call(&DeleteWorker { name: name.clone(), force }).await.map(drop);
+            let outside = client.is_bus_outside().await;
+            let delete = async |name: &WorkerName| {
+                client.call(&DeleteWorker { name: name.clone(), force }).await?;
+                let todo =
+                    format!("take the user worker/{name} away there; until then the machine comes back by itself");
+                client.note_outside(outside, &todo);
+                Ok(())
+            };
             each("worker", &names, ignore_missing, delete).await
         }
         Delete::ServiceAccount { names, ignore_missing } => {
-            let delete = async |name: &AccountName| client.call(&DeleteAccount { name: name.clone() }).await.map(drop);
+            let outside = client.is_bus_outside().await;
+            let delete = async |name: &AccountName| {
+                client.call(&DeleteAccount { name: name.clone() }).await?;
+                let todo = format!(
+                    "take the user {name} away there; until then its token opens the bus, and what it follows goes on"
+                );
+                client.note_outside(outside, &todo);
+                Ok(())
+            };
             each("service account", &names, ignore_missing, delete).await
         }
+        Delete::BootstrapToken { ids, ignore_missing } => {
+            let ids = ids.iter().map(|id| join_id(id)).collect::<Result<Vec<_>, _>>()?;
+            let delete = async |id: &JoinId| client.call(&DeleteJoinToken { id: id.clone() }).await.map(drop);
+            each("bootstrap token", &ids, ignore_missing, delete).await
+        }
     }
+}
+
+/// Reads a token's id. Not for clap, which shows what is wrong: it may be the token itself, which is a secret.
+fn join_id(text: &str) -> Result<JoinId, UsageError> {
+    text.parse().map_err(|_| {
+        let what = "that is no id of a bootstrap token, which has 16 hexadecimal digits; `orchard list bootstrap-tokens` \
+                    shows them";
+        UsageError(what.to_owned())
+    })
 }
 
 async fn each<N: std::fmt::Display>(

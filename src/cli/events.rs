@@ -3,8 +3,6 @@
 //! Following listens first and replays then; [`EventOrder`] joins both. Whatever the bus does not deliver, because a
 //! connection broke or the controller started over, is asked for by number.
 
-use std::time::Duration;
-
 use async_nats::Message;
 use clap::Args;
 use futures_util::{Stream, StreamExt as _, stream};
@@ -12,17 +10,15 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::event_order::EventOrder;
+use super::follow::{Outage, SILENCE};
 use super::output::{self, Format, OutputArgs};
 use crate::bus::message::{self, EventPage, GetInfo, ListEvents};
 use crate::bus::subject;
 use crate::model::VmName;
-use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventNumber, EventObject};
 
 /// What is listened to, of `model::access::EVENTS`; the audit trail has a command and numbers of its own.
 const KINDS: [&str; 2] = ["vm", "worker"];
-/// How long silence may last before the controller is asked whether something was missed.
-pub(super) const SILENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -46,7 +42,10 @@ pub(super) struct EventsArgs {
 }
 
 pub(super) async fn run(arguments: EventsArgs, client: &Client) -> anyhow::Result<()> {
-    if arguments.follow { follow(&arguments, client).await } else { replay(&arguments, client).await }
+    match arguments.follow {
+        true => client.until_refused(follow(&arguments, client)).await,
+        false => replay(&arguments, client).await,
+    }
 }
 
 async fn replay(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
@@ -68,24 +67,12 @@ async fn follow(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
     };
     let mut order = EventOrder::after(start);
     let mut behind = true;
-    let mut reachable = true;
+    let mut outage = Outage::default();
     loop {
         if behind {
-            match ask(arguments, client, &mut order).await {
-                Ok(at_end) => {
-                    behind = !at_end;
-                    reachable = true;
-                    if behind {
-                        continue;
-                    }
-                }
-                Err(error) if is_passing(&error) => {
-                    if reachable {
-                        eprintln!("waiting for the controller: {error}");
-                    }
-                    reachable = false;
-                }
-                Err(error) => return Err(error),
+            let asked = outage.bear(ask(arguments, client, &mut order).await)?;
+            if asked == Some(false) {
+                continue; // that was not the last page
             }
         }
         match next(&mut live).await {
@@ -133,13 +120,6 @@ async fn next(live: &mut (impl Stream<Item = Message> + Unpin)) -> Option<Event>
         }
         Err(_) => None,
     }
-}
-
-/// Whether an error may be gone at the next try.
-pub(super) fn is_passing(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<ApiError>()
-        .is_some_and(|error| matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout))
 }
 
 fn print(arguments: &EventsArgs, events: Vec<Event>) -> Result<(), output::OutputError> {

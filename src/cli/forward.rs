@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 
 use super::client::Client;
 use super::connect::{Dialer, Opened};
-use super::output;
-use super::serve::signals::Signals;
+use super::serve::signals::{Signals, Stop};
 use super::ssh::standing;
+use super::{Interrupted, output};
 use crate::model::error::ApiError;
 use crate::model::{VmName, VmUid};
 
@@ -75,12 +75,16 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
         let (dialer, name) = (dialer.clone(), name.clone());
         async move { dialer.open(&name, ports.remote).await }
     };
-    tokio::select! {
+    let ended = tokio::select! {
         never = serve(listener, known, target, open) => match never {},
-        _ = signals.wait() => {}
-    }
+        error = client.shut_out() => Err(error.into()),
+        stop = signals.wait() => match stop {
+            Stop::Interrupted => Err(Interrupted.into()),
+            Stop::Terminated => Ok(()),
+        },
+    };
     ending.close().await;
-    Ok(())
+    ended
 }
 
 /// Accepts connections for ever; each gets a stream of its own from `open`. One that fails is told of on standard error

@@ -1,10 +1,10 @@
-//! `orchard list`: all VMs, workers or service accounts, page by page to the end.
+//! `orchard list`: all VMs, workers, service accounts or bootstrap tokens, page by page to the end.
 
 use clap::{Args, Subcommand};
 
-use super::accounts;
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
+use super::{accounts, bootstrap};
 use crate::bus::message::{ListVms, ListWorkers};
 use crate::model::vm::Vm;
 use crate::model::worker::WorkerView;
@@ -21,13 +21,16 @@ pub(super) enum List {
     /// List all service accounts and their roles
     #[command(visible_alias = "service-account", after_help = "Example:\n  orchard list service-accounts")]
     ServiceAccounts(ListArgs),
+    /// List the bootstrap tokens that are good: who made them, for whom, how often and how long; never the secrets
+    #[command(visible_alias = "bootstrap-token", after_help = "Example:\n  orchard list bootstrap-tokens")]
+    BootstrapTokens(ListArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     #[command(flatten)]
     output: OutputArgs,
-    /// Print the names only
+    /// Print the names only (of bootstrap tokens, the ids)
     #[arg(long, short, conflicts_with = "output")]
     quiet: bool,
 }
@@ -40,13 +43,17 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
             print(&arguments, &vms, |vm| vm.name.to_string(), |vms| vm_table(vms, now))
         }
         List::Workers(arguments) => {
-            let workers = client.call(&ListWorkers {}).await?.workers;
+            let workers = all_workers(client).await?;
             let name = |worker: &WorkerView| worker.worker.info.name.to_string();
             print(&arguments, &workers, name, |workers| worker_table(workers, now))
         }
         List::ServiceAccounts(arguments) => {
             let all = accounts::all(client).await?;
             print(&arguments, &all, |account| account.name.to_string(), |all| accounts::table(all, now))
+        }
+        List::BootstrapTokens(arguments) => {
+            let all = bootstrap::all(client).await?;
+            print(&arguments, &all, |token| token.id.to_string(), |all| bootstrap::table(all, now))
         }
     }
 }
@@ -72,6 +79,19 @@ async fn all_vms(client: &Client) -> anyhow::Result<Vec<Vm>> {
         let page = client.call(&ListVms { after, limit: 0 }).await?;
         let more = page.more && !page.vms.is_empty();
         all.extend(page.vms);
+        if !more {
+            return Ok(all);
+        }
+    }
+}
+
+async fn all_workers(client: &Client) -> anyhow::Result<Vec<WorkerView>> {
+    let mut all: Vec<WorkerView> = Vec::new();
+    loop {
+        let after = all.last().map(|view| view.worker.info.name.clone());
+        let page = client.call(&ListWorkers { after, limit: 0 }).await?;
+        let more = page.more && !page.workers.is_empty();
+        all.extend(page.workers);
         if !more {
             return Ok(all);
         }

@@ -1,14 +1,12 @@
 //! `orchard logs`: what a VM's startup script printed, out of the VM's events.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::client::Client;
-use super::events;
 use super::output::{self, Format, OutputArgs};
+use super::{events, follow};
 use crate::bus::message::ListEvents;
 use crate::bus::subject;
 use crate::model::event::{Event, EventNumber, EventType};
@@ -56,27 +54,12 @@ pub(super) async fn run(command: Logs, client: &Client) -> anyhow::Result<()> {
         }
         None => print_rest(&arguments, &mut reader).await?,
     }
-    let Some(signals) = &mut signals else { return Ok(()) };
-    let mut reachable = true;
-    while !reader.deleted {
-        // An event is only a signal to ask for what is new: so nothing is missed, printed twice or out of order.
-        match tokio::time::timeout(events::SILENCE, signals.next()).await {
-            Ok(Some(_)) => while let Some(Some(_)) = signals.next().now_or_never() {},
-            Ok(None) => tokio::time::sleep(Duration::from_secs(1)).await,
-            Err(_) => {}
-        }
-        match print_rest(&arguments, &mut reader).await {
-            Ok(()) => reachable = true,
-            Err(error) if events::is_passing(&error) => {
-                if reachable {
-                    eprintln!("waiting for the controller: {error}");
-                }
-                reachable = false;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+    let Some(signals) = signals.as_mut().filter(|_| !reader.deleted) else { return Ok(()) };
+    let follow = follow::follow(signals, async || {
+        print_rest(&arguments, &mut reader).await?;
+        Ok(!reader.deleted)
+    });
+    client.until_refused(follow).await
 }
 
 /// Reads one VM's events page by page.

@@ -1,7 +1,8 @@
 //! The command line: what may be said, and which file does it. `main` parses [`Arguments`] and calls [`run`].
 //!
 //! Client commands talk to the controller over the bus and the tunnel only, as any other program could. Exit codes: a
-//! remote command's own (`ssh`), 0, [`FAILED`], [`USAGE`].
+//! remote command's own (`ssh`), 0, [`FAILED`], [`USAGE`], [`INTERRUPTED`]. Commands that serve end orderly by Ctrl-C, which
+//! is how they are meant to end, and so with 0.
 
 mod accounts;
 mod audit;
@@ -13,8 +14,10 @@ mod create;
 mod delete;
 mod event_order;
 mod events;
+mod follow;
 mod forward;
 mod get;
+mod interrupt;
 mod list;
 mod logs;
 mod output;
@@ -33,6 +36,8 @@ use crate::config::Home;
 pub const FAILED: u8 = 1;
 /// The exit code of a command that was asked for wrongly.
 pub const USAGE: u8 = 2;
+/// The exit code of a client command that was ended by Ctrl-C, as shells have it: 128 and the number of the signal.
+pub const INTERRUPTED: u8 = 130;
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -43,7 +48,8 @@ Environment:
   ORCHARD_FINGERPRINT            SHA-256 of the certificate to expect at ORCHARD_URL; without it,
                                  a saved context's for that address, or public CAs
 
-Exit codes: 0 done, 1 failed, 2 asked for wrongly; `orchard ssh` exits as the remote command did.
+Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 ended by Ctrl-C (0 for what serves);
+`orchard ssh` exits as the remote command did.
 
 Begin with `orchard dev` in one terminal and `orchard create vm --help` in another, or with
 `orchard context create URL` where a controller runs already.";
@@ -74,13 +80,13 @@ enum Command {
     /// Create a VM or a service account
     #[command(subcommand)]
     Create(create::Create),
-    /// List VMs, workers or service accounts
+    /// List VMs, workers, service accounts or bootstrap tokens
     #[command(subcommand)]
     List(list::List),
     /// Show one VM, worker or service account, or make a bootstrap token
     #[command(subcommand)]
     Get(get::Get),
-    /// Delete VMs, workers or service accounts
+    /// Delete VMs, workers, service accounts or bootstrap tokens
     #[command(subcommand)]
     Delete(delete::Delete),
     /// Change the roles or the end of a service account
@@ -150,8 +156,37 @@ impl Arguments {
 /// Whatever went wrong, said so that a person can act on it; [`UsageError`] inside when the command was asked for
 /// wrongly.
 pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
-    let home = Home::locate()?;
+    let home = Home::locate().map_err(|error| UsageError(error.to_string()))?;
     let Arguments { global, command } = arguments;
+    match command {
+        Command::Dev(arguments) => serve::dev::run(arguments, home).await,
+        Command::Controller(command) => serve::controller::run(command, home).await,
+        Command::Worker(command) => serve::worker::run(command, home).await,
+        Command::Broker(command) => serve::broker::run(command).await,
+        // It closes its connections before it ends.
+        Command::PortForward(command) => {
+            let mut interrupt = interrupt::Interrupt::install()?;
+            let client = tokio::select! {
+                client = client::Client::connect(&home, &global) => client?,
+                () = interrupt.wait() => return Err(Interrupted.into()),
+            };
+            drop(interrupt);
+            forward::run(command, &client).await?;
+            Ok(0)
+        }
+        command => {
+            let mut interrupt = interrupt::Interrupt::install()?;
+            // Whoever is dropped leaves the terminal as it was: spinners go, questions are asked no more.
+            tokio::select! {
+                code = as_client(global, command, home) => code,
+                () = interrupt.wait() => Err(Interrupted.into()),
+            }
+        }
+    }
+}
+
+/// Does what a client of a controller does.
+async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Result<u8> {
     let connect = || client::Client::connect(&home, &global);
     match command {
         Command::Create(command) => create::run(command, connect).await?,
@@ -166,13 +201,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Logs(command) => logs::run(command, &connect().await?).await?,
         Command::Events(arguments) => events::run(arguments, &connect().await?).await?,
         Command::Audit(arguments) => audit::run(arguments, &connect().await?).await?,
-        Command::Context(command) => context::run(command, home).await?,
+        Command::Context(command) => context::run(command, home.clone()).await?,
         Command::Ssh(command) => return ssh::run(command, &connect().await?).await,
-        Command::PortForward(command) => forward::run(command, &connect().await?).await?,
-        Command::Dev(arguments) => return serve::dev::run(arguments, home).await,
-        Command::Controller(command) => return serve::controller::run(command, home).await,
-        Command::Worker(command) => return serve::worker::run(command, home).await,
-        Command::Broker(command) => return serve::broker::run(command).await,
+        // Done by the caller.
+        Command::Dev(_)
+        | Command::Controller(_)
+        | Command::Worker(_)
+        | Command::Broker(_)
+        | Command::PortForward(_) => {}
         Command::Version(arguments) => get::version(arguments, connect).await?,
     }
     Ok(0)
@@ -183,6 +219,13 @@ pub fn report(error: &anyhow::Error) -> u8 {
     if matches!(error.downcast_ref(), Some(output::OutputError::ReaderGone)) {
         return 0;
     }
+    if error.is::<Interrupted>() {
+        // The terminal has shown ^C in the middle of a line.
+        if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+            eprintln!();
+        }
+        return INTERRUPTED;
+    }
     eprintln!("error: {}", output::clean(&format!("{error:#}")));
     if error.is::<UsageError>() { USAGE } else { FAILED }
 }
@@ -191,6 +234,11 @@ pub fn report(error: &anyhow::Error) -> u8 {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
+
+/// Somebody pressed Ctrl-C; nothing need be said of it.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
 
 #[cfg(test)]
 mod tests {

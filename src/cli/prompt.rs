@@ -3,6 +3,8 @@
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 
+use anyhow::Context as _;
+
 use super::serve::folder;
 use crate::model::secret::Secret;
 use crate::ssh::terminal::RawMode;
@@ -16,8 +18,28 @@ pub(super) fn is_possible() -> bool {
 }
 
 /// A token from standard input, to its end.
-pub(super) fn secret_from_stdin() -> anyhow::Result<Secret> {
-    folder::token_from(io::stdin().lock())
+pub(super) async fn secret_from_stdin() -> anyhow::Result<Secret> {
+    from_stdin(folder::token_from).await
+}
+
+/// Reads standard input on a thread of its own, so that Ctrl-C is heard meanwhile.
+pub(super) async fn from_stdin(
+    read: impl FnOnce(io::StdinLock<'static>) -> anyhow::Result<Secret> + Send + 'static,
+) -> anyhow::Result<Secret> {
+    tokio::task::spawn_blocking(|| read(io::stdin().lock())).await.context("the reading was cut short")?
+}
+
+/// A password for a guest from anywhere: all of its first line, which is all there may be.
+pub(super) fn password_from(source: impl io::Read) -> anyhow::Result<Secret> {
+    let mut text = zeroize::Zeroizing::new(String::with_capacity(MAX_ANSWER));
+    source.take(MAX_ANSWER as u64 + 1).read_to_string(&mut text)?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    match line.strip_suffix('\r').unwrap_or(line) {
+        "" => anyhow::bail!("it is empty"),
+        _ if text.len() > MAX_ANSWER => anyhow::bail!("it is longer than {MAX_ANSWER} bytes"),
+        several if several.contains(['\n', '\r']) => anyhow::bail!("it holds more than one line"),
+        password => Ok(Secret::new(password)),
+    }
 }
 
 /// Asks for a line. Blocks.

@@ -2,11 +2,41 @@
 
 use std::time::Duration;
 
-/// Reads a duration. A bare number counts seconds, as it did in the options of older releases.
+/// The longest that is read: a century. What is meant for ever has a word of its own, and no clock overflows.
+pub const MAX: Duration = Duration::from_secs(36_525 * 86_400);
+
+/// Reads a duration, up to [`MAX`]. A bare number counts seconds, as it did in the options of older releases.
 ///
 /// # Errors
 /// What was found and how to write it.
 pub fn parse(text: &str) -> Result<Duration, String> {
+    match parse_any(text)? {
+        duration if duration > MAX => Err(too_far(text, MAX)),
+        duration => Ok(duration),
+    }
+}
+
+/// Reads how long something is good: at least a second, at most `most`.
+///
+/// # Errors
+/// As for [`parse`].
+pub fn parse_life(text: &str, most: Duration) -> Result<Duration, String> {
+    match parse(text)? {
+        life if life.as_secs() == 0 => Err(format!("{text:?} is over at once; give at least 1s, such as 12h or 30d")),
+        life if life > most => Err(too_far(text, most)),
+        life => Ok(life),
+    }
+}
+
+fn too_far(text: &str, most: Duration) -> String {
+    format!("{text:?} is too far in the future; at most {}d can be given", most.as_secs() / 86_400)
+}
+
+/// Reads a duration however long, for callers with a bound of their own to tell of.
+///
+/// # Errors
+/// What was found and how to write it.
+pub fn parse_any(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration; write it like 90s, 5m30s or 1h");
     let trimmed = text.trim();
     if let Ok(seconds) = trimmed.parse::<u32>() {
@@ -47,6 +77,18 @@ mod tests {
         for text in ["", "-5s", "soon", "5x", "1.5.2s", "99999999999999999999s"] {
             assert!(parse(text).unwrap_err().contains("90s"), "{text}");
         }
+    }
+
+    #[test]
+    fn what_no_clock_reaches_and_what_is_over_at_once_are_refused() {
+        for text in ["36526d", "4294967295d", "99999999h", "9223372036854775807s"] {
+            assert!(parse(text).unwrap_err().contains("at most 36525d"), "{text}");
+        }
+        let year = Duration::from_secs(366 * 86_400);
+        for (text, hint) in [("0", "1s"), ("0s", "1s"), ("999ms", "1s"), ("367d", "at most 366d"), ("soon", "90s")] {
+            assert!(parse_life(text, year).unwrap_err().contains(hint), "{text}");
+        }
+        assert_eq!(parse_life("366d", year), Ok(year));
     }
 
     proptest::proptest! {

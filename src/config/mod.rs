@@ -1,10 +1,11 @@
-//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`], the one in force in
-//! [`target`], the ways to write addresses in [`address`], durations in [`duration`] and bootstrap tokens in [`join`].
+//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`] and their file in [`mod@file`],
+//! the one in force in [`target`], the ways to write addresses in [`address`], durations in [`duration`] and bootstrap tokens in [`join`].
 //! Called by the command line, and by the worker when it joins.
 
 pub mod address;
 pub mod context;
 pub mod duration;
+pub mod file;
 pub mod join;
 pub mod target;
 
@@ -21,6 +22,9 @@ pub enum HomeError {
     /// Neither variable is set.
     #[error("there is no home folder: neither ORCHARD_HOME nor HOME is set; set ORCHARD_HOME to a folder of your own")]
     Unknown,
+    /// Something else is there.
+    #[error("ORCHARD_HOME is set to {}, which is no folder; set it to a folder of your own", .0.display())]
+    NotFolder(PathBuf),
     /// It cannot be made.
     #[error("cannot make the home folder {path}; set ORCHARD_HOME to a folder that can be written")]
     Create {
@@ -32,6 +36,23 @@ pub enum HomeError {
     },
 }
 
+/// A variable of the environment holds what no text can be made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is set to something that is not UTF-8 text; set it anew, or unset it")]
+pub struct VariableError(pub &'static str);
+
+/// A variable of the environment; an empty one counts as not set.
+///
+/// # Errors
+/// [`VariableError`]: what cannot be read must not count as absent.
+pub fn variable(name: &'static str) -> Result<Option<String>, VariableError> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(VariableError(name)),
+    }
+}
+
 /// The folder that holds the contexts and, by default, the data of `orchard dev` and of servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home(PathBuf);
@@ -40,9 +61,13 @@ impl Home {
     /// `$ORCHARD_HOME`, else `~/.orchard`. Touches nothing.
     ///
     /// # Errors
-    /// [`HomeError::Unknown`].
+    /// [`HomeError::Unknown`], [`HomeError::NotFolder`].
     pub fn locate() -> Result<Self, HomeError> {
-        Self::choose(std::env::var_os(HOME_VARIABLE), std::env::home_dir())
+        let home = Self::choose(std::env::var_os(HOME_VARIABLE), std::env::home_dir())?;
+        match std::fs::metadata(&home.0) {
+            Ok(about) if !about.is_dir() => Err(HomeError::NotFolder(home.0)),
+            _ => Ok(home),
+        }
     }
 
     fn choose(variable: Option<OsString>, user_home: Option<PathBuf>) -> Result<Self, HomeError> {

@@ -1,11 +1,17 @@
 //! Which controller a command goes to and who it is there: the saved contexts, with what the environment puts in their
 //! place. Called by the command line for each command.
 
-use super::address;
 use super::context::{Context, ContextError, Contexts};
+use super::{address, variable};
 use crate::identity::ca::Fingerprint;
 use crate::model::AccountName;
 use crate::model::secret::Secret;
+
+/// The variable for the controller's address.
+pub const URL: &str = "ORCHARD_URL";
+const ACCOUNT: &str = "ORCHARD_SERVICE_ACCOUNT_NAME";
+const TOKEN: &str = "ORCHARD_SERVICE_ACCOUNT_TOKEN";
+const FINGERPRINT: &str = "ORCHARD_FINGERPRINT";
 
 /// What stands in the environment; each replaces that part of the default context for one command.
 #[derive(Clone, Debug, Default)]
@@ -22,13 +28,24 @@ pub struct Overrides {
 
 impl Overrides {
     /// Reads the environment; an empty variable counts as not set.
-    pub fn from_environment() -> Self {
-        let read = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        Self {
-            url: read("ORCHARD_URL"),
-            account: read("ORCHARD_SERVICE_ACCOUNT_NAME"),
-            token: read("ORCHARD_SERVICE_ACCOUNT_TOKEN").map(Secret::new),
-            fingerprint: read("ORCHARD_FINGERPRINT"),
+    ///
+    /// # Errors
+    /// [`ContextError::Variable`].
+    pub fn from_environment() -> Result<Self, ContextError> {
+        Ok(Self {
+            url: variable(URL)?,
+            account: variable(ACCOUNT)?,
+            token: variable(TOKEN)?.map(Secret::new),
+            fingerprint: variable(FINGERPRINT)?,
+        })
+    }
+
+    /// Refuses one of account and token without the other: the token of one account opens no other.
+    fn check(&self) -> Result<(), ContextError> {
+        match (&self.account, &self.token) {
+            (Some(_), None) => Err(ContextError::HalfSet { given: ACCOUNT, missing: TOKEN }),
+            (None, Some(_)) => Err(ContextError::HalfSet { given: TOKEN, missing: ACCOUNT }),
+            _ => Ok(()),
         }
     }
 }
@@ -57,6 +74,7 @@ impl Target {
             Some(name) => (Some(name), Overrides::default()),
             None => (contexts.default.as_deref(), overrides),
         };
+        overrides.check()?;
         let context = match name {
             // A default that was removed by hand does not matter to a command that has it all from elsewhere.
             Some(name) if named.is_some() || overrides.url.is_none() => Some(contexts.get(name)?),
@@ -66,7 +84,7 @@ impl Target {
         let from_environment = overrides.url.is_some();
         let url = overrides.url.or_else(|| context.map(|c| c.url.clone())).ok_or(ContextError::NoDefault)?;
         let url = address::normalise_bus_url(&url).map_err(|reason| {
-            let of = if from_environment { "ORCHARD_URL".to_owned() } else { described(name) };
+            let of = if from_environment { URL.to_owned() } else { described(name) };
             ContextError::Address { of, reason }
         })?;
         let given = overrides.fingerprint.map(|text| text.parse().map_err(ContextError::Fingerprint)).transpose()?;
@@ -87,13 +105,15 @@ impl Target {
             Some(name) => Some(name.parse().map_err(ContextError::Account)?),
             None => trusted.or(context).and_then(|context| context.account.clone()),
         };
-        let lacks = |what, variable| ContextError::Incomplete { of: of.clone(), what, variable };
+        let token = overrides.token.or_else(|| trusted.and_then(|context| context.token.clone()));
+        let lacks = |what| {
+            // The one does not help without the other.
+            let variable = "ORCHARD_SERVICE_ACCOUNT_NAME and ORCHARD_SERVICE_ACCOUNT_TOKEN";
+            ContextError::Incomplete { from_environment, of: of.clone(), what, variable }
+        };
         Ok(Self {
-            account: account.ok_or_else(|| lacks("service account", "ORCHARD_SERVICE_ACCOUNT_NAME"))?,
-            token: overrides
-                .token
-                .or_else(|| trusted.and_then(|context| context.token.clone()))
-                .ok_or_else(|| lacks("token", "ORCHARD_SERVICE_ACCOUNT_TOKEN"))?,
+            account: account.ok_or_else(|| lacks("service account"))?,
+            token: token.ok_or_else(|| lacks("token"))?,
             url,
             fingerprint,
         })
@@ -133,12 +153,13 @@ mod tests {
         let print = Fingerprint::of(b"other");
         let from_env = || Overrides {
             url: Some("other:1".into()),
-            account: None,
+            account: Some("ann".into()),
             token: Some(Secret::new("t")),
             fingerprint: Some(print.to_string()),
         };
         let target = Target::resolve(&all, None, from_env()).unwrap();
         assert_eq!((target.url.as_str(), target.token.expose()), ("tls://other:1", "t"));
+        assert_eq!(target.account.as_str(), "ann");
         assert_eq!(target.fingerprint, Some(print));
         let target = Target::resolve(&all, Some("home"), from_env()).unwrap();
         assert_eq!((target.url.as_str(), target.token.expose()), ("tls://ctl:4222", "of the context"));
@@ -186,14 +207,30 @@ mod tests {
     }
 
     #[test]
+    fn an_account_and_its_token_go_together() {
+        let mut all = Contexts::default();
+        all.put("home", context("ctl"), true);
+        let (account, token) = (Some("a".to_owned()), Some(Secret::new("t")));
+        for (account, token, given, missing) in [(account, None, ACCOUNT, TOKEN), (None, token, TOKEN, ACCOUNT)] {
+            let overrides = Overrides { account, token, ..Overrides::default() };
+            let error = Target::resolve(&all, None, overrides.clone()).unwrap_err();
+            assert!(error.is_usage() && error.to_string().starts_with(given), "{error}");
+            assert!(error.to_string().contains(&format!("{missing} is not")), "{error}");
+            assert!(Target::resolve(&all, Some("home"), overrides).is_ok(), "a named context is used as it stands");
+        }
+    }
+
+    #[test]
     fn what_is_missing_or_wrong_is_named() {
         let empty = Contexts::default();
         let resolve = |all: &Contexts, name: Option<&str>, overrides| Target::resolve(all, name, overrides);
         assert!(matches!(resolve(&empty, None, Overrides::default()), Err(ContextError::NoDefault)));
         assert!(matches!(resolve(&empty, Some("x"), Overrides::default()), Err(ContextError::Unknown { .. })));
         let only_url = Overrides { url: Some("ctl".into()), ..Overrides::default() };
-        let error = resolve(&empty, None, only_url).unwrap_err().to_string();
-        assert!(error.contains("ORCHARD_SERVICE_ACCOUNT_NAME"), "{error}");
+        let error = resolve(&empty, None, only_url).unwrap_err();
+        assert!(error.is_usage(), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(ACCOUNT) && error.contains(TOKEN), "{error}");
         let mut gone = Contexts { default: Some("gone".into()), ..Contexts::default() };
         assert!(matches!(resolve(&gone, None, Overrides::default()), Err(ContextError::Unknown { .. })));
         gone.put("bad", context("https://x"), true);

@@ -20,7 +20,8 @@ use crate::tunnel::relay::{Control, Gatekeeper};
 const LOOK: Duration = Duration::from_millis(500);
 
 /// How long an account's connections go on after it was deleted or given another token: whoever did that to his own account
-/// gets the answer, which may hold the only copy of the new token.
+/// gets the answer, which may hold the only copy of the new token. Likewise a machine that has joined with the last use of
+/// its bootstrap token.
 const LAST_ANSWER: Duration = Duration::from_millis(250);
 
 /// Whose rights are seen to, and by whom.
@@ -44,6 +45,9 @@ pub(super) async fn run(enforcer: Enforcer) {
         tokio::select! {
             users = access.changed() => {
                 let other_token = |user: &String| {
+                    if let Some(id) = subject::parse_join_user(user) {
+                        return access.join_token(&id).is_none_or(|token| token.uses_left == 0);
+                    }
                     let Ok(account) = user.parse::<AccountName>() else { return false };
                     let token = access.account(&account).map(|account| account.token_hash);
                     tokens.get(&account).is_some_and(|before| token != Some(*before))

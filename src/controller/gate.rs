@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::audit::Auditor;
 use super::auth::AccessView;
 use crate::bus::message::{ApiCall, OpenTunnel};
+use crate::bus::subject;
 use crate::identity::same_secret;
 use crate::model::access;
 use crate::model::audit::{AuditType, Deed, Outcome};
@@ -19,9 +20,6 @@ use crate::tunnel::header::WorkerHello;
 use crate::tunnel::proof::{self, Exported};
 use crate::tunnel::relay::{Gatekeeper, Note, NoteEvent};
 use crate::tunnel::ticket::{Grant, TicketError, Tickets};
-
-/// Tickets that may wait to be used at once, over all accounts: at 30 s each, hundreds of new sessions a second.
-const MAX_TICKETS: usize = 16_384;
 
 /// Shared by the API, which hands out, and the relay, which asks.
 pub(super) struct Gate {
@@ -47,7 +45,7 @@ impl Gate {
     pub(super) fn new(clock: Clock, access: Arc<AccessView>, workers_have_keys: bool, auditor: Auditor) -> Self {
         Self {
             clock,
-            tickets: Mutex::new(Tickets::new(MAX_TICKETS)),
+            tickets: Mutex::new(Tickets::default()),
             sessions: RwLock::default(),
             links: RwLock::default(),
             admitted: RwLock::default(),
@@ -100,6 +98,13 @@ impl Gate {
         }
     }
 
+    /// Whether `worker` is known and has not registered since this start: it tries the session that it had before, and
+    /// registers when that is refused. This is nothing to record.
+    fn awaits(&self, worker: &WorkerName) -> bool {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        !sessions.contains_key(worker) && self.access.worker_key(worker).is_some()
+    }
+
     /// Whether the worker's data path is up.
     pub(super) fn is_linked(&self, worker: &WorkerName) -> bool {
         self.links.read().unwrap_or_else(PoisonError::into_inner).contains(worker)
@@ -144,6 +149,11 @@ impl Gatekeeper for Gate {
     }
 
     fn note(&self, note: Note<'_>) {
+        if let NoteEvent::WorkerRefused(worker, _) = note.event
+            && self.awaits(worker)
+        {
+            return;
+        }
         self.auditor.record(deed_of(&note));
     }
 
@@ -168,6 +178,7 @@ impl Gatekeeper for Gate {
 fn deed_of(note: &Note<'_>) -> Deed {
     let (kind, outcome, message) = match note.event {
         NoteEvent::Refused(why) => (AuditType::TunnelOpened, Outcome::Refused, why.to_string()),
+        NoteEvent::WorkerRefused(_, why) => (AuditType::LoginFailed, Outcome::Refused, why.to_string()),
         NoteEvent::Failed(why) => (AuditType::TunnelOpened, Outcome::Failed, why.to_string()),
         NoteEvent::Opened => (AuditType::TunnelOpened, Outcome::Done, String::new()),
         NoteEvent::Closed { to_vm, from_vm, lasted, broken } => {
@@ -177,13 +188,10 @@ fn deed_of(note: &Note<'_>) -> Deed {
             (AuditType::TunnelClosed, Outcome::Done, message)
         }
     };
-    Deed {
-        kind,
-        account: note.grant.map_or_else(String::new, |grant| grant.account.to_string()),
-        address: note.peer.to_string(),
-        verb: "connect.open".to_owned(),
-        target: note.grant.map_or_else(String::new, |grant| format!("{}:{}", grant.vm, grant.port)),
-        outcome,
-        message,
-    }
+    let (account, verb, target) = match (note.event, note.grant) {
+        (NoteEvent::WorkerRefused(worker, _), _) => (subject::worker_user(worker), "tunnel", worker.to_string()),
+        (_, Some(grant)) => (grant.account.to_string(), "connect.open", format!("{}:{}", grant.vm, grant.port)),
+        (_, None) => (String::new(), "connect.open", String::new()),
+    };
+    Deed { kind, account, address: note.peer.to_string(), verb: verb.to_owned(), target, outcome, message }
 }

@@ -9,18 +9,21 @@ pub mod store;
 
 mod audit;
 pub mod auth;
+mod bootstrap;
+mod buses;
 mod enforce;
 mod gate;
 mod publisher;
 mod service;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::audit::{Auditor, Logins};
-use self::auth::{AccessView, BOOTSTRAP_ADMIN, BusUsers};
+use self::audit::Auditor;
+use self::auth::BOOTSTRAP_ADMIN;
+use self::buses::{Buses, OpenBus, open_bus};
 use self::cluster::Timing;
 use self::enforce::Enforcer;
 use self::gate::Gate;
@@ -29,14 +32,12 @@ use self::service::{BusAddress, Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
 use self::store::{OpenError, Store, StoreError};
 use crate::broker::Broker;
-use crate::broker::tls::Tls;
 use crate::bus::access::{CreateJoinToken, NewJoinToken};
-use crate::bus::client::{Bus, BusOptions, Login, Trust};
 use crate::bus::message::TunnelEndpoint;
 use crate::identity::ca::{self, Fingerprint, Identity};
 use crate::model::error::ApiError;
 use crate::model::secret::Secret;
-use crate::model::{AccountName, Clock, WorkerName};
+use crate::model::{Clock, WorkerName};
 use crate::task::{self, Task};
 use crate::tunnel::Transport;
 use crate::tunnel::relay::{Limits, Relay, RelayError};
@@ -141,6 +142,7 @@ pub struct Controller {
     /// As others reach it.
     address: BusAddress,
     bootstrap_token: Option<Secret>,
+    data_dir: PathBuf,
 }
 
 impl Controller {
@@ -174,10 +176,12 @@ impl Controller {
 
         let open = open_bus(options.bus, &certificate, access.clone(), clock, &auditor).await?;
         // Only now that nothing else can be in the way: the token of the first account is shown once.
-        let bootstrap_token = bootstrap(&writer, options.bootstrap_token).await.map_err(StartError::Admin)?;
+        let bootstrap_token = bootstrap::bootstrap(&writer, &options.data_dir, options.bootstrap_token)
+            .await
+            .map_err(StartError::Admin)?;
         let OpenBus { broker, fingerprint, login, address } = open;
         let bus_url = login.url.clone();
-        let bus = Bus::connect(login).await.map_err(StartError::Bus)?;
+        let buses = Buses::connect(&login).await.map_err(StartError::Bus)?;
         let context = Context {
             writer: writer.clone(),
             store: store.clone(),
@@ -191,13 +195,13 @@ impl Controller {
             bus: address.clone(),
             workers_have_keys: broker.is_some(),
         };
-        let service = Service::start(&bus, Arc::new(context)).await.map_err(StartError::Bus)?;
+        let service = Service::start(&buses, Arc::new(context)).await.map_err(StartError::Bus)?;
         let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
         let loops = vec![
-            task::spawn(publish(Feed::Events, bus.clone(), store.clone(), writer.clone(), signals.events)),
-            task::spawn(publish(Feed::Audit, bus.clone(), store, writer.clone(), signals.audit)),
+            task::spawn(publish(Feed::Events, buses.news.clone(), store.clone(), writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Audit, buses.news, store, writer.clone(), signals.audit)),
             auditor.run(deeds, writer.clone()),
-            task::spawn(send_assignments(bus, writer.clone(), signals.assign)),
+            task::spawn(send_assignments(buses.workers, writer.clone(), signals.assign)),
             task::spawn(tick(writer.clone())),
             task::spawn(enforce::run(enforcer)),
         ];
@@ -213,12 +217,22 @@ impl Controller {
             fingerprint,
             address,
             bootstrap_token,
+            data_dir: options.data_dir,
         })
     }
 
-    /// The token of the first account, if it was made or given in this start; it can be had from nowhere else.
+    /// The token of the first account, if it was made or given in this start; or made in an earlier one and not kept yet, see
+    /// [`Controller::bootstrap_token_is_saved`].
     pub fn bootstrap_token(&self) -> Option<&Secret> {
         self.bootstrap_token.as_ref()
+    }
+
+    /// Tells that the caller has kept the first account's token: from the next start on it is to be had from nowhere.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn bootstrap_token_is_saved(&self) -> std::io::Result<()> {
+        bootstrap::token_is_saved(&self.data_dir)
     }
 
     /// What the bus's certificate is known by; none when it is not ours, or in plain text.
@@ -237,7 +251,8 @@ impl Controller {
         worker: Option<WorkerName>,
     ) -> Result<NewJoinToken, ApiError> {
         let request = CreateJoinToken { ttl_s: ttl.as_secs(), uses, worker };
-        service::new_join_token(&self.writer, &self.address, admin()?, request).await
+        let writer = self.writer.audited(audit::own_deed("bootstrap-token.create", String::new(), String::new()));
+        service::new_join_token(&writer, &self.address, bootstrap::admin()?, request).await
     }
 
     /// How to reach the bus from this machine.
@@ -248,6 +263,11 @@ impl Controller {
     /// Where the embedded broker listens; none when the bus is outside.
     pub fn bus_addr(&self) -> Option<SocketAddr> {
         self.broker.as_ref().map(|broker| broker.local_addr())
+    }
+
+    /// How the embedded broker is doing; none when the bus is outside.
+    pub fn bus_stats(&self) -> Option<broker::Stats> {
+        self.broker.as_ref().map(|broker| broker.stats())
     }
 
     /// Where the tunnel endpoint listens (UDP).
@@ -283,99 +303,11 @@ impl Controller {
     }
 }
 
-/// The bus, opened.
-struct OpenBus {
-    /// If it is ours.
-    broker: Option<Arc<Broker>>,
-    /// What its certificate is known by.
-    fingerprint: Option<Fingerprint>,
-    /// How the controller itself logs in.
-    login: BusOptions,
-    address: BusAddress,
-}
-
-async fn open_bus(
-    source: BusSource,
-    identity: &Identity,
-    access: Arc<AccessView>,
-    clock: Clock,
-    auditor: &Auditor,
-) -> Result<OpenBus, StartError> {
-    let client_name = "orchard controller".to_owned();
-    let (listen, tls, host) = match source {
-        BusSource::Embedded { listen, tls, host } => (listen, tls, host),
-        BusSource::Outside { url, user, password } => {
-            let trust = if url.starts_with("tls://") { Trust::PublicCas } else { Trust::Plain };
-            let address = BusAddress { url: Some(url.clone()), fingerprint: None };
-            let login = BusOptions { url, trust, user, login: Login::Password(password), client_name, patient: false };
-            return Ok(OpenBus { broker: None, fingerprint: None, login, address });
-        }
-    };
-    let own = identity::new_token();
-    let users = Logins::new(Arc::new(BusUsers::new(access, clock, own.clone())), auditor.clone());
-    let mut builder = Broker::builder().server_name("orchard").authenticator(Arc::new(users));
-    if tls {
-        builder = builder.tls(Tls::new(Arc::new(identity::tls::server_config(identity, &[])?), false));
-    }
-    let broker = builder.bind(listen).await?;
-    let fingerprint = tls.then(|| identity.fingerprint());
-    let (scheme, trust) = match fingerprint {
-        Some(fingerprint) => ("tls", Trust::Certificate(fingerprint)),
-        None => ("nats", Trust::Plain),
-    };
-    let local = broker.local_addr();
-    let mut dialled = local;
-    if local.ip().is_unspecified() {
-        // A wildcard is no address to dial; the loopback one of its family always is behind it.
-        dialled.set_ip(match local.ip() {
-            IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    let named = host.as_ref().map(|host| match host.parse() {
-        Ok(IpAddr::V6(bare)) => format!("[{bare}]:{}", local.port()),
-        _ => format!("{host}:{}", local.port()),
-    });
-    let others = named.or_else(|| (!local.ip().is_unspecified()).then(|| local.to_string()));
-    // Whoever is pinned to a certificate is lost when it is renewed; one that a CA vouches for needs no pin.
-    let vouched_for = host.as_deref().is_some_and(|host| identity::tls::is_vouched_for(identity, host));
-    let address = BusAddress {
-        url: others.map(|others| format!("{scheme}://{others}")),
-        fingerprint: fingerprint.filter(|_| !vouched_for),
-    };
-    let (url, user) = (format!("{scheme}://{dialled}"), auth::CONTROLLER_USER.to_owned());
-    let login = BusOptions { url, trust, user, login: Login::Password(own), client_name, patient: false };
-    Ok(OpenBus { broker: Some(Arc::new(broker)), fingerprint, login, address })
-}
-
 /// What this machine is called from here and from its neighbours: stock NATS clients look for it in the certificate.
 fn local_names() -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
     names.extend(rustix::system::uname().nodename().to_str().ok().map(str::to_owned));
     names
-}
-
-fn admin() -> Result<AccountName, ApiError> {
-    BOOTSTRAP_ADMIN.parse()
-}
-
-/// Sees to it that somebody can log in: at the first start, and whenever the operator gives a token. Yields the token if
-/// it is new.
-async fn bootstrap(writer: &Writer, given: Option<Secret>) -> Result<Option<Secret>, ApiError> {
-    if let Some(token) = &given {
-        cluster::check_token(token)?;
-    }
-    let name = admin()?;
-    let step = move |step: &mut writer::Step<'_>| {
-        let token = match given {
-            Some(given) => given,
-            None if step.cluster.account_records().next().is_none() => identity::new_token(),
-            None => return Ok(None),
-        };
-        step.cluster.restore_admin(&name, identity::hash_of(token.expose()), step.now, step.changes);
-        Ok(Some(token))
-    };
-    writer.submit(step).await
 }
 
 async fn tick(writer: Writer) {

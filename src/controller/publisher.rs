@@ -10,8 +10,8 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::store::Store;
 use super::store::writer::Writer;
+use super::store::{Room, Store};
 use crate::bus::client::Bus;
 use crate::bus::{message, parts, subject};
 use crate::model::audit::AuditRecord;
@@ -20,7 +20,7 @@ use crate::model::event::{Event, EventObject};
 use crate::model::{Timestamp, WorkerName};
 
 /// Events or records read from the store at a time.
-const PAGE: usize = 256;
+const PAGE: Room = Room { items: 256, bytes: 512 * 1024 };
 /// Notices of changed assignments taken at a time.
 const MAX_NAMED: usize = 1_024;
 /// Pause after a failure to read or publish.
@@ -60,8 +60,8 @@ impl Feed {
 
     fn read(self, store: &Store, after: u64) -> Result<Vec<Item>, Failure> {
         let items = match self {
-            Feed::Events => store.events(after, PAGE, None)?.0.iter().map(event_item).collect::<Result<_, _>>(),
-            Feed::Audit => store.audit(after, PAGE)?.0.iter().map(audit_item).collect::<Result<_, _>>(),
+            Feed::Events => store.events(after, PAGE, None)?.items.iter().map(event_item).collect::<Result<_, _>>(),
+            Feed::Audit => store.audit(after, PAGE)?.items.iter().map(audit_item).collect::<Result<_, _>>(),
         };
         Ok(items?)
     }

@@ -59,6 +59,7 @@ impl Identity {
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, CaError> {
         let chain = std::fs::read(certificate).map_err(CaError::io("read", certificate))?;
         let secret = Zeroizing::new(std::fs::read(key).map_err(CaError::io("read", key))?);
+        tell_apart((certificate, &chain), (key, &secret))?;
         refuse_readable_key(key)?;
         Self::from_pem(&chain, &secret, certificate, key)
     }
@@ -230,6 +231,23 @@ pub enum CaError {
         /// What is wrong with it.
         why: String,
     },
+    /// Each is where the other should be.
+    #[error(
+        "they are swapped: {}, given as the certificate, holds a private key, and {}, given as the key, a certificate",
+        certificate.display(), key.display()
+    )]
+    Swapped {
+        /// What was given as the certificate.
+        certificate: PathBuf,
+        /// What was given as the key.
+        key: PathBuf,
+    },
+    /// Nobody is there to type the passphrase.
+    #[error(
+        "the key {path} is encrypted, and nobody is there to type its passphrase when the controller starts; decrypt it: \
+         openssl pkey -in {path} -out NEW.key && chmod 600 NEW.key", path = .0.display()
+    )]
+    Encrypted(PathBuf),
     /// Key and certificate are not a pair.
     #[error("{} and {} do not belong together; restore both from one backup, or name others", certificate.display(), key.display())]
     Mismatch {
@@ -257,6 +275,25 @@ impl CaError {
     fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source }
+    }
+}
+
+/// Says what was mixed up, by the lines that begin each part of a PEM file.
+fn tell_apart((certificate, chain): (&Path, &[u8]), (key, secret): (&Path, &[u8])) -> Result<(), CaError> {
+    let holds = |pem: &[u8], what: &str| pem.windows(what.len()).any(|part| part == what.as_bytes());
+    let has_certificate = |pem| holds(pem, "-----BEGIN CERTIFICATE-----");
+    let has_key = |pem| holds(pem, "PRIVATE KEY-----");
+    let unreadable = |path: &Path, why: &str| CaError::Unreadable { path: path.to_owned(), why: why.to_owned() };
+    match (has_certificate(chain), has_key(secret)) {
+        (false, false) if has_key(chain) && has_certificate(secret) => {
+            Err(CaError::Swapped { certificate: certificate.to_owned(), key: key.to_owned() })
+        }
+        (false, _) if has_key(chain) => Err(unreadable(certificate, "it holds a private key and no certificate")),
+        (_, false) if has_certificate(secret) => Err(unreadable(key, "it holds a certificate and no private key")),
+        _ if holds(secret, "BEGIN ENCRYPTED PRIVATE KEY") || holds(secret, "Proc-Type: 4,ENCRYPTED") => {
+            Err(CaError::Encrypted(key.to_owned()))
+        }
+        _ => Ok(()),
     }
 }
 

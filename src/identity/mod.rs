@@ -2,6 +2,8 @@
 //! configurations in `tls`. Names nothing else of the crate but `model`.
 
 pub mod ca;
+pub mod crash;
+pub mod folder;
 pub mod tls;
 
 use std::io;
@@ -57,20 +59,40 @@ pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut part = name.to_owned();
     part.push(format!(".{}.part", std::process::id()));
     let part = folder.join(part);
+    crash::point()?;
     let _ = std::fs::remove_file(&part);
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let written = options.open(&part).and_then(|mut file| {
-        file.write_all(contents)?;
-        file.sync_all()
-    });
+    crash::point()?;
+    let mut file = options.open(&part)?;
+    crash::point()?;
+    let written = file.write_all(contents).and_then(|()| file.sync_all());
+    crash::point()?;
     if let Err(error) = written.and_then(|()| std::fs::rename(&part, path)) {
         let _ = std::fs::remove_file(&part);
         return Err(error);
     }
+    crash::point()?;
     std::fs::File::open(folder)?.sync_all()
+}
+
+/// Removes what a process that was killed while it wrote private files has left in `folder`. Only for a folder in which no
+/// other process writes.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = name.to_str().and_then(|name| name.strip_suffix(".part")).and_then(|name| name.rsplit_once('.'));
+        if ours.is_some_and(|(_, id)| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit())) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes `path` and its parents; the folder itself may be entered by its owner only.
@@ -206,5 +228,10 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        for file in ["secret.123.part", "secret.part", "secret.x.part", "9.part"] {
+            std::fs::write(dir.path().join(file), "").unwrap();
+        }
+        remove_leftovers(dir.path()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4);
     }
 }

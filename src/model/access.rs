@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::AccountName;
+
 /// A right that a service account may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
@@ -20,7 +22,7 @@ pub enum Role {
     /// Open connections into VMs.
     #[serde(rename = "compute:connect")]
     ComputeConnect,
-    /// See service accounts and the audit trail.
+    /// See service accounts, bootstrap tokens and the audit trail.
     #[serde(rename = "admin:read")]
     AdminRead,
     /// Manage service accounts, and let workers join.
@@ -69,6 +71,16 @@ impl Roles {
             Needs::AnyOf(roles) => roles.iter().any(|role| self.has(*role)),
         }
     }
+}
+
+/// How somebody with `admin:write` lets `account`, which has `roles`, do what has `needs`: the whole list, since it replaces
+/// the roles there were. Of several that would do, the last of the table, which opens least. None when nothing is missing.
+pub fn grant_command(account: &AccountName, roles: &Roles, needs: Needs) -> Option<String> {
+    let Needs::AnyOf(any) = needs else { return None };
+    let missing = *any.last().filter(|_| !roles.satisfy(needs))?;
+    let all: Roles = roles.iter().chain([missing]).collect();
+    let names: Vec<&str> = all.iter().map(Role::as_str).collect();
+    Some(format!("orchard update service-account {account} --roles {}", names.join(",")))
 }
 
 impl FromIterator<Role> for Roles {
@@ -155,6 +167,8 @@ pub const VERBS: &[Verb] = &[
     changes("service-account", "rotate", ADMIN_WRITE),
     changes("service-account", "delete", ADMIN_WRITE),
     changes("bootstrap-token", "create", ADMIN_WRITE),
+    reads("bootstrap-token", "list", ADMIN_READ),
+    changes("bootstrap-token", "delete", ADMIN_WRITE),
     reads("audit", "list", ADMIN_READ),
 ];
 
@@ -195,6 +209,18 @@ mod tests {
             }
         }
         assert!(!Roles::default().satisfy(READ) && Roles::all().satisfy(ADMIN_WRITE));
+    }
+
+    #[test]
+    fn what_grants_a_role_keeps_those_there_are() {
+        let ann: AccountName = "ann".parse().unwrap();
+        let has: Roles = [Role::AdminRead, Role::ComputeRead].into_iter().collect();
+        assert_eq!(
+            grant_command(&ann, &has, CONNECT).as_deref(),
+            Some("orchard update service-account ann --roles compute:read,compute:connect,admin:read")
+        );
+        assert_eq!(grant_command(&ann, &has, READ), None);
+        assert_eq!(grant_command(&ann, &Roles::default(), Needs::Nothing), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +134,60 @@ pub struct JoinToken {
     /// Only this worker may join with it, and may get a new key for a name that it holds already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerName>,
+    /// When its last use was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_up_at: Option<Timestamp>,
+}
+
+/// How long a token that is used up still opens: the machine that made the last use asks again when its answer was lost.
+/// Twice as long as a machine goes on asking by itself, so that it may also have been started over; nobody else can join
+/// meanwhile.
+pub const JOIN_GRACE: Duration = Duration::from_secs(120);
+
+impl JoinToken {
+    /// From when on it opens nothing at all.
+    pub fn ends_at(&self) -> Timestamp {
+        if self.uses_left > 0 {
+            return self.expires_at;
+        }
+        let grace = i64::try_from(JOIN_GRACE.as_millis()).unwrap_or(i64::MAX);
+        let end = self.used_up_at.map_or(self.created_at.as_millis(), |then| then.as_millis().saturating_add(grace));
+        self.expires_at.min(Timestamp::from_millis(end))
+    }
+
+    /// What readers see of it.
+    pub fn view(&self) -> JoinTokenView {
+        JoinTokenView {
+            id: self.id.clone(),
+            created_by: self.created_by.clone(),
+            created_at: self.created_at,
+            expires_at: self.ends_at(),
+            uses_left: self.uses_left,
+            worker: self.worker.clone(),
+        }
+    }
+}
+
+/// A token to join with as readers see it: nothing of its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTokenView {
+    /// Which.
+    pub id: JoinId,
+    /// Who made it.
+    #[serde(rename = "createdBy")]
+    pub created_by: AccountName,
+    /// When.
+    #[serde(rename = "createdAt")]
+    pub created_at: Timestamp,
+    /// From when on it opens nothing.
+    #[serde(rename = "expiresAt")]
+    pub expires_at: Timestamp,
+    /// How many more machines may join with it.
+    #[serde(rename = "usesLeft")]
+    pub uses_left: u32,
+    /// Only this worker may join with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerName>,
 }
 
 /// How a worker is known: by the public half of a key whose private half never leaves its machine.
@@ -148,6 +203,9 @@ pub struct WorkerKey {
     pub joined_at: Timestamp,
     /// With which token.
     pub joined_with: JoinId,
+    /// Where it was last used, as in `Hello`; empty = not yet, or not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub place: String,
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 
-/// An audit record's number: one more than the one before, for ever.
+/// An audit record's number: one more than the one before, for ever. Numbers of records that are no longer kept are
+/// missing, and not only the lowest ones: see `audit.list`.
 pub type AuditNumber = u64;
 
 /// What kind of thing was done.
@@ -75,6 +76,9 @@ impl Outcome {
 /// The longest text in a record, in bytes: what strangers send must not fill the store.
 pub const MAX_TEXT: usize = 256;
 
+/// The account of what the controller does by itself; `/` stands in no account's name.
+pub const CONTROLLER: &str = "controller/self";
+
 /// What happened, before it has a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deed {
@@ -120,12 +124,16 @@ pub struct AuditRecord {
     /// As in [`Deed::message`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Whoever did it has not proven to be that account, worker or token: the name is only a claim.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stranger: bool,
 }
 
 impl AuditRecord {
     /// The record of `deed`, its texts cut to [`MAX_TEXT`].
     pub fn new(number: AuditNumber, time: Timestamp, deed: Deed) -> Self {
         Self {
+            stranger: deed.kind == AuditType::LoginFailed || deed.account.is_empty(),
             number,
             time,
             kind: deed.kind,

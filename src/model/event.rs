@@ -42,7 +42,7 @@ pub enum EventType {
     Paused,
     /// A worker accepts new VMs again.
     Resumed,
-    /// A worker runs a VM that the controller does not know; it is left alone.
+    /// A worker has a VM that the controller did not name: one that was given up is removed, an unknown one left alone.
     Stray,
     /// A type of a newer release.
     #[serde(other)]

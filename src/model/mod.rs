@@ -40,6 +40,7 @@ pub mod account;
 pub mod audit;
 pub mod error;
 pub mod event;
+pub mod network;
 pub mod planted;
 pub mod resources;
 pub mod secret;

@@ -29,9 +29,44 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// `text` with user and password taken out of each URL in it: an image may be fetched with them, and is named in tables,
+/// events and messages.
+pub fn redact_urls(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("://") {
+        clean.push_str(before);
+        clean.push_str("://");
+        let is_end = |c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | '"' | '\'' | '`' | '<' | '>' | '\\');
+        let authority = after.split(is_end).next().unwrap_or_default();
+        rest = after;
+        if let Some((_, host)) = authority.rsplit_once('@') {
+            clean.push_str("***@");
+            rest = after.get(authority.len().saturating_sub(host.len())..).unwrap_or_default();
+        }
+    }
+    clean.push_str(rest);
+    clean
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Secret;
+    use super::{Secret, redact_urls};
+
+    #[test]
+    fn no_url_shows_who_fetches_it() {
+        for (text, clean) in [
+            ("https://ann:pw@host/i.qcow2", "https://***@host/i.qcow2"),
+            ("https://t0ken@host", "https://***@host"),
+            ("cannot fetch \"http://a:p@x@host:80/i?q=1\": no", "cannot fetch \"http://***@host:80/i?q=1\": no"),
+            ("http://h/a@b and https://u:p@h2/", "http://h/a@b and https://***@h2/"),
+            ("ghcr.io/org/image@sha256:ab", "ghcr.io/org/image@sha256:ab"),
+            ("://@", "://***@"),
+            ("", ""),
+        ] {
+            assert_eq!(redact_urls(text), clean);
+        }
+    }
 
     #[test]
     fn debug_does_not_show_it() {

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::resources::{Labels, Resources};
-use super::secret::Secret;
-use super::{Attempt, CopyId, Timestamp, VmName, VmUid, WorkerName};
+use super::secret::{Secret, redact_urls};
+use super::{AccountName, Attempt, CopyId, Timestamp, VmName, VmUid, WorkerName};
 
 /// The guest's operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -143,10 +143,11 @@ impl VmSpec {
         self.password.clone().unwrap_or_else(|| Secret::new(DEFAULT_GUEST_PASSWORD))
     }
 
-    /// The same without what readers may not see: password and script environment values.
+    /// The same without what readers may not see: password, script environment values, credentials in the image's address.
     #[must_use]
     pub fn redacted(mut self) -> Self {
         self.password = None;
+        self.image = redact_urls(&self.image);
         if let Some(script) = &mut self.startup_script {
             script.env.values_mut().for_each(|value| *value = Secret::new("***"));
         }
@@ -177,6 +178,9 @@ pub struct Vm {
     /// When it was asked for.
     #[serde(rename = "createdAt")]
     pub created_at: Timestamp,
+    /// Who asked for it; none = not known.
+    #[serde(default, rename = "createdBy", skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<AccountName>,
     /// What was asked for.
     #[serde(flatten)]
     pub spec: VmSpec,
@@ -239,6 +243,7 @@ impl Vm {
             name,
             uid,
             created_at,
+            created_by: None,
             spec,
             generation: 0,
             observed_generation: 0,
@@ -269,6 +274,7 @@ impl Vm {
     #[must_use]
     pub fn redacted(mut self) -> Self {
         self.spec = self.spec.redacted();
+        self.status_message = redact_urls(&self.status_message);
         self
     }
 }

@@ -29,6 +29,8 @@ pub(super) enum ApiCall {
     Delete(VmName),
     Pause(usize, bool),
     DeleteWorker(usize),
+    /// The same machine becomes a worker again, with a token made for that.
+    Rejoin(usize),
 }
 
 /// What the controller answers.

@@ -37,7 +37,7 @@ impl Client {
         match call {
             ApiCall::Create(request) => request.name == *name,
             ApiCall::Delete(deleted) => deleted == name,
-            ApiCall::Pause(..) | ApiCall::DeleteWorker(_) => false,
+            ApiCall::Pause(..) | ApiCall::DeleteWorker(_) | ApiCall::Rejoin(_) => false,
         }
     }
 
@@ -106,6 +106,13 @@ impl World {
         self.ask(ApiCall::DeleteWorker(host));
     }
 
+    /// A machine that was given up has been mended.
+    pub(super) fn rejoin(&mut self, host: usize) {
+        if !self.calm && self.hosts[host].given_up && !self.restored {
+            self.ask(ApiCall::Rejoin(host));
+        }
+    }
+
     fn ask(&mut self, body: ApiCall) {
         self.calls += 1;
         let call = self.calls;
@@ -119,7 +126,7 @@ impl World {
             }
             ApiCall::Pause(host, _) => drop(self.client.pauses.remove(host)),
             ApiCall::DeleteWorker(host) => drop(self.client.pauses.remove(host)),
-            ApiCall::Create(_) => {}
+            ApiCall::Create(_) | ApiCall::Rejoin(_) => {}
         }
         self.client.outstanding.insert(call, body.clone());
         self.agenda.after(TIMEOUT, Event::ClientTimeout(call));
@@ -158,6 +165,14 @@ impl World {
                 let living =
                     doomed.into_iter().filter(|(uid, (_, spec))| spec.ttl_s == 0 || self.disk.vms.contains_key(uid));
                 self.client.expected.extend(living);
+            }
+            (ApiCall::DeleteWorker(host), Ok(_)) if self.dice.chance(500) => {
+                let mended = self.dice.range(100, 30_000);
+                self.agenda.after(mended, Event::Rejoin(host));
+            }
+            (ApiCall::Rejoin(host), Ok(_)) => {
+                (self.hosts[host].dead, self.hosts[host].given_up) = (false, false);
+                self.power_on(host);
             }
             (ApiCall::Pause(host, paused), Ok(_)) => drop(self.client.pauses.insert(host, paused)),
             _ => {}

@@ -9,8 +9,10 @@ use super::bus::{Answer, ApiCall, Call, Message, Reply, WorkerCall};
 use super::clock::Millis;
 use super::disk::Delta;
 use super::world::{Event, World};
+use crate::bus::access::{CreateJoinToken, Join};
 use crate::bus::message::Assignment;
 use crate::controller::cluster::{Changes, Cluster, Timing};
+use crate::model::account::{JoinId, SecretHash};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventNumber;
 use crate::model::planted::{Bug, planted};
@@ -269,11 +271,21 @@ impl World {
             ApiCall::Create(request) => {
                 self.uids += 1;
                 let uid = VmUid(uuid::Uuid::from_u128(u128::from(self.uids)));
-                cluster.create_vm(request, uid, now, changes).map(|vm| Reply::Created(Box::new(vm)))
+                cluster.create_vm(None, request, uid, now, changes).map(|vm| Reply::Created(Box::new(vm)))
             }
             ApiCall::Delete(name) => cluster.delete_vm(&name, now, changes).map(|()| Reply::Done),
             ApiCall::Pause(host, paused) => {
                 cluster.set_paused(&self.hosts[host].name, paused, now, changes).map(|()| Reply::Done)
+            }
+            ApiCall::Rejoin(host) => {
+                self.uids += 1;
+                let id = JoinId::new(self.uids.to_le_bytes());
+                let (worker, machine_id) = (self.hosts[host].name.clone(), self.hosts[host].info.machine_id.clone());
+                let request = CreateJoinToken { ttl_s: 60, uses: 1, worker: None };
+                let made = (id.clone(), SecretHash([0; 32]));
+                cluster.create_join_token("root".parse()?, request, made, now, changes)?;
+                let join = Join { worker, public_key: format!("key {}", self.uids), machine_id };
+                cluster.join(&id, join, now, changes).map(|()| Reply::Done)
             }
             ApiCall::DeleteWorker(host) => {
                 cluster.delete_worker(&self.hosts[host].name, true, now, changes).map(|()| Reply::Done)

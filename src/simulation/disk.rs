@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::clock::Millis;
-use crate::controller::cluster::{Changes, Cluster, Leaving, Records};
+use crate::controller::cluster::{Changes, Cluster, GivenUp, Leaving, Records};
 use crate::model::account::WorkerKey;
 use crate::model::event::{Event, EventNumber};
 use crate::model::vm::Vm;
@@ -17,6 +17,7 @@ pub(super) struct Disk {
     pub(super) vms: BTreeMap<VmUid, Vm>,
     pub(super) workers: BTreeMap<WorkerName, Worker>,
     pub(super) leaving: BTreeMap<CopyId, Leaving>,
+    pub(super) given_up: BTreeMap<CopyId, GivenUp>,
     pub(super) keys: BTreeMap<WorkerName, WorkerKey>,
     pub(super) last_event: EventNumber,
     /// Up to where events were published, as far as a commit has noted it.
@@ -41,6 +42,7 @@ pub(super) struct Delta {
     pub(super) vms: Vec<(VmUid, Option<Vm>)>,
     pub(super) workers: Vec<(WorkerName, Option<Worker>)>,
     pub(super) leaving: Vec<(CopyId, Option<Leaving>)>,
+    pub(super) given_up: Vec<(CopyId, Option<GivenUp>)>,
     pub(super) keys: Vec<(WorkerName, Option<WorkerKey>)>,
     pub(super) events: Vec<Event>,
     pub(super) last_event: EventNumber,
@@ -54,6 +56,7 @@ impl Delta {
             vms: changes.vms.iter().map(|uid| (*uid, cluster.vm_record(*uid).cloned())).collect(),
             workers: changes.workers.iter().map(|name| (name.clone(), cluster.worker_record(name).cloned())).collect(),
             leaving: changes.leaving.iter().map(|id| (*id, cluster.leaving_record(*id).cloned())).collect(),
+            given_up: changes.given_up.iter().map(|id| (*id, cluster.given_up_record(*id).cloned())).collect(),
             keys: changes.keys.iter().map(|name| (name.clone(), cluster.key_record(name).cloned())).collect(),
             events: changes.events.clone(),
             last_event: cluster.last_event(),
@@ -68,6 +71,7 @@ impl Disk {
             vms: self.vms.values().cloned().collect(),
             workers: self.workers.values().cloned().collect(),
             leaving: self.leaving.values().cloned().collect(),
+            given_up: self.given_up.values().cloned().collect(),
             keys: self.keys.values().cloned().collect(),
             last_event: self.last_event,
             ..Records::default()
@@ -78,6 +82,7 @@ impl Disk {
         put(&mut self.vms, delta.vms);
         put(&mut self.workers, delta.workers);
         put(&mut self.leaving, delta.leaving);
+        put(&mut self.given_up, delta.given_up);
         put(&mut self.keys, delta.keys);
         self.last_event = delta.last_event;
         self.published = delta.published;

@@ -178,6 +178,11 @@ impl World {
                 wrong.push(format!("copy {} to be removed is stored otherwise", self.short(*id)));
             }
         }
+        for (id, given_up) in &self.disk.given_up {
+            if cluster.given_up_record(*id) != Some(given_up) {
+                wrong.push(format!("copy {} that was given up is stored otherwise", self.short(*id)));
+            }
+        }
         if cluster.last_event() != self.disk.last_event {
             wrong.push(format!("the last event stored is {}, known {}", self.disk.last_event, cluster.last_event()));
         }

@@ -15,6 +15,7 @@ use crate::model::{CopyId, SessionId};
 /// As in `worker::session` and `worker::uplink`.
 const HELLO_TIMEOUT: Millis = 10_000;
 const HELLO_PAUSE: (Millis, Millis) = (250, 5_000);
+const GOOD_SESSION: Millis = 30_000;
 const HEARTBEAT: Millis = 3_000;
 const ACK_TIMEOUT: Millis = 10_000;
 const RETRY: Millis = 500;
@@ -25,6 +26,8 @@ pub(super) struct Process {
     pub(super) life: u64,
     phase: Phase,
     pause: Millis,
+    /// When the session's registration began.
+    began: Millis,
     collector: Collector,
     /// Parts that came before the answer to the hello: the subscription is older than that.
     early: Vec<Assignment>,
@@ -72,6 +75,7 @@ impl Process {
             life,
             phase: Phase::Pausing,
             pause: HELLO_PAUSE.0,
+            began: 0,
             collector: Collector::default(),
             early: Vec::new(),
             assignment: None,
@@ -149,10 +153,12 @@ impl World {
     fn greet(&mut self, host: usize) {
         self.uids += 1;
         let session = SessionId(uuid::Uuid::from_u128(u128::from(self.uids)));
-        let hello = Hello { session, info: self.hosts[host].info.clone() };
-        let call = self.ask_controller(host, WorkerCall::Hello(hello));
+        let info = self.hosts[host].info.clone();
+        let hello = Hello { session, place: format!("a place on {}", info.name), info };
+        let (call, now) = (self.ask_controller(host, WorkerCall::Hello(hello)), self.agenda.now());
         let process = self.hosts[host].process.as_mut().unwrap();
         process.phase = Phase::Greeting(call, session);
+        process.began = now;
         process.collector = Collector::default();
         process.early.clear();
         self.alarm(host, HELLO_TIMEOUT, Alarm::HelloTimeout(call));
@@ -222,12 +228,18 @@ impl World {
 
     fn session_over(&mut self, host: usize) {
         self.note(|world| format!("{}: session over", world.hosts[host].name));
+        let now = self.agenda.now();
         let process = self.hosts[host].process.as_mut().unwrap();
         process.phase = Phase::Pausing;
-        process.pause = HELLO_PAUSE.0;
         process.beat = None;
         process.told.values_mut().for_each(|told| told.busy = None);
-        self.greet(host);
+        if now - process.began >= GOOD_SESSION {
+            process.pause = HELLO_PAUSE.0;
+            return self.greet(host);
+        }
+        let pause = process.pause;
+        process.pause = (pause * 2).min(HELLO_PAUSE.1);
+        self.alarm(host, pause, Alarm::Greet);
     }
 
     /// A heartbeat was answered, or never will be.

@@ -33,6 +33,7 @@ pub(super) enum Event {
     StartWorker(usize),
     PowerOn(usize),
     GiveUp(usize),
+    Rejoin(usize),
     KillController,
     StartController,
     Restored,
@@ -149,6 +150,7 @@ impl World {
                 machine_id: host.info.machine_id.clone(),
                 joined_at: Timestamp::from_millis(0),
                 joined_with: JoinId::new([u8::try_from(number).unwrap(); 8]),
+                place: String::new(),
             };
             disk.keys.insert(host.name.clone(), key);
             hosts.push(host);
@@ -203,6 +205,7 @@ impl World {
             Event::StartWorker(host) => self.start_worker(host),
             Event::PowerOn(host) => self.power_on(host),
             Event::GiveUp(host) => self.give_up(host),
+            Event::Rejoin(host) => self.rejoin(host),
             Event::KillController => self.crash_controller(),
             Event::StartController => self.start_controller(),
             Event::Restored => {

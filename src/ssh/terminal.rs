@@ -58,8 +58,13 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        let _ = crossterm::terminal::disable_raw_mode(); // nothing to be done without a terminal
+        restore();
     }
+}
+
+/// Brings back what was set before [`RawMode::enter`], if that is in force anywhere: for a way out that drops nothing.
+pub fn restore() {
+    let _ = crossterm::terminal::disable_raw_mode(); // nothing to be done without a terminal
 }
 
 /// Shows `program` in this process's terminal until it ends: keys and window size go to the guest, what it writes comes

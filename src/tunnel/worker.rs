@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use quinn::Connection;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -21,15 +20,12 @@ use super::proof::{self, Exported};
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;
 use super::{ATTACH_DEADLINE, Address, HEADER_DEADLINE, splice};
+use crate::duplex::BoxedStream;
 use crate::identity::ca::Fingerprint;
 use crate::model::CopyId;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::task::{self, Task};
-
-/// A connection into a guest.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// Connects to guests.
 #[async_trait]
@@ -38,7 +34,7 @@ pub trait Attach: Send + Sync + 'static {
     ///
     /// # Errors
     /// The reason, which the user sees: "the VM refused port 22".
-    async fn attach(&self, copy: CopyId, port: u16) -> Result<Box<dyn Duplex>, ApiError>;
+    async fn attach(&self, copy: CopyId, port: u16) -> Result<BoxedStream, ApiError>;
 }
 
 /// Where to connect and as whom.

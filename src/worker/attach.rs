@@ -5,9 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::runtime::{Runtime, RuntimeError};
+use crate::duplex::BoxedStream;
 use crate::model::CopyId;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::tunnel::worker::{Attach, Duplex};
+use crate::tunnel::worker::Attach;
 
 /// Reaches the VMs of one runtime.
 #[derive(Debug)]
@@ -17,9 +18,9 @@ pub(super) struct Attachments {
 
 #[async_trait]
 impl Attach for Attachments {
-    async fn attach(&self, copy: CopyId, port: u16) -> Result<Box<dyn Duplex>, ApiError> {
+    async fn attach(&self, copy: CopyId, port: u16) -> Result<BoxedStream, ApiError> {
         let dialled = self.runtime.dial(copy, port).await;
-        dialled.map(|stream| Box::new(stream) as Box<dyn Duplex>).map_err(|error| {
+        dialled.map_err(|error| {
             let code = match &error {
                 RuntimeError::NotFound => ErrorCode::NotFound,
                 RuntimeError::Timeout(_) => ErrorCode::Timeout,

@@ -196,7 +196,7 @@ mod tests {
         let host = Host {
             runtime: Arc::new(Synthetic::on(Arc::default())),
             uplink: Uplink::unheard().await,
-            journal: Journal::open(dir).unwrap(),
+            journal: Journal::at(dir),
             boot_slots: Arc::new(Semaphore::new(1)),
         };
         let (sender, assignments) = watch::channel(None);

@@ -5,20 +5,23 @@
 //! the data folder; the controller learns the public half only. What is kept: `worker.nk`, the seed; `worker.join`, where
 //! it joined and how to know the controller there; `worker.nk.next`, the key of an exchange that is under way, so that
 //! one that was cut short is taken up again with the same key, which costs no further use of the token.
+//!
+//! The order of the exchange: the next key is written, the controller asked, `worker.join` written, and last the next key
+//! renamed to `worker.nk`. A process may be killed between any two of these: once the controller has agreed, the next key
+//! is good, and the next start finds that out even without the token as soon as `worker.join` is there.
 
+mod controller;
 mod files;
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use self::files::{io_error, new_seed, public_key, read, read_seed};
-use crate::bus::access::{Join, Joined};
-use crate::bus::client::{Bus, BusOptions, Login, REQUEST_TIMEOUT, Trust};
+use self::controller::{Controller, OnBus};
+use self::files::{io_error, new_seed, public_key, read, read_seed, remove, rename};
+use crate::bus::access::Join;
+use crate::bus::client::{BusOptions, Login, Trust};
 use crate::bus::subject;
 use crate::config::address;
 use crate::config::join::BootstrapToken;
@@ -34,10 +37,6 @@ pub const KEY_FILE: &str = "worker.nk";
 const NEXT_KEY_FILE: &str = "worker.nk.next";
 /// Where the worker joined, as JSON.
 pub const JOIN_FILE: &str = "worker.join";
-/// How long a controller that cannot be reached is waited for before joining is given up: it may be starting, too.
-const JOIN_PATIENCE: Duration = Duration::from_secs(60);
-/// The pause between two attempts.
-const JOIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// A machine that wants to be a worker.
 #[derive(Clone, Debug)]
@@ -181,7 +180,7 @@ impl Candidate<'_> {
     /// # Errors
     /// See [`JoinError`]. Cancel safe: what was begun is taken up again by the next call.
     pub async fn become_member(self) -> Result<Member, JoinError> {
-        self.admit(None).await
+        self.admit(None, &OnBus).await
     }
 
     /// As [`Candidate::become_member`], for a caller who knows better than what was saved where the controller is now that
@@ -190,30 +189,43 @@ impl Candidate<'_> {
     /// # Errors
     /// As for [`Candidate::become_member`].
     pub async fn become_member_at(self, url: String, fingerprint: Option<Fingerprint>) -> Result<Member, JoinError> {
-        self.admit(Some((url, fingerprint))).await
+        self.admit(Some((url, fingerprint)), &OnBus).await
     }
 
-    async fn admit(self, place: Option<Place>) -> Result<Member, JoinError> {
-        let Some(member) = self.load(place)? else { return self.exchange().await };
+    async fn admit(self, place: Option<Place>, controller: &impl Controller) -> Result<Member, JoinError> {
+        identity::refuse_foreign(self.data_dir).map_err(io_error("trust", self.data_dir))?;
+        identity::remove_leftovers(self.data_dir).map_err(io_error("clean", self.data_dir))?;
+        let Some(member) = self.load(place)? else { return self.exchange(controller).await };
         if let Some(asked) = self.name.clone().filter(|asked| *asked != member.name) {
             let folder = self.data_dir.to_owned();
             return Err(JoinError::OtherName { folder, known: member.name, asked });
         }
-        match Bus::connect(BusOptions { patient: false, ..member.bus() }).await {
-            Ok(_) => {
+        match controller.knows(&member).await {
+            Ok(()) => {
                 if self.token.is_some() {
                     tracing::info!("this machine has joined already; the bootstrap token is not used");
                 }
+                // A worker has one key: the other one is not good, and must not be taken for a later exchange.
+                remove(&self.data_dir.join(NEXT_KEY_FILE))?;
                 Ok(member)
             }
-            Err(error) if error.code == ErrorCode::Unauthenticated => match self.token {
-                Some(_) => self.exchange().await,
-                None => Err(JoinError::Revoked { name: member.name, url: member.url }),
-            },
+            Err(error) if error.code == ErrorCode::Unauthenticated => {
+                if let Some(next) = read_seed(&self.data_dir.join(NEXT_KEY_FILE))? {
+                    let member = Member { seed: next, ..member.clone() };
+                    if controller.knows(&member).await.is_ok() {
+                        self.promote()?;
+                        return Ok(member);
+                    }
+                }
+                match self.token {
+                    Some(_) => self.exchange(controller).await,
+                    None => Err(JoinError::Revoked { name: member.name, url: member.url }),
+                }
+            }
             Err(error) => match self.token.clone() {
                 Some(token) if (&token.url, token.fingerprint) != (&member.url, member.fingerprint) => {
                     tracing::info!("{error}; going where the bootstrap token says");
-                    self.follow(member, token).await
+                    self.follow(member, token, controller).await
                 }
                 _ => {
                     tracing::warn!("{error}; trying again until it can be reached");
@@ -225,14 +237,19 @@ impl Candidate<'_> {
 
     /// The controller is not where `member` joined it. At the token's place is either the same, which knows its key, or one
     /// that was set up anew, which does not.
-    async fn follow(self, member: Member, token: BootstrapToken) -> Result<Member, JoinError> {
+    async fn follow(
+        self,
+        member: Member,
+        token: BootstrapToken,
+        controller: &impl Controller,
+    ) -> Result<Member, JoinError> {
         let moved = Member { url: token.url, fingerprint: token.fingerprint, ..member };
-        match Bus::connect(BusOptions { patient: false, ..moved.bus() }).await {
-            Ok(_) => {
+        match controller.knows(&moved).await {
+            Ok(()) => {
                 self.save(&moved)?;
                 Ok(moved)
             }
-            Err(error) if error.code == ErrorCode::Unauthenticated => self.exchange().await,
+            Err(error) if error.code == ErrorCode::Unauthenticated => self.exchange(controller).await,
             Err(error) => Err(JoinError::Bus(error)),
         }
     }
@@ -245,11 +262,21 @@ impl Candidate<'_> {
         text.and_then(|text| identity::write_private(&path, text.as_bytes())).map_err(io_error("write", &path))
     }
 
-    /// What an earlier exchange has left; none if there was none.
+    /// What an earlier exchange has left; none if there was none, or it was cut short before the controller had agreed for
+    /// certain.
     fn load(&self, place: Option<Place>) -> Result<Option<Member>, JoinError> {
-        let Some(seed) = read_seed(&self.data_dir.join(KEY_FILE))? else { return Ok(None) };
         let path = self.data_dir.join(JOIN_FILE);
         let Some(text) = read(&path)? else { return Ok(None) };
+        let seed = match read_seed(&self.data_dir.join(KEY_FILE))? {
+            Some(seed) => seed,
+            None => match read_seed(&self.data_dir.join(NEXT_KEY_FILE))? {
+                Some(seed) => {
+                    self.promote()?;
+                    seed
+                }
+                None => return Ok(None),
+            },
+        };
         let damaged = |why| JoinError::Damaged { path: path.clone(), why };
         let record: Record = serde_json::from_str(&text).map_err(|_| damaged("it cannot be read"))?;
         let (url, fingerprint) = place.unwrap_or((record.url, record.fingerprint));
@@ -258,7 +285,7 @@ impl Candidate<'_> {
     }
 
     /// Exchanges the token for the right to log in with a new key.
-    async fn exchange(self) -> Result<Member, JoinError> {
+    async fn exchange(self, controller: &impl Controller) -> Result<Member, JoinError> {
         let token = self.token.clone().ok_or_else(|| JoinError::NoToken(self.data_dir.to_owned()))?;
         let next = self.data_dir.join(NEXT_KEY_FILE);
         let known = match read(&self.data_dir.join(JOIN_FILE))? {
@@ -267,116 +294,28 @@ impl Candidate<'_> {
         };
         let name = self.name.clone().or(known).or(self.default_name.clone()).ok_or(JoinError::NoName)?;
         let seed = match read_seed(&next)? {
-            Some(seed) => seed,
-            None => new_seed(&next)?,
+            // Never the one that was taken away.
+            Some(seed) if read_seed(&self.data_dir.join(KEY_FILE))?.as_ref() != Some(&seed) => seed,
+            _ => new_seed(&next)?,
         };
         let request = Join {
             worker: name.clone(),
             public_key: public_key(&seed, &next)?,
             machine_id: self.machine_id.to_owned(),
         };
-        ask(&token, &request).await?;
+        controller.join(&token, &request).await?;
         let member = Member { name, url: token.url, fingerprint: token.fingerprint, seed };
         self.save(&member)?;
-        let path = self.data_dir.join(KEY_FILE);
-        // Written and not renamed: it is on the disk for certain before the worker goes on.
-        identity::write_private(&path, member.seed.expose().as_bytes()).map_err(io_error("write", &path))?;
-        fs::remove_file(&next).map_err(io_error("remove", &next))?;
+        self.promote()?;
         tracing::info!(worker = %member.name, "joined the cluster at {}", member.url);
         Ok(member)
     }
-}
 
-/// Logs in with the token's secret and asks to join.
-async fn ask(token: &BootstrapToken, request: &Join) -> Result<(), JoinError> {
-    let deadline = Instant::now() + JOIN_PATIENCE;
-    let mut told = false;
-    loop {
-        let asked = async {
-            let bus = Bus::connect(BusOptions {
-                url: token.url.clone(),
-                trust: Trust::of(&token.url, token.fingerprint),
-                user: subject::join_user(&token.id),
-                login: Login::Password(token.secret.clone()),
-                client_name: format!("orchard worker {} (joining)", request.worker),
-                patient: false,
-            })
-            .await?;
-            bus.request::<_, Joined>(subject::join(&token.id), request, REQUEST_TIMEOUT).await
-        };
-        match asked.await {
-            Ok(Joined {}) => return Ok(()),
-            Err(error) if error.code == ErrorCode::Unauthenticated => {
-                return Err(JoinError::TokenRefused { url: token.url.clone() });
-            }
-            Err(error)
-                if matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout)
-                    && Instant::now() + JOIN_PAUSE < deadline =>
-            {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!("{error}; trying again for {JOIN_PATIENCE:?}");
-                }
-                tokio::time::sleep(JOIN_PAUSE).await;
-            }
-            Err(error) => return Err(JoinError::Bus(error)),
-        }
+    /// Makes the next key the worker's; it is on the disk already.
+    fn promote(&self) -> Result<(), JoinError> {
+        rename(&self.data_dir.join(NEXT_KEY_FILE), &self.data_dir.join(KEY_FILE))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use nkeys::KeyPair;
-
-    use super::*;
-
-    fn candidate(dir: &Path) -> Candidate<'_> {
-        Candidate { data_dir: dir, name: None, default_name: None, machine_id: "m", token: None }
-    }
-
-    /// A folder as a machine that has joined has it.
-    fn joined() -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        new_seed(&dir.path().join(KEY_FILE)).unwrap();
-        let record = r#"{"worker": "w", "url": "tls://ctl:4222", "future": 1}"#;
-        identity::write_private(&dir.path().join(JOIN_FILE), record.as_bytes()).unwrap();
-        dir
-    }
-
-    #[tokio::test]
-    async fn a_machine_that_never_joined_says_how_to() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = candidate(dir.path()).become_member().await.unwrap_err();
-        assert!(error.to_string().contains("--bootstrap-token-stdin"), "{error}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_data_folder_belongs_to_one_name() {
-        let dir = joined();
-        let asked = Candidate { name: Some("x".parse().unwrap()), ..candidate(dir.path()) };
-        assert!(matches!(asked.become_member().await, Err(JoinError::OtherName { .. })));
-    }
-
-    #[test]
-    fn a_key_that_others_may_read_or_that_is_none_is_refused_and_not_shown() {
-        let dir = joined();
-        let member = candidate(dir.path()).load(None).unwrap().unwrap();
-        assert_eq!((member.name.as_str(), member.fingerprint), ("w", None));
-        let key = dir.path().join(KEY_FILE);
-        let seed = fs::read_to_string(&key).unwrap();
-        assert!(seed.starts_with("SU") && !format!("{member:?}").contains(&seed));
-        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
-
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = candidate(dir.path()).load(None).unwrap_err();
-        assert!(matches!(error, JoinError::Exposed { mode: 0o640, .. }), "{error}");
-        assert!(error.to_string().contains("chmod 600"), "{error}");
-        identity::write_private(&key, KeyPair::new_account().seed().unwrap().as_bytes()).unwrap();
-        assert!(matches!(candidate(dir.path()).load(None), Err(JoinError::Damaged { .. })));
-        identity::write_private(&key, seed.as_bytes()).unwrap();
-        identity::write_private(&dir.path().join(JOIN_FILE), b"{}").unwrap();
-        assert!(matches!(candidate(dir.path()).load(None), Err(JoinError::Damaged { .. })));
-    }
-}
+mod tests;

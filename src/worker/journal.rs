@@ -1,12 +1,11 @@
 //! What the worker must remember of a copy beyond what the runtime can tell: whether its startup script was begun and
 //! how it ended. One small file per copy; without it, adopting a VM would have to guess or run the script again.
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::StartError;
 use crate::identity;
+use crate::identity::folder::{self, FolderLock};
 use crate::model::CopyId;
 
 /// How far a copy's startup script is.
@@ -24,22 +23,35 @@ pub(super) enum ScriptState {
 #[derive(Clone, Debug)]
 pub(super) struct Journal {
     folder: PathBuf,
-    _lock: Arc<File>,
+    _lock: FolderLock,
+}
+
+/// Makes the worker's data folder if it is not there, closed to others, and locks it against other workers.
+pub(super) fn claim(data_dir: &Path) -> Result<FolderLock, StartError> {
+    let folder_error = |source| StartError::Folder { path: data_dir.to_owned(), source };
+    identity::refuse_link(data_dir).map_err(folder_error)?;
+    identity::make_private_dir(data_dir).map_err(folder_error)?;
+    let lock = folder::lock(data_dir)?;
+    identity::refuse_foreign(data_dir).map_err(folder_error)?;
+    Ok(lock)
 }
 
 impl Journal {
-    pub(super) fn open(data_dir: &Path) -> Result<Self, StartError> {
-        let folder_error = |source| StartError::Folder { path: data_dir.to_owned(), source };
-        identity::make_private_dir(data_dir).map_err(folder_error)?;
-        let lock = File::create(data_dir.join("worker.lock")).map_err(folder_error)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StartError::InUse(data_dir.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(folder_error(source)),
-        }
+    /// The journal in a data folder whose `lock` this process holds.
+    pub(super) fn open(data_dir: &Path, lock: FolderLock) -> Result<Self, StartError> {
         let folder = data_dir.join("copies");
+        let folder_error = |source| StartError::Folder { path: folder.clone(), source };
+        identity::refuse_link(&folder).map_err(folder_error)?;
         identity::make_private_dir(&folder).map_err(folder_error)?;
-        Ok(Self { folder, _lock: lock.into() })
+        identity::refuse_foreign(&folder).map_err(folder_error)?;
+        identity::remove_leftovers(&folder).map_err(folder_error)?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// The same, for tests that need no lock besides.
+    #[cfg(test)]
+    pub(super) fn at(data_dir: &Path) -> Self {
+        Self::open(data_dir, claim(data_dir).unwrap()).unwrap()
     }
 
     fn path(&self, id: CopyId) -> PathBuf {
@@ -79,8 +91,8 @@ mod tests {
     fn remembers_across_processes_and_locks_out_a_second_worker() {
         let dir = tempfile::tempdir().unwrap();
         let id = CopyId { uid: VmUid(uuid::Uuid::now_v7()), attempt: 2 };
-        let journal = Journal::open(dir.path()).unwrap();
-        assert!(matches!(Journal::open(dir.path()), Err(StartError::InUse(_))));
+        let journal = Journal::at(dir.path());
+        assert!(matches!(claim(dir.path()), Err(StartError::Lock(_))));
         assert_eq!(journal.script(id), ScriptState::Unstarted);
         for state in [ScriptState::Begun, ScriptState::Done, ScriptState::Unstarted] {
             journal.set_script(id, state);
@@ -92,5 +104,21 @@ mod tests {
         let next = Journal { folder: journal.folder.clone(), _lock: journal._lock.clone() };
         drop(journal);
         assert_eq!(next.script(id), ScriptState::Done);
+    }
+
+    #[test]
+    fn a_folder_with_what_others_could_have_put_there_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Journal::at(dir.path()));
+        let copies = dir.path().join("copies");
+        for place in [dir.path().join("worker.nk"), copies.join("x.script"), copies.clone()] {
+            let _ = std::fs::remove_dir_all(&copies);
+            std::fs::create_dir(&copies).unwrap();
+            let _ = std::fs::remove_dir(&place);
+            std::os::unix::fs::symlink("/etc/passwd", &place).unwrap();
+            let refused = claim(dir.path()).and_then(|lock| Journal::open(dir.path(), lock)).unwrap_err();
+            assert!(matches!(refused, StartError::Folder { .. }), "{refused}");
+            std::fs::remove_file(&place).unwrap();
+        }
     }
 }

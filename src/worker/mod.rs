@@ -9,21 +9,25 @@ mod attach;
 pub(crate) mod fleet;
 pub mod join;
 mod journal;
+mod place;
 pub mod plan;
 pub mod runtime;
 mod session;
 mod uplink;
 mod vm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::fleet::Fleet;
+use self::join::JoinError;
 use self::journal::Journal;
 use self::runtime::Runtime;
 use self::session::Agent;
 use self::uplink::Uplink;
 use crate::bus::client::{Bus, BusOptions, Login};
+use crate::identity::folder::{FolderLock, LockError};
+use crate::model::WorkerName;
 use crate::model::error::ApiError;
 use crate::model::worker::WorkerInfo;
 use crate::task::{self, Task};
@@ -53,9 +57,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// Another process has it.
-    #[error("another worker is running on the data folder {}; stop it or choose another --data-dir", .0.display())]
-    InUse(PathBuf),
+    /// Another process has it, or it cannot be locked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The bus refuses it.
     #[error("cannot use the bus")]
     Bus(#[source] ApiError),
@@ -64,8 +68,20 @@ pub enum StartError {
 /// A running worker. Dropping it ends it at once and leaves its VMs running.
 #[derive(Debug)]
 pub struct Worker {
+    bus: Bus,
+    options: BusOptions,
+    name: WorkerName,
     agent: Task,
     fleet: Fleet,
+}
+
+/// Makes the data folder of a worker if it is not there, closed to others, and takes hold of it: for whoever has something
+/// to do there before the worker starts.
+///
+/// # Errors
+/// [`StartError::Lock`] while another process has it; [`StartError::Folder`] when it, or what is in it, is not ours alone.
+pub fn claim(data_dir: &Path) -> Result<FolderLock, StartError> {
+    journal::claim(data_dir)
 }
 
 impl Worker {
@@ -74,23 +90,34 @@ impl Worker {
     /// # Errors
     /// [`StartError`] for what will not get better by waiting.
     pub async fn start(options: WorkerOptions) -> Result<Self, StartError> {
-        let journal = Journal::open(&options.data_dir)?;
+        let lock = claim(&options.data_dir)?;
+        Self::start_in(options, lock).await
+    }
+
+    /// The same in a data folder that this process has claimed already.
+    ///
+    /// # Errors
+    /// As for [`Worker::start`].
+    pub async fn start_in(options: WorkerOptions, lock: FolderLock) -> Result<Self, StartError> {
+        let journal = Journal::open(&options.data_dir, lock)?;
         let bus = Bus::connect(BusOptions { patient: true, ..options.bus.clone() }).await.map_err(StartError::Bus)?;
         let uplink = Uplink::new(bus.clone(), options.info.name.clone());
         let fleet = Fleet::start(options.runtime.clone(), uplink.clone(), journal);
+        let name = options.info.name.clone();
         let agent = Agent {
-            bus,
+            bus: bus.clone(),
             key: match &options.bus.login {
                 Login::Key(seed) => Some(seed.clone()),
                 Login::Password(_) => None,
             },
-            bus_url: options.bus.url,
+            bus_url: options.bus.url.clone(),
             info: options.info,
+            place: place::of(&options.data_dir).await,
             runtime: options.runtime,
             uplink,
             assignments: fleet.assignments(),
         };
-        Ok(Self { agent: task::spawn(agent.run()), fleet })
+        Ok(Self { bus, options: options.bus, name, agent: task::spawn(agent.run()), fleet })
     }
 
     /// Returns when a part has ended that never should: whoever runs the worker must then start it anew. Cancel safe.
@@ -99,6 +126,17 @@ impl Worker {
             () = task::any_ended(std::slice::from_ref(&self.agent)) => "the worker's session",
             () = self.fleet.ended() => "the worker's reconciler",
         }
+    }
+
+    /// Returns once this worker's key is not let in any more: the worker was deleted, or another machine or a new key has its
+    /// name. Whoever runs the worker must then stop it, as no waiting mends that. Never for a worker that logs in with a
+    /// password, whose users are somebody else's matter. Cancel safe.
+    pub async fn revoked(&self) -> JoinError {
+        match self.options.login {
+            Login::Key(_) => drop(self.bus.shut_out().await),
+            Login::Password(_) => std::future::pending().await,
+        }
+        JoinError::Revoked { name: self.name.clone(), url: self.options.url.clone() }
     }
 
     /// Stops the worker and leaves its VMs running, for the next process to adopt. What is being created is left

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::attach::Attachments;
 use super::runtime::Runtime;
@@ -28,6 +29,10 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// First and longest pause before registering again.
 const HELLO_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
+/// A session that lasted so long was a good one, and the next begins at once. Shorter ones may be a fight with another process
+/// that has this worker's key.
+const GOOD_SESSION: Duration = Duration::from_secs(30);
+
 /// Everything the session needs.
 pub(super) struct Agent {
     pub(super) bus: Bus,
@@ -35,6 +40,8 @@ pub(super) struct Agent {
     /// The seed with which the worker logs in, if it does so with a key; its data path is bound to it.
     pub(super) key: Option<Secret>,
     pub(super) info: WorkerInfo,
+    /// See `Hello`.
+    pub(super) place: String,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) uplink: Uplink,
     pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
@@ -46,8 +53,13 @@ impl Agent {
         let mut pause = HELLO_PAUSE.0;
         let mut link = None;
         loop {
+            let began = Instant::now();
             match self.session(&mut link).await {
-                Ok(SessionOver) => pause = HELLO_PAUSE.0,
+                Ok(SessionOver) if began.elapsed() >= GOOD_SESSION => pause = HELLO_PAUSE.0,
+                Ok(SessionOver) => {
+                    tokio::time::sleep(pause).await;
+                    pause = pause.saturating_mul(2).min(HELLO_PAUSE.1);
+                }
                 Err(error) => {
                     let hint = if error.code == ErrorCode::Conflict { "" } else { "; trying again" };
                     tracing::warn!("cannot register with the controller: {error}{hint}");
@@ -63,7 +75,7 @@ impl Agent {
         // A session has a new id at each registration, so what is still under way from the one before is refused.
         let session = SessionId(uuid::Uuid::now_v7());
         let mut assignments = self.bus.subscribe(&subject::assign(name)).await?;
-        let hello = Hello { session, info: self.info.clone() };
+        let hello = Hello { session, info: self.info.clone(), place: self.place.clone() };
         let welcome: Welcome =
             self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
         tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");

@@ -76,6 +76,10 @@ async fn a_missing_role_is_named_at_once() {
         let refused = as_account(&cluster, "dj", token.trim(), arguments).await;
         assert!(refused.code == Some(1) && refused.stderr.contains(role), "{arguments:?}: {refused:?}");
         assert!(refused.stderr.contains("dj") && refused.stdout.is_empty(), "{refused:?}");
+        // The whole list: it replaces the roles that there are.
+        let grant = refused.stderr.split_once("`orchard update service-account dj --roles ").map(|(_, rest)| rest);
+        let grant: Vec<&str> = grant.and_then(|rest| rest.split('`').next()).unwrap_or_default().split(',').collect();
+        assert!(grant.len() == 2 && grant.contains(&"compute:connect") && grant.contains(&role), "{refused:?}");
         // Not after the deadline of a request that nobody answers.
         assert!(started.elapsed() < REQUEST_TIMEOUT, "{arguments:?} took {:?}", started.elapsed());
     }
@@ -98,7 +102,40 @@ async fn a_bootstrap_token_is_one_string_that_leads_to_the_controller() {
     assert_eq!((token.url.as_str(), token.fingerprint), ("tls://ctl.example.com:4222", Some(fingerprint)));
     assert!(!elsewhere.stderr.contains("WARNING"), "{elsewhere:?}");
     let too_long = run(cluster.cli(&["get", "bootstrap-token", "--ttl", "9999d"])).await;
-    assert_eq!((too_long.code, too_long.stdout.as_str()), (Some(1), ""), "{too_long:?}");
+    assert_eq!((too_long.code, too_long.stdout.as_str()), (Some(2), ""), "{too_long:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bootstrap_tokens_are_listed_and_taken_back_and_both_is_on_record() {
+    let cluster = Cluster::start().await;
+    let made = run(cluster.cli(&["get", "bootstrap-token", "--uses", "3", "--worker", "mini-1"])).await;
+    let token: BootstrapToken = made.stdout.parse().unwrap();
+    let id = token.id.as_str();
+    assert!(made.stderr.contains(id), "{made:?}");
+    assert!(made.stderr.contains(&cluster.access.url) && made.stderr.contains("--url"), "{made:?}");
+    let list = cluster.json(&["list", "bootstrap-tokens"]).await;
+    let seen = &list[0];
+    assert_eq!((&seen["id"], &seen["createdBy"]), (&json!(id), &json!("bootstrap-admin")), "{list}");
+    assert_eq!((&seen["usesLeft"], &seen["worker"]), (&json!(3), &json!("mini-1")), "{list}");
+    let table = cluster.run(&["list", "bootstrap-tokens"]).await;
+    for shown in [list.to_string(), table] {
+        assert!(shown.contains(id) && !shown.contains(token.secret.expose()) && !shown.contains("hash"), "{shown}");
+    }
+    assert_eq!(cluster.run(&["list", "bootstrap-tokens", "-q"]).await.trim(), id);
+    cluster.run(&["delete", "bootstrap-token", id]).await;
+    assert_eq!(cluster.json(&["list", "bootstrap-tokens"]).await, json!([]));
+    let again = run(cluster.cli(&["delete", "bootstrap-token", id])).await;
+    assert!(again.code == Some(1) && again.stderr.contains("list bootstrap-tokens"), "{again:?}");
+    cluster.run(&["delete", "bootstrap-token", id, "--ignore-missing"]).await;
+    // Whoever takes the token itself for its id does not have it shown.
+    let whole = run(cluster.cli(&["delete", "bootstrap-token", made.stdout.trim()])).await;
+    assert!(whole.code == Some(2) && whole.stderr.contains("16 hexadecimal"), "{whole:?}");
+    assert!(!whole.stderr.contains(token.secret.expose()), "{whole:?}");
+    let trail = cluster.run(&["audit", "-o", "json"]).await;
+    let records = trail.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let deleted = |record: &serde_json::Value| record["verb"] == "bootstrap-token.delete" && record["target"] == id;
+    assert!(records.filter(deleted).any(|record| record["outcome"] == "done"), "{trail}");
+    assert!(!trail.contains(token.secret.expose()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orchard::bus::message::{Done, GetVm, ListVms};
+use orchard::bus::message::{Done, GetVm, ListVms, ListWorkers};
 use orchard::bus::subject;
 use orchard::model::error::ErrorCode;
 use orchard::worker::runtime::synthetic::Synthetic;
 
 use crate::harness::{Cluster, LIMIT};
+use crate::wait::until;
 
 /// What is refused by silence is waited for so long.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -78,4 +79,29 @@ async fn a_person_works_in_a_terminal_in_the_guest() {
     }
     let output = crate::harness::finish(person).await;
     assert_eq!(output.status.code(), Some(5), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_come_in_pages_and_the_command_line_shows_them_all() {
+    let mut cluster = Cluster::start().await;
+    for name in ["w1", "w2", "w3"] {
+        cluster.add_worker(name, Arc::new(Synthetic::new())).await;
+    }
+    let (mut after, mut names, mut pages) = (None, Vec::new(), 0);
+    until("all workers", LIMIT, || async {
+        let all = cluster.access.call(&ListWorkers::default()).await.unwrap();
+        if all.workers.len() == 3 && !all.more { Ok(()) } else { Err(all.workers.len()) }
+    })
+    .await;
+    loop {
+        let page = cluster.access.call(&ListWorkers { after, limit: 2 }).await.unwrap();
+        names.extend(page.workers.iter().map(|view| view.worker.info.name.to_string()));
+        after = page.workers.last().map(|view| view.worker.info.name.clone());
+        pages += 1;
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!((names, pages), (vec!["w1".to_owned(), "w2".to_owned(), "w3".to_owned()], 2));
+    assert_eq!(cluster.run(&["list", "workers", "--quiet"]).await.split_whitespace().count(), 3);
 }

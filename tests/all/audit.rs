@@ -3,20 +3,28 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use orchard::broker::stamp::CLIENT_ADDRESS;
 use orchard::bus::access::ListAudit;
 use orchard::bus::client::{Bus, Login, Trust};
-use orchard::bus::message::{CreateVm, DeleteVm, GetInfo, ListVms, decode, encode};
-use orchard::bus::subject;
+use orchard::bus::message::{
+    CreateVm, DeleteVm, GetInfo, Heartbeat, HeartbeatAck, ListVms, ListWorkers, decode, encode,
+};
+use orchard::bus::subject::{self, WorkerVerb};
 use orchard::controller::{BusSource, Controller, ControllerOptions};
 use orchard::identity::{new_token, tls};
+use orchard::model::SessionId;
 use orchard::model::access::Role;
-use orchard::model::audit::{AuditRecord, AuditType, Outcome};
+use orchard::model::audit::{AuditRecord, AuditType, CONTROLLER, Outcome};
 use orchard::model::error::ErrorCode;
 use orchard::model::vm::VmSpec;
+use orchard::tunnel::Transport;
+use orchard::tunnel::header::WorkerHello;
+use orchard::tunnel::worker::{LinkOptions, WorkerLink};
 use tokio::io::AsyncReadExt;
 
 use crate::harness::{Access, Cluster, LIMIT, TIMING, any_port};
 use crate::tunnel::rights;
+use crate::tunnel::world::Guests;
 use crate::wait::until;
 
 async fn trail(access: &Access) -> Vec<AuditRecord> {
@@ -40,6 +48,11 @@ async fn find(access: &Access, wanted: impl Fn(&AuditRecord) -> bool) -> AuditRe
     .await
 }
 
+/// Whether `address` is the exact one of a connection from this machine.
+fn is_loopback(address: &str) -> bool {
+    address.parse().is_ok_and(|peer: std::net::SocketAddr| peer.ip().is_loopback() && peer.port() != 0)
+}
+
 fn vm(name: &str) -> CreateVm {
     CreateVm { name: name.parse().unwrap(), spec: VmSpec { image: "any".into(), ..VmSpec::default() } }
 }
@@ -58,14 +71,17 @@ async fn requests_done_failed_and_refused_are_recorded_and_mere_reading_is_not()
     let of = |verb: &'static str, outcome| move |record: &AuditRecord| record.verb == verb && record.outcome == outcome;
     let made = find(&auditor, of("vm.create", Outcome::Done)).await;
     assert_eq!((made.kind, made.account.as_str()), (AuditType::Request, "bootstrap-admin"));
-    assert_eq!((made.target.as_str(), made.address.as_str(), made.message.as_str()), ("one", "127.0.0.1", ""));
+    assert_eq!(made.target, "one");
+    assert!(made.message.starts_with("uid ") && made.message.ends_with("image any"), "{made:?}");
+    assert!(is_loopback(&made.address), "{made:?}");
     let failed = find(&auditor, of("vm.create", Outcome::Failed)).await;
     assert!(failed.target == "one" && failed.message.contains("already"), "{failed:?}");
     let refused = find(&auditor, of("vm.create", Outcome::Refused)).await;
-    assert!(refused.account == "reader" && refused.address.starts_with("127.0.0.1"), "{refused:?}");
+    assert!(refused.account == "reader" && is_loopback(&refused.address), "{refused:?}");
+    assert_eq!(refused.target, "two", "out of the request, which the broker did not pass on");
     find(&auditor, of("vm.delete", Outcome::Done)).await;
     let account = find(&auditor, of("service-account.create", Outcome::Done)).await;
-    assert_eq!(account.target, "auditor");
+    assert_eq!((account.target.as_str(), account.message.as_str()), ("auditor", "roles admin:read, no end"));
     let all = trail(&auditor).await;
     assert!(all.iter().all(|record| record.verb != "vm.list" && record.verb != "audit.list"), "{all:?}");
     assert!(all.iter().map(|record| record.number).eq(1..=u64::try_from(all.len()).unwrap()));
@@ -90,7 +106,7 @@ async fn joins_and_tunnels_are_recorded() {
     let (cluster, user) = rights::cluster().await;
     let joined = find(&cluster.access, |record| record.kind == AuditType::Join).await;
     assert_eq!((joined.target.as_str(), joined.outcome), ("w1", Outcome::Done));
-    assert!(joined.account.starts_with("join/") && joined.address == "127.0.0.1", "{joined:?}");
+    assert!(joined.account.starts_with("join/") && is_loopback(&joined.address), "{joined:?}");
 
     let ticket = rights::ticket(&user).await.unwrap();
     let (client, mut stream) = rights::redeem(&ticket).await.unwrap();
@@ -223,6 +239,11 @@ async fn one_accounts_flood_of_requests_does_not_delay_anothers() {
     for _ in 0..FLOOD {
         tokio::time::timeout(LIMIT, answers.next()).await.unwrap().unwrap();
     }
+    let is_limit = |record: &AuditRecord| record.message.contains("requests under way");
+    let first = find(&cluster.access, is_limit).await;
+    assert_eq!((first.account.as_str(), first.verb.as_str()), ("flooder", "controller.info"));
+    let told = trail(&cluster.access).await.iter().filter(|record| is_limit(record)).count();
+    assert!(told <= 2, "{told} records of one flood");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -233,4 +254,108 @@ async fn a_workers_key_that_is_refused_is_recorded_by_the_key() {
     assert!(Bus::connect(cluster.access.options("worker/w9", login)).await.is_err());
     let record = find(&cluster.access, |record| record.kind == AuditType::LoginFailed).await;
     assert!(format!("{record:?}").contains(&pair.public_key()), "{record:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_request_is_recorded_with_the_address_of_its_own_connection_whatever_its_headers_say() {
+    let cluster = Cluster::start().await;
+    let ann = rights::account(&cluster, "ann", &[Role::ComputeWrite]).await;
+    let (first, second) = (stock(&ann).await, stock(&ann).await);
+    for (client, names) in [(&first, ["a0", "a1"]), (&second, ["b0", "b1"])] {
+        for name in names {
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert(CLIENT_ADDRESS, "203.0.113.1:1");
+            let to = subject::api(&ann.account, "vm", "create");
+            let request = encode(&vm(name)).unwrap();
+            client.request_with_headers(to, headers, request.into()).await.unwrap();
+        }
+    }
+    let mut addresses = Vec::new();
+    for name in ["a0", "a1", "b0", "b1"] {
+        let made = find(&cluster.access, |record| record.verb == "vm.create" && record.target == name).await;
+        assert!(is_loopback(&made.address), "{made:?}");
+        addresses.push(made.address);
+    }
+    assert!(
+        addresses[0] == addresses[1] && addresses[2] == addresses[3] && addresses[0] != addresses[2],
+        "{addresses:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_are_no_text_do_not_cut_the_controller_off() {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    let source = BusSource::Embedded { listen: any_port(), tls: false, host: None };
+    let token = new_token();
+    let cluster = Cluster::start_on(source, token.clone()).await;
+    let stream = tokio::net::TcpStream::connect(cluster.controller.bus_addr().unwrap()).await.unwrap();
+    let mut stream = BufReader::new(stream);
+    let user = cluster.access.account.to_string();
+    let connect = format!(
+        "CONNECT {{\"verbose\":false,\"headers\":true,\"user\":\"{user}\",\"pass\":\"{}\"}}\r\nSUB {}.> 1\r\n",
+        token.expose(),
+        subject::inbox(&user)
+    );
+    stream.write_all(connect.as_bytes()).await.unwrap();
+    let request = encode(&GetInfo {}).unwrap();
+    let headers = b"NATS/1.0\r\nA: \xff\r\n\r\n";
+    let to = subject::api(&cluster.access.account, "controller", "info");
+    let line = format!("HPUB {to} {}.1 {} {}\r\n", subject::inbox(&user), headers.len(), headers.len() + request.len());
+    stream.write_all(&[line.as_bytes(), headers, &request, b"\r\n"].concat()).await.unwrap();
+    let answered = async {
+        let mut line = Vec::new();
+        while !line.starts_with(b"MSG") && !line.starts_with(b"HMSG") {
+            line.clear();
+            assert!(stream.read_until(b'\n', &mut line).await.unwrap() > 0, "closed");
+        }
+    };
+    tokio::time::timeout(LIMIT, answered).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_controller_does_by_itself_is_recorded_as_its_own() {
+    let cluster = Cluster::start().await;
+    let restored = find(&cluster.access, |record| record.verb == "service-account.restore").await;
+    assert_eq!((restored.account.as_str(), restored.target.as_str()), (CONTROLLER, "bootstrap-admin"));
+    assert!(restored.message.contains("before: there was none"), "{restored:?}");
+    let made = cluster.controller.create_join_token(Duration::from_secs(60), 3, None).await.unwrap();
+    let record = find(&cluster.access, |record| record.target == made.id).await;
+    assert_eq!((record.account.as_str(), record.verb.as_str()), (CONTROLLER, "bootstrap-token.create"));
+    assert!(record.message.starts_with("for 60 s until ") && record.message.contains("3 uses"), "{record:?}");
+    assert!(!format!("{record:?}").contains(made.secret.expose()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_are_refused_are_recorded() {
+    let mut cluster = Cluster::start().await;
+    cluster.add_worker("w1", std::sync::Arc::new(orchard::worker::runtime::synthetic::Synthetic::new())).await;
+    until("the worker", LIMIT, || async {
+        let workers = cluster.access.call(&ListWorkers::default()).await.unwrap().workers;
+        if workers.iter().any(|view| view.connectable) { Ok(()) } else { Err(format!("{workers:?}")) }
+    })
+    .await;
+    // Another process with the same key, in a session that is not the open one.
+    let options = cluster.access.join(&"w1".parse().unwrap(), &cluster.worker_dir("w1")).await;
+    let bus = Bus::connect(options).await.unwrap();
+    let beat = Heartbeat { session: SessionId(uuid::Uuid::nil()), revision: 1 };
+    let to = subject::worker(&"w1".parse().unwrap(), WorkerVerb::Heartbeat);
+    let refused = bus.request::<_, HeartbeatAck>(to, &beat, LIMIT).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unauthenticated);
+    let record = find(&cluster.access, |record| record.verb == "worker.heartbeat").await;
+    assert_eq!((record.account.as_str(), record.outcome), ("worker/w1", Outcome::Refused));
+    assert!(is_loopback(&record.address) && record.message.contains("is not open here"), "{record:?}");
+    // Somebody who says, on the way for tunnels, that it is this worker.
+    let worker = "w1".parse().unwrap();
+    let hello = WorkerHello { worker, session: SessionId(uuid::Uuid::nil()), secret: new_token(), proof: None };
+    let options = LinkOptions {
+        address: cluster.controller.tunnel_addr().into(),
+        fingerprint: cluster.controller.fingerprint().unwrap(),
+        hello,
+        key: None,
+        transport: Transport::default(),
+    };
+    let _link = WorkerLink::start(options, std::sync::Arc::new(Guests));
+    let record = find(&cluster.access, |record| record.verb == "tunnel").await;
+    assert_eq!((record.account.as_str(), record.kind), ("worker/w1", AuditType::LoginFailed));
+    assert!(record.stranger && is_loopback(&record.address), "{record:?}");
 }

@@ -7,6 +7,7 @@ mod hostile;
 mod leaving;
 mod memory;
 mod order;
+mod pace;
 mod protocol;
 pub mod support;
 mod tls;

@@ -38,7 +38,7 @@ impl User {
     fn contexts(&self, text: &str) -> std::path::PathBuf {
         let home = self.home.path().join("home");
         std::fs::create_dir_all(&home).unwrap();
-        std::fs::write(home.join("orchard.yml"), text).unwrap();
+        orchard::identity::write_private(&home.join("orchard.yml"), text.as_bytes()).unwrap();
         home.join("orchard.yml")
     }
 }
@@ -62,6 +62,7 @@ const COMMANDS: &[&[&str]] = &[
     &["list", "vms"],
     &["list", "workers"],
     &["list", "service-accounts"],
+    &["list", "bootstrap-tokens"],
     &["get"],
     &["get", "vm"],
     &["get", "worker"],
@@ -75,6 +76,7 @@ const COMMANDS: &[&[&str]] = &[
     &["delete", "vm"],
     &["delete", "worker"],
     &["delete", "service-account"],
+    &["delete", "bootstrap-token"],
     &["logs"],
     &["logs", "vm"],
     &["events"],
@@ -119,6 +121,7 @@ fn wrong_use_exits_with_2_and_says_what_is_right() {
         (&["create", "vm", "a", "--image", ""], "empty"),
         (&["create", "vm", "a", "--image", "./missing.qcow2"], "full path"),
         (&["create", "vm", "a", "--image", "ftp://x/y"], "http://"),
+        (&["create", "vm", "a", "--image", "/i", "--password", "p", "--password-stdin"], "cannot be used"),
         (&["create", "vm", "a", "--image", "/i", "--labels", "role"], "KEY=VALUE"),
         (&["create", "vm", "a", "--image", "/i", "--labels", "a=1,a=2"], "given twice"),
         (&["create", "vm", "a", "--image", "/i", "--resources", "gpu=many"], "whole number"),
@@ -140,7 +143,15 @@ fn wrong_use_exits_with_2_and_says_what_is_right() {
         (&["create", "service-account", "a", "--roles", "compute:read", "--ttl", "soon"], "5m30s"),
         (&["update", "service-account", "a"], "--roles"),
         (&["update", "service-account", "a", "--ttl", "1h", "--no-expiry"], "cannot be used"),
-        (&["get", "bootstrap-token", "--uses", "0"], "--uses"),
+        (&["get", "bootstrap-token", "--uses", "0"], "1..=10000"),
+        (&["get", "bootstrap-token", "--uses", "10001"], "1..=10000"),
+        (&["get", "bootstrap-token", "--ttl", "0"], "at least 1s"),
+        (&["get", "bootstrap-token", "--ttl", "367d"], "at most 366d"),
+        (&["create", "service-account", "a", "--roles", "compute:read", "--ttl", "0"], "at least 1s"),
+        (&["create", "service-account", "a", "--roles", "compute:read", "--ttl", "4294967295d"], "at most 36525d"),
+        (&["update", "service-account", "a", "--ttl", "0s"], "at least 1s"),
+        (&["create", "vm", "a", "--image", "/i", "--wait", "--timeout", "9223372036854775807s"], "at most 36525d"),
+        (&["ssh", "vm", "a", "--wait", "9223372036854775807s"], "at most 36525d"),
         (&["context", "create", "https://ctl"], "tls://"),
         (&["context", "create", "nats://127.0.0.1", "--no-pki", "--service-account-token", "t"], "plain text"),
         (&["context", "create", "ctl", "--fingerprint", "12:34"], "64 hexadecimal"),
@@ -210,6 +221,54 @@ fn the_environment_stands_in_for_a_context() {
     command.env("ORCHARD_SERVICE_ACCOUNT_NAME", "a").env("ORCHARD_SERVICE_ACCOUNT_TOKEN", "t");
     let with = ran(command.output().unwrap());
     assert!(with.stderr.contains(&format!("nats://127.0.0.1:{port}")), "{}", with.stderr);
+}
+
+#[test]
+fn an_environment_that_is_half_set_or_malformed_exits_with_2_and_names_the_variable() {
+    let user = User::new();
+    user.contexts("default-context: x\ncontexts:\n  x: {url: ctl, serviceAccountName: a, serviceAccountToken: t}\n");
+    const NAME: &str = "ORCHARD_SERVICE_ACCOUNT_NAME";
+    const TOKEN: &str = "ORCHARD_SERVICE_ACCOUNT_TOKEN";
+    for (variables, hints) in [
+        (&[(NAME, "a")][..], &[NAME, "ORCHARD_SERVICE_ACCOUNT_TOKEN is not"][..]),
+        (&[(TOKEN, "t")], &[TOKEN, "ORCHARD_SERVICE_ACCOUNT_NAME is not"]),
+        (
+            &[("ORCHARD_URL", "nats://127.0.0.1:1")],
+            &["set ORCHARD_SERVICE_ACCOUNT_NAME and ORCHARD_SERVICE_ACCOUNT_TOKEN"],
+        ),
+        (&[("ORCHARD_URL", "https://ctl"), (NAME, "a"), (TOKEN, "t")], &["ORCHARD_URL", "tls://HOST:PORT"]),
+        (&[(NAME, "a b"), (TOKEN, "t")], &[NAME, "' '"]),
+        (&[("ORCHARD_FINGERPRINT", "12:34"), (NAME, "a"), (TOKEN, "t")], &["ORCHARD_FINGERPRINT", "64 hexadecimal"]),
+    ] {
+        let mut command = user.command(&["list", "vms"]);
+        command.envs(variables.iter().copied());
+        let ran = ran(command.output().unwrap());
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{variables:?}: {}", ran.stderr);
+        assert!(hints.iter().all(|hint| ran.stderr.contains(hint)), "{variables:?}: {}", ran.stderr);
+    }
+    let mut command = user.command(&["list", "vms"]);
+    let no_folder = ran(command.env("ORCHARD_HOME", "/dev/null").output().unwrap());
+    assert!(no_folder.code == 2 && no_folder.stderr.contains("ORCHARD_HOME"), "{}", no_folder.stderr);
+    let mut command = user.command(&["list", "vms"]);
+    command.env(TOKEN, <std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(vec![0xff]));
+    let broken = ran(command.output().unwrap());
+    assert!(broken.code == 2 && broken.stderr.contains(TOKEN) && broken.stderr.contains("UTF-8"), "{}", broken.stderr);
+    let mut command = user.command(&["controller", "run", "--bus-listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"]);
+    let weak = ran(command.env("ORCHARD_BOOTSTRAP_ADMIN_TOKEN", "hunter2").output().unwrap());
+    assert!(weak.code == 2 && weak.stderr.contains("ORCHARD_BOOTSTRAP_ADMIN_TOKEN"), "{}", weak.stderr);
+    assert!(weak.stderr.contains("32") && !weak.stderr.contains("hunter2"), "{}", weak.stderr);
+    assert!(!user.home.path().join("home/controller").exists(), "nothing was made");
+}
+
+#[test]
+fn a_file_of_contexts_that_others_may_read_is_warned_of() {
+    let user = User::new();
+    let path = user.contexts("default-context: x\ncontexts:\n  x: {url: '127.0.0.1:1'}\n");
+    assert!(!user.run(&["list", "vms"]).stderr.contains("WARNING"));
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+    let warned = user.run(&["list", "vms"]).stderr;
+    assert!(warned.contains("WARNING") && warned.contains("0640"), "{warned}");
+    assert!(warned.contains(&format!("chmod 600 {}", path.display())), "{warned}");
 }
 
 #[test]

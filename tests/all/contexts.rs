@@ -58,6 +58,22 @@ async fn a_certificate_is_shown_and_trusted_once_a_person_says_yes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_at_a_question_ends_as_it_does_elsewhere() {
+    let server = StandIn::start().await;
+    let home = tempfile::tempdir().unwrap();
+    let (url, print) = (server.addr.to_string(), server.fingerprint.to_string());
+    let ask = || orchard(home.path(), &["context", "create", &url, "--fingerprint", &print]);
+    for answers in
+        [&[("Service account: ", "\u{3}")][..], &[("Service account: ", "ann\r"), ("Token of ann", "abc\u{3}")]]
+    {
+        let ended = in_terminal(ask(), answers).await;
+        assert_eq!(ended.code, Some(130), "{ended:?}");
+        assert!(!ended.stdout.contains("error") && !ended.stdout.contains("abc"), "{ended:?}");
+    }
+    assert_eq!(saved(home.path()), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_terminal_nobody_is_trusted_unless_the_fingerprint_is_given() {
     let server = StandIn::start().await;
     let home = tempfile::tempdir().unwrap();
@@ -116,7 +132,8 @@ async fn a_stranger_that_answers_in_plain_text_gets_no_token() {
         ACCOUNT.1
     );
     for pin in [String::new(), format!("    fingerprint: {print}\n")] {
-        std::fs::write(home.path().join("orchard.yml"), format!("{context}{pin}")).unwrap();
+        let text = format!("{context}{pin}");
+        orchard::identity::write_private(&home.path().join("orchard.yml"), text.as_bytes()).unwrap();
         let refused = run(orchard(home.path(), &["list", "vms"])).await;
         assert!(refused.code == Some(1) && refused.stderr.starts_with("error: "), "{refused:?}");
     }

@@ -184,6 +184,11 @@ impl Cluster {
 
     /// A controller on a given bus, where the first account and, if that is an outside one, workers log in with `token`.
     pub async fn start_on(bus: BusSource, token: Secret) -> Self {
+        Self::start_with(bus, token, TIMING).await
+    }
+
+    /// The same with a heartbeat and lease of the test's own.
+    pub async fn start_with(bus: BusSource, token: Secret, timing: Timing) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let outside = matches!(bus, BusSource::Outside { .. });
         let controller = Controller::start(ControllerOptions {
@@ -191,7 +196,7 @@ impl Cluster {
             bus,
             listen: any_port(),
             tunnel_host: Some("127.0.0.1".into()),
-            timing: TIMING,
+            timing,
             certificate: None,
             bootstrap_token: (!outside).then(|| token.clone()),
         })

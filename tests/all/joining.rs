@@ -65,11 +65,18 @@ async fn an_exchange_that_was_cut_short_goes_on_with_the_same_key() {
     let data = dir.path().join("data");
     let token = server.bootstrap_token().to_text();
     Server::start(worker(dir.path(), &["--name", "w", "--bootstrap-token", token.expose()])).await.kill().await;
-    // As after a power cut between the answer and the last write.
+    // As after a power cut between the answer and the first write.
     std::fs::rename(data.join("worker.nk"), data.join("worker.nk.next")).unwrap();
-    Server::start(worker(dir.path(), &["--bootstrap-token", token.expose()])).await.kill().await;
-    let joins = server.joins.lock().unwrap().clone();
-    assert_eq!((joins.len(), &joins[0]), (2, &joins[1]));
+    std::fs::remove_file(data.join("worker.join")).unwrap();
+    let again = ["--name", "w", "--bootstrap-token", token.expose()];
+    Server::start(worker(dir.path(), &again)).await.kill().await;
+    let joins = || server.joins.lock().unwrap().clone();
+    assert_eq!((joins().len(), &joins()[0]), (2, &joins()[1]));
+    // And before the last one: it has joined, and needs no token for the rest.
+    std::fs::rename(data.join("worker.nk"), data.join("worker.nk.next")).unwrap();
+    Server::start(worker(dir.path(), &[])).await.kill().await;
+    assert_eq!(joins().len(), 2);
+    assert!(!data.join("worker.nk.next").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,17 +7,21 @@ use std::path::{Path, PathBuf};
 
 /// Module → modules it may name besides itself.
 const MAY_NAME: &[(&str, &[&str])] = &[
+    ("duplex", &[]),
     ("task", &[]),
     ("model", &[]),
     ("identity", &["model"]),
     ("config", &["identity", "model"]),
     ("bus", &["identity", "model", "task"]),
     ("broker", &["identity", "model", "task"]),
-    ("tunnel", &["identity", "model", "task"]),
+    ("tunnel", &["duplex", "identity", "model", "task"]),
     ("ssh", &["identity", "model", "task"]),
     ("controller", &["broker", "bus", "config", "identity", "model", "ssh", "task", "tunnel"]),
-    ("worker", &["bus", "config", "identity", "model", "ssh", "task", "tunnel"]),
-    ("cli", &["broker", "bus", "config", "controller", "identity", "model", "ssh", "task", "tunnel", "worker"]),
+    ("worker", &["bus", "config", "duplex", "identity", "model", "ssh", "task", "tunnel"]),
+    (
+        "cli",
+        &["broker", "bus", "config", "controller", "duplex", "identity", "model", "ssh", "task", "tunnel", "worker"],
+    ),
 ];
 
 /// Files (or folders) of pure code.
@@ -38,6 +42,7 @@ const PURE: &[&str] = &[
     "broker/protocol",
     "broker/trie",
     "broker/session.rs",
+    "broker/pace.rs",
     "broker/permission",
     "broker/replies.rs",
     "broker/subject.rs",
@@ -48,6 +53,7 @@ const PURE: &[&str] = &[
     "controller/auth/permissions.rs",
     "controller/cluster",
     "controller/scheduler",
+    "controller/store/shares.rs",
     "worker/plan.rs",
     "config/duration.rs",
     "config/join.rs",

@@ -11,6 +11,7 @@ mod cli;
 mod conformance;
 mod contexts;
 mod crash;
+mod endings;
 mod flow;
 mod guest;
 mod harness;

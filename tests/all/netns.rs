@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use orchard::config::Home;
-use orchard::config::context::{Context, ContextFile};
+use orchard::config::context::Context;
+use orchard::config::file::ContextFile;
 use tokio::net::TcpStream;
 
 use crate::guest::guest_image;

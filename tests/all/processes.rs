@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use orchard::bus::client::Trust;
 use orchard::config::Home;
-use orchard::config::context::ContextFile;
+use orchard::config::file::ContextFile;
 use orchard::config::join::BootstrapToken;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};

@@ -11,10 +11,11 @@ use orchard::identity::new_token;
 use orchard::model::access::Role;
 use orchard::model::secret::Secret;
 use orchard::model::vm::{StartupScript, VmSpec, VmStatus};
+use orchard::worker::runtime::synthetic::Synthetic;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use crate::harness::{LIMIT, finish};
+use crate::harness::{Cluster, LIMIT, finish};
 use crate::processes::{self, Server};
 use crate::tunnel::rights;
 use crate::wait::until;
@@ -25,6 +26,24 @@ fn loud(home: &Path, log: &Path) -> Command {
     let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
     command.env("RUST_LOG", "trace").env("ORCHARD_HOME", home).stderr(Stdio::from(log));
     command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_in_an_images_address_are_shown_to_nobody_but_the_worker() {
+    let mut cluster = Cluster::start().await;
+    cluster.add_worker("w", Arc::new(Synthetic::new())).await;
+    let image = "http://ann:hunter2@127.0.0.1:1/i.qcow2";
+    let vm = cluster.json(&["create", "vm", "a", "--image", image, "--wait"]).await;
+    assert_eq!(vm["image"], "http://***@127.0.0.1:1/i.qcow2", "{vm}");
+    let mut shown = vec![vm.to_string()];
+    for arguments in [&["get", "vm", "a"][..], &["list", "vms"], &["events"], &["events", "-o", "json"], &["audit"]] {
+        shown.push(cluster.run(arguments).await);
+    }
+    for text in shown {
+        assert!(!text.contains("hunter2") && !text.contains("ann:"), "{text}");
+    }
+    let stored = cluster.access.call(&GetVm { name: "a".parse().unwrap() }).await.unwrap();
+    assert_eq!(stored.status, VmStatus::Running, "the worker has it whole");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,7 +81,7 @@ impl StandIn {
             loop {
                 let (request, answer) = tokio::select! {
                     Some(request) = infos.next() => {
-                        let info = ControllerInfo { version: "stand-in".into(), last_event: 0 };
+                        let info = ControllerInfo { version: "stand-in".into(), last_event: 0, roles: None, outside_bus: false };
                         (request, message::encode(&Answer::Ok(info)))
                     }
                     Some(request) = asked.next() => {

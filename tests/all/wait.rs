@@ -4,6 +4,10 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+/// Within this a change of rights must have reached connections that are open. Promised is a second; these tests run beside
+/// all others, on machines where a second says nothing.
+pub const PROMPT: Duration = Duration::from_secs(5);
+
 /// Asks `probe` every 20 ms until it yields `Ok`; panics with its last `Err` after `limit`.
 pub async fn until<T, E: Debug, F: Future<Output = Result<T, E>>>(
     what: &str,

@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use orchard::bus::access::{
-    AccountPage, AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, Expiry, GetAccount, Join,
-    Joined, ListAccounts, ListAudit, NewJoinToken, NewToken, RotateAccount, UpdateAccount,
+    AccountPage, AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, Expiry,
+    GetAccount, Join, JoinTokenPage, Joined, ListAccounts, ListAudit, ListJoinTokens, NewJoinToken, NewToken,
+    RotateAccount, UpdateAccount,
 };
 use orchard::bus::message::{
     Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
@@ -17,7 +18,7 @@ use orchard::bus::message::{
 };
 use orchard::bus::placing::{ExplainVm, Explained, Obstacle, PauseWorker, ResumeWorker};
 use orchard::model::access::{Role, Roles};
-use orchard::model::account::AccountView;
+use orchard::model::account::{AccountView, JoinId, JoinTokenView};
 use orchard::model::audit::{AuditRecord, AuditType, Deed, Outcome};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::{Event, EventObject, EventType, LogStream};
@@ -138,6 +139,14 @@ fn access(file: &mut String) {
         fingerprint: Some("ab".repeat(32)),
     };
     line(file, "answer/bootstrap-token.create", &Answer::Ok(made));
+    let id = JoinId::new([7; 8]);
+    line(file, "bootstrap-token.list", &ListJoinTokens { after: Some(id.clone()), limit: 10 });
+    line(file, "bootstrap-token.delete", &DeleteJoinToken { id: id.clone() });
+    let made_by = "ann".parse().unwrap();
+    let only = Some(worker.clone());
+    let view =
+        JoinTokenView { id, created_by: made_by, created_at: time, expires_at: time, uses_left: 3, worker: only };
+    line(file, "answer/bootstrap-token.list", &Answer::Ok(JoinTokenPage { tokens: vec![view], more: true }));
     line(file, "join", &Join { worker: worker.clone(), public_key: "U".into(), machine_id: "m".into() });
     line(file, "join/answer", &Answer::Ok(Joined {}));
     line(file, "worker.delete", &DeleteWorker { name: worker, force: true });
@@ -172,7 +181,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "vm.get", &GetVm { name: vm.clone() });
     line(&mut file, "vm.list", &ListVms { after: Some(vm.clone()), limit: 10 });
     line(&mut file, "vm.delete", &DeleteVm { name: vm.clone() });
-    line(&mut file, "worker.list", &ListWorkers {});
+    line(&mut file, "worker.list", &ListWorkers::default());
     line(&mut file, "worker.get", &GetWorker { name: "w".parse().unwrap() });
     line(&mut file, "event.list", &ListEvents { after: 5, limit: 10, vm: Some(uid()) });
     line(&mut file, "connect.open", &OpenTunnel { vm, port: 22 });
@@ -181,7 +190,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "answer/error", &Answer::<Done>::Error(ApiError::new(ErrorCode::NotFound, "no such VM")));
     let ticket = TunnelTicket { endpoint: endpoint(), ticket: Secret::new("t"), uid: uid() };
     line(&mut file, "answer/connect.open", &Answer::Ok(ticket));
-    line(&mut file, "worker/hello", &Hello { session: session(), info: info() });
+    line(&mut file, "worker/hello", &Hello { session: session(), info: info(), place: "p".into() });
     let welcome = Welcome {
         lease_ms: 15_000,
         heartbeat_ms: 3_000,

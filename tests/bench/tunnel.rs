@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use orchard::duplex::Duplex;
 use orchard::identity::ca::{Identity, SERVER_NAME};
 use orchard::identity::{new_token, tls};
 use orchard::model::error::{ApiError, ErrorCode};
@@ -19,7 +20,7 @@ use orchard::tunnel::header::WorkerHello;
 use orchard::tunnel::proof::Exported;
 use orchard::tunnel::relay::{Gatekeeper, Limits, Note, Relay};
 use orchard::tunnel::ticket::{Grant, TICKET_TTL, Tickets};
-use orchard::tunnel::worker::{Attach, Duplex, LinkOptions, LinkState, WorkerLink};
+use orchard::tunnel::worker::{Attach, LinkOptions, LinkState, WorkerLink};
 use orchard::tunnel::{MAX_SESSIONS, Packets, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use super::form::{self, UsersError};
-use super::{Authenticator, Credentials, Denied, User, nkey};
+use super::{Authenticator, Credentials, Denied, User, nkey, shown};
 use crate::broker::file;
 use crate::broker::permission::Permissions;
 use crate::identity::same_secret;
@@ -114,8 +114,8 @@ impl StaticUsers {
         let same = same_secret(password, known.map_or("", |(_, secret)| secret.expose()));
         match known {
             Some((user, _)) if same => Ok(with_credential(user, BY_PASSWORD, password)),
-            Some(_) => Err(Denied::because(format!("wrong password for {name:?}"))),
-            None => Err(Denied::because(format!("unknown user {name:?}"))),
+            Some(_) => Err(Denied::because(format!("wrong password for {}", shown(name)))),
+            None => Err(Denied::because(format!("unknown user {}", shown(name)))),
         }
     }
 
@@ -129,7 +129,9 @@ impl StaticUsers {
 
     fn by_nkey(&self, public_key: &str) -> Result<User, Denied> {
         let known = self.users.iter().find(|(user, proof)| matches!(proof, Proof::Nkey) && user.name == public_key);
-        known.map(|(user, _)| user.clone()).ok_or_else(|| Denied::because(format!("unknown nkey {public_key}")))
+        known
+            .map(|(user, _)| user.clone())
+            .ok_or_else(|| Denied::because(format!("unknown nkey {}", shown(public_key))))
     }
 
     fn has_nkeys(&self) -> bool {

@@ -7,7 +7,7 @@ use super::super::client::Subscription;
 use super::super::protocol::connect::ConnectOptions;
 use super::super::protocol::{Fault, encode};
 use super::super::session::Revised;
-use super::Connection;
+use super::{COSTLY_PER_TURN, Connection};
 
 use std::sync::Arc;
 
@@ -19,7 +19,11 @@ impl Connection {
             let user = match self.ask_who(&options) {
                 Ok(user) => user,
                 Err(denied) => {
-                    tracing::info!(client = self.client.id, peer = %self.peer, %denied, "client refused");
+                    match denied.quiet {
+                        true => tracing::debug!(client = self.client.id, peer = %self.peer, %denied, "client refused"),
+                        false => tracing::info!(client = self.client.id, peer = %self.peer, %denied, "client refused"),
+                    }
+                    self.penalty = denied.delay;
                     return Some(Fault::Authorization);
                 }
             };
@@ -29,6 +33,14 @@ impl Connection {
                 break user;
             }
         };
+        if !self.take_seat(user.pace.as_ref()) {
+            tracing::info!(client = self.client.id, peer = %self.peer, user = user.name, "too many connections");
+            return Some(Fault::Connections);
+        }
+        self.unproven = None;
+        if self.seat.is_some() {
+            self.costly = COSTLY_PER_TURN; // whoever comes back in debt pays before anything else is performed
+        }
         self.client.headers.store(options.headers, Ordering::Relaxed);
         self.client.late_info.store(options.protocol >= 1, Ordering::Relaxed);
         self.delivery.echo = options.echo;
@@ -68,6 +80,9 @@ impl Connection {
             tracing::info!(client = self.client.id, peer = %self.peer, user = user.name, "no longer let in");
             return Some(Fault::Authorization);
         };
+        if !self.take_seat(user.pace.as_ref()) {
+            return Some(Fault::Connections);
+        }
         self.client.belongs_to(&user);
         let revised = self.session.become_user(user);
         self.apply(revised);
@@ -76,6 +91,7 @@ impl Connection {
 
     fn apply(&mut self, revised: Vec<Revised<Arc<Subscription>>>) {
         self.delivery.forget();
+        self.count_subscriptions();
         for subscription in revised {
             match subscription {
                 Revised::Kept(subscription, filter) => self.router.refilter(&subscription, filter),

@@ -3,12 +3,14 @@
 //!
 //! Three futures run side by side in the one task: reading, writing and the watch over it. The first to end ends the others;
 //! then what is still queued goes out within a bounded time. `opening` comes before them; what is read is performed by
-//! `operations`, which has `admission` decide who the client is and `services` answer what is for the broker itself.
+//! `operations`, which has `admission` decide who the client is and `services` answer what is for the broker itself; `pacing`
+//! says when more may be read.
 
 mod admission;
 mod liveness;
 mod opening;
 mod operations;
+mod pacing;
 mod services;
 
 use std::future::poll_fn;
@@ -16,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
@@ -26,12 +29,14 @@ use super::client::{Client, Subscription};
 use super::delivery::Delivery;
 use super::limits::after;
 use super::outbound::{LINGER, Outbound};
+use super::pace::Seat;
 use super::protocol::parse::{Bounds, Parser};
 use super::protocol::{Fault, ServerInfo, encode};
 use super::router::{Greeting, Router};
 use super::session::Session;
 use super::tls::Tls;
 use super::transport::Transport;
+use crate::model::network::Place;
 
 use opening::Opening;
 
@@ -49,6 +54,8 @@ const READS_PER_TURN: u32 = 8;
 /// Operations after which it does so too, of those that cost more than passing a message on: subscriptions come and go under
 /// a lock, and who listens to a new subject must be looked up. A read full of them would keep others waiting for milliseconds.
 const COSTLY_PER_TURN: u32 = 64;
+/// Time to say who it is for a client whose network is crowded with strangers: those who stay silent there soon make room.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes read and thrown away after a fault, so that the client gets to read why before its own writes fail.
 const MAX_DISCARD: usize = 4 * 1024 * 1024;
 
@@ -56,16 +63,18 @@ const MAX_DISCARD: usize = 4 * 1024 * 1024;
 /// Once `stop` is cancelled, a connection that is not open yet ends at once: it has nothing to lose. Open ones are ended
 /// through the router.
 pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: SocketAddr, stop: CancellationToken) {
-    let deadline = after(Instant::now(), router.limits.auth_timeout);
+    let unproven = router.unproven.enter(peer.ip());
+    let patience = if router.unproven.is_crowded(peer.ip()) { CROWDED_TIMEOUT } else { router.limits.auth_timeout };
+    let deadline = after(Instant::now(), patience.min(router.limits.auth_timeout));
     let nonce = router.authenticator.as_ref().filter(|a| a.wants_nonce()).map(|_| new_nonce());
     let tls = router.tls();
     let greeting = Greeting { client: router.next_id(), ip: peer.ip().to_canonical(), nonce, tls: tls.is_some() };
     let mut hello = Vec::new();
     encode::info(&mut hello, &router.info_for(&greeting));
-    let opening = prepare(&router, stream, tls.as_deref(), &hello, (peer, deadline));
+    let opening = prepare(&router, stream, tls.as_deref(), &hello, (peer, deadline, unproven.is_some()));
     let Some(Some((transport, greeted))) = stop.run_until_cancelled(opening).await else { return };
     let hello = if greeted { Vec::new() } else { hello };
-    converse(router, Arc::new(transport), (greeting, hello), (peer, deadline), stop).await;
+    converse(router, Arc::new(transport), (greeting, hello), (peer, deadline, unproven), stop).await;
 }
 
 /// Opens the connection, if there is room; what it runs over, and whether INFO was sent. Otherwise, lets the client know.
@@ -75,9 +84,9 @@ async fn prepare(
     stream: TcpStream,
     tls: Option<&Tls>,
     hello: &[u8],
-    (peer, deadline): (SocketAddr, Instant),
+    (peer, deadline, welcome): (SocketAddr, Instant, bool),
 ) -> Option<(Transport, bool)> {
-    let Some(room) = router.room_to_open() else {
+    let Some(room) = router.room_to_open().filter(|_| welcome) else {
         let _turn = router.room_to_refuse()?;
         discard(&opening::turn_away(stream, tls, hello).await).await;
         return None;
@@ -108,7 +117,7 @@ async fn converse(
     router: Arc<Router>,
     transport: Arc<Transport>,
     (greeting, hello): (Greeting, Vec<u8>),
-    (peer, deadline): (SocketAddr, Instant),
+    (peer, deadline, unproven): (SocketAddr, Instant, Option<Place>),
     stop: CancellationToken,
 ) {
     let outbound = Outbound::new(transport.clone(), router.limits.max_pending);
@@ -126,6 +135,9 @@ async fn converse(
         client: client.clone(),
         nonce: greeting.nonce,
         peer,
+        unproven: unproven.filter(|_| !admitted),
+        penalty: Duration::ZERO,
+        seat: None,
     };
     connection.delivery.answer(|out| out.extend_from_slice(&hello));
     drop(hello);
@@ -217,6 +229,12 @@ struct Connection {
     allocated: usize,
     /// Costly operations in this turn.
     costly: u32,
+    /// Its place among the strangers of its network, until it has said who it is.
+    unproven: Option<Place>,
+    /// How long the answer to wrong credentials waits.
+    penalty: Duration,
+    /// The place among the user's connections, if it has a pace.
+    seat: Option<Seat>,
 }
 
 impl Drop for Connection {
@@ -268,6 +286,11 @@ impl Connection {
             if let Some(fault) = self.recheck_if_wanted() {
                 return Some(fault);
             }
+            if self.seat.is_some()
+                && let Some(fault) = self.keep_pace().await
+            {
+                return Some(fault);
+            }
             // A body on its way is given room step by step: announcing much costs the peer nothing.
             let missing = self.parser.need().saturating_sub(buffer.len()).min(buffer.len());
             let end = end_of(&buffer);
@@ -280,10 +303,18 @@ impl Connection {
                     let most = if self.delivery.width() >= WIDE { MAX_WIDE_READ } else { MAX_READ };
                     room = if count >= room { (room * 4).min(most) } else { room.min(most) };
                     self.client.heard.store(true, Ordering::Relaxed);
+                    let mut bytes = count;
                     loop {
+                        let before = self.seat.as_ref().map(|_| self.costly);
                         let fault = self.perform(&mut buffer);
+                        if self.seat.is_some() {
+                            // Unless it has only just logged in, for which the turn was ended.
+                            let costly = before.map_or(1, |before| self.costly.saturating_sub(before));
+                            self.charge(costly, std::mem::take(&mut bytes));
+                        }
                         self.delivery.commit();
                         if fault.is_some() {
+                            self.do_penance().await;
                             return fault;
                         }
                         self.delivery.stall().await;
@@ -293,6 +324,11 @@ impl Connection {
                         self.costly = 0;
                         tokio::task::yield_now().await;
                         if let Some(fault) = self.recheck_if_wanted() {
+                            return Some(fault);
+                        }
+                        if self.seat.is_some()
+                            && let Some(fault) = self.keep_pace().await
+                        {
                             return Some(fault);
                         }
                     }
@@ -348,7 +384,7 @@ mod tests {
                 broker.router.clone(),
                 transport,
                 (greeting, b"INFO {}\r\n".to_vec()),
-                (address, deadline),
+                (address, deadline, None),
                 CancellationToken::new(),
             )
             .await;

@@ -4,9 +4,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::auth::Violation;
 use super::super::delivery::Body;
+use super::super::pace::Seat;
 use super::super::protocol::parse::Parser;
 use super::super::protocol::{Fault, Op, Publish, encode};
 use super::super::session::{Access, Step};
+use super::super::stamp::{self, Stamped};
 use super::{COSTLY_PER_TURN, Connection};
 
 /// Bodies from here on are shared between receivers instead of copied: below, counting references and writing in more
@@ -74,9 +76,13 @@ impl Connection {
             Step::Nothing => {}
             Step::Accepted => self.accept(),
             Step::Pong => self.delivery.answer(|out| out.extend_from_slice(encode::PONG)),
+            Step::Subscribe(_) if self.seat.as_ref().is_some_and(Seat::is_full) => {
+                self.refuse(&Fault::Subscriptions, &[])
+            }
             Step::Subscribe(wanted) => {
                 let made = self.router.subscribe(&self.client, wanted.sid, wanted.subject, wanted.queue, wanted.filter);
                 self.session.subscribed(wanted.sid, made);
+                self.count_subscriptions();
                 self.accept();
             }
             Step::Unsubscribe { sid, max } => {
@@ -86,12 +92,13 @@ impl Connection {
                         0 => self.router.unsubscribe(&held),
                         _ => self.router.complete(&held), // it has had its messages, the last perhaps on their way
                     };
+                    self.count_subscriptions();
                 }
                 self.accept();
             }
             Step::Authenticate(options) => return self.authenticate(*options),
             Step::Refuse(fault) if fault.closes() => return Some(fault),
-            Step::Refuse(fault) => self.refuse(&fault),
+            Step::Refuse(fault) => self.refuse(&fault, &[]),
         }
         None
     }
@@ -101,12 +108,13 @@ impl Connection {
         for (id, sid) in self.client.take_expired() {
             if self.session.subscription(&sid).is_some_and(|held| held.id == id) {
                 self.session.unsubscribe(&sid);
+                self.count_subscriptions();
             }
         }
     }
 
-    /// Answers with `fault`, and tells the authenticator of what permissions forbade.
-    fn refuse(&mut self, fault: &Fault) {
+    /// Answers with `fault`, and tells the authenticator of what permissions forbade; `payload` is what was to be published.
+    fn refuse(&mut self, fault: &Fault, payload: &[u8]) {
         self.delivery.answer(|out| encode::error(out, fault));
         let (subject, is_publish) = match fault {
             Fault::PublishDenied(subject) => (subject, true),
@@ -115,7 +123,8 @@ impl Connection {
         };
         if let (Some(authenticator), Some(user)) = (&self.router.authenticator, self.session.user()) {
             let subject = String::from_utf8_lossy(subject);
-            let violation = if is_publish { Violation::Publish(&subject) } else { Violation::Subscribe(&subject) };
+            let to = &*subject;
+            let violation = if is_publish { Violation::Publish { to, payload } } else { Violation::Subscribe(to) };
             authenticator.violated(user, self.peer, violation);
         }
     }
@@ -140,9 +149,12 @@ impl Connection {
         }
         if verdict.access != Access::Granted && !self.is_answer(message.subject, verdict.access) {
             let fault = Fault::PublishDenied(message.subject.to_vec());
-            return self.refuse(&fault);
+            return self.refuse(&fault, stamp::payload(message));
         }
         self.accept();
+        let stamped = self.stamped(message);
+        let stamped = stamped.as_ref().map(|stamped| stamped.on(message));
+        let (message, shared) = stamped.as_ref().map_or((message, shared), |stamped| (stamped, None));
         let body = match shared {
             Some(body) => Body::Shared(body),
             None if message.body.len() >= SHARE_FROM => Body::CopiedOnce,
@@ -157,6 +169,13 @@ impl Connection {
         {
             self.unheard(message.subject, reply);
         }
+    }
+
+    /// What is to be sent in place of `message`, if the authenticator wants it to say from where it comes.
+    #[inline]
+    fn stamped(&self, message: &Publish<'_>) -> Option<Stamped> {
+        let (authenticator, user) = (self.router.authenticator.as_ref()?, self.session.user()?);
+        authenticator.stamps(user, message.subject).then(|| Stamped::new(message, self.peer))
     }
 
     /// Whether the client may publish to `subject` because it was asked there; counts it.

@@ -14,7 +14,7 @@ use super::access::{Access, AccessArgs, Fresh};
 use super::ports::PortsFile;
 use super::raise_file_limit;
 use super::reload::Reloading;
-use super::signals::Signals;
+use super::signals::{Signals, Stop};
 use crate::broker::{Broker, Limits};
 use crate::cli::{FAILED, UsageError, output};
 use crate::config::address::parse_listen;
@@ -149,8 +149,8 @@ enum Told {
     Reload,
     /// SIGUSR2, as nats-server has it.
     LameDuck,
-    /// SIGINT or SIGTERM, by name.
-    Stop(&'static str),
+    /// SIGINT or SIGTERM.
+    Stop(Stop),
 }
 
 /// All signals that the broker knows; from now on none of them ends the process by itself.
@@ -180,7 +180,7 @@ impl BrokerSignals {
     }
 
     /// Waits for one that ends the process. Cancel safe.
-    async fn stop(&mut self) -> &'static str {
+    async fn stop(&mut self) -> Stop {
         self.stop.wait().await
     }
 }
@@ -220,7 +220,7 @@ fn bytes(text: &str, allowed: RangeInclusive<usize>) -> Result<usize, String> {
 const MAX_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn interval(text: &str) -> Result<Duration, String> {
-    match duration::parse(text)? {
+    match duration::parse_any(text)? {
         Duration::ZERO => Err("pings need some time in between, such as 30s".to_owned()),
         interval if interval > MAX_INTERVAL => {
             Err(format!("{text:?} is more than a day: a client that is gone would hardly ever be missed; write 2m"))

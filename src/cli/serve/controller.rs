@@ -8,12 +8,14 @@ use clap::{Args, Subcommand};
 
 use super::folder::{self, DataFolder};
 use super::parts::{self, ControllerSetup, OutsideBus, RunningController};
-use super::{host, until_stopped};
+use super::{host, no_core_dumps, until_stopped};
 use crate::cli::{UsageError, output};
-use crate::config::Home;
 use crate::config::address::{DEFAULT_BUS_PORT, normalise_bus_url, parse_listen};
-use crate::config::context::{Context, ContextFile};
+use crate::config::context::Context;
+use crate::config::file::ContextFile;
+use crate::config::{Home, variable};
 use crate::controller::auth::BOOTSTRAP_ADMIN;
+use crate::controller::cluster;
 use crate::model::AccountName;
 use crate::model::secret::Secret;
 
@@ -80,7 +82,7 @@ pub(in crate::cli) struct RunArgs {
 pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyhow::Result<u8> {
     let ControllerCommand::Run(arguments) = command;
     let outside_bus = outside_bus(&arguments)?;
-    let bootstrap_token = std::env::var(ADMIN_TOKEN).ok().filter(|token| !token.is_empty()).map(Secret::new);
+    let bootstrap_token = bootstrap_token()?;
     let bus_listen = arguments.bus_listen.unwrap_or(match arguments.insecure_no_tls {
         true => PLAIN_BUS_LISTEN,
         false => BUS_LISTEN,
@@ -91,8 +93,9 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         );
         eprintln!("WARNING: put a proxy with TLS in front of it, and let nobody else reach it.");
     }
+    no_core_dumps();
     home.prepare()?;
-    let folder = DataFolder::claim(&arguments.data_dir.unwrap_or_else(|| home.path().join("controller")))?;
+    let folder = DataFolder::make(&arguments.data_dir.unwrap_or_else(|| home.path().join("controller")))?;
     // Whoever runs an outside bus wants to know what to let accounts and workers in with.
     let outside_token = outside_bus.is_some().then(|| folder.token()).transpose()?;
     let made_here = bootstrap_token.is_none();
@@ -112,6 +115,15 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         bootstrap_token,
     });
     until_stopped(start, |controller| announce(controller, &folder, outside_token, made_here, home)).await
+}
+
+/// The token that the environment gives the first account.
+fn bootstrap_token() -> Result<Option<Secret>, UsageError> {
+    let given = variable(ADMIN_TOKEN).map_err(|error| UsageError(error.to_string()))?.map(Secret::new);
+    match given.as_ref().map(cluster::check_token) {
+        Some(Err(why)) => Err(UsageError(format!("{ADMIN_TOKEN}: {why}"))),
+        _ => Ok(given),
+    }
 }
 
 fn outside_bus(arguments: &RunArgs) -> anyhow::Result<Option<OutsideBus>> {
@@ -141,6 +153,7 @@ fn announce(
 ) -> anyhow::Result<()> {
     let file = ContextFile::new(home);
     let context = remember(controller, outside_token.clone(), &file)?;
+    controller.token_is_saved()?;
     tracing::info!(bus = %controller.bus_url, tunnels = %controller.tunnel_addr, "the controller is up");
     let mut text = format!(
         "\
@@ -214,13 +227,7 @@ fn remember(
         let same = |context: &&Context| context.fingerprint == controller.fingerprint;
         let known = all.get(&name).ok().filter(same).and_then(|context| context.token.clone());
         let Some(token) = outside_token.or_else(|| controller.bootstrap_token.clone()).or(known) else { return };
-        let context = Context {
-            url: controller.bus_url.clone(),
-            account: Some(account),
-            token: Some(token),
-            fingerprint: controller.fingerprint,
-            other: Default::default(),
-        };
+        let context = controller.context(account, token);
         all.put(&name, context, false);
         remembered = match all.default.as_deref() == Some(&name) {
             true => Remembered::Default(name),

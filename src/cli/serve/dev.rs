@@ -14,7 +14,7 @@ use super::{Running, until_stopped};
 use crate::cli::output;
 use crate::config::Home;
 use crate::config::address::parse_listen;
-use crate::config::context::{Context, ContextFile};
+use crate::config::file::ContextFile;
 use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::model::WorkerName;
 use crate::model::secret::Secret;
@@ -59,7 +59,8 @@ struct Cluster {
 }
 
 impl Running for Cluster {
-    async fn failed(&self) -> &'static str {
+    // A worker that was deleted is no reason to end all the others, and joins again at the next start.
+    async fn failed(&self) -> String {
         // `select_all` takes no empty list: with no workers only the controller can fail.
         if self.workers.is_empty() {
             return self.controller.failed().await;
@@ -122,7 +123,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         let data_dir = folder.path().join("workers").join(name.as_str());
         let started = async {
             let bus = controller.admit(&name, &data_dir).await?;
-            parts::start_worker(WorkerSetup {
+            let setup = WorkerSetup {
                 bus,
                 machine_id: parts::machine_id(&data_dir)?,
                 data_dir,
@@ -132,8 +133,8 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
                 default_cpu: defaults.cores,
                 default_memory: defaults.memory,
                 name: name.clone(),
-            })
-            .await
+            };
+            parts::start_worker(setup, None).await
         };
         let started = started.await.with_context(|| format!("cannot start worker {name}"));
         match started {
@@ -156,13 +157,7 @@ fn announce(
 ) -> anyhow::Result<()> {
     let controller = &cluster.controller;
     let file = ContextFile::new(home);
-    let context = Context {
-        url: controller.bus_url.clone(),
-        account: Some(BOOTSTRAP_ADMIN.parse()?),
-        token: Some(token),
-        fingerprint: controller.fingerprint,
-        other: Default::default(),
-    };
+    let context = controller.context(BOOTSTRAP_ADMIN.parse()?, token);
     file.update(|all| all.put(CONTEXT, context, true))?;
     tracing::info!(bus = %controller.bus_url, tunnels = %controller.tunnel_addr, "the cluster is up");
     output::line(&format!(

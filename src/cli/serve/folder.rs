@@ -1,31 +1,30 @@
 //! The data folder of a server: used by one process at a time, holding the token.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{Read as _, Write as _};
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
 use crate::identity;
+use crate::identity::folder::FolderLock;
 use crate::model::secret::Secret;
 
-/// Locked while a server runs; holds its process id, for the error that another one gets.
-const LOCK_NAME: &str = "serve.lock";
 /// The file of the token that lets workers and the first account in.
 const TOKEN_NAME: &str = "token";
 /// The longest token file: one of another kind is refused rather than read whole.
 const MAX_TOKEN_BYTES: u64 = 4096;
 
-/// A data folder that belongs to this process until it is dropped.
+/// A data folder. What runs in it takes hold of it; where that is several things, this does.
 #[derive(Debug)]
 pub(super) struct DataFolder {
     path: PathBuf,
-    _lock: File,
+    _lock: Option<FolderLock>,
 }
 
 impl DataFolder {
-    /// Makes the folder if it is not there, closed to others, and takes hold of it.
-    pub(super) fn claim(path: &Path) -> anyhow::Result<Self> {
+    /// Makes the folder if it is not there, closed to others.
+    pub(super) fn make(path: &Path) -> anyhow::Result<Self> {
         let path =
             std::path::absolute(path).with_context(|| format!("cannot find the data folder {}", path.display()))?;
         identity::refuse_link(&path).with_context(|| format!("cannot use the data folder {}", path.display()))?;
@@ -34,34 +33,23 @@ impl DataFolder {
                 format!("cannot make the data folder {}; choose another with --data-dir", path.display())
             })?;
         }
-        let lock_path = path.join(LOCK_NAME);
-        let cannot = || format!("cannot lock {}", lock_path.display());
-        identity::refuse_link(&lock_path).with_context(cannot)?;
-        let mut lock = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&lock_path)
-            .with_context(cannot)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = (&mut lock).take(32).read_to_string(&mut holder);
-                let holder = match holder.trim() {
-                    "" => "another process".to_owned(),
-                    id => format!("process {id}"),
-                };
-                anyhow::bail!(
-                    "the data folder {} is in use by {holder}; stop that, or choose another folder with --data-dir",
-                    path.display()
-                );
-            }
-            Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
-        }
-        lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id())).with_context(cannot)?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, _lock: None })
+    }
+
+    /// The same, and takes hold of it.
+    pub(super) fn claim(path: &Path) -> anyhow::Result<Self> {
+        let made = Self::make(path)?;
+        let lock = identity::folder::lock(&made.path)?;
+        let foreign = || format!("cannot use the data folder {}", made.path.display());
+        identity::refuse_foreign(&made.path).with_context(foreign)?;
+        Ok(Self { _lock: Some(lock), ..made })
+    }
+
+    /// The same for a worker, which is to have the lock.
+    pub(super) fn claim_for_worker(path: &Path) -> anyhow::Result<(Self, FolderLock)> {
+        let made = Self::make(path)?;
+        let lock = crate::worker::claim(&made.path)?;
+        Ok((made, lock))
     }
 
     /// Where it is, in full.

@@ -24,11 +24,16 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 
 /// Something that runs and can be stopped in order.
 trait Running {
-    /// Returns, with its name, when a part has ended that never should.
-    async fn failed(&self) -> &'static str;
+    /// Returns, with what to say of it, when it cannot go on: see [`ended`].
+    async fn failed(&self) -> String;
 
     /// Stops it; VMs go on.
     async fn shutdown(self);
+}
+
+/// What to say of a part that has ended though it never should.
+fn ended(part: &str) -> String {
+    format!("{part} has ended unexpectedly; stopping, so that a supervisor can start all anew")
 }
 
 /// Starts something, announces it, waits for Ctrl-C or SIGTERM and stops it. A second signal stops at once. Yields the
@@ -51,8 +56,8 @@ async fn until_stopped<R: Running>(
     if announced.is_ok() {
         tokio::select! {
             name = signals.wait() => eprintln!("{name}: stopping; VMs go on, and the next start finds them again"),
-            part = running.failed() => {
-                eprintln!("error: {part} has ended unexpectedly; stopping, so that a supervisor can start all anew");
+            why = running.failed() => {
+                eprintln!("error: {why}");
                 code = FAILED;
             }
         }
@@ -70,6 +75,19 @@ async fn until_stopped<R: Running>(
             eprintln!("{name}: ending at once");
             Ok(FAILED)
         }
+    }
+}
+
+/// Has the system keep no image of this process when it crashes: it holds the keys of the whole cluster.
+fn no_core_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let limited = setrlimit(Resource::Core, none);
+    // The limit does not count for a program that the kernel hands the image to.
+    #[cfg(target_os = "linux")]
+    let limited = limited.and(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable));
+    if let Err(error) = limited {
+        tracing::debug!("cannot switch core dumps off: {error}");
     }
 }
 

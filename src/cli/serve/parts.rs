@@ -6,18 +6,21 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Running, runtime};
+use super::{Running, ended, runtime};
+use crate::broker::BindError;
 use crate::bus::client::BusOptions;
+use crate::config::context::Context;
 use crate::config::join::BootstrapToken;
 use crate::controller::cluster::Timing;
-use crate::controller::{BusSource, Controller, ControllerOptions};
+use crate::controller::{BusSource, Controller, ControllerOptions, StartError};
 use crate::identity;
 use crate::identity::ca::Fingerprint;
-use crate::model::WorkerName;
+use crate::identity::folder::FolderLock;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::{Arch, Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
+use crate::model::{AccountName, WorkerName};
 use crate::worker::join::{Candidate, JoinError};
 use crate::worker::{Worker, WorkerOptions};
 
@@ -107,7 +110,8 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         certificate: setup.certificate,
         bootstrap_token: setup.bootstrap_token,
     })
-    .await?;
+    .await
+    .map_err(advised)?;
     Ok(RunningController {
         bus_url: controller.bus_url().to_owned(),
         tunnel_addr: controller.tunnel_addr(),
@@ -117,8 +121,18 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
     })
 }
 
-/// Starts a worker.
-pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWorker> {
+/// With the option that helps, where that is not the one which the part itself would name: `broker run` has another.
+fn advised(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::Broker(BindError::Listen { .. }) => {
+            anyhow::Error::new(error).context("the bus needs another address: give one with --bus-listen")
+        }
+        other => other.into(),
+    }
+}
+
+/// Starts a worker in a data folder whose lock is this, or which it is to lock itself.
+pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -> anyhow::Result<RunningWorker> {
     let runtime = runtime::open(setup.runtime, &setup.data_dir).await?;
     let info = WorkerInfo {
         machine_id: setup.machine_id,
@@ -132,7 +146,11 @@ pub(super) async fn start_worker(setup: WorkerSetup) -> anyhow::Result<RunningWo
         default_memory: setup.default_memory,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let worker = Worker::start(WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime }).await?;
+    let options = WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime };
+    let worker = match lock {
+        Some(lock) => Worker::start_in(options, lock).await?,
+        None => Worker::start(options).await?,
+    };
     Ok(RunningWorker { worker })
 }
 
@@ -154,6 +172,22 @@ pub(super) fn machine_id(data_dir: &Path) -> anyhow::Result<String> {
 }
 
 impl RunningController {
+    /// How `account`, whose token is `token`, reaches it from this machine.
+    pub(super) fn context(&self, account: AccountName, token: Secret) -> Context {
+        Context {
+            url: self.bus_url.clone(),
+            account: Some(account),
+            token: Some(token),
+            fingerprint: self.fingerprint,
+            other: Default::default(),
+        }
+    }
+
+    /// Has the first account's token, which is saved now, be nowhere else in plain text.
+    pub(super) fn token_is_saved(&self) -> anyhow::Result<()> {
+        Ok(self.controller.bootstrap_token_is_saved()?)
+    }
+
     /// Lets the worker `name` of this very process in: with the key that it has, or else with one that it now gets.
     pub(super) async fn admit(&self, name: &WorkerName, data_dir: &Path) -> anyhow::Result<BusOptions> {
         let machine_id = machine_id(data_dir)?;
@@ -172,9 +206,16 @@ impl RunningController {
     }
 }
 
+impl RunningWorker {
+    /// Returns, with what to say of it, when the worker is not let in any more; see [`Worker::revoked`].
+    pub(super) async fn revoked(&self) -> String {
+        self.worker.revoked().await.to_string()
+    }
+}
+
 impl Running for RunningController {
-    async fn failed(&self) -> &'static str {
-        self.controller.failed().await
+    async fn failed(&self) -> String {
+        ended(self.controller.failed().await)
     }
 
     async fn shutdown(self) {
@@ -183,8 +224,8 @@ impl Running for RunningController {
 }
 
 impl Running for RunningWorker {
-    async fn failed(&self) -> &'static str {
-        self.worker.failed().await
+    async fn failed(&self) -> String {
+        ended(self.worker.failed().await)
     }
 
     async fn shutdown(self) {

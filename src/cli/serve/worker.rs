@@ -98,12 +98,12 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
     };
     let kind = kind(arguments.runtime)?;
     let offer = Offer::new(&arguments, kind)?;
-    let folder = DataFolder::claim(&data_dir)?;
+    let (folder, lock) = DataFolder::claim_for_worker(&data_dir)?;
     let start = async {
         let machine_id = parts::machine_id(folder.path())?;
         let (name, bus) = admit(entry, arguments.name, &folder, &machine_id).await?;
         let url = bus.url.clone();
-        let worker = parts::start_worker(WorkerSetup {
+        let setup = WorkerSetup {
             name: name.clone(),
             bus,
             data_dir: folder.path().to_owned(),
@@ -113,8 +113,8 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
             labels: offer.labels,
             default_cpu: offer.defaults.cores,
             default_memory: offer.defaults.memory,
-        })
-        .await?;
+        };
+        let worker = parts::start_worker(setup, Some(lock)).await?;
         Ok(Started { worker, line: format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}") })
     };
     until_stopped(start, |started| Ok(output::line(&started.line)?)).await
@@ -127,8 +127,11 @@ struct Started {
 }
 
 impl Running for Started {
-    async fn failed(&self) -> &'static str {
-        self.worker.failed().await
+    async fn failed(&self) -> String {
+        tokio::select! {
+            why = self.worker.failed() => why,
+            why = self.worker.revoked() => why,
+        }
     }
 
     async fn shutdown(self) {

@@ -7,18 +7,22 @@
 mod limit;
 mod logins;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::sync::mpsc;
 
-use self::limit::Limiter;
+use self::limit::{By, Limiter};
 pub(super) use self::logins::Logins;
 use super::store::writer::Writer;
+use crate::bus::message;
 use crate::model::Clock;
-use crate::model::audit::{AuditType, Deed, Outcome};
+use crate::model::audit::{AuditType, CONTROLLER, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::network::network_of;
 use crate::task::{self, Task};
 
 /// Deeds that may wait for the writer: what passes the limiter at once, and tunnels that many people open together.
@@ -67,16 +71,40 @@ impl Auditor {
     /// Records `deed`. What was done is recorded for itself; of what was refused or failed, one source (its account for
     /// requests, its address for the rest) gets only so many.
     pub(super) fn record(&self, deed: Deed) {
-        let passed = if deed.outcome == Outcome::Done {
-            Some(deed)
-        } else {
-            let source = match deed.kind {
-                AuditType::Request => format!("account {}", deed.account),
-                kind => format!("{} {}", kind.as_str(), host(&deed.address)),
-            };
-            let now = self.shared.clock.now().mono;
-            self.shared.limiter.lock().unwrap_or_else(PoisonError::into_inner).pass(&source, deed, now)
+        if deed.outcome == Outcome::Done {
+            return self.queue(deed);
+        }
+        let source = || format!("{} {}", deed.kind.as_str(), network(&deed.address));
+        let by = match deed.kind {
+            AuditType::Request => By::Known(format!("account {}", deed.account)),
+            _ if deed.account.is_empty() => By::Stranger(source()),
+            _ => By::Known(source()),
         };
+        self.limited(&by, deed);
+    }
+
+    /// Records a login that failed; `known` says whether there is such an account.
+    pub(super) fn record_login(&self, deed: Deed, known: bool) {
+        let source = network(&deed.address);
+        let by = if known { By::Known(format!("login {} {source}", deed.account)) } else { By::Stranger(source) };
+        self.limited(&by, deed);
+    }
+
+    fn limited(&self, by: &By, deed: Deed) {
+        let now = self.shared.clock.now().mono;
+        let passed = self.shared.limiter.lock().unwrap_or_else(PoisonError::into_inner).pass(by, deed, now);
+        if let Some(deed) = passed {
+            self.queue(deed);
+        }
+    }
+
+    /// Records that a limit was met: once for each account and minute, with the number of times.
+    pub(super) fn met_limit(&self, deed: Deed) {
+        let source = format!("limit {}", deed.account);
+        let now = self.shared.clock.now().mono;
+        let mut limiter = self.shared.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = limiter.pass_summed(&source, deed, now);
+        drop(limiter);
         if let Some(deed) = passed {
             self.queue(deed);
         }
@@ -108,7 +136,7 @@ impl Auditor {
         if lost > 0 {
             let deed = Deed {
                 kind: AuditType::Request,
-                account: "controller/self".to_owned(),
+                account: CONTROLLER.to_owned(),
                 address: String::new(),
                 verb: "audit".to_owned(),
                 target: String::new(),
@@ -132,12 +160,42 @@ pub(super) fn outcome_of(error: &ApiError) -> Outcome {
     }
 }
 
-/// The address without its port, which differs with each attempt.
-fn host(address: &str) -> &str {
-    match address.rsplit_once(':') {
-        Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => address,
+/// What the controller does by itself.
+pub(super) fn own_deed(verb: &str, target: String, message: String) -> Deed {
+    Deed {
+        kind: AuditType::Request,
+        account: CONTROLLER.to_owned(),
+        address: String::new(),
+        verb: verb.to_owned(),
+        target,
+        outcome: Outcome::Done,
+        message,
     }
+}
+
+/// What a request is about, as far as it says so in one of the usual fields.
+#[derive(Debug, Default, Deserialize)]
+struct Target {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    vm: Option<String>,
+    #[serde(default)]
+    worker: Option<String>,
+    #[serde(default)]
+    id: Option<String>,
+}
+
+/// What the request `payload` to `subject` is about; the subject when it does not say.
+pub(super) fn target_of(payload: &[u8], subject: &str) -> String {
+    let target: Target = message::decode(payload).unwrap_or_default();
+    target.name.or(target.vm).or(target.worker).or(target.id).unwrap_or_else(|| subject.to_owned())
+}
+
+/// The network of an address, whose port differs with each attempt; several addresses are left as they are.
+fn network(address: &str) -> String {
+    let ip = address.parse::<SocketAddr>().map(|peer| peer.ip()).or_else(|_| address.parse::<IpAddr>());
+    ip.map_or_else(|_| address.to_owned(), |ip| network_of(ip).to_string())
 }
 
 async fn write(auditor: Auditor, mut pending: mpsc::Receiver<Deed>, writer: Writer) {
@@ -166,5 +224,21 @@ async fn write(auditor: Auditor, mut pending: mpsc::Receiver<Deed>, writer: Writ
             auditor.shared.lost.fetch_add(count, Ordering::Relaxed);
         }
         auditor.shared.waiting.fetch_sub(count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::message::{DeleteVm, GetInfo, OpenTunnel};
+
+    #[test]
+    fn the_target_is_what_the_request_names_or_else_its_subject() {
+        let of = |payload: &[u8]| target_of(payload, "orchard.v1.api.ann.vm.delete");
+        assert_eq!(of(&message::encode(&DeleteVm { name: "one".parse().unwrap() }).unwrap()), "one");
+        assert_eq!(of(&message::encode(&OpenTunnel { vm: "two".parse().unwrap(), port: 22 }).unwrap()), "two");
+        for unclear in [message::encode(&GetInfo {}).unwrap(), b"not MessagePack".to_vec(), Vec::new()] {
+            assert_eq!(of(&unclear), "orchard.v1.api.ann.vm.delete");
+        }
     }
 }

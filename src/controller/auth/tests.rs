@@ -43,6 +43,10 @@ impl World {
     }
 
     fn login(&self, user: &str, password: &str, from: &str) -> Option<User> {
+        self.try_login(user, password, from).ok()
+    }
+
+    fn try_login(&self, user: &str, password: &str, from: &str) -> Result<User, Denied> {
         let peer: SocketAddr = format!("{from}:1").parse().unwrap();
         let credentials = Credentials {
             user: Some(user),
@@ -54,7 +58,7 @@ impl World {
             nonce: Some("n"),
             peer,
         };
-        self.users.authenticate(&credentials).ok()
+        self.users.authenticate(&credentials)
     }
 
     fn ci(&self) -> Option<User> {
@@ -121,6 +125,12 @@ fn a_worker_is_let_in_by_its_key_for_as_long_as_that_is_its_key() {
     assert!(joining.expires.is_some() && world.users.current(&joining).is_some());
     let join = Join { worker: "w".parse().unwrap(), public_key: pair.public_key(), machine_id: "m".into() };
     world.change(|cluster, now, changes| cluster.join(&id, join, now, changes).unwrap());
+    // Used up: who is here must go, who comes anew has a moment to repeat what was asked.
+    assert_eq!(world.users.current(&joining), None);
+    let repeating = world.login("join/0303030303030303", secret.expose(), "192.0.2.1").unwrap();
+    assert!(repeating.expires <= joining.expires);
+    world.change(|cluster, _, changes| cluster.delete_join_token(&id, changes).unwrap());
+    assert!(world.login("join/0303030303030303", secret.expose(), "192.0.2.1").is_none());
 
     let sign = |nonce: &str| data_encoding::BASE64URL_NOPAD.encode(&pair.sign(nonce.as_bytes()).unwrap());
     let (key, sig) = (pair.public_key(), sign("n"));
@@ -146,13 +156,58 @@ fn a_worker_is_let_in_by_its_key_for_as_long_as_that_is_its_key() {
 #[test]
 fn guessing_is_slowed_down_for_this_address_and_account_alone() {
     let world = World::new();
-    for _ in 0..20 {
-        assert!(world.login("ci", "guess", "192.0.2.66").is_none());
-        assert!(world.login("made-up", "guess", "192.0.2.66").is_none());
+    let guess = |user| world.try_login(user, "guess", "192.0.2.66").unwrap_err();
+    for _ in 0..10 {
+        for (user, known) in [("ci", true), ("made-up", false)] {
+            let denied = guess(user);
+            assert!(denied.delay.is_zero() && !denied.quiet && denied.known == known, "{denied:?}");
+        }
     }
-    assert!(world.login("ci", world.token.expose(), "192.0.2.66").is_none(), "not even with the right one");
-    assert!(world.login("admin", world.token.expose(), "192.0.2.66").is_some());
-    assert!(world.ci().is_some());
+    for user in ["ci", "made-up", "made-up too"] {
+        let denied = guess(user);
+        assert!(denied.delay == PENALTY && denied.quiet, "{denied:?}");
+    }
+    let elsewhere = world.try_login("ci", "guess", "192.0.2.67").unwrap_err();
+    assert!(elsewhere.delay.is_zero() && !elsewhere.quiet);
+    for user in ["ci", "admin"] {
+        let right = world.login(user, world.token.expose(), "192.0.2.66");
+        assert!(right.is_some(), "who has the right token is let in, whatever a neighbour does");
+    }
+}
+
+#[test]
+fn a_key_that_nobody_has_is_counted_too() {
+    let world = World::new();
+    let credentials = Credentials {
+        user: None,
+        password: None,
+        token: None,
+        nkey: Some("U"),
+        sig: Some("x"),
+        jwt: None,
+        nonce: Some("n"),
+        peer: ([192, 0, 2, 1], 1).into(),
+    };
+    let mut all: Vec<Denied> = (0..11).map(|_| world.users.authenticate(&credentials).unwrap_err()).collect();
+    let late = all.pop().unwrap();
+    assert!(late.delay == PENALTY && late.quiet);
+}
+
+#[test]
+fn a_long_name_is_cut_and_a_strange_one_escaped() {
+    let world = World::new();
+    let denied = world.try_login(&format!("a\r\n{}", "x".repeat(4_000)), "guess", "192.0.2.1").unwrap_err();
+    assert!(denied.reason.len() < 200 && !denied.reason.contains(char::is_control), "{denied}");
+}
+
+#[test]
+fn all_connections_of_a_user_have_one_pace_and_the_controller_has_none() {
+    let world = World::new();
+    let (one, two) = (world.ci().unwrap(), world.ci().unwrap());
+    assert!(one.pace.is_some() && one.pace == two.pace && world.users.current(&one).unwrap().pace == one.pace);
+    assert_ne!(world.login("admin", world.token.expose(), "192.0.2.1").unwrap().pace, one.pace);
+    let controller = world.login(CONTROLLER_USER, "own", "127.0.0.1").unwrap();
+    assert!(controller.pace.is_none() && controller.vital && !one.vital);
 }
 
 #[test]

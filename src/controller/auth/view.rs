@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::bus::subject;
 use crate::controller::cluster::{Changes, Cluster};
-use crate::model::access::{Needs, Verb};
+use crate::model::access::{self, Needs, Verb};
 use crate::model::account::{Account, JoinId, JoinToken, SecretHash, WorkerKey};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{AccountName, Timestamp, WorkerName};
@@ -125,9 +125,9 @@ impl AccessView {
             none if none.is_empty() => "no role".to_owned(),
             some => some,
         };
+        let grant = access::grant_command(name, &account.view.roles, needs).unwrap_or_default();
         let what = format!(
-            "{what} needs {needs}, and {name} has {has}; whoever has admin:write can change that with `orchard update \
-             service-account {name}`"
+            "{what} needs {needs}, and {name} has {has}; somebody with admin:write can grant it with `{grant}`"
         );
         Err(ApiError::new(ErrorCode::Forbidden, what))
     }

@@ -99,6 +99,7 @@ impl Cluster {
                 ),
             ));
         }
+        self.check_room()?;
         if self.access.accounts.len() >= MAX_ACCOUNTS {
             let what = format!("there are {MAX_ACCOUNTS} service accounts, and no more can be; delete some first");
             return Err(ApiError::new(ErrorCode::LimitExceeded, what));
@@ -112,6 +113,7 @@ impl Cluster {
         };
         self.access.accounts.insert(name.clone(), Account { view: view.clone(), token_hash });
         changes.accounts.insert(name.clone());
+        changes.say(standing(&view));
         Ok(view)
     }
 
@@ -128,6 +130,7 @@ impl Cluster {
     ) -> Result<AccountView, ApiError> {
         let name = &request.name;
         let mut view = self.account(name)?;
+        let before = standing(&view);
         let was_admin = is_lasting_admin(&view);
         if let Some(roles) = &request.roles {
             view.roles = roles.clone();
@@ -152,6 +155,7 @@ impl Cluster {
             account.view = view.clone();
             changes.accounts.insert(name.clone());
         }
+        changes.say(format!("{}; before: {before}", standing(&view)));
         Ok(view)
     }
 
@@ -172,7 +176,8 @@ impl Cluster {
         account.view.rotated_at = Some(now.wall);
         changes.accounts.insert(name.clone());
         let view = account.view.clone();
-        self.end_joins(|token| token.created_by == *name, changes);
+        let ended = self.end_joins(|token| token.created_by == *name, changes);
+        changes.say(format!("a new token; {ended} bootstrap tokens of the account end"));
         Ok(view)
     }
 
@@ -185,9 +190,11 @@ impl Cluster {
         if is_lasting_admin(&account.view) && !self.access.has_other_admin(name) {
             return Err(last_admin(name, "cannot be deleted"));
         }
+        let before = standing(&account.view);
         self.access.accounts.remove(name);
         changes.accounts.insert(name.clone());
-        self.end_joins(|token| token.created_by == *name, changes);
+        let ended = self.end_joins(|token| token.created_by == *name, changes);
+        changes.say(format!("it had {before}; {ended} bootstrap tokens of the account end"));
         Ok(())
     }
 
@@ -204,6 +211,12 @@ impl Cluster {
         let view = AccountView { name: name.clone(), roles: Roles::all(), created_at, rotated_at, expires_at: None };
         let account = Account { view, token_hash };
         if old != Some(&account) {
+            let before = old.map_or_else(|| "there was none".to_owned(), |old| standing(&old.view));
+            let token = match old {
+                Some(old) if old.token_hash == token_hash => "the token stays",
+                _ => "a new token",
+            };
+            changes.say(format!("{}, {token}; before: {before}", standing(&account.view)));
             self.access.accounts.insert(name.clone(), account);
             changes.accounts.insert(name.clone());
         }
@@ -228,6 +241,12 @@ pub fn check_token(token: &Secret) -> Result<(), ApiError> {
         );
     }
     Ok(())
+}
+
+/// What an account may do and for how long, for the audit trail.
+fn standing(view: &AccountView) -> String {
+    let end = view.expires_at.map_or_else(|| "no end".to_owned(), |end| format!("end {end}"));
+    format!("roles {}, {end}", view.roles)
 }
 
 fn check_end(end: Timestamp, now: Now) -> Result<(), ApiError> {

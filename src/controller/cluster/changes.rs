@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use crate::bus::message::MAX_LOG_LINE;
 use crate::model::account::JoinId;
 use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
+use crate::model::secret::redact_urls;
 use crate::model::vm::Vm;
 use crate::model::{AccountName, CopyId, Now, VmUid, WorkerName};
 
@@ -18,6 +20,8 @@ pub struct Changes {
     pub workers: BTreeSet<WorkerName>,
     /// Copies to be removed that came or went.
     pub leaving: BTreeSet<CopyId>,
+    /// Copies that were given up with their worker, or are no longer remembered as such.
+    pub given_up: BTreeSet<CopyId>,
     /// Accounts that came, went, or have another token, other roles or another end.
     pub accounts: BTreeSet<AccountName>,
     /// Join tokens that came, went or were used.
@@ -30,18 +34,39 @@ pub struct Changes {
     pub audit: Vec<AuditRecord>,
     /// Workers to be sent their assignment once all this is durable.
     pub assign: BTreeSet<WorkerName>,
+    /// What the step at hand did, for the audit trail; the writer takes it after each step.
+    pub said: Said,
 }
+
+/// What a step did, in words, without secrets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// What was made, where the request cannot say so.
+    pub target: Option<String>,
+    /// What changed, and how.
+    pub message: String,
+}
+
+/// The longest text of an event, in bytes: the longest line of output, whose bytes need not have been UTF-8. A million
+/// events of this length take less than half of the store.
+const MAX_TEXT: usize = 3 * MAX_LOG_LINE;
 
 impl Changes {
     /// Whether anything must be stored.
     pub fn is_empty(&self) -> bool {
-        let objects = self.vms.is_empty() && self.workers.is_empty() && self.leaving.is_empty();
-        objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
+        let copies = self.leaving.is_empty() && self.given_up.is_empty();
+        let objects = self.vms.is_empty() && self.workers.is_empty();
+        copies && objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
     }
 
     /// Whether they change who may do what.
     pub fn concern_access(&self) -> bool {
         !(self.accounts.is_empty() && self.joins.is_empty() && self.keys.is_empty())
+    }
+
+    /// Notes for the audit trail what this step changes.
+    pub(super) fn say(&mut self, message: String) {
+        self.said.message = message;
     }
 
     /// Marks `vm` and appends an event about it, with the next number.
@@ -75,15 +100,33 @@ impl Changes {
         now: Now,
         kind: EventType,
         object: EventObject,
-        message: String,
+        mut message: String,
         worker: Option<WorkerName>,
         stream: Option<LogStream>,
     ) {
+        message.truncate(message.floor_char_boundary(MAX_TEXT));
         *last += 1;
+        // What a script prints is its own; all else may name the image.
+        let message = if kind == EventType::Log { message } else { redact_urls(&message) };
         self.events.push(Event { number: *last, time: now.wall, kind, object, message, worker, stream });
     }
 }
 
 fn vm_object(vm: &Vm) -> EventObject {
     EventObject::Vm { name: vm.name.clone(), uid: vm.uid, attempt: vm.restart_count }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    #[test]
+    fn no_event_is_longer_than_the_longest_line() {
+        let (mut changes, mut last) = (Changes::default(), 0);
+        let now = Now { wall: Timestamp::default(), mono: std::time::Duration::ZERO };
+        let text = "ä".repeat(MAX_TEXT);
+        changes.worker_event(&mut last, now, &"w".parse().unwrap(), EventType::Stray, text);
+        assert!(changes.events[0].message.len() <= MAX_TEXT);
+    }
 }

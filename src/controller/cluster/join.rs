@@ -4,10 +4,12 @@
 //! A name is one machine's: another one, or another key, gets it only after `orchard delete worker`, or with a token that
 //! was made for this very name.
 
+use std::ops::Bound::{Excluded, Unbounded};
+
 use super::access::MAX_ACCOUNTS;
 use super::{Changes, Cluster};
-use crate::bus::access::{CreateJoinToken, Join};
-use crate::model::account::{JoinId, JoinToken, SecretHash, WorkerKey};
+use crate::bus::access::{CreateJoinToken, Join, MAX_JOIN_TTL_S, MAX_JOIN_USES};
+use crate::model::account::{JoinId, JoinToken, JoinTokenView, SecretHash, WorkerKey};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{AccountName, Now, Timestamp, WorkerName};
 
@@ -15,10 +17,6 @@ use crate::model::{AccountName, Now, Timestamp, WorkerName};
 const MAX_JOINS: usize = MAX_ACCOUNTS;
 /// Workers that may be known by a key at a time: several times what one controller is made for.
 const MAX_KEYS: usize = 10_000;
-/// The longest life of a join token, in seconds: a year. Who needs machines to join for ever makes another one then.
-const MAX_TTL_S: u64 = 366 * 24 * 3600;
-/// The most machines that may join with one token.
-const MAX_USES: u32 = 10_000;
 /// The longest machine id, in bytes.
 const MAX_MACHINE_ID: usize = 256;
 
@@ -56,17 +54,19 @@ impl Cluster {
         now: Now,
         changes: &mut Changes,
     ) -> Result<JoinToken, ApiError> {
-        if !(1..=MAX_TTL_S).contains(&request.ttl_s) || !(1..=MAX_USES).contains(&request.uses) {
+        if !(1..=MAX_JOIN_TTL_S).contains(&request.ttl_s) || !(1..=MAX_JOIN_USES).contains(&request.uses) {
             let (ttl, uses) = (request.ttl_s, request.uses);
             let what = format!(
-                "a token for {ttl} s and {uses} machines cannot be made; it may be good for 1 to {MAX_TTL_S} s and 1 to \
-                 {MAX_USES} machines"
+                "a token for {ttl} s and {uses} machines cannot be made; it may be good for 1 to {MAX_JOIN_TTL_S} s and 1 \
+                 to {MAX_JOIN_USES} machines"
             );
             return Err(ApiError::new(ErrorCode::Invalid, what));
         }
+        self.check_room()?;
         if self.access.joins.len() >= MAX_JOINS {
-            let what =
-                format!("there are {MAX_JOINS} tokens to join with, and no more can be; the next that ends makes room");
+            let what = format!(
+                "there are {MAX_JOINS} tokens to join with, and no more can be; delete some first (`orchard list bootstrap-tokens`)"
+            );
             return Err(ApiError::new(ErrorCode::LimitExceeded, what));
         }
         if self.access.joins.contains_key(&id) {
@@ -81,7 +81,13 @@ impl Cluster {
             expires_at: Timestamp::from_millis(now.wall.as_millis().saturating_add(ttl_ms)),
             uses_left: request.uses,
             worker: request.worker,
+            used_up_at: None,
         };
+        let worker =
+            token.worker.as_ref().map_or_else(|| "any worker".to_owned(), |only| format!("worker {only} alone"));
+        let (ttl, uses) = (request.ttl_s, request.uses);
+        changes.say(format!("for {ttl} s until {}, {uses} uses, {worker}", token.expires_at));
+        changes.said.target = Some(id.to_string());
         self.access.joins.insert(id.clone(), token.clone());
         changes.joins.insert(id);
         Ok(token)
@@ -96,7 +102,7 @@ impl Cluster {
     pub fn join(&mut self, id: &JoinId, request: Join, now: Now, changes: &mut Changes) -> Result<(), ApiError> {
         let worker = &request.worker;
         let refuse = |code, what: String| Err(ApiError::new(code, what));
-        let Some(token) = self.access.joins.get(id).filter(|token| token.expires_at > now.wall) else {
+        let Some(token) = self.access.joins.get(id).filter(|token| token.ends_at() > now.wall) else {
             return refuse(ErrorCode::Unauthenticated, format!("the bootstrap token is over; {NEW_TOKEN}"));
         };
         if self.access.keys.get(worker).is_some_and(|known| known.public_key == request.public_key) {
@@ -135,6 +141,7 @@ impl Cluster {
         }
         if let Some(token) = self.access.joins.get_mut(id) {
             token.uses_left = token.uses_left.saturating_sub(1);
+            token.used_up_at = (token.uses_left == 0).then_some(now.wall);
             changes.joins.insert(id.clone());
         }
         self.revoke(worker, changes);
@@ -145,6 +152,7 @@ impl Cluster {
             machine_id: request.machine_id,
             joined_at: now.wall,
             joined_with: id.clone(),
+            place: String::new(),
         };
         self.access.keys.insert(worker.clone(), key);
         Ok(())
@@ -157,12 +165,14 @@ impl Cluster {
         }
         if let Some(entry) = self.workers.get_mut(worker) {
             entry.live = None;
+            entry.place.clear();
         }
         changes.keys.insert(worker.clone());
     }
 
-    /// Ends the join tokens of which `over` says so.
-    pub(super) fn end_joins(&mut self, over: impl Fn(&JoinToken) -> bool, changes: &mut Changes) {
+    /// Ends the join tokens of which `over` says so; says how many there were.
+    pub(super) fn end_joins(&mut self, over: impl Fn(&JoinToken) -> bool, changes: &mut Changes) -> usize {
+        let before = self.access.joins.len();
         self.access.joins.retain(|id, token| {
             let ends = over(token);
             if ends {
@@ -170,11 +180,34 @@ impl Cluster {
             }
             !ends
         });
+        before - self.access.joins.len()
     }
 
-    /// Forgets join tokens that are over. One that is used up stays until then: a machine whose answer was lost asks again.
+    /// Forgets join tokens that are over. One that is used up stays for a while (`JOIN_GRACE`): a machine whose answer was
+    /// lost asks again.
     pub(super) fn drop_expired_joins(&mut self, now: Now, changes: &mut Changes) {
-        self.end_joins(|token| token.expires_at <= now.wall, changes);
+        self.end_joins(|token| token.ends_at() <= now.wall, changes);
+    }
+
+    /// At most `limit` join tokens after `after`, in the order of their ids, and whether there are more.
+    pub fn join_tokens(&self, after: Option<&JoinId>, limit: usize) -> (Vec<JoinTokenView>, bool) {
+        let from = after.map_or(Unbounded, |id| Excluded(id.clone()));
+        let mut rest = self.access.joins.range((from, Unbounded));
+        let page = rest.by_ref().take(limit).map(|(_, token)| token.view()).collect();
+        (page, rest.next().is_some())
+    }
+
+    /// Takes a join token back. Workers that have joined with it stay.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub fn delete_join_token(&mut self, id: &JoinId, changes: &mut Changes) -> Result<(), ApiError> {
+        if self.access.joins.remove(id).is_none() {
+            let hint = "`orchard list bootstrap-tokens` shows those there are";
+            return Err(ApiError::new(ErrorCode::NotFound, format!("there is no bootstrap token {id}; {hint}")));
+        }
+        changes.joins.insert(id.clone());
+        Ok(())
     }
 }
 

@@ -4,18 +4,23 @@
 //! writer (`controller::store::writer`) owns it. Each method first checks and then changes, so a refusal changes
 //! nothing and one bad command fails alone.
 //!
-//! What is stored are VMs, workers, copies that are still to be removed, who may do what (`access`), and events. Sessions and liveness are only in
-//! memory: after a restart every worker says hello again and has a whole lease to do so.
+//! What is stored are VMs, workers, copies that are still to be removed or were given up, who may do what (`access`), and
+//! events. Sessions and liveness are only in memory: after a restart every worker says hello again and has a whole lease to
+//! do so.
 
 mod access;
 mod audit;
 mod changes;
 mod ends;
+mod given_up;
 mod join;
 mod placing;
 #[cfg(test)]
 mod planted;
+mod quota;
+mod reading;
 mod removal;
+mod spec;
 mod vm;
 mod worker;
 
@@ -26,9 +31,12 @@ use serde::{Deserialize, Serialize};
 
 use self::access::Access;
 pub use self::access::check_token;
-pub use self::changes::Changes;
-use super::scheduler::{Policy, Scheduler, Shape, Standing};
-use crate::bus::message::{self, Assignment, DesiredCopy, RunSpec, Want};
+pub use self::changes::{Changes, Said};
+pub use self::given_up::GivenUp;
+use self::given_up::GivenUps;
+use self::quota::Usage;
+use super::scheduler::{Policy, Scheduler, Standing};
+use crate::bus::message::{Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
@@ -79,6 +87,8 @@ pub struct Records {
     pub workers: Vec<Worker>,
     /// All copies still to be removed.
     pub leaving: Vec<Leaving>,
+    /// All copies that were given up with their worker.
+    pub given_up: Vec<GivenUp>,
     /// All service accounts.
     pub accounts: Vec<Account>,
     /// All join tokens.
@@ -97,6 +107,10 @@ struct WorkerEntry {
     vms: BTreeSet<VmUid>,
     leaving: BTreeSet<CopyId>,
     live: Option<Live>,
+    /// Where its process was last; see `Hello`.
+    place: String,
+    /// What was told of as unknown here: over all its sessions, or one that registers again and again could fill the store.
+    strays: BTreeSet<CopyId>,
     state: WorkerState,
     /// Since when nothing was heard, by the monotonic clock.
     heard: Duration,
@@ -108,11 +122,7 @@ struct Live {
     session: SessionId,
     revision: u64,
     seen: Now,
-    strays: BTreeSet<CopyId>,
 }
-
-/// What stands in the way of VMs, worked out once for all that want the same.
-type Reasons = HashMap<Shape, String>;
 
 /// The state of the whole cluster.
 #[derive(Clone, Debug)]
@@ -121,12 +131,16 @@ pub struct Cluster {
     vms: BTreeMap<VmName, Vm>,
     names: HashMap<VmUid, VmName>,
     leaving: BTreeMap<CopyId, Leaving>,
+    given_up: GivenUps,
     workers: BTreeMap<WorkerName, WorkerEntry>,
     access: Access,
     /// Knows what each worker holds, and which VMs wait for one.
     scheduler: Scheduler,
     /// When VMs delete themselves, by the monotonic clock; those of VMs that are gone already are passed over.
     ends: BTreeSet<(Duration, VmUid)>,
+    usage: Usage,
+    /// Why nothing new can be stored; none while it can.
+    full: Option<String>,
     /// Not to be placed before this moment of the monotonic clock.
     held_back: HashMap<VmUid, Duration>,
     last_event: EventNumber,
@@ -143,10 +157,13 @@ impl Cluster {
             vms: BTreeMap::new(),
             names: HashMap::new(),
             leaving: BTreeMap::new(),
+            given_up: GivenUps::load(records.given_up),
             workers: BTreeMap::new(),
             access: Access::load(records.accounts, records.joins, records.keys),
             scheduler: Scheduler::new(Policy::default()),
             ends: BTreeSet::new(),
+            usage: Usage::default(),
+            full: None,
             held_back: HashMap::new(),
             last_event: records.last_event,
             last_audit: records.last_audit,
@@ -154,7 +171,8 @@ impl Cluster {
         };
         for record in records.workers {
             let name = record.info.name.clone();
-            cluster.workers.insert(name.clone(), WorkerEntry::new(record, now));
+            let place = cluster.access.keys.get(&name).map(|key| key.place.clone()).unwrap_or_default();
+            cluster.workers.insert(name.clone(), WorkerEntry { place, ..WorkerEntry::new(record, now) });
             cluster.tell_scheduler(&name);
         }
         for leaving in records.leaving {
@@ -192,12 +210,24 @@ impl Cluster {
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {
                 entry.live.clone_from(&known.live);
+                entry.place.clone_from(&known.place);
+                entry.strays.clone_from(&known.strays);
                 entry.state = known.state;
                 entry.heard = known.heard;
             }
         }
         let names: Vec<WorkerName> = self.workers.keys().cloned().collect();
         names.iter().for_each(|name| self.tell_scheduler(name));
+    }
+
+    /// Notes whether the store has room for new things: `full` says why it has not. What ends things or goes on with them
+    /// is not concerned.
+    pub fn set_full(&mut self, full: Option<String>) {
+        self.full = full;
+    }
+
+    fn check_room(&self) -> Result<(), ApiError> {
+        self.full.as_ref().map_or(Ok(()), |why| Err(ApiError::new(ErrorCode::LimitExceeded, why)))
     }
 
     /// The last number given to an event.
@@ -218,78 +248,6 @@ impl Cluster {
     /// The stored form of a copy still to be removed; `None` once it is gone.
     pub fn leaving_record(&self, id: CopyId) -> Option<&Leaving> {
         self.leaving.get(&id)
-    }
-
-    /// A VM as readers may see it.
-    ///
-    /// # Errors
-    /// [`ErrorCode::NotFound`].
-    pub fn vm(&self, name: &VmName, now: Now) -> Result<Vm, ApiError> {
-        Ok(self.view(self.known_vm(name)?, &mut Reasons::default(), now))
-    }
-
-    fn known_vm(&self, name: &VmName) -> Result<&Vm, ApiError> {
-        self.vms.get(name).ok_or_else(|| {
-            ApiError::new(
-                ErrorCode::NotFound,
-                format!("there is no VM named {name}; `orchard list vms` shows those there are"),
-            )
-        })
-    }
-
-    /// At most `limit` VMs after `after`, in name order, and whether there are more; fewer when they are so large that
-    /// they would make more than `bytes` of answer.
-    pub fn vms(&self, after: Option<&VmName>, limit: usize, bytes: usize, now: Now) -> (Vec<Vm>, bool) {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let from = after.map_or(Unbounded, |name| Excluded(name.clone()));
-        let mut room = bytes;
-        let mut page: Vec<Vm> = Vec::new();
-        let mut reasons = Reasons::default();
-        for (_, vm) in self.vms.range((from, Unbounded)) {
-            let seen = self.view(vm, &mut reasons, now);
-            let size = message::encode(&seen).map_or(0, |encoded| encoded.len());
-            if page.len() >= limit || (size > room && !page.is_empty()) {
-                return (page, true);
-            }
-            room = room.saturating_sub(size);
-            page.push(seen);
-        }
-        (page, false)
-    }
-
-    /// A worker as readers see it. `connectable` is not known here and false.
-    ///
-    /// # Errors
-    /// [`ErrorCode::NotFound`].
-    pub fn worker(&self, name: &WorkerName) -> Result<WorkerView, ApiError> {
-        self.workers.get(name).map(|entry| entry.view(self.scheduler.used(name))).ok_or_else(|| {
-            let hint = "`orchard list workers` shows those there are";
-            ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
-        })
-    }
-
-    /// All workers, in name order.
-    pub fn all_workers(&self) -> Vec<WorkerView> {
-        self.workers.iter().map(|(name, entry)| entry.view(self.scheduler.used(name))).collect()
-    }
-
-    /// Adds what is no property of the VM to what readers see: what stands in the way of its being placed, or its worker's
-    /// silence. Not stored, as it changes with every worker.
-    fn view(&self, vm: &Vm, reasons: &mut Reasons, now: Now) -> Vm {
-        let mut seen = vm.clone().redacted();
-        if self.scheduler.is_waiting(vm.uid) {
-            let shape = Shape::of(&vm.spec);
-            let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
-            seen.status_message.clone_from(reason);
-        }
-        let entry = vm.worker.as_ref().and_then(|name| self.workers.get(name));
-        if let Some(entry) = entry.filter(|entry| entry.state == WorkerState::Unseen && vm.status != VmStatus::Failed) {
-            let silence = now.mono.saturating_sub(entry.heard).as_secs();
-            let note = format!("worker {} has not been heard of for {silence} s", entry.record.info.name);
-            let so_far = &seen.status_message;
-            seen.status_message = if so_far.is_empty() { note } else { format!("{note}; before: {so_far}") };
-        }
-        seen
     }
 
     /// What `worker` shall run now; `None` while it has no session.
@@ -338,12 +296,17 @@ impl Cluster {
                 self.scheduler.has_image(name, &vm.spec.image);
             }
         }
+        self.usage.add(&vm);
         self.names.insert(uid, vm.name.clone());
         self.vms.insert(vm.name.clone(), vm);
         self.consider(uid);
     }
 
     fn insert_leaving(&mut self, leaving: Leaving) {
+        if !leaving.held.is_empty() {
+            // Its VM, should it wait for a worker, goes on waiting for the end of this copy first.
+            self.scheduler.withdraw(leaving.id.uid);
+        }
         if let Some(entry) = self.workers.get_mut(&leaving.worker) {
             entry.leaving.insert(leaving.id);
             self.scheduler.hold(&leaving.worker, &leaving.held, 0);
@@ -359,6 +322,8 @@ impl WorkerEntry {
             vms: BTreeSet::new(),
             leaving: BTreeSet::new(),
             live: None,
+            place: String::new(),
+            strays: BTreeSet::new(),
             state: WorkerState::Unseen,
             heard: now.mono,
         }

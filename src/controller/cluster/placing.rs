@@ -11,7 +11,7 @@ use crate::model::{Attempt, CopyId, Now, VmName, VmUid, WorkerName};
 impl Cluster {
     /// Places what can be placed, the most important and oldest first. Costs nothing when there is nothing.
     pub fn place(&mut self, now: Now, changes: &mut Changes) {
-        while let Some((uid, placement)) = self.scheduler.next() {
+        while let Some((uid, placement)) = self.scheduler.place_next() {
             self.assign(uid, placement, now, changes);
         }
     }

@@ -2,8 +2,10 @@
 //!
 //! Its key is revoked and its session ended in the same step, before anything starts elsewhere: whatever it still says is
 //! refused, and its connections are closed by the shell before the next assignments go out. What its machine does with
-//! copies that it still runs is out of reach from then on; this is why it takes `force` while there are any.
+//! copies that it still runs is out of reach from then on; this is why it takes `force` while there are any. They are
+//! remembered (`given_up`), and removed should the machine ever come back.
 
+use super::given_up::GivenUp;
 use super::{Changes, Cluster};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
@@ -39,6 +41,9 @@ impl Cluster {
             self.end_joins(|token| token.id == joined_with, changes);
         }
         self.revoke(worker, changes);
+        let given_up = self.copies_on(worker, now);
+        let forced = if force { ", by force" } else { "" };
+        changes.say(format!("{} VMs were placed on it{forced}", placed.len()));
         for uid in placed {
             self.abandon(worker, uid, now, changes);
         }
@@ -47,6 +52,9 @@ impl Cluster {
         for id in leaving {
             self.copy_gone(worker, id, now, changes)?;
         }
+        for copy in given_up {
+            self.give_up(copy, changes);
+        }
         self.scheduler.remove_worker(worker);
         if self.workers.remove(worker).is_some() {
             changes.workers.insert(worker.clone());
@@ -54,6 +62,23 @@ impl Cluster {
         }
         changes.assign.remove(worker);
         Ok(())
+    }
+
+    /// Every copy that may be on `worker`, placed there or still to be removed.
+    fn copies_on(&self, worker: &WorkerName, now: Now) -> Vec<GivenUp> {
+        let Some(entry) = self.workers.get(worker) else { return Vec::new() };
+        let copy = |name: &VmName, id: CopyId, held: &Resources| GivenUp {
+            name: name.clone(),
+            id,
+            worker: worker.clone(),
+            machine_id: entry.record.info.machine_id.clone(),
+            held: held.clone(),
+            at: now.wall,
+        };
+        let placed = entry.vms.iter().filter_map(|uid| self.vm_record(*uid));
+        let leaving = entry.leaving.iter().filter_map(|id| self.leaving.get(id));
+        let placed = placed.map(|vm| copy(&vm.name, vm.copy_id(), &vm.assigned));
+        placed.chain(leaving.map(|leaving| copy(&leaving.name, leaving.id, &leaving.held))).collect()
     }
 
     /// Gives up the copy of a VM on a worker that is taken out.
@@ -82,7 +107,7 @@ impl Cluster {
         format!(
             "{} VMs are placed on worker {worker} ({}{more}); delete them first, or give them up with `orchard delete worker \
              {worker} --force`: they then fail, and those that shall start over do so elsewhere, even if this machine goes \
-             on running them",
+             on running them; should it ever join again, it removes them",
             placed.len(),
             names.join(", ")
         )

@@ -1,9 +1,13 @@
-//! The core's rules, each as a story; and a random walk that checks the invariants after every step.
+//! The core's rules, each as a story; and random walks that check the invariants after every step.
 
 mod access;
+mod bounds;
+mod copies;
+mod given_up;
 mod going_back;
 mod hostile;
 mod placing;
+mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -62,14 +66,14 @@ impl World {
     fn create(&mut self, vm: &str, spec: VmSpec) -> Result<VmUid, ApiError> {
         let uid = VmUid(self.id());
         let spec = VmSpec { image: "img".into(), ..spec };
-        let created = self.cluster.create_vm(CreateVm { name: name(vm), spec }, uid, self.now, &mut self.changes);
+        let created = self.cluster.create_vm(None, CreateVm { name: name(vm), spec }, uid, self.now, &mut self.changes);
         self.cluster.place(self.now, &mut self.changes);
         created.map(|vm| vm.uid)
     }
 
     fn join(&mut self, worker: &str, cores: u64) -> SessionId {
         let session = SessionId(self.id());
-        let hello = Hello { session, info: self.info(worker, cores) };
+        let hello = Hello { session, info: self.info(worker, cores), place: String::new() };
         self.cluster.hello(&name(worker), hello, self.now, &mut self.changes).unwrap();
         session
     }
@@ -270,9 +274,10 @@ fn a_second_machine_of_the_same_name_is_refused() {
     let session = SessionId(world.id());
     let mut info = world.cluster.worker(&name("w")).unwrap().worker.info;
     info.machine_id = "other".into();
-    let refused = world.cluster.hello(&name("w"), Hello { session, info: info.clone() }, world.now, &mut world.changes);
+    let told = |info| Hello { session, info, place: String::new() };
+    let refused = world.cluster.hello(&name("w"), told(info.clone()), world.now, &mut world.changes);
     assert_eq!(refused.unwrap_err().code, ErrorCode::Conflict);
-    let refused = world.cluster.hello(&name("v"), Hello { session, info }, world.now, &mut world.changes);
+    let refused = world.cluster.hello(&name("v"), told(info), world.now, &mut world.changes);
     assert_eq!(refused.unwrap_err().code, ErrorCode::Forbidden);
 }
 
@@ -282,7 +287,7 @@ fn a_hello_that_comes_twice_does_not_set_revisions_back() {
     let session = world.join("w", 8);
     world.create("a", VmSpec::default()).unwrap();
     let before = world.cluster.assignment(&name("w")).unwrap();
-    let again = Hello { session, info: world.info("w", 8) };
+    let again = Hello { session, info: world.info("w", 8), place: String::new() };
     world.cluster.hello(&name("w"), again, world.now, &mut world.changes).unwrap();
     let after = world.cluster.assignment(&name("w")).unwrap();
     assert_eq!(after.copies, before.copies);
@@ -313,7 +318,7 @@ fn specifications_that_cannot_work_are_refused_and_change_nothing() {
     let mut world = World::new();
     for image in ["", "-rf", "a\nb"] {
         let request = CreateVm { name: name("a"), spec: VmSpec { image: image.into(), ..VmSpec::default() } };
-        let refused = world.cluster.create_vm(request, VmUid(uuid::Uuid::nil()), world.now, &mut world.changes);
+        let refused = world.cluster.create_vm(None, request, VmUid(uuid::Uuid::nil()), world.now, &mut world.changes);
         assert_eq!(refused.unwrap_err().code, ErrorCode::Invalid);
     }
     assert!(world.changes.is_empty());
@@ -358,121 +363,4 @@ fn a_page_of_large_vms_ends_early_and_the_next_goes_on_there() {
     assert_eq!(page(None, 3000), ("ab".to_owned(), true));
     assert_eq!(page(Some("b"), 3000), ("c".to_owned(), false));
     assert_eq!(page(None, 1), ("a".to_owned(), true), "one is always sent");
-}
-
-/// A worker that does as it is told, for the random walk: what really runs on it.
-#[derive(Default)]
-struct FakeHost {
-    session: Option<SessionId>,
-    running: BTreeSet<CopyId>,
-}
-
-#[derive(Clone, Debug)]
-enum Move {
-    Create(u8),
-    Delete(u8),
-    Work(bool, u8),
-    Fail(bool),
-    Pass(u16),
-    Join(bool),
-    Remove(bool),
-    RestartController,
-}
-
-fn moves() -> impl Strategy<Value = Vec<Move>> {
-    let one = prop_oneof![
-        3 => (0..6u8).prop_map(Move::Create),
-        2 => (0..6u8).prop_map(Move::Delete),
-        8 => (any::<bool>(), 0..8u8).prop_map(|(w, n)| Move::Work(w, n)),
-        2 => any::<bool>().prop_map(Move::Fail),
-        2 => (0..9000u16).prop_map(Move::Pass),
-        2 => any::<bool>().prop_map(Move::Join),
-        1 => any::<bool>().prop_map(Move::Remove),
-        1 => Just(Move::RestartController),
-    ];
-    prop::collection::vec(one, 1..120)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-    #[test]
-    fn whatever_happens_one_vm_runs_once_and_no_worker_is_overfilled(moves in moves()) {
-        let mut world = World::new();
-        let mut hosts: BTreeMap<&str, FakeHost> = [("v", FakeHost::default()), ("w", FakeHost::default())].into();
-        for step in moves {
-            match step {
-                Move::Create(n) => {
-                    let policy = if n % 2 == 0 { RestartPolicy::OnFailure } else { RestartPolicy::Never };
-                    let _ = world.create(&format!("vm{n}"), VmSpec { cpu: 2, restart_policy: policy, ..VmSpec::default() });
-                }
-                Move::Delete(n) => {
-                    let _ = world.cluster.delete_vm(&name(&format!("vm{n}")), world.now, &mut world.changes);
-                    world.cluster.place(world.now, &mut world.changes);
-                }
-                Move::Join(first) => {
-                    let worker = if first { "v" } else { "w" };
-                    hosts.get_mut(worker).unwrap().session = Some(world.join(worker, 1));
-                }
-                Move::Pass(millis) => world.pass(millis.into()),
-                Move::Work(first, n) => {
-                    let worker = if first { "v" } else { "w" };
-                    let host = hosts.get_mut(worker).unwrap();
-                    let Some(session) = host.session else { continue };
-                    if world.cluster.assignment(&name(worker)).is_none() { continue }
-                    let wants = world.wants(worker);
-                    let Some((copy, want)) = wants.get(usize::from(n) % wants.len().max(1)).copied() else { continue };
-                    let observation = match want {
-                        "run" => { host.running.insert(copy); running() }
-                        "absent" => { host.running.remove(&copy); Observation::Absent }
-                        _ => { prop_assert!(!host.running.contains(&copy), "a kept copy must be dead"); continue }
-                    };
-                    let _ = world.report(worker, session, copy, observation);
-                }
-                Move::Fail(first) => {
-                    let worker = if first { "v" } else { "w" };
-                    let host = hosts.get_mut(worker).unwrap();
-                    let (Some(session), Some(copy)) = (host.session, host.running.first().copied()) else { continue };
-                    if let Ok(()) = world.report(worker, session, copy, failed()) {
-                        host.running.remove(&copy);
-                    }
-                }
-                Move::Remove(first) => {
-                    // Whoever says "force" answers for it that the machine is off.
-                    let worker = if first { "v" } else { "w" };
-                    if world.cluster.delete_worker(&name(worker), true, world.now, &mut world.changes).is_ok() {
-                        hosts.insert(worker, FakeHost::default());
-                    }
-                    world.cluster.place(world.now, &mut world.changes);
-                }
-                Move::RestartController => {
-                    let records = Records {
-                        vms: world.cluster.vms.values().cloned().collect(),
-                        workers: world.cluster.workers.values().map(|entry| entry.record.clone()).collect(),
-                        leaving: world.cluster.leaving.values().cloned().collect(),
-                        last_event: world.cluster.last_event,
-                        ..Records::default()
-                    };
-                    world.cluster = Cluster::load(records, Timing::default(), world.now);
-                    hosts.values_mut().for_each(|host| host.session = None);
-                }
-            }
-            let mut uids = BTreeSet::new();
-            for copy in hosts.values().flat_map(|host| host.running.iter()) {
-                prop_assert!(uids.insert(copy.uid), "VM {} runs twice", copy.uid);
-            }
-            for (worker, entry) in &world.cluster.workers {
-                let mut sum = Resources::default();
-                entry.vms.iter().filter_map(|uid| world.cluster.vm_record(*uid)).for_each(|vm| sum.add(&vm.assigned));
-                entry.leaving.iter().filter_map(|id| world.cluster.leaving.get(id)).for_each(|leaving| sum.add(&leaving.held));
-                let held = world.cluster.scheduler.used(worker).unwrap();
-                let used = |name| (held.get(name), sum.get(name));
-                for (kept, counted) in [used(LOGICAL_CORES), used(MEMORY_MIB)] {
-                    prop_assert_eq!(kept, counted, "the books of {} are wrong", worker);
-                }
-                prop_assert!(held.get(LOGICAL_CORES) <= 4, "{} is overfilled", worker);
-            }
-            let numbers: Vec<_> = world.changes.events.iter().map(|event| event.number).collect();
-            prop_assert_eq!(&numbers, &(1..=u64::try_from(numbers.len()).unwrap()).collect::<Vec<_>>());
-        }
-    }
 }

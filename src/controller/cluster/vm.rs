@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use super::spec::check_spec;
 use super::{Changes, Cluster, Leaving};
-use crate::bus::message::{self, CreateVm, LogLines, Observation, Report};
+use crate::bus::message::{CreateVm, LogLines, Observation, Report};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
-use crate::model::vm::{RestartPolicy, Vm, VmSpec, VmStatus};
-use crate::model::{CopyId, Now, VmName, VmUid, WorkerName};
+use crate::model::vm::{RestartPolicy, Vm, VmStatus};
+use crate::model::{AccountName, CopyId, Now, VmName, VmUid, WorkerName};
 
 /// The pause before the second restart in a row; doubled for each further one. The first comes at once.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
@@ -17,12 +18,6 @@ const RESTART_PAUSE: Duration = Duration::from_secs(5);
 const MAX_RESTART_PAUSE: Duration = Duration::from_secs(300);
 /// A VM that ran this long has proved itself: its next failure counts as the first again.
 const PROVEN_AFTER: Duration = Duration::from_secs(600);
-/// Bounds of a specification: generous for people, small against the broker's payload limit.
-const MAX_TEXT: usize = 4 * 1024;
-const MAX_SCRIPT: usize = 256 * 1024;
-const MAX_PAIRS: usize = 64;
-/// All of it together: one VM must fit into one message to its worker.
-const MAX_SPEC: usize = 512 * 1024;
 /// Lines of output of one copy: at a million a second, two weeks.
 const MAX_LOG_LINES: u64 = 1 << 40;
 /// A status message is a line or a few; more belongs in the log.
@@ -32,9 +27,11 @@ impl Cluster {
     /// A new VM, pending; [`Cluster::place`] finds its worker.
     ///
     /// # Errors
-    /// [`ErrorCode::Conflict`] when the name is taken, [`ErrorCode::Invalid`] when the specification cannot work.
+    /// [`ErrorCode::Conflict`] when the name is taken, [`ErrorCode::Invalid`] when the specification cannot work,
+    /// [`ErrorCode::LimitExceeded`] when there are too many VMs or they are too large together, or the store is full.
     pub fn create_vm(
         &mut self,
+        by: Option<AccountName>,
         request: CreateVm,
         uid: VmUid,
         now: Now,
@@ -50,11 +47,16 @@ impl Cluster {
                 ),
             ));
         }
+        self.check_room()?;
+        self.usage.check(by.as_ref(), &request.spec)?;
         let mut vm = Vm::requested(request.name, uid, now.wall, request.spec);
+        vm.created_by = by;
         "waiting for a worker".clone_into(&mut vm.status_message);
         changes.vm_event(&mut self.last_event, now, &vm, EventType::Created, format!("image {}", vm.spec.image));
         let view = vm.clone().redacted();
         self.note_end(&vm, now);
+        let Vm { spec, .. } = &view;
+        changes.say(format!("uid {uid}, {} cores, {} MiB, image {}", spec.cpu, spec.memory, spec.image));
         self.insert_vm(vm);
         Ok(view)
     }
@@ -77,6 +79,7 @@ impl Cluster {
         let Some(vm) = self.vms.remove(name) else {
             return Err(ApiError::new(ErrorCode::NotFound, format!("there is no VM named {name} to delete")));
         };
+        self.usage.remove(&vm);
         if !planted(Bug::NameNotUid) {
             self.names.remove(&vm.uid);
         }
@@ -85,6 +88,8 @@ impl Cluster {
         let waits = vm.worker.is_some() || self.leaving.values().any(|leaving| leaving.id.uid == vm.uid);
         let kind = if waits { EventType::Deleting } else { EventType::Deleted };
         changes.vm_event(&mut self.last_event, now, &vm, kind, why);
+        let on = vm.worker.as_ref().map_or_else(|| "no worker".to_owned(), |worker| format!("worker {worker}"));
+        changes.say(format!("uid {}, {}, on {on}", vm.uid, vm.status));
         for leaving in self.leaving.values_mut().filter(|leaving| leaving.id.uid == vm.uid) {
             leaving.deleted = true;
             changes.leaving.insert(leaving.id);
@@ -346,49 +351,6 @@ pub(super) fn restart_pause(quick: u32) -> Duration {
     }
 }
 
-fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
-    let refuse = |what: String| Err(ApiError::new(ErrorCode::Invalid, what));
-    if spec.image.is_empty() {
-        return refuse("no image was given; name the file or URL that the disk shall be cloned from".to_owned());
-    }
-    if spec.image.starts_with('-') || spec.image.chars().any(char::is_control) {
-        return refuse(format!("image {:?} begins with a dash or contains control characters", spec.image));
-    }
-    let texts = [
-        ("image", spec.image.len()),
-        ("username", spec.guest_user().len()),
-        ("password", spec.guest_password().expose().len()),
-    ];
-    if let Some((what, len)) = texts.into_iter().find(|(_, len)| *len > MAX_TEXT) {
-        return refuse(format!("the {what} has {len} bytes; at most {MAX_TEXT} are allowed"));
-    }
-    if let Some(script) = &spec.startup_script {
-        let env: usize = script.env.iter().map(|(name, value)| name.len() + value.expose().len()).sum();
-        let len = script.script_content.len().saturating_add(env);
-        if len > MAX_SCRIPT {
-            return refuse(format!(
-                "the startup script has {len} bytes; at most {MAX_SCRIPT} are allowed: fetch more from within it"
-            ));
-        }
-    }
-    let pairs = spec.labels.iter().map(|(k, v)| (k, v.len())).chain(spec.resources.0.keys().map(|k| (k, 0)));
-    if spec.labels.len() > MAX_PAIRS || spec.resources.0.len() > MAX_PAIRS {
-        return refuse(format!("more than {MAX_PAIRS} labels or resources"));
-    }
-    for (key, len) in pairs {
-        if key.is_empty() || key.len() > MAX_TEXT || len > MAX_TEXT {
-            return refuse(format!(
-                "a label or resource name is empty, or it or its value is longer than {MAX_TEXT} bytes"
-            ));
-        }
-    }
-    let size = message::encode(spec)?.len();
-    if size > MAX_SPEC {
-        return refuse(format!("the specification has {size} bytes; at most {MAX_SPEC} are allowed"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,17 +360,6 @@ mod tests {
         let pauses: Vec<_> = (0..9).map(|quick| restart_pause(quick).as_secs()).collect();
         assert_eq!(pauses, [0, 5, 10, 20, 40, 80, 160, 300, 300]);
         assert_eq!(restart_pause(u32::MAX), MAX_RESTART_PAUSE);
-    }
-
-    #[test]
-    fn what_would_not_fit_into_one_message_is_refused() {
-        let labels = (0..64).map(|n| (format!("{n:04096}"), "x".repeat(MAX_TEXT))).collect();
-        let spec = VmSpec { image: "i".into(), labels, ..VmSpec::default() };
-        assert_eq!(check_spec(&spec).unwrap_err().code, ErrorCode::Invalid);
-        let script =
-            crate::model::vm::StartupScript { script_content: "x".repeat(MAX_SCRIPT), env: Default::default() };
-        let spec = VmSpec { image: "i".into(), startup_script: Some(script), ..VmSpec::default() };
-        check_spec(&spec).unwrap();
     }
 
     #[test]

@@ -8,17 +8,24 @@ use crate::model::planted::{Bug, planted};
 use crate::model::worker::{Worker, WorkerState};
 use crate::model::{CopyId, Now, SessionId, WorkerName};
 
-/// Strays remembered per worker session; beyond that they are reported again, which harms nobody.
+/// Unknown copies of which each worker may tell: far more than a machine can hold. Those beyond are not told of.
 const MAX_STRAYS: usize = 1024;
 /// What a worker says of itself, all of it: a page of workers must fit into one message, and people wrote these labels.
 const MAX_INFO: usize = 32 * 1024;
+/// The longest name of a place, in bytes: more than a hash.
+const MAX_PLACE: usize = 128;
+
+/// What to do with a copied data folder.
+const OWN_KEY: &str = "stop this worker, remove worker.nk, worker.join and machine-id from the copy, and join with a token of \
+                       `orchard get bootstrap-token` and a --name of its own";
 
 impl Cluster {
     /// Registers a worker and opens its session; yields what it shall run.
     ///
     /// # Errors
-    /// [`ErrorCode::Forbidden`] when it speaks for another worker, [`ErrorCode::Conflict`] when another machine has
-    /// its name, [`ErrorCode::Invalid`] when it says too much.
+    /// [`ErrorCode::Forbidden`] when it speaks for another worker, [`ErrorCode::Conflict`] when another machine has its name
+    /// or its key, [`ErrorCode::Unavailable`] while another process is this worker, [`ErrorCode::Invalid`] when it says too
+    /// much.
     pub fn hello(
         &mut self,
         from: &WorkerName,
@@ -38,6 +45,11 @@ impl Cluster {
             );
             return Err(ApiError::new(ErrorCode::Invalid, what));
         }
+        if hello.place.len() > MAX_PLACE {
+            let what = format!("the worker's place has {} bytes; at most {MAX_PLACE} are allowed", hello.place.len());
+            return Err(ApiError::new(ErrorCode::Invalid, what));
+        }
+        self.check_machine(&name, &hello, now)?;
         let known = self.workers.get(&name);
         if known.is_some_and(|entry| entry.record.info.machine_id != hello.info.machine_id) {
             return Err(ApiError::new(
@@ -67,17 +79,50 @@ impl Cluster {
             changes.workers.insert(name.clone());
         }
         if let Some(entry) = self.workers.get_mut(&name) {
+            entry.place.clone_from(&hello.place);
             // The same hello may come twice. Numbers that began anew would be below those that the worker has.
             let again = entry.live.take().filter(|live| live.session == hello.session);
-            let (revision, strays) = again.map_or_else(Default::default, |live| (live.revision, live.strays));
-            entry.live = Some(Live { session: hello.session, revision: revision + 1, seen: now, strays });
+            let revision = again.map_or(0, |live| live.revision) + 1;
+            entry.live = Some(Live { session: hello.session, revision, seen: now });
+        }
+        if let Some(key) = self.access.keys.get_mut(&name).filter(|key| key.place != hello.place) {
+            // Kept, so that a copy of the worker's data folder does not come first after a restart of the controller.
+            key.place = hello.place;
+            changes.keys.insert(name.clone());
         }
         self.heard_of(&name, now, changes);
         self.tell_scheduler(&name);
+        self.reclaim(&name, now, changes);
         self.place(now, changes);
         // The answer carries the assignment, so none needs to be sent besides.
         changes.assign.remove(&name);
         self.assignment(&name).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a session just opened is not there"))
+    }
+
+    /// Refuses a copy of a worker's data folder that was taken to another machine: one that shows the key with another
+    /// machine's id, and one that comes while the worker is heard of from another place. Of two that use one key, the first
+    /// stays for as long as it renews its lease; two that take the session from each other would run every VM twice.
+    fn check_machine(&self, name: &WorkerName, hello: &Hello, now: Now) -> Result<(), ApiError> {
+        let key = self.access.keys.get(name);
+        if key.is_some_and(|key| key.machine_id != hello.info.machine_id) {
+            let what = format!(
+                "the key of worker {name} was given to another machine than this one, going by the file machine-id in the \
+                 data folder. If this folder is a copy, {OWN_KEY}. If this is that very machine, put its machine-id file \
+                 back, or take it out of the cluster (`orchard delete worker {name}`) and let it join again"
+            );
+            return Err(ApiError::new(ErrorCode::Conflict, what));
+        }
+        let Some(entry) = self.workers.get(name) else { return Ok(()) };
+        let silence = now.mono.saturating_sub(entry.heard);
+        if entry.place.is_empty() || entry.place == hello.place || silence > self.timing.lease {
+            return Ok(());
+        }
+        let (lease, silence) = (self.timing.lease.as_secs_f64(), silence.as_secs_f64());
+        let what = format!(
+            "worker {name} runs in another place with the same key, and was heard of {silence:.1} s ago. If this data folder \
+             is a copy, {OWN_KEY}. If the other one is gone, this one is let in {lease} s after it was last heard of"
+        );
+        Err(ApiError::new(ErrorCode::Unavailable, what))
     }
 
     /// Renews a lease.
@@ -145,6 +190,7 @@ impl Cluster {
         self.drop_expired_joins(now, changes);
         self.end_of_time(now, changes);
         self.end_pauses(now);
+        self.forget_given_up(now, changes);
     }
 
     /// Why `worker` cannot be reached now, in words; `None` when it is online.
@@ -152,6 +198,11 @@ impl Cluster {
         let entry = self.workers.get(worker)?;
         let silence = now.mono.saturating_sub(entry.heard).as_secs();
         (entry.state == WorkerState::Unseen).then(|| format!("worker {worker} has been unseen for {silence} s"))
+    }
+
+    /// Whether a session of `worker` is open.
+    pub fn has_session(&self, worker: &WorkerName) -> bool {
+        self.workers.get(worker).is_some_and(|entry| entry.live.is_some())
     }
 
     pub(super) fn check_session(&self, worker: &WorkerName, session: SessionId) -> Result<(), ApiError> {
@@ -173,8 +224,11 @@ impl Cluster {
         now: Now,
         changes: &mut Changes,
     ) -> Result<(), ApiError> {
-        let Some(live) = self.workers.get_mut(worker).and_then(|entry| entry.live.as_mut()) else { return Ok(()) };
-        if live.strays.len() < MAX_STRAYS && live.strays.insert(id) {
+        if self.reclaim_stray(worker, id, now, changes) {
+            return Ok(());
+        }
+        let Some(entry) = self.workers.get_mut(worker) else { return Ok(()) };
+        if entry.strays.len() < MAX_STRAYS && entry.strays.insert(id) {
             let shown: String = name.chars().take(crate::model::MAX_NAME_LEN).collect();
             let message = format!("runs or holds VM {shown} ({id}), which is not known here; it is left alone");
             changes.worker_event(&mut self.last_event, now, worker, EventType::Stray, message);

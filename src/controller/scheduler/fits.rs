@@ -23,6 +23,11 @@ pub(super) struct Fits {
 }
 
 impl Fits {
+    /// Of a shape that is used for the first time.
+    pub(super) fn used_at(clock: u64) -> Self {
+        Self { used_at: clock, ..Self::default() }
+    }
+
     /// Looks at every worker.
     pub(super) fn find(&mut self, shape: &Shape, nodes: &BTreeMap<WorkerName, Node>, profile: Profile) {
         let fitting = nodes.iter().filter(|(_, node)| node.takes(shape).is_ok());

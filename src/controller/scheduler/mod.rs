@@ -211,7 +211,7 @@ impl Scheduler {
     }
 
     /// Places the next VM that fits somewhere, and counts it there; `None` when none of those who wait does.
-    pub fn next(&mut self) -> Option<(VmUid, Placement)> {
+    pub fn place_next(&mut self) -> Option<(VmUid, Placement)> {
         let ((_, uid), shape) = self.ready.first_key_value().map(|(place, shape)| (*place, shape.clone()))?;
         let fits = self.shapes.get(&shape)?;
         let worker = fits.best()?.clone();
@@ -254,8 +254,7 @@ impl Scheduler {
         }
         self.forget_idle();
         let shape = Arc::new(shape);
-        let mut fits = Fits::default();
-        fits.used_at = clock;
+        let mut fits = Fits::used_at(clock);
         fits.find(&shape, &self.nodes, self.policy.profile);
         self.shapes.insert(shape.clone(), fits);
         shape

@@ -38,7 +38,9 @@ fn scheduler(profile: Profile, workers: &[(&str, u64)]) -> Scheduler {
 }
 
 fn drain(scheduler: &mut Scheduler) -> Vec<String> {
-    std::iter::from_fn(|| scheduler.next()).map(|(uid, at)| format!("{}:{}", uid.0.as_u128(), at.worker)).collect()
+    std::iter::from_fn(|| scheduler.place_next())
+        .map(|(uid, at)| format!("{}:{}", uid.0.as_u128(), at.worker))
+        .collect()
 }
 
 #[test]
@@ -77,7 +79,7 @@ fn a_worker_that_has_the_image_is_preferred_when_filling_up() {
     let mut scheduler = scheduler(Profile::OptimizeUtilization, &[("a", 9), ("b", 9)]);
     scheduler.has_image(&"b".parse().unwrap(), "i");
     scheduler.enqueue(uid(1), shape(1));
-    let (_, placement) = scheduler.next().unwrap();
+    let (_, placement) = scheduler.place_next().unwrap();
     assert_eq!(placement.worker.as_str(), "b");
     assert_eq!(placement.why.to_string(), "the fullest of 2 that could take it (0 VMs, has the image)");
 }
@@ -86,7 +88,7 @@ fn a_worker_that_has_the_image_is_preferred_when_filling_up() {
 fn defaults_of_the_worker_fill_in_what_the_vm_leaves_open() {
     let mut scheduler = scheduler(Profile::default(), &[("a", 8)]);
     scheduler.enqueue(uid(1), Shape::of(&VmSpec { cpu: 2, ..VmSpec::default() }));
-    let (_, placement) = scheduler.next().unwrap();
+    let (_, placement) = scheduler.place_next().unwrap();
     assert_eq!((placement.cpu, placement.memory), (2, 4096));
     assert_eq!(placement.taken, [(LOGICAL_CORES, 2), (MEMORY_MIB, 4096)].into());
 }
@@ -375,7 +377,7 @@ proptest! {
             }
             loop {
                 let expected = slow.next();
-                let got = fast.next();
+                let got = fast.place_next();
                 prop_assert_eq!(got.as_ref().map(|(uid, at)| (*uid, at.worker.clone())), expected);
                 let Some((_, placement)) = got else { break };
                 let (offered, used) = (&slow.nodes[&placement.worker].info.resources, &slow.nodes[&placement.worker].used);

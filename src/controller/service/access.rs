@@ -3,8 +3,8 @@
 use super::Context;
 use super::api::page;
 use crate::bus::access::{
-    AccountPage, CreateAccount, CreateJoinToken, DeleteAccount, GetAccount, ListAccounts, NewJoinToken, NewToken,
-    RotateAccount, UpdateAccount,
+    AccountPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, GetAccount, JoinTokenPage,
+    ListAccounts, ListJoinTokens, NewJoinToken, NewToken, RotateAccount, UpdateAccount,
 };
 use crate::bus::message::{Done, MAX_PAGE};
 use crate::controller::store::writer::Writer;
@@ -65,7 +65,27 @@ pub(super) async fn create_join_token(
     new_join_token(&context.writer, &context.bus, by, request).await
 }
 
-/// Makes a join token on behalf of `by`.
+pub(super) async fn list_join_tokens(
+    context: &Context,
+    _: AccountName,
+    request: ListJoinTokens,
+) -> Result<JoinTokenPage, ApiError> {
+    let limit = page(request.limit, MAX_PAGE);
+    let read = context.writer.submit(move |step| Ok(step.cluster.join_tokens(request.after.as_ref(), limit)));
+    let (tokens, more) = read.await?;
+    Ok(JoinTokenPage { tokens, more })
+}
+
+pub(super) async fn delete_join_token(
+    context: &Context,
+    _: AccountName,
+    request: DeleteJoinToken,
+) -> Result<Done, ApiError> {
+    context.writer.submit(move |step| step.cluster.delete_join_token(&request.id, step.changes)).await?;
+    Ok(Done {})
+}
+
+/// Makes a join token on behalf of `by`; what the audit trail says of it is the matter of whoever gives the `writer`.
 pub(in crate::controller) async fn new_join_token(
     writer: &Writer,
     bus: &super::BusAddress,

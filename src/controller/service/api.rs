@@ -1,32 +1,27 @@
 //! API verbs: decode, do, encode.
 
-use std::time::Duration;
-
 use super::{Context, access, placing};
 use crate::bus::access::{
-    AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteWorker, GetAccount, ListAccounts, ListAudit,
-    RotateAccount, UpdateAccount,
+    AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, ListAccounts,
+    ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
 };
 use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
     ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
 };
 use crate::bus::placing::{ExplainVm, PauseWorker, ResumeWorker};
-use crate::controller::store::StoreError;
+use crate::controller::store::{Room, StoreError};
 use crate::identity;
 use crate::model::access::rule;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::event::{Event, EventNumber};
 use crate::model::vm::VmStatus;
 use crate::model::worker::WorkerView;
 use crate::model::{AccountName, VmUid};
-use crate::tunnel::ticket::Grant;
+use crate::tunnel::ticket::{Grant, TICKET_TTL};
 
 /// A page of an answer ends at this size, whatever number was asked for: scripts and log lines are long, and the bus
 /// carries 1 MiB. One item alone is always smaller.
 const PAGE_SIZE: usize = 512 * 1024;
-/// How long a ticket is good for: the time to open a stream, with a slow link.
-const TICKET_TTL: Duration = Duration::from_secs(30);
 
 macro_rules! verbs {
     ($($call:ty => $handler:path),+ $(,)?) => {
@@ -54,7 +49,8 @@ verbs! {
     ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
     CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
     UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
-    CreateJoinToken => access::create_join_token, ListAudit => list_audit,
+    CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
+    DeleteJoinToken => access::delete_join_token, ListAudit => list_audit,
     ExplainVm => placing::explain, PauseWorker => placing::pause, ResumeWorker => placing::resume,
 }
 
@@ -88,12 +84,12 @@ fn reply<C: ApiCall>(result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiE
 
 async fn create_vm(
     context: &Context,
-    _: AccountName,
+    by: AccountName,
     request: CreateVm,
 ) -> Result<<CreateVm as ApiCall>::Reply, ApiError> {
     // Version 7: sorts by age, which the scheduler and the store's key order both use.
     let uid = VmUid(uuid::Uuid::now_v7());
-    context.writer.submit(move |step| step.cluster.create_vm(request, uid, step.now, step.changes)).await
+    context.writer.submit(move |step| step.cluster.create_vm(Some(by), request, uid, step.now, step.changes)).await
 }
 
 async fn get_vm(context: &Context, _: AccountName, request: GetVm) -> Result<<GetVm as ApiCall>::Reply, ApiError> {
@@ -118,9 +114,11 @@ async fn get_worker(context: &Context, _: AccountName, request: GetWorker) -> Re
     Ok(connectable(context, view))
 }
 
-async fn list_workers(context: &Context, _: AccountName, _: ListWorkers) -> Result<WorkerPage, ApiError> {
-    let views = context.writer.submit(|step| Ok(step.cluster.all_workers())).await?;
-    Ok(WorkerPage { workers: views.into_iter().map(|view| connectable(context, view)).collect() })
+async fn list_workers(context: &Context, _: AccountName, request: ListWorkers) -> Result<WorkerPage, ApiError> {
+    let limit = page(request.limit, MAX_PAGE);
+    let read = context.writer.submit(move |step| Ok(step.cluster.workers(request.after.as_ref(), limit, PAGE_SIZE)));
+    let (views, more) = read.await?;
+    Ok(WorkerPage { workers: views.into_iter().map(|view| connectable(context, view)).collect(), more })
 }
 
 async fn delete_worker(context: &Context, _: AccountName, request: DeleteWorker) -> Result<Done, ApiError> {
@@ -137,60 +135,43 @@ fn connectable(context: &Context, mut view: WorkerView) -> WorkerView {
 async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> Result<EventPage, ApiError> {
     // First the highest durable number, then the events: none of them can be missing below it.
     let last = context.writer.submit(|step| Ok(step.cluster.last_event())).await?;
-    let limit = page(request.limit, MAX_EVENT_PAGE);
-    let store = context.store.clone();
-    let read = tokio::task::spawn_blocking(move || store.events(request.after, limit, request.vm)).await;
-    let (events, first_kept) = read.map_err(|_| failed("read events"))?.map_err(|error| read_failed(&error))?;
-    event_page(events, limit, last, first_kept)
+    let (store, room) = (context.store.clone(), room(request.limit));
+    let page = read("events", move || store.events(request.after, room, request.vm)).await?;
+    let (next, last) = place_of(page.items.last().map(|event| event.number), page.more, last);
+    Ok(EventPage { events: page.items, next, last, first_kept: page.first_kept })
 }
 
 async fn list_audit(context: &Context, _: AccountName, request: ListAudit) -> Result<AuditPage, ApiError> {
     // In this order, as for events.
     let last = context.writer.submit(|step| Ok(step.cluster.last_audit())).await?;
-    let limit = page(request.limit, MAX_EVENT_PAGE);
-    let store = context.store.clone();
-    let read = tokio::task::spawn_blocking(move || store.audit(request.after, limit)).await;
-    let (mut records, first_kept) =
-        read.map_err(|_| failed("read the audit trail"))?.map_err(|error| read_failed(&error))?;
-    let mut more = records.len() >= limit;
-    let mut size = 0usize;
-    for (index, record) in records.iter().enumerate() {
-        size = size.saturating_add(encode(record)?.len());
-        if size > PAGE_SIZE && index > 0 {
-            records.truncate(index);
-            more = true;
-            break;
-        }
-    }
-    let newest = records.last().map_or(0, |record| record.number);
-    let last = last.max(newest);
-    let next = if more { newest } else { last };
-    Ok(AuditPage { records, next, last, first_kept })
+    let (store, room) = (context.store.clone(), room(request.limit));
+    let page = read("the audit trail", move || store.audit(request.after, room)).await?;
+    let (next, last) = place_of(page.items.last().map(|record| record.number), page.more, last);
+    Ok(AuditPage { records: page.items, next, last, first_kept: page.first_kept })
 }
 
-/// Cuts what was read to a page that can be sent, and says where to go on.
-fn event_page(
-    mut events: Vec<Event>,
-    limit: usize,
-    last: EventNumber,
-    first_kept: EventNumber,
-) -> Result<EventPage, ApiError> {
-    let mut more = events.len() >= limit;
-    let mut size = 0usize;
-    for (index, event) in events.iter().enumerate() {
-        size = size.saturating_add(encode(event)?.len());
-        if size > PAGE_SIZE && index > 0 {
-            events.truncate(index);
-            more = true;
-            break;
-        }
-    }
-    // A number that has not been given out yet, as after a restored backup, leads back to the last that has.
-    let newest = events.last().map_or(0, |event| event.number);
-    // The reading is younger than `last`: events after it may be here, and must not be sent once more.
+/// Reads from the store, off the tasks that must not wait for a disk.
+async fn read<T: Send + 'static>(
+    what: &'static str,
+    from: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let failed =
+        || ApiError::new(ErrorCode::Internal, format!("the controller failed to read {what}; its log says more"));
+    let read = tokio::task::spawn_blocking(from).await.map_err(|_| failed())?;
+    read.map_err(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "cannot read {what}");
+        failed()
+    })
+}
+
+/// Where to go on after a page that ends with `newest`, and the highest number given out so far, which was `last` before
+/// the page was read. A number that has not been given out yet, as after a restored backup, leads back to the last that
+/// has.
+fn place_of(newest: Option<u64>, more: bool, last: u64) -> (u64, u64) {
+    let newest = newest.unwrap_or(0);
+    // The reading is younger than `last`: items after it may be here, and must not be sent once more.
     let last = last.max(newest);
-    let next = if more { newest } else { last };
-    Ok(EventPage { events, next, last, first_kept })
+    (if more { newest } else { last }, last)
 }
 
 async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunnel) -> Result<TunnelTicket, ApiError> {
@@ -230,9 +211,11 @@ async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunne
     Ok(TunnelTicket { endpoint: context.tunnel.clone(), ticket, uid: vm.uid })
 }
 
-async fn get_info(context: &Context, _: AccountName, _: GetInfo) -> Result<ControllerInfo, ApiError> {
+async fn get_info(context: &Context, account: AccountName, _: GetInfo) -> Result<ControllerInfo, ApiError> {
     let last_event = context.writer.submit(|step| Ok(step.cluster.last_event())).await?;
-    Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event })
+    let roles = context.access.account(&account).map(|account| account.view.roles);
+    let outside_bus = !context.workers_have_keys;
+    Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event, roles, outside_bus })
 }
 
 pub(super) fn page(asked: u32, most: u32) -> usize {
@@ -240,32 +223,14 @@ pub(super) fn page(asked: u32, most: u32) -> usize {
     usize::try_from(size).unwrap_or(usize::MAX)
 }
 
-fn failed(what: &str) -> ApiError {
-    ApiError::new(ErrorCode::Internal, format!("the controller failed to {what}; its log says more"))
-}
-
-fn read_failed(error: &StoreError) -> ApiError {
-    tracing::error!(error = error as &dyn std::error::Error, "cannot read events");
-    failed("read events")
+/// How much of what is stored goes into one answer.
+fn room(asked: u32) -> Room {
+    Room { items: page(asked, MAX_EVENT_PAGE), bytes: PAGE_SIZE }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Timestamp;
-    use crate::model::event::{EventObject, EventType};
-
-    fn event(number: EventNumber, len: usize) -> Event {
-        Event {
-            number,
-            time: Timestamp::default(),
-            kind: EventType::Log,
-            object: EventObject::Worker { name: "w".parse().unwrap() },
-            message: "x".repeat(len),
-            worker: None,
-            stream: None,
-        }
-    }
 
     #[test]
     fn every_verb_of_the_table_is_answered_and_no_other() {
@@ -279,33 +244,14 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_long_lines_are_small_enough_to_be_sent_and_leave_nothing_out() {
-        let all: Vec<Event> = (1..=500).map(|number| event(number, 8 * 1024)).collect();
-        let (mut after, mut seen) = (0, 0);
-        while after < 500 {
-            let rest = all.iter().filter(|event| event.number > after).cloned().collect();
-            let page = event_page(rest, 500, 500, 1).unwrap();
-            assert!(encode(&page).unwrap().len() < 1024 * 1024);
-            assert_eq!(page.events.first().unwrap().number, after + 1);
-            seen += page.events.len();
-            after = page.next;
-        }
-        assert_eq!(seen, 500);
-    }
-
-    #[test]
     fn a_number_that_is_not_given_out_yet_leads_back_to_the_last_that_is() {
-        let page = event_page(Vec::new(), 500, 7, 1).unwrap();
-        assert_eq!((page.next, page.last), (7, 7));
+        assert_eq!(place_of(None, false, 7), (7, 7));
     }
 
     #[test]
-    fn an_event_stored_while_the_page_was_read_is_not_sent_again() {
-        let page = event_page(vec![event(4, 1), event(9, 1)], 500, 7, 1).unwrap();
-        assert_eq!((page.next, page.last), (9, 9));
-        let page = event_page(vec![event(4, 1)], 500, 7, 1).unwrap();
-        assert_eq!((page.next, page.last), (7, 7));
-        let page = event_page(vec![event(4, 1), event(5, 1)], 2, 7, 1).unwrap();
-        assert_eq!((page.next, page.last), (5, 7));
+    fn what_was_stored_while_the_page_was_read_is_not_sent_again() {
+        assert_eq!(place_of(Some(9), false, 7), (9, 9));
+        assert_eq!(place_of(Some(4), false, 7), (7, 7));
+        assert_eq!(place_of(Some(5), true, 7), (5, 7));
     }
 }

@@ -1,13 +1,13 @@
-//! Around each API request: how many an account may have under way, and what the audit trail says of it.
+//! Around each request: how many an account, a worker or a join token may have under way, and what the audit trail says of
+//! it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use serde::Deserialize;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Context;
-use crate::bus::message;
-use crate::controller::audit::outcome_of;
+use crate::bus::subject::WorkerVerb;
+use crate::controller::audit::{outcome_of, target_of};
 use crate::model::AccountName;
 use crate::model::access;
 use crate::model::audit::{AuditType, Deed, Outcome};
@@ -16,61 +16,98 @@ use crate::model::error::{ApiError, ErrorCode};
 /// Requests that an account may have under way. Far more than a program that waits for its answers has, and so few that
 /// one account cannot fill the lane of all.
 pub(super) const MAX_PER_ACCOUNT: usize = 128;
+/// The same for a join token: a fleet may come with one.
+pub(super) const MAX_PER_JOIN: usize = 128;
 
-/// Counts the requests under way by account.
-#[derive(Clone, Debug, Default)]
-pub(super) struct InFlight(Arc<Mutex<HashMap<AccountName, usize>>>);
-
-/// One request under way; over when it is dropped.
-#[derive(Debug)]
-pub(super) struct Underway {
-    of: InFlight,
-    account: AccountName,
-}
-
-impl InFlight {
-    /// Lets one more request of `account` begin.
-    ///
-    /// # Errors
-    /// [`ErrorCode::LimitExceeded`].
-    pub(super) fn begin(&self, account: &AccountName) -> Result<Underway, ApiError> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(account.clone()).or_default();
-        if *count >= MAX_PER_ACCOUNT {
-            return Err(ApiError::new(
-                ErrorCode::LimitExceeded,
-                format!(
-                    "account {account} has {count} requests under way, which is the limit; wait for answers before \
-                     sending more"
-                ),
-            ));
-        }
-        *count += 1;
-        Ok(Underway { of: self.clone(), account: account.clone() })
+/// The same for a worker. It has one registration and one heartbeat on the way, perhaps with one before it that was given
+/// up; 32 reports; and a batch of lines for each VM, where those beyond are sent again.
+pub(super) fn most_of_worker(verb: WorkerVerb) -> usize {
+    match verb {
+        WorkerVerb::Hello | WorkerVerb::Heartbeat => 8,
+        WorkerVerb::Report => 64,
+        WorkerVerb::Log => 256,
     }
 }
 
-impl Drop for Underway {
+/// Counts the requests under way by who sent them. Those are users who have proven who they are, so there are only so many.
+#[derive(Debug)]
+pub(super) struct InFlight<K: Hash + Eq> {
+    most: usize,
+    counts: Arc<Mutex<HashMap<K, usize>>>,
+}
+
+/// One request under way; over when it is dropped.
+#[derive(Debug)]
+pub(super) struct Underway<K: Hash + Eq> {
+    counts: Arc<Mutex<HashMap<K, usize>>>,
+    who: K,
+}
+
+/// There are as many as may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooMany {
+    most: usize,
+}
+
+fn locked<K>(counts: &Mutex<HashMap<K, usize>>) -> MutexGuard<'_, HashMap<K, usize>> {
+    // Nothing panics while it is held.
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K: Hash + Eq + Clone> InFlight<K> {
+    /// At most `most` for each.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, counts: Arc::default() }
+    }
+
+    /// Lets one more request of `who` begin.
+    pub(super) fn begin(&self, who: &K) -> Result<Underway<K>, TooMany> {
+        let mut counts = locked(&self.counts);
+        let underway = counts.entry(who.clone()).or_default();
+        if *underway >= self.most {
+            return Err(TooMany { most: self.most });
+        }
+        *underway += 1;
+        Ok(Underway { counts: self.counts.clone(), who: who.clone() })
+    }
+}
+
+impl<K: Hash + Eq> Drop for Underway<K> {
     fn drop(&mut self) {
-        let mut counts = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.account) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                counts.remove(&self.account);
+        let mut counts = locked(&self.counts);
+        if let Some(underway) = counts.get_mut(&self.who) {
+            *underway = underway.saturating_sub(1);
+            if *underway == 0 {
+                counts.remove(&self.who);
             }
         }
     }
 }
 
-/// What a request is about, as far as it says so in one of the usual fields.
-#[derive(Debug, Default, Deserialize)]
-struct Target {
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    vm: Option<String>,
-    #[serde(default)]
-    worker: Option<String>,
+impl TooMany {
+    /// The refusal of a request of the bus user `user`. An account is told that it is its limit; a worker or a machine that
+    /// joins, to come again, as what it has to say must not be lost.
+    pub(super) fn refusal(self, code: ErrorCode, user: &str) -> ApiError {
+        let most = self.most;
+        let what =
+            format!("{user} has {most} requests under way, which is the limit; wait for answers before sending more");
+        ApiError::new(code, what)
+    }
+
+    /// The same for a worker or a machine that joins, which the audit trail counts.
+    pub(super) fn refuse(self, context: &Context, user: &str, verb: &str, address: String) -> ApiError {
+        let error = self.refusal(ErrorCode::Unavailable, user);
+        context.auditor.met_limit(Deed {
+            kind: AuditType::Request,
+            account: user.to_owned(),
+            address,
+            verb: verb.to_owned(),
+            target: String::new(),
+            outcome: Outcome::Refused,
+            message: error.to_string(),
+        });
+        error
+    }
 }
 
 /// One request.
@@ -80,6 +117,10 @@ pub(super) struct Asked<'a> {
     pub(super) resource: &'a str,
     pub(super) verb: &'a str,
     pub(super) payload: &'a [u8],
+    /// What it was sent to.
+    pub(super) subject: &'a str,
+    /// From where; empty when that is not known.
+    pub(super) address: &'a str,
 }
 
 impl Asked<'_> {
@@ -89,14 +130,13 @@ impl Asked<'_> {
     }
 
     /// Its record, as it is when it is done.
-    pub(super) fn deed(&self, context: &Context) -> Deed {
-        let target: Target = message::decode(self.payload).unwrap_or_default();
+    pub(super) fn deed(&self) -> Deed {
         Deed {
             kind: AuditType::Request,
             account: self.account.to_string(),
-            address: context.addresses_of(self.account.as_str()),
+            address: self.address.to_owned(),
             verb: format!("{}.{}", self.resource, self.verb),
-            target: target.name.or(target.vm).or(target.worker).unwrap_or_default(),
+            target: target_of(self.payload, self.subject),
             outcome: Outcome::Done,
             message: String::new(),
         }
@@ -105,8 +145,11 @@ impl Asked<'_> {
     /// Records that it was refused, or that the change failed.
     pub(super) fn record_failure(&self, context: &Context, error: &ApiError) {
         let outcome = outcome_of(error);
-        if outcome == Outcome::Refused || self.changes() {
-            context.auditor.record(Deed { outcome, message: error.to_string(), ..self.deed(context) });
+        let deed = || Deed { outcome, message: error.to_string(), ..self.deed() };
+        if error.code == ErrorCode::LimitExceeded {
+            context.auditor.met_limit(deed());
+        } else if outcome == Outcome::Refused || self.changes() {
+            context.auditor.record(deed());
         }
     }
 }
@@ -117,14 +160,14 @@ mod tests {
 
     #[test]
     fn one_accounts_flood_is_refused_and_anothers_request_is_not() {
-        let in_flight = InFlight::default();
-        let (ann, bob) = ("ann".parse().unwrap(), "bob".parse().unwrap());
+        let in_flight = InFlight::new(MAX_PER_ACCOUNT);
+        let (ann, bob): (AccountName, AccountName) = ("ann".parse().unwrap(), "bob".parse().unwrap());
         let mut held: Vec<_> = (0..MAX_PER_ACCOUNT).map(|_| in_flight.begin(&ann).unwrap()).collect();
-        assert_eq!(in_flight.begin(&ann).unwrap_err().code, ErrorCode::LimitExceeded);
+        assert_eq!(in_flight.begin(&ann).unwrap_err(), TooMany { most: MAX_PER_ACCOUNT });
         let other = in_flight.begin(&bob).unwrap();
         held.pop();
         held.push(in_flight.begin(&ann).unwrap());
         drop((held, other));
-        assert!(in_flight.0.lock().unwrap().is_empty());
+        assert!(locked(&in_flight.counts).is_empty(), "nothing is remembered of those who have none");
     }
 }

@@ -9,12 +9,17 @@ use crate::model::account::JoinId;
 use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
 
-/// Answers one request of a machine that logged in with the secret of the token `id`.
-pub(super) async fn handle(context: &Context, id: JoinId, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
-    encode(&Answer::from(join(context, id, decode(payload)?).await))
+/// Answers one request of a machine that logged in with the secret of the token `id` from `address`.
+pub(super) async fn handle(
+    context: &Context,
+    id: JoinId,
+    payload: &[u8],
+    address: String,
+) -> Result<Vec<u8>, ApiError> {
+    encode(&Answer::from(join(context, id, decode(payload)?, address).await))
 }
 
-async fn join(context: &Context, id: JoinId, request: Join) -> Result<Joined, ApiError> {
+async fn join(context: &Context, id: JoinId, request: Join, address: String) -> Result<Joined, ApiError> {
     if !nkey::is_public_key(&request.public_key) {
         let shown: String = request.public_key.chars().take(64).collect();
         let what = format!("{shown:?} is not the public half of a user's nkey (U and 55 more letters and digits)");
@@ -23,7 +28,7 @@ async fn join(context: &Context, id: JoinId, request: Join) -> Result<Joined, Ap
     let user = subject::join_user(&id);
     let deed = Deed {
         kind: AuditType::Join,
-        address: context.addresses_of(&user),
+        address,
         account: user,
         verb: "join".to_owned(),
         target: request.worker.to_string(),

@@ -15,6 +15,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::service::{Service as NatsService, ServiceExt};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -25,10 +26,12 @@ pub(super) use self::access::new_join_token;
 use self::guard::InFlight;
 use super::audit::Auditor;
 use super::auth::AccessView;
+use super::buses::Buses;
 use super::gate::Gate;
 use super::store::Store;
 use super::store::writer::Writer;
 use crate::broker::Addresses;
+use crate::broker::stamp::CLIENT_ADDRESS;
 use crate::bus::client::Bus;
 use crate::bus::message::{self, Answer, TunnelEndpoint};
 use crate::bus::subject::{self, WorkerVerb};
@@ -67,10 +70,13 @@ pub(super) struct BusAddress {
 }
 
 impl Context {
-    /// From where the bus user `name` is connected, for people; empty when that is not known.
-    pub(super) fn addresses_of(&self, name: &str) -> String {
-        let found = self.addresses.as_ref().map_or_else(Vec::new, |addresses| addresses.of(name));
-        found.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    /// From where a message of the bus user `name` comes, for people; empty when that is not known. Our broker says it in a
+    /// header that nobody else can write; of another one's headers anybody may have written them.
+    pub(super) fn address_of(&self, name: &str, headers: Option<&HeaderMap>) -> String {
+        let Some(addresses) = &self.addresses else { return String::new() };
+        let stamped = headers.and_then(|headers| headers.get(CLIENT_ADDRESS)).map(|value| value.as_str().to_owned());
+        // Without it, as with one that came in before the broker knew of this, all that are the user's.
+        stamped.unwrap_or_else(|| addresses.of(name).iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -82,12 +88,13 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Starts to answer on `bus`; returns once the broker knows of it.
-    pub(super) async fn start(bus: &Bus, context: Arc<Context>) -> Result<Self, ApiError> {
+    /// Starts to answer on `buses`; returns once the broker knows of it.
+    pub(super) async fn start(buses: &Buses, context: Arc<Context>) -> Result<Self, ApiError> {
         let failed = |what: &str, error: async_nats::Error| {
             ApiError::new(ErrorCode::Unavailable, format!("cannot {what} on the bus: {error}"))
         };
-        let nats = bus
+        let nats = buses
+            .api
             .raw()
             .service_builder()
             .description("Orchard controller: orchard.v1.api.<account>.<resource>.<verb>, MessagePack")
@@ -103,49 +110,93 @@ impl Service {
         let mut tasks = Vec::new();
         // Workers' messages have a lane each, so that a flood of API calls or log lines delays no heartbeat.
         for verb in WorkerVerb::ALL {
-            let mut requests = bus.subscribe(&subject::all_workers(verb)).await?;
-            let (context, bus) = (context.clone(), bus.clone());
+            let mut requests = buses.workers.subscribe(&subject::all_workers(verb)).await?;
+            let (context, bus) = (context.clone(), buses.workers.clone());
             tasks.push(task::spawn(async move {
                 let mut lane = Lane::new();
+                let in_flight = InFlight::new(guard::most_of_worker(verb));
                 while let Some(request) = requests.next().await {
+                    let Some((from, _)) = subject::parse_worker(&request.subject) else { continue };
+                    let user = subject::worker_user(&from);
+                    let Some(reply) = own_inbox(request.reply.as_ref(), &user) else { continue };
+                    let address = context.address_of(&user, request.headers.as_ref());
+                    let underway = match in_flight.begin(&from) {
+                        Ok(underway) => underway,
+                        Err(many) => {
+                            let error = many.refuse(&context, &user, verb.as_str(), address);
+                            send(&bus, reply, Err(error)).await;
+                            continue;
+                        }
+                    };
                     let (context, bus) = (context.clone(), bus.clone());
-                    lane.run(async move { answer_worker(&context, &bus, request).await }).await;
+                    lane.run(async move {
+                        let _underway = underway;
+                        let asked = (request.payload.as_ref(), address.as_str());
+                        send(&bus, reply, worker::handle(&context, from, verb, asked).await).await;
+                    })
+                    .await;
                 }
             }));
         }
-        let mut joins = bus.subscribe(subject::ALL_JOINS).await?;
-        let (joining, answers) = (context.clone(), bus.clone());
+        let mut joins = buses.joins.subscribe(subject::ALL_JOINS).await?;
+        let (joining, bus) = (context.clone(), buses.joins.clone());
         tasks.push(task::spawn(async move {
             let mut lane = Lane::new();
+            let in_flight = InFlight::new(guard::MAX_PER_JOIN);
             while let Some(request) = joins.next().await {
-                let (context, bus) = (joining.clone(), answers.clone());
-                lane.run(async move { answer_joining(&context, &bus, request).await }).await;
-            }
-        }));
-        let answers = bus.clone();
-        tasks.push(task::spawn(async move {
-            let mut lane = Lane::new();
-            let in_flight = InFlight::default();
-            while let Some(request) = endpoint.next().await {
-                let Some((account, ..)) = subject::parse_api(&request.message.subject) else { continue };
-                // Refused here and now: it takes no place in the lane, so that others need not wait for theirs.
-                let underway = match in_flight.begin(&account) {
+                let Some(id) = subject::parse_join(&request.subject) else { continue };
+                let user = subject::join_user(&id);
+                let Some(reply) = own_inbox(request.reply.as_ref(), &user) else { continue };
+                let address = joining.address_of(&user, request.headers.as_ref());
+                let underway = match in_flight.begin(&id) {
                     Ok(underway) => underway,
-                    Err(error) if own_inbox(request.message.reply.as_ref(), account.as_str()).is_some() => {
-                        let _ = request.respond(Ok(payload(Err(error), answers.max_payload()))).await;
+                    Err(many) => {
+                        let error = many.refuse(&joining, &user, "join", address);
+                        send(&bus, reply, Err(error)).await;
                         continue;
                     }
-                    Err(_) => continue,
                 };
-                let (context, bus) = (context.clone(), answers.clone());
+                let (context, bus) = (joining.clone(), bus.clone());
                 lane.run(async move {
                     let _underway = underway;
-                    answer_account(&context, &bus, request).await;
+                    send(&bus, reply, join::handle(&context, id, &request.payload, address).await).await;
                 })
                 .await;
             }
         }));
-        bus.flush().await?;
+        let answers = buses.api.clone();
+        tasks.push(task::spawn(async move {
+            let mut lane = Lane::new();
+            let in_flight = InFlight::new(guard::MAX_PER_ACCOUNT);
+            while let Some(request) = endpoint.next().await {
+                let Some((account, resource, verb)) = subject::parse_api(&request.message.subject) else { continue };
+                if own_inbox(request.message.reply.as_ref(), account.as_str()).is_none() {
+                    continue;
+                }
+                let message = &request.message;
+                let address = context.address_of(account.as_str(), message.headers.as_ref());
+                // Refused here and now: it takes no place in the lane, so that others need not wait for theirs.
+                let underway = match in_flight.begin(&account) {
+                    Ok(underway) => underway,
+                    Err(many) => {
+                        let error = many.refusal(ErrorCode::LimitExceeded, account.as_str());
+                        let (payload_of, subject) = (&message.payload, message.subject.as_str());
+                        let (account, address) = (&account, &address);
+                        guard::Asked { account, resource, verb, payload: payload_of, subject, address }
+                            .record_failure(&context, &error);
+                        let _ = request.respond(Ok(payload(Err(error), answers.max_payload()))).await;
+                        continue;
+                    }
+                };
+                let (context, bus) = (context.clone(), answers.clone());
+                lane.run(async move {
+                    let _underway = underway;
+                    answer_account(&context, &bus, request, address).await;
+                })
+                .await;
+            }
+        }));
+        buses.api.flush().await?;
         Ok(Self { nats, tasks })
     }
 
@@ -167,7 +218,7 @@ impl Service {
 async fn perform(context: &Context, request: &guard::Asked<'_>) -> Result<Vec<u8>, ApiError> {
     let verb = (request.resource, request.verb);
     let answer = if request.changes() {
-        let context = Context { writer: context.writer.audited(request.deed(context)), ..context.clone() };
+        let context = Context { writer: context.writer.audited(request.deed()), ..context.clone() };
         api::handle(&context, request.account.clone(), verb, request.payload).await
     } else {
         api::handle(context, request.account.clone(), verb, request.payload).await
@@ -178,32 +229,16 @@ async fn perform(context: &Context, request: &guard::Asked<'_>) -> Result<Vec<u8
     answer
 }
 
-async fn answer_account(context: &Context, bus: &Bus, request: async_nats::service::Request) {
+async fn answer_account(context: &Context, bus: &Bus, request: async_nats::service::Request, address: String) {
     let message = &request.message;
     let Some((account, resource, verb)) = subject::parse_api(&message.subject) else { return };
-    if own_inbox(message.reply.as_ref(), account.as_str()).is_none() {
-        return;
-    }
-    let asked = guard::Asked { account: &account, resource, verb, payload: &message.payload };
+    let (payload_of, subject) = (&message.payload, message.subject.as_str());
+    let asked = guard::Asked { account: &account, resource, verb, payload: payload_of, subject, address: &address };
     let answer = perform(context, &asked).await;
     // By way of the service, which counts it.
     if let Err(error) = request.respond(Ok(payload(answer, bus.max_payload()))).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
-}
-
-async fn answer_worker(context: &Context, bus: &Bus, request: async_nats::Message) {
-    let Some((from, verb)) = subject::parse_worker(&request.subject) else { return };
-    let Some(reply) = own_inbox(request.reply.as_ref(), &subject::worker_user(&from)) else { return };
-    let answer = worker::handle(context, from, verb, &request.payload).await;
-    send(bus, reply, answer).await;
-}
-
-async fn answer_joining(context: &Context, bus: &Bus, request: async_nats::Message) {
-    let Some(id) = subject::parse_join(&request.subject) else { return };
-    let Some(reply) = own_inbox(request.reply.as_ref(), &subject::join_user(&id)) else { return };
-    let answer = join::handle(context, id, &request.payload).await;
-    send(bus, reply, answer).await;
 }
 
 async fn send(bus: &Bus, reply: String, answer: Result<Vec<u8>, ApiError>) {

@@ -5,37 +5,72 @@ use crate::bus::message::{
     Answer, Done, Heartbeat, Hello, LogLines, MAX_LOG_BATCH, MAX_LOG_LINE, Report, Welcome, decode, encode,
 };
 use crate::bus::parts;
-use crate::bus::subject::WorkerVerb;
+use crate::bus::subject::{self, WorkerVerb};
 use crate::identity;
 use crate::model::WorkerName;
+use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
 
-/// Answers one message of `from`, whom the broker let speak under that name.
+/// Answers one message of `from`, whom the broker let speak under that name, from `address`.
 pub(super) async fn handle(
     context: &Context,
     from: WorkerName,
     verb: WorkerVerb,
-    payload: &[u8],
+    (payload, address): (&[u8], &str),
 ) -> Result<Vec<u8>, ApiError> {
+    let worker = from.clone();
+    let answer = answer(context, from, verb, payload).await;
+    let Err(error) = &answer else { return answer };
+    if is_worth_a_look(context, &worker, verb, error).await {
+        context.auditor.record(Deed {
+            kind: AuditType::Request,
+            account: subject::worker_user(&worker),
+            address: address.to_owned(),
+            verb: format!("worker.{}", verb.as_str()),
+            target: worker.to_string(),
+            outcome: Outcome::Refused,
+            message: error.to_string(),
+        });
+    }
+    answer
+}
+
+/// Whether a refusal belongs into the audit trail: that of a registration always does, and when another process speaks for
+/// a worker than the one whose session is open. After a restart of the controller no session is open, and every worker is
+/// told so once: that is nothing.
+async fn is_worth_a_look(context: &Context, worker: &WorkerName, verb: WorkerVerb, error: &ApiError) -> bool {
+    match (verb, error.code) {
+        (WorkerVerb::Hello, code) => code != ErrorCode::Unavailable && code != ErrorCode::Timeout,
+        (_, ErrorCode::Unauthenticated) => {
+            let worker = worker.clone();
+            context.writer.submit(move |step| Ok(step.cluster.has_session(&worker))).await.unwrap_or(false)
+        }
+        _ => false,
+    }
+}
+
+async fn answer(context: &Context, from: WorkerName, verb: WorkerVerb, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
     match verb {
-        WorkerVerb::Hello => encode(&Answer::from(hello(context, from, decode(payload)?).await)),
+        WorkerVerb::Hello => encode(&Answer::Ok(hello(context, from, decode(payload)?).await?)),
         WorkerVerb::Heartbeat => {
             let beat: Heartbeat = decode(payload)?;
             let ack =
                 context.writer.submit(move |step| step.cluster.heartbeat(&from, &beat, step.now, step.changes)).await;
-            encode(&Answer::from(ack))
+            encode(&Answer::Ok(ack?))
         }
         WorkerVerb::Report => {
             let report: Report = decode(payload)?;
             let done =
                 context.writer.submit(move |step| step.cluster.report(&from, report, step.now, step.changes)).await;
-            encode(&Answer::from(done.map(|()| Done {})))
+            done?;
+            encode(&Answer::Ok(Done {}))
         }
         WorkerVerb::Log => {
             let log: LogLines = decode(payload)?;
             check_log(&log)?;
             let done = context.writer.submit(move |step| step.cluster.log(&from, log, step.now, step.changes)).await;
-            encode(&Answer::from(done.map(|()| Done {})))
+            done?;
+            encode(&Answer::Ok(Done {}))
         }
     }
 }

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use super::seal::KeyError;
+use super::tables::SCHEMA_KEY;
 use super::*;
 use crate::bus::message::CreateVm;
 use crate::controller::cluster::Timing;
+use crate::model::event::{Event, EventType};
 use crate::model::secret::Secret;
 use crate::model::vm::{StartupScript, Vm, VmSpec};
-use crate::model::{Clock, VmUid};
+use crate::model::{Clock, Timestamp, VmUid};
 
 const SECRETS: [&str; 2] = ["correct-horse-battery-staple", "xoxb-environment-of-a-script"];
 
@@ -33,7 +36,7 @@ fn cluster(store: &Store) -> Cluster {
 fn create(store: &Store, cluster: &mut Cluster, n: usize) {
     let mut changes = Changes::default();
     let uid = VmUid(uuid::Uuid::now_v7());
-    cluster.create_vm(request(n, 10), uid, Clock::start().now(), &mut changes).unwrap();
+    cluster.create_vm(None, request(n, 10), uid, Clock::start().now(), &mut changes).unwrap();
     store.commit(cluster, &changes, Published::default()).unwrap();
 }
 
@@ -55,7 +58,7 @@ fn found_in(folder: &Path) -> Vec<&'static str> {
 /// A folder as the release before sealing left it: many changes, so that old pages hold plain text, too.
 fn plain_store(folder: &Path) -> Vec<Vm> {
     crate::identity::make_private_dir(&folder.join("db")).unwrap();
-    let (env, tables) = Store::open_tables(&folder.join("db")).unwrap();
+    let (env, tables) = tables::open(&folder.join("db"), Bounds::default().map_size).unwrap();
     let mut kept = Vec::new();
     for n in 0..60 {
         let request = request(n, n * 50);
@@ -141,8 +144,112 @@ fn a_store_of_a_newer_release_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let mut txn = store.env.write_txn().unwrap();
-    store.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&(SCHEMA + 1)).unwrap()).unwrap();
+    store.tables.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&(SCHEMA + 1)).unwrap()).unwrap();
     txn.commit().unwrap();
     drop(store);
     assert!(matches!(Store::open(dir.path()).unwrap_err(), OpenError::Newer { .. }));
+}
+
+#[test]
+fn pages_of_long_lines_are_small_enough_to_be_sent_and_leave_nothing_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let state = cluster(&store);
+    let events = (1..=500).map(|number| Event {
+        number,
+        time: Timestamp::default(),
+        kind: EventType::Log,
+        object: EventObject::Worker { name: "w".parse().unwrap() },
+        message: "x".repeat(8 * 1024),
+        worker: None,
+        stream: None,
+    });
+    let changes = Changes { events: events.collect(), ..Changes::default() };
+    store.commit(&state, &changes, Published::default()).unwrap();
+    let room = Room { items: 500, bytes: 512 * 1024 };
+    let (mut after, mut pages) = (0, 0);
+    loop {
+        let page = store.events(after, room, None).unwrap();
+        let size: usize = page.items.iter().map(|event| rmp_serde::to_vec_named(event).unwrap().len()).sum();
+        assert!(size <= room.bytes && page.items.first().unwrap().number == after + 1);
+        after = page.items.last().unwrap().number;
+        pages += 1;
+        if !page.more {
+            break;
+        }
+    }
+    assert!(after == 500 && pages > 5, "{after} in {pages}");
+    let one = store.events(0, Room { items: 500, bytes: 1 }, None).unwrap();
+    assert_eq!((one.items.len(), one.more), (1, true));
+    assert!(!store.events(499, Room { items: 1, bytes: 1 }, None).unwrap().more);
+}
+
+/// Names the folder that the test to be run in a process of its own shall open.
+const OPEN: &str = "ORCHARD_TEST_OPEN_STORE";
+
+/// This test binary, to run [`opens_a_store_in_a_process_of_its_own`] alone on `folder`.
+fn own_process(folder: &Path) -> std::process::Command {
+    as_program(&std::env::current_exe().unwrap(), folder)
+}
+
+/// The same out of a copy of this program.
+fn as_program(program: &Path, folder: &Path) -> std::process::Command {
+    let mut command = std::process::Command::new(program);
+    let name = "controller::store::tests::opens_a_store_in_a_process_of_its_own";
+    command.args(["--exact", name, "--nocapture"]).env(OPEN, folder);
+    command
+}
+
+#[test]
+fn opens_a_store_in_a_process_of_its_own() {
+    let Some(folder) = std::env::var_os(OPEN) else { return };
+    match Store::open(Path::new(&folder)) {
+        Ok(store) => println!("opened with {} VMs", store.records().unwrap().vms.len()),
+        Err(error) => println!("{error:?}: {error}"),
+    }
+}
+
+#[test]
+fn an_upgrade_that_is_killed_anywhere_loses_nothing_and_is_done_at_the_next_start() {
+    use std::os::unix::process::ExitStatusExt;
+    for place in ["begun", "copying", "copied", "closed", "renamed"] {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = plain_store(dir.path());
+        let killed = own_process(dir.path()).env(upgrade::KILL_AT, place).output().unwrap();
+        assert_eq!(killed.status.signal(), Some(9), "{place}: {killed:?}");
+        let store = Store::open(dir.path()).unwrap();
+        let records = store.records().unwrap();
+        assert_eq!((&records.vms, records.last_event), (&kept, 77), "{place}");
+        assert_eq!(found_in(dir.path()), Vec::<&str>::new(), "{place}");
+    }
+}
+
+#[test]
+fn a_database_that_may_only_be_read_is_told_as_such() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::open(dir.path()).unwrap());
+    let file = dir.path().join("db/data.mdb");
+    let set = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    set(&file, 0o400);
+    let mut opening = own_process(dir.path());
+    // Where nobody else may enter the folder of this program, they may here.
+    let open_to_all = tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o755)).tempdir().unwrap();
+    if rustix::process::geteuid().is_root() {
+        // To root everything is writable: as somebody else, then, from a place that all may enter.
+        const NOBODY: u32 = 65_534;
+        let everything = [dir.path().to_owned(), dir.path().join("db"), file.clone(), dir.path().join("db/lock.mdb")];
+        let files = [dir.path().join("serve.lock"), dir.path().join(seal::KEY_FILE)];
+        for path in everything.iter().chain(&files) {
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let program = open_to_all.path().join("opening");
+        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        opening = as_program(&program, dir.path());
+        opening.uid(NOBODY).gid(NOBODY);
+    }
+    let said = opening.output().unwrap();
+    let said = String::from_utf8_lossy(&said.stdout);
+    assert!(said.contains("ReadOnly") && said.contains("cannot be written"), "{said}");
 }

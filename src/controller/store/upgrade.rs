@@ -8,10 +8,11 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use heed::types::Bytes;
-use heed::{CommitOrAbort, Env, EnvOpenOptions};
+use heed::{CommitOrAbort, Env};
 
+use super::StoreError;
 use super::seal::Seal;
-use super::{MAP_SIZE, MAX_TABLES, META, SCHEMA, SCHEMA_KEY, StoreError, VMS};
+use super::tables::{META, SCHEMA, SCHEMA_KEY, VMS, open_env};
 
 /// Name of LMDB's file in its folder.
 const DATA_FILE: &str = "data.mdb";
@@ -25,7 +26,7 @@ const NEW_FOLDER: &str = "db.new";
 ///
 /// # Errors
 /// [`StoreError`]; the old database is as it was then.
-pub(super) fn from_plain(folder: &Path, seal: &Seal) -> Result<(), StoreError> {
+pub(super) fn from_plain(folder: &Path, map_size: usize, seal: &Seal) -> Result<(), StoreError> {
     let io = |error| StoreError::Lmdb(heed::Error::Io(error));
     let (old, new) = (folder.join("db"), folder.join(NEW_FOLDER));
     if new.exists() {
@@ -33,23 +34,19 @@ pub(super) fn from_plain(folder: &Path, seal: &Seal) -> Result<(), StoreError> {
         fs::remove_dir_all(&new).map_err(io)?;
     }
     crate::identity::make_private_dir(&new).map_err(io)?;
-    let (from, to) = (open(&old)?, open(&new)?);
+    reached("begun");
+    let (from, to) = (open_env(&old, map_size)?, open_env(&new, map_size)?);
     copy(&from, &to, seal)?;
+    reached("copied");
     to.force_sync()?;
     // Both are mapped: neither may be when the files change places.
     from.prepare_for_closing().wait();
     to.prepare_for_closing().wait();
+    reached("closed");
     fs::rename(new.join(DATA_FILE), old.join(DATA_FILE)).map_err(io)?;
+    reached("renamed");
     File::open(&old).and_then(|folder| folder.sync_all()).map_err(io)?;
     fs::remove_dir_all(&new).map_err(io)
-}
-
-#[allow(unsafe_code)] // as in the store itself
-fn open(path: &Path) -> Result<Env, heed::Error> {
-    let mut options = EnvOpenOptions::new();
-    options.map_size(MAP_SIZE).max_dbs(MAX_TABLES);
-    // SAFETY: the folder is of mode 0700 and locked by this process; each of the two is opened once at a time.
-    unsafe { options.open(path) }
 }
 
 fn copy(from: &Env, to: &Env, seal: &Seal) -> Result<(), StoreError> {
@@ -60,6 +57,7 @@ fn copy(from: &Env, to: &Env, seal: &Seal) -> Result<(), StoreError> {
                 let new = target.create_database::<Bytes, Bytes>(write, Some(name))?;
                 for entry in old.iter(read)? {
                     let (key, value) = entry?;
+                    reached("copying");
                     match *name == VMS {
                         true => new.put(write, key, &seal.seal(VMS, key, value)?)?,
                         false => new.put(write, key, value)?,
@@ -74,4 +72,19 @@ fn copy(from: &Env, to: &Env, seal: &Seal) -> Result<(), StoreError> {
         Ok::<_, StoreError>(CommitOrAbort::<(), ()>::Commit(()))
     })?;
     Ok(())
+}
+
+#[cfg(not(test))]
+fn reached(_: &str) {}
+
+/// Where a test wants the process to be killed.
+#[cfg(test)]
+pub(super) const KILL_AT: &str = "ORCHARD_TEST_KILL_UPGRADE_AT";
+
+/// Kills the process, as a loss of power would, if a test wants that here.
+#[cfg(test)]
+fn reached(place: &str) {
+    if std::env::var(KILL_AT).is_ok_and(|wanted| wanted == place) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
 }

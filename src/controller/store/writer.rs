@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Published, Store, StoreError};
 use crate::controller::auth::AccessView;
-use crate::controller::cluster::{Changes, Cluster, Timing};
+use crate::controller::cluster::{Changes, Cluster, Said, Timing};
 use crate::model::audit::{AuditNumber, Deed};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventNumber;
@@ -125,9 +125,11 @@ impl Writer {
         let (sender, receiver) = oneshot::channel();
         let deed = self.deed.clone();
         let job: Job = Box::new(move |context| {
+            context.changes.said = Said::default();
             let result = step(context);
             if let Some(deed) = deed.filter(|_| result.is_ok()) {
-                context.cluster.audit(Deed::clone(&deed), context.now, context.changes);
+                let said = std::mem::take(&mut context.changes.said);
+                context.cluster.audit(with(&deed, said), context.now, context.changes);
             }
             Box::new(move |stored| {
                 // A caller that has gone away needs no answer.
@@ -171,6 +173,15 @@ impl Writer {
     }
 }
 
+/// What was asked for with what came of it.
+fn with(deed: &Deed, said: Said) -> Deed {
+    let mut deed = deed.clone();
+    deed.target = said.target.unwrap_or(deed.target);
+    let between = if deed.message.is_empty() || said.message.is_empty() { "" } else { "; " };
+    deed.message = format!("{}{between}{}", deed.message, said.message);
+    deed
+}
+
 impl Cursors {
     fn get(&self) -> Published {
         Published { events: self.events.load(Ordering::Relaxed), audit: self.audit.load(Ordering::Relaxed) }
@@ -212,6 +223,7 @@ impl State {
             self.go_back();
         }
         let now = self.clock.now();
+        self.cluster.set_full(self.store.is_full());
         let answers: Vec<Answer> =
             batch.map(|job| job(&mut Step { cluster: &mut self.cluster, now, changes: &mut changes })).collect();
         self.cluster.place(now, &mut changes);

@@ -1,7 +1,7 @@
-//! Whose streams are open: bounds them per account, and cuts them when the account loses its right to them.
+//! Whose streams and connections are open: bounds them per account, and cuts them when the account loses its right to them.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
@@ -12,6 +12,8 @@ use crate::tunnel::reason::Reason;
 /// The open streams by account. An account without any is not in it.
 pub(super) struct Accounts {
     limit: usize,
+    most_connections: usize,
+    most_of_all: usize,
     state: Mutex<State>,
 }
 
@@ -19,6 +21,15 @@ pub(super) struct Accounts {
 struct State {
     next: u64,
     open: HashMap<AccountName, HashMap<u64, oneshot::Sender<Reason>>>,
+    connections: HashMap<AccountName, usize>,
+    /// All of those together.
+    seated: usize,
+}
+
+/// The place of a connection that an account has proven itself on; given back when it is dropped.
+pub(super) struct Seat {
+    accounts: Arc<Accounts>,
+    account: AccountName,
 }
 
 /// One stream's place; given back when it is dropped.
@@ -30,9 +41,33 @@ pub(super) struct Entry<'a> {
 }
 
 impl Accounts {
-    /// At most `limit` streams an account.
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit, state: Mutex::default() }
+    /// At most `limit` streams and `most_connections` connections an account, and `most_of_all` connections of all.
+    pub(super) fn new(limit: usize, most_connections: usize, most_of_all: usize) -> Self {
+        Self { limit, most_connections, most_of_all, state: Mutex::default() }
+    }
+
+    /// A place for one more connection of `account`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::LimitExceeded`].
+    pub(super) fn sit(self: &Arc<Self>, account: &AccountName) -> Result<Seat, ApiError> {
+        let mut state = self.lock();
+        let count = state.connections.get(account).copied().unwrap_or(0);
+        if count >= self.most_connections {
+            return Err(ApiError::new(
+                ErrorCode::LimitExceeded,
+                format!(
+                    "account {account} is connected to the tunnel {count} times, which is the limit; end some first"
+                ),
+            ));
+        }
+        if state.seated >= self.most_of_all {
+            let what = "too many are connected to the tunnel; try again in a moment";
+            return Err(ApiError::new(ErrorCode::LimitExceeded, what));
+        }
+        state.seated += 1;
+        state.connections.insert(account.clone(), count + 1);
+        Ok(Seat { accounts: self.clone(), account: account.clone() })
     }
 
     /// A place for one more stream of `account`.
@@ -88,6 +123,19 @@ impl Entry<'_> {
     }
 }
 
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = self.accounts.lock();
+        state.seated = state.seated.saturating_sub(1);
+        if let Some(count) = state.connections.get_mut(&self.account) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                state.connections.remove(&self.account);
+            }
+        }
+    }
+}
+
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
         let mut state = self.accounts.lock();
@@ -106,7 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_account_at_its_limit_is_refused_and_another_is_not() {
-        let accounts = Accounts::new(2);
+        let accounts = Accounts::new(2, 9, 9);
         let (ann, bob) = ("ann".parse().unwrap(), "bob".parse().unwrap());
         let (one, two) = (accounts.enter(&ann).unwrap(), accounts.enter(&ann).unwrap());
         assert_eq!(accounts.enter(&ann).err().unwrap().code, ErrorCode::LimitExceeded);
@@ -122,5 +170,21 @@ mod tests {
         assert!(still.is_err(), "nobody cut it");
         drop((four, other));
         assert!(accounts.lock().open.is_empty());
+    }
+
+    #[test]
+    fn an_account_has_so_many_connections() {
+        let accounts = Arc::new(Accounts::new(9, 2, 4));
+        let (ann, bob) = ("ann".parse().unwrap(), "bob".parse().unwrap());
+        let (one, two) = (accounts.sit(&ann).unwrap(), accounts.sit(&ann).unwrap());
+        assert_eq!(accounts.sit(&ann).err().unwrap().code, ErrorCode::LimitExceeded);
+        let other = (accounts.sit(&bob).unwrap(), accounts.sit(&bob).unwrap());
+        let crowd = accounts.sit(&"carl".parse().unwrap()).err().unwrap();
+        assert_eq!(crowd.code, ErrorCode::LimitExceeded, "the rest is for workers");
+        drop(one);
+        let three = accounts.sit(&ann).unwrap();
+        drop((two, three, other));
+        assert_eq!(accounts.lock().seated, 0);
+        assert!(accounts.lock().connections.is_empty());
     }
 }

@@ -1,15 +1,17 @@
 //! A client's connection: every stream brings its own ticket and is served in its own task.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::Connection;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, Span, debug};
 
+use super::accounts::Seat;
 use super::{Note, NoteEvent, Shared, session};
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::network::Place;
 use crate::model::secret::Secret;
 use crate::tunnel::endpoint::widen;
 use crate::tunnel::header::Frame;
@@ -22,18 +24,29 @@ struct Client {
     shared: Arc<Shared>,
     /// A ticket was accepted.
     proven: AtomicBool,
+    /// Its place among the strangers of its network; then among the connections of the first account.
+    place: Mutex<Standing>,
+}
+
+enum Standing {
+    Stranger { _place: Place },
+    Of { _seat: Seat },
 }
 
 /// Serves the connection, whose first stream has brought `ticket`, until it ends, and then for [`DRAIN`] what is still
 /// to be delivered. Without an accepted ticket it ends at `deadline`.
 pub(super) async fn serve(
     connection: Connection,
-    first: TunnelStream,
-    ticket: Secret,
-    deadline: Instant,
+    (first, ticket): (TunnelStream, Secret),
+    (deadline, place): (Instant, Place),
     shared: Arc<Shared>,
 ) {
-    let client = Arc::new(Client { connection: connection.clone(), shared, proven: AtomicBool::new(false) });
+    let client = Arc::new(Client {
+        connection: connection.clone(),
+        shared,
+        proven: AtomicBool::new(false),
+        place: Mutex::new(Standing::Stranger { _place: place }),
+    });
     let mut sessions = JoinSet::new();
     sessions.spawn(client.clone().open(first, ticket).instrument(Span::current()));
     let mut deadline = deadline;
@@ -106,7 +119,15 @@ impl Client {
                 return stream.refuse(refusal).await;
             }
         };
-        if !self.proven.swap(true, Ordering::Relaxed) {
+        if !self.proven.load(Ordering::Relaxed) {
+            match self.shared.accounts.sit(&grant.account) {
+                Ok(seat) => *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Standing::Of { _seat: seat },
+                Err(refusal) => {
+                    gate.note(Note { peer, grant: Some(&grant), event: NoteEvent::Refused(&refusal) });
+                    return stream.refuse(refusal).await;
+                }
+            }
+            self.proven.store(true, Ordering::Relaxed);
             widen(&self.connection, self.shared.limits.sessions_per_client);
         }
         session::run(&self.shared, stream, &grant, entry, peer).await;

@@ -8,14 +8,19 @@ use quinn::{Connection, Incoming};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info};
 
-use super::{Shared, client};
+use super::{Note, NoteEvent, Shared, client};
 use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::network::Place;
 use crate::tunnel::endpoint::widen;
 use crate::tunnel::header::{Frame, WorkerHello};
 use crate::tunnel::proof::Exported;
 use crate::tunnel::reason::{self, Reason};
 use crate::tunnel::stream::TunnelStream;
+
+/// How long a connection from a network that is crowded with strangers may last before it has proven who it is: those who
+/// stay silent there soon make room.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a refused worker may take to read why.
 const REFUSAL_LINGER: Duration = Duration::from_secs(2);
@@ -26,8 +31,11 @@ const FAREWELL_LINGER: Duration = Duration::from_millis(200);
 /// Streams a worker may open: the one over which it proves itself.
 const WORKER_STREAMS: u32 = 1;
 
-pub(super) async fn serve(incoming: Incoming, shared: Arc<Shared>) {
-    let deadline = Instant::now() + shared.limits.unproven;
+/// Serves what `incoming` becomes; `place` is its place among the strangers of its network.
+pub(super) async fn serve(incoming: Incoming, place: Place, shared: Arc<Shared>) {
+    let crowded = shared.unproven.is_crowded(incoming.remote_address().ip());
+    let patience = if crowded { CROWDED_TIMEOUT } else { shared.limits.unproven };
+    let deadline = Instant::now() + patience.min(shared.limits.unproven);
     let handshake = Counted::one(&shared.handshakes);
     let config = shared.configs.towards(incoming.remote_address().ip());
     let connecting = match incoming.accept_with(config) {
@@ -53,9 +61,9 @@ pub(super) async fn serve(incoming: Incoming, shared: Arc<Shared>) {
     })
     .await;
     match first {
-        Ok(Some((stream, Frame::WorkerHello(hello)))) => worker(&connection, stream, hello, &shared).await,
+        Ok(Some((stream, Frame::WorkerHello(hello)))) => worker(&connection, stream, hello, place, &shared).await,
         Ok(Some((stream, Frame::Open { ticket }))) => {
-            client::serve(connection, stream, ticket, deadline, shared).await;
+            client::serve(connection, (stream, ticket), (deadline, place), shared).await;
         }
         Ok(Some((stream, _))) => {
             stream.refuse(out_of_order()).await;
@@ -89,15 +97,21 @@ fn out_of_order() -> ApiError {
 
 /// Serves a worker's connection. Its first stream stays open: the worker sends another hello over it when its session
 /// was renewed, and the sessions of its users go on.
-async fn worker(connection: &Connection, mut control: TunnelStream, hello: WorkerHello, shared: &Shared) {
+async fn worker(connection: &Connection, mut control: TunnelStream, hello: WorkerHello, place: Place, shared: &Shared) {
     let name = hello.worker.clone();
     if let Err(refusal) = admit(connection, &hello, shared) {
         return refuse_worker(connection, control, &name, refusal).await;
     }
-    drop(hello);
+    drop(place);
     widen(connection, WORKER_STREAMS);
-    // Before it is told: an admitted worker is connected.
-    let _up = LinkUp::new(&name, connection, shared);
+    // Before it is told: an admitted worker is connected. Its rights may have gone meanwhile, when there was no connection
+    // to close yet.
+    let up = LinkUp::new(&name, connection, shared);
+    if let Err(refusal) = admit(connection, &hello, shared) {
+        drop(up);
+        return refuse_worker(connection, control, &name, refusal).await;
+    }
+    drop(hello);
     if control.write_frame(&Frame::Admitted {}).await.is_err() {
         return;
     }
@@ -125,7 +139,11 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
 }
 
 fn admit(connection: &Connection, hello: &WorkerHello, shared: &Shared) -> Result<(), ApiError> {
-    shared.gate.admit(hello, Exported::of(connection)?)
+    let admitted = Exported::of(connection).and_then(|exported| shared.gate.admit(hello, exported));
+    admitted.inspect_err(|why| {
+        let event = NoteEvent::WorkerRefused(&hello.worker, why);
+        shared.gate.note(Note { peer: connection.remote_address(), grant: None, event });
+    })
 }
 
 async fn refuse_worker(connection: &Connection, control: TunnelStream, name: &WorkerName, why: ApiError) {

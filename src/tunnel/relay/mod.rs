@@ -32,6 +32,7 @@ use super::reason::Reason;
 use super::ticket::Grant;
 use crate::identity::ca::{Fingerprint, Identity};
 use crate::model::error::ApiError;
+use crate::model::network::PerNetwork;
 use crate::model::{AccountName, WorkerName};
 use crate::task::{self, Task};
 
@@ -39,7 +40,8 @@ use crate::task::{self, Task};
 pub trait Gatekeeper: Send + Sync + 'static {
     /// Whether the secret in `hello` is the one that the worker got for its session, the session is the worker's
     /// present one, and the hello is signed with the worker's key for the connection that `exported` comes from (see
-    /// [`proof`](super::proof)), if the worker has a key.
+    /// [`proof`](super::proof)), if the worker has a key. Asked once more when [`Control::disconnect`] would already find the
+    /// connection, and before the worker is told: so whoever takes its rights away in between is seen there, or finds it.
     ///
     /// # Errors
     /// The refusal that the worker is told.
@@ -77,11 +79,13 @@ pub struct Note<'a> {
     pub event: NoteEvent<'a>,
 }
 
-/// What came of a stream.
+/// What came of a stream, or of a worker's data path.
 #[derive(Clone, Copy, Debug)]
 pub enum NoteEvent<'a> {
     /// Ticket or account were refused.
     Refused(&'a ApiError),
+    /// A worker's data path was refused; nothing proves that it is that worker.
+    WorkerRefused(&'a WorkerName, &'a ApiError),
     /// The worker or the guest could not be reached.
     Failed(&'a ApiError),
     /// It is connected to the guest.
@@ -104,10 +108,15 @@ pub enum NoteEvent<'a> {
 pub struct Limits {
     /// Connections at once, of workers and clients together; more are refused.
     pub connections: usize,
+    /// Of those, connections of one network (an IPv4 address, a /64 of IPv6) that have not proven who they are; more are
+    /// refused, so that a stranger cannot take the room of all.
+    pub unproven_per_network: usize,
     /// Streams a client may have open at once on one connection, once a ticket was accepted.
     pub sessions_per_client: u32,
     /// Streams an account may have open at once, over all its connections.
     pub sessions_per_account: usize,
+    /// Connections an account may have, whether or not streams are open on them: one account cannot take the room of all.
+    pub connections_per_account: usize,
     /// How long a connection may last before it has proven who it is, from the first packet on.
     pub unproven: Duration,
     /// How long a client's connection may last without a session.
@@ -122,9 +131,12 @@ impl Default for Limits {
         Self {
             // Some 2,000 workers and as many people; each idle connection costs about 20 KiB.
             connections: 4_096,
+            // A fleet behind one address that comes back at once is in after a few attempts.
+            unproven_per_network: 256,
             sessions_per_client: MAX_SESSIONS,
             // Far more than people or a build farm have; one account cannot take the memory of all.
             sessions_per_account: 1_000,
+            connections_per_account: 1_000,
             unproven: Duration::from_secs(10),
             idle_client: Duration::from_secs(120),
             // A signature takes about 0.1 ms: this many are worked off in a few milliseconds.
@@ -164,9 +176,10 @@ pub(super) struct Shared {
     gate: Arc<dyn Gatekeeper>,
     limits: Limits,
     links: Links,
-    accounts: Accounts,
+    accounts: Arc<Accounts>,
     configs: ServerConfigs,
     handshakes: AtomicUsize,
+    unproven: PerNetwork,
 }
 
 impl fmt::Debug for Shared {
@@ -174,6 +187,9 @@ impl fmt::Debug for Shared {
         f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
+
+/// Connections of one network that have not proven who they are from which on its addresses must be validated first.
+const UNVALIDATED_PER_NETWORK: usize = 16;
 
 /// How long the farewell to the peers may take.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -195,8 +211,13 @@ impl Relay {
         let endpoint = configs.bind(address).map_err(bound)?;
         let local = endpoint.local_addr().map_err(bound)?;
         let links = Links::new(gate.clone());
-        let accounts = Accounts::new(limits.sessions_per_account);
-        let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes: AtomicUsize::new(0) });
+        let Limits { sessions_per_account, connections_per_account, connections, .. } = limits;
+        // What is left is for workers.
+        let of_all = connections.div_ceil(4) * 3;
+        let accounts = Arc::new(Accounts::new(sessions_per_account, connections_per_account, of_all));
+        let unproven = PerNetwork::new(limits.unproven_per_network);
+        let handshakes = AtomicUsize::new(0);
+        let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes, unproven });
         let accepting = task::spawn(accept(endpoint.clone(), shared.clone()));
         info!(address = %local, "tunnel endpoint is listening");
         Ok(Self { shared, endpoint, accepting, local, fingerprint: identity.fingerprint() })
@@ -298,10 +319,16 @@ fn admit(incoming: Incoming, shared: &Arc<Shared>, connections: &mut JoinSet<()>
         return incoming.refuse();
     }
     let busy = shared.handshakes.load(Ordering::Relaxed) >= shared.limits.handshakes;
-    if busy && !incoming.remote_address_validated() && incoming.may_retry() {
+    // Forged senders must not use up the places of somebody else's network.
+    let crowded = shared.unproven.count(peer.ip()) >= shared.limits.unproven_per_network.min(UNVALIDATED_PER_NETWORK);
+    if (busy || crowded) && !incoming.remote_address_validated() && incoming.may_retry() {
         let _ = incoming.retry();
         return;
     }
+    let Some(place) = shared.unproven.enter(peer.ip()) else {
+        debug!(%peer, "refused a tunnel connection: too many of its network have not proven who they are");
+        return incoming.refuse();
+    };
     let shared = shared.clone();
-    connections.spawn(connection::serve(incoming, shared).instrument(info_span!("tunnel", %peer)));
+    connections.spawn(connection::serve(incoming, place, shared).instrument(info_span!("tunnel", %peer)));
 }

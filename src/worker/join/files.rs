@@ -8,7 +8,7 @@ use std::path::Path;
 use nkeys::{KeyPair, KeyPairType};
 
 use super::JoinError;
-use crate::identity;
+use crate::identity::{self, crash};
 use crate::model::secret::Secret;
 
 /// A larger file is none of ours.
@@ -56,6 +56,26 @@ pub(super) fn read(path: &Path) -> Result<Option<zeroize::Zeroizing<String>>, Jo
     let mut text = zeroize::Zeroizing::new(String::new());
     file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(io_error("read", path))?;
     Ok(Some(text))
+}
+
+/// Removes a private file, if it is there.
+pub(super) fn remove(path: &Path) -> Result<(), JoinError> {
+    crash::point().map_err(io_error("remove", path))?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Puts `from` in the place of `to`, for certain once this returns.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), JoinError> {
+    let renamed = || {
+        crash::point()?;
+        fs::rename(from, to)?;
+        crash::point()?;
+        fs::File::open(to.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    renamed().map_err(io_error("write", to))
 }
 
 /// What the file system said when `doing` something with `path`.

@@ -13,9 +13,9 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use crate::duplex::BoxedStream;
 use crate::model::vm::{RuntimeKind, VmSpec};
 use crate::model::{CopyId, VmName};
 
@@ -105,10 +105,7 @@ impl RuntimeError {
 }
 
 /// A connection into a guest.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-/// A boxed connection into a guest.
-pub type GuestStream = Box<dyn Duplex>;
+pub type GuestStream = BoxedStream;
 
 /// Tells how far a slow step is; the newest text wins, nobody waits.
 #[derive(Clone, Debug)]

@@ -16,7 +16,7 @@ async fn host(runtime: Synthetic, dir: &std::path::Path) -> Host {
     Host {
         runtime: Arc::new(runtime),
         uplink: Uplink::unheard().await,
-        journal: Journal::open(dir).unwrap(),
+        journal: Journal::at(dir),
         boot_slots: Arc::new(Semaphore::new(1)),
     }
 }

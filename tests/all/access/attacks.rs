@@ -12,12 +12,15 @@ use orchard::model::access::{Role, Roles};
 use orchard::model::error::ErrorCode;
 use serde::Serialize;
 
-use super::people::{PROMPT, Raw, account, as_account};
+use super::people::{Raw, account, as_account};
 use crate::harness::{Cluster, LIMIT};
-use crate::wait;
+use crate::wait::{self, PROMPT};
+
+/// What a wrong token waits for its answer once there were too many.
+const PENALTY: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_accounts_connection_is_closed_within_a_second() {
+async fn a_deleted_accounts_connection_is_closed_at_once() {
     let cluster = Cluster::start().await;
     let thief = account(&cluster, "thief", &[Role::ComputeRead]).await;
     let raw = Raw::connect(&as_account(&thief)).await.unwrap();
@@ -38,7 +41,7 @@ async fn a_token_that_was_rotated_away_opens_nothing_and_keeps_nothing_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn roles_given_and_taken_hold_for_open_connections_within_a_second() {
+async fn roles_given_and_taken_hold_for_open_connections_at_once() {
     let cluster = Cluster::start().await;
     let reader = account(&cluster, "reader", &[Role::ComputeRead]).await;
     let bus = reader.bus().await;
@@ -147,11 +150,36 @@ async fn guessing_is_slowed_down_and_locks_out_nobody_else() {
     let other = account(&cluster, "other", &[Role::ComputeRead]).await;
     let victim = account(&cluster, "victim", &[Role::ComputeRead]).await;
     let guess = cluster.access.options("victim", Login::Password(orchard::identity::new_token()));
-    for _ in 0..12 {
+    // On a machine so slow that one is forgiven meanwhile, it takes one more.
+    let mut quick = 0;
+    loop {
+        let asked = std::time::Instant::now();
         assert!(Raw::connect(&guess).await.is_err());
+        if asked.elapsed() >= PENALTY {
+            break;
+        }
+        quick += 1;
+        assert!(quick < 100, "nothing slows it down");
     }
-    assert!(victim.try_bus().await.is_err(), "from this address, not even with the right token for now");
-    other.call(&ListVms::default()).await.unwrap();
+    let asked = std::time::Instant::now();
+    let late = async {
+        assert!(Raw::connect(&guess).await.is_err());
+        asked.elapsed()
+    };
+    let right = async {
+        victim.call(&ListVms::default()).await.unwrap();
+        other.call(&ListVms::default()).await.unwrap();
+        asked.elapsed()
+    };
+    let (late, right) = tokio::join!(late, right);
+    assert!(late >= PENALTY && right < late, "a wrong token waits {late:?}, the right one from there only {right:?}");
+    // A crowd that guesses on is told as a number.
+    let crowd = (0..100).map(|_| Raw::connect(&guess));
+    assert!(futures_util::future::join_all(crowd).await.iter().all(Result::is_err));
+    victim.call(&ListVms::default()).await.unwrap();
+    let records = cluster.run(&["audit", "--output", "json"]).await;
+    let told = records.lines().filter(|record| record.contains("login-failed")).count();
+    assert!(quick >= 10 && told <= quick + 1, "{told} records of {quick} and a crowd: {records}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

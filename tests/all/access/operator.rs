@@ -5,12 +5,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
+use orchard::bus::client::Trust;
 use orchard::bus::message::ListVms;
+use orchard::controller::{BusSource, Controller, ControllerOptions};
 use orchard::identity::new_token;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::harness::{LIMIT, finish};
+use crate::harness::{Access, LIMIT, TIMING, any_port, finish};
 use crate::processes::access;
 
 fn controller(home: &Path, more: &[&str]) -> Command {
@@ -82,6 +84,112 @@ async fn the_first_accounts_token_is_in_the_context_and_in_nothing_that_is_said(
     assert!(!said.contains(given.expose()) && !said.contains(token.expose()));
 }
 
+/// Where a start may be cut short: after the token was written down, after the account was stored, after it was kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_accounts_token_is_not_lost_wherever_a_start_is_cut_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, token) = (dir.path().join("c"), new_token());
+    let waiting = data.join("bootstrap-admin.token");
+    orchard::identity::make_private_dir(&data).unwrap();
+    let start = async || {
+        let options = ControllerOptions {
+            data_dir: data.clone(),
+            bus: BusSource::Embedded { listen: any_port(), tls: true, host: None },
+            listen: any_port(),
+            tunnel_host: None,
+            timing: TIMING,
+            certificate: None,
+            bootstrap_token: None,
+        };
+        Controller::start(options).await.unwrap()
+    };
+    orchard::identity::write_private(&waiting, token.expose().as_bytes()).unwrap();
+    let first = start().await;
+    assert_eq!(first.bootstrap_token(), Some(&token), "written down and not stored");
+    first.shutdown().await;
+    assert_eq!(std::fs::metadata(&waiting).unwrap().permissions().mode() & 0o777, 0o600);
+    let second = start().await;
+    assert_eq!(second.bootstrap_token(), Some(&token), "stored and not kept");
+    let access = Access {
+        url: second.bus_url().to_owned(),
+        trust: Trust::Certificate(second.fingerprint().unwrap()),
+        account: "bootstrap-admin".parse().unwrap(),
+        token: token.clone(),
+    };
+    access.call(&ListVms::default()).await.unwrap();
+    second.bootstrap_token_is_saved().unwrap();
+    second.shutdown().await;
+    assert!(!waiting.exists());
+    let third = start().await;
+    assert_eq!(third.bootstrap_token(), None, "kept");
+    third.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_leaves_no_core_dump() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("home");
+    while_running(controller(&home, &ANY), || async {
+        let id = std::fs::read_to_string(home.join("controller/serve.lock")).unwrap();
+        let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+        assert!(!home.join("controller/bootstrap-admin.token").exists(), "its token is in the context");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_taken_is_told_with_the_option_that_gives_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("home");
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (tcp, udp) = (tcp.local_addr().unwrap().to_string(), udp.local_addr().unwrap().to_string());
+    for (listen, option) in [(["--bus-listen", tcp.as_str()], "--bus-listen"), (["--listen", udp.as_str()], "--listen")]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orchard"));
+        command.env("ORCHARD_HOME", &home).args(["controller", "run"]).args(listen);
+        let other = if option == "--listen" { "--bus-listen" } else { "--listen" };
+        let output = finish({
+            command.args([other, "127.0.0.1:0"]);
+            command
+        })
+        .await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(option), "{said}");
+        assert!(said.contains(listen[1]) && !said.contains(&format!(" {other}")), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_cannot_be_used_is_told_as_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = dir.path().join("own");
+    orchard::identity::ca::Identity::load_or_create(&own, &[]).unwrap();
+    let (certificate, key) = (own.join("controller.crt"), own.join("controller.key"));
+    let encrypted = own.join("encrypted.key");
+    let pem = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    std::fs::write(&encrypted, pem).unwrap();
+    std::fs::set_permissions(&encrypted, PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(&certificate, PermissionsExt::from_mode(0o644)).unwrap();
+    for (certificate, key, hint) in [
+        (&key, &certificate, "swapped"),
+        (&certificate, &encrypted, "encrypted"),
+        (&certificate, &certificate, "holds a certificate and no private key"),
+        (&key, &key, "holds a private key and no certificate"),
+    ] {
+        let home = dir.path().join("home");
+        let mut command = controller(&home, &ANY);
+        command.arg("--controller-cert").arg(certificate).arg("--controller-key").arg(key);
+        command.env_remove("RUST_LOG");
+        let output = finish(command).await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(hint), "{hint}: {said}");
+        assert!(said.contains(key.to_str().unwrap()), "{said}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_can_be_guessed_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -89,7 +197,7 @@ async fn a_token_that_can_be_guessed_is_refused() {
     command.env("ORCHARD_BOOTSTRAP_ADMIN_TOKEN", "hunter2");
     let output = finish(command).await;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("32"), "{said}");
+    assert!(output.status.code() == Some(2) && said.contains("32"), "{said}");
     assert!(!said.contains("hunter2"));
 }
 

@@ -13,9 +13,6 @@ use orchard::model::access::Role;
 use crate::harness::{Access, Cluster, LIMIT};
 use crate::wait;
 
-/// Within this a change of rights must have reached connections that are open.
-pub const PROMPT: Duration = Duration::from_secs(1);
-
 /// Makes an account with `roles`.
 pub async fn account(cluster: &Cluster, name: &str, roles: &[Role]) -> Access {
     let request = CreateAccount {

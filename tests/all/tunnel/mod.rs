@@ -4,4 +4,4 @@ mod attacks;
 mod doors;
 pub mod rights;
 mod sessions;
-mod world;
+pub mod world;

@@ -18,7 +18,7 @@ use orchard::worker::runtime::synthetic::Synthetic;
 use tokio::io::AsyncReadExt;
 
 use crate::harness::{Access, Cluster, LIMIT};
-use crate::wait::until;
+use crate::wait::{PROMPT, until};
 
 /// A cluster with a running VM `box` and the account `user` that may connect.
 pub async fn cluster() -> (Cluster, Access) {
@@ -67,7 +67,7 @@ async fn open(user: &Access) -> (Client, TunnelStream) {
 /// What ends the stream, which must come at once.
 async fn end(stream: &mut TunnelStream, since: Instant) -> String {
     let end = tokio::time::timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await.unwrap();
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    assert!(since.elapsed() < PROMPT, "{:?}", since.elapsed());
     end.unwrap_err().to_string()
 }
 

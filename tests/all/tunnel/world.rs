@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use orchard::duplex::Duplex;
 use orchard::identity::ca::{Identity, SERVER_NAME};
 use orchard::identity::{new_token, tls};
 use orchard::model::error::{ApiError, ErrorCode};
@@ -19,7 +20,7 @@ use orchard::tunnel::proof::{self, Exported};
 use orchard::tunnel::relay::{Gatekeeper, Limits, Note, NoteEvent, Relay};
 use orchard::tunnel::stream::TunnelStream;
 use orchard::tunnel::ticket::{Grant, TICKET_TTL, Tickets};
-use orchard::tunnel::worker::{Attach, Duplex, LinkOptions, WorkerLink};
+use orchard::tunnel::worker::{Attach, LinkOptions, WorkerLink};
 use orchard::tunnel::{ALPN, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -40,6 +41,8 @@ pub struct Gate {
     /// What the relay noted.
     pub notes: Mutex<Vec<String>>,
     pub links: Mutex<Vec<bool>>,
+    /// Done once, when the next worker has been found good and before that is said.
+    pub meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     pub now_secs: AtomicU64,
 }
 
@@ -82,10 +85,14 @@ impl Gatekeeper for Gate {
             Some((known, expected)) if *known == hello.session && expected == hello.secret.expose() => {}
             _ => return Err(ApiError::new(ErrorCode::Unauthenticated, "this session is over; register again")),
         }
-        match self.keys.lock().unwrap().get(&hello.worker) {
-            Some(key) => proof::verify(key, exported, hello),
-            None => Ok(()),
+        if let Some(key) = self.keys.lock().unwrap().get(&hello.worker) {
+            proof::verify(key, exported, hello)?;
         }
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+        Ok(())
     }
 
     fn permits(&self, account: &AccountName) -> Result<(), ApiError> {
@@ -100,6 +107,7 @@ impl Gatekeeper for Gate {
         let account = note.grant.map_or("?", |grant| grant.account.as_str());
         let what = match note.event {
             NoteEvent::Refused(why) => format!("refused {:?}", why.code),
+            NoteEvent::WorkerRefused(worker, why) => format!("refused {worker} {:?}", why.code),
             NoteEvent::Failed(why) => format!("failed {:?}", why.code),
             NoteEvent::Opened => "opened".to_owned(),
             NoteEvent::Closed { to_vm, from_vm, broken, .. } => format!("closed {to_vm} {from_vm} {broken:?}"),

@@ -210,6 +210,47 @@ fn a_name_is_one_machines_until_it_is_deleted_or_a_token_was_made_for_it() {
 }
 
 #[test]
+fn a_token_that_is_used_up_is_over_once_its_last_machine_may_have_asked_again() {
+    let mut world = World::new();
+    let request = CreateJoinToken { ttl_s: 86_400, uses: 1, worker: None };
+    world.cluster.create_join_token(name(ADMIN), request, (id(1), hash(1)), world.now, &mut world.changes).unwrap();
+    world.now = at(10_000);
+    world.joins(1, "w", "K1", "m1").unwrap();
+    world.now = at(129_000);
+    world.pass(1);
+    world.joins(1, "w", "K1", "m1").unwrap();
+    assert_eq!(world.joins(1, "v", "K2", "m2"), Err(ErrorCode::LimitExceeded), "nobody else");
+    world.changes = Changes::default();
+    world.now = at(130_000);
+    assert_eq!(world.joins(1, "w", "K1", "m1"), Err(ErrorCode::Unauthenticated));
+    world.pass(1);
+    assert!(world.cluster.join_record(&id(1)).is_none());
+    assert_eq!(world.changes.joins, [id(1)].into());
+    assert!(world.cluster.key_record(&name("w")).is_some(), "who has joined stays");
+}
+
+#[test]
+fn tokens_are_listed_without_their_secrets_and_taken_back_by_id() {
+    let mut world = World::new();
+    world.token(2, 3, Some("w"));
+    world.token(1, 2, None);
+    world.joins(1, "v", "K1", "m1").unwrap();
+    let page = |world: &World, after: Option<JoinId>, limit| {
+        let (tokens, more) = world.cluster.join_tokens(after.as_ref(), limit);
+        (tokens.into_iter().map(|token| (token.id, token.uses_left, token.worker)).collect::<Vec<_>>(), more)
+    };
+    assert_eq!(page(&world, None, 1), (vec![(id(1), 1, None)], true));
+    assert_eq!(page(&world, Some(id(1)), 9), (vec![(id(2), 3, Some(name("w")))], false));
+    world.changes = Changes::default();
+    world.cluster.delete_join_token(&id(1), &mut world.changes).unwrap();
+    assert_eq!(world.changes.joins, [id(1)].into());
+    assert_eq!(world.joins(1, "v", "K1", "m1"), Err(ErrorCode::Unauthenticated));
+    let again = world.cluster.delete_join_token(&id(1), &mut world.changes);
+    assert_eq!(again.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(page(&world, None, 9).0.len(), 1);
+}
+
+#[test]
 fn what_a_join_token_may_be_is_bounded() {
     let mut world = World::new();
     for (ttl_s, uses) in [(0, 1), (1, 0), (u64::MAX, 1), (1, u32::MAX)] {

@@ -28,10 +28,10 @@ fn a_worker_that_says_too_much_of_itself_is_refused() {
     let mut world = World::new();
     let mut info = world.info("w", 8);
     info.labels = (0..600).map(|n| (format!("label-{n}"), "x".repeat(100))).collect();
-    let hello = Hello { session: SessionId(world.id()), info };
+    let hello = Hello { session: SessionId(world.id()), info, place: String::new() };
     let refused = world.cluster.hello(&name("w"), hello, world.now, &mut world.changes).unwrap_err();
     assert_eq!(refused.code, ErrorCode::Invalid);
-    assert!(world.cluster.all_workers().is_empty());
+    assert!(world.cluster.workers(None, 1, 1).0.is_empty());
 }
 
 /// A token to join with, made by `by`.
@@ -75,4 +75,74 @@ fn a_worker_that_was_taken_out_does_not_come_back_with_what_it_came_with() {
     world.cluster.delete_worker(&name("w"), false, world.now, &mut world.changes).unwrap();
     let back = world.cluster.join(&id, join(), world.now, &mut world.changes).unwrap_err();
     assert_eq!(back.code, ErrorCode::Unauthenticated);
+}
+
+#[test]
+fn a_worker_that_registers_again_and_again_does_not_fill_the_store_with_events() {
+    let mut world = World::new();
+    for n in 0..50u128 {
+        let session = world.join("w", 8);
+        for copy in 0..100 {
+            let id = CopyId { uid: VmUid(uuid::Uuid::from_u128(n * 100 + copy)), attempt: 0 };
+            world.report("w", session, id, Observation::Stray { name: "x".into() }).unwrap();
+        }
+    }
+    assert!(world.changes.events.len() < 1_100, "{}", world.changes.events.len());
+}
+
+/// What a worker may say of a copy, true or not.
+fn said() -> impl Strategy<Value = Observation> {
+    prop_oneof![
+        Just(Observation::Absent),
+        Just(failed()),
+        (any::<bool>(), any::<u64>()).prop_map(|(ready, generation)| Observation::Running {
+            message: String::new(),
+            ready,
+            generation
+        }),
+        "\\PC{0,300}".prop_map(|name| Observation::Stray { name }),
+        "\\PC{0,300}".prop_map(|message| Observation::Preparing { message }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_a_worker_says_changes_what_another_has(
+        said in prop::collection::vec((said(), 0..4usize, prop_oneof![0..3u32, any::<u32>()], any::<u64>()), 1..60),
+    ) {
+        let mut world = World::new();
+        let other = world.join("w", 8);
+        let running_one = world.create("a", VmSpec::default()).unwrap();
+        world.report("w", other, CopyId { uid: running_one, attempt: 0 }, running()).unwrap();
+        let leaving = world.create("b", VmSpec::default()).unwrap();
+        world.cluster.delete_vm(&name("b"), world.now, &mut world.changes).unwrap();
+        world.join("gone", 8);
+        let gone = world.create("c", VmSpec::default()).unwrap();
+        let on = world.vm("c").worker.unwrap();
+        let evil = world.join("evil", 8);
+        let uids = [running_one, leaving, gone, VmUid(uuid::Uuid::max())];
+        let of_others = |world: &World| {
+            let copy = |uid| CopyId { uid, attempt: 0 };
+            (
+                uids.map(|uid| world.cluster.vm_record(uid).cloned()),
+                uids.map(|uid| world.cluster.leaving_record(copy(uid)).cloned()),
+                world.wants("w"),
+                world.cluster.worker(&name("w")).unwrap(),
+            )
+        };
+        prop_assert_ne!(on, name("evil"));
+        let before = of_others(&world);
+        for (observation, uid, attempt, number) in said {
+            let id = CopyId { uid: uids[uid], attempt };
+            let _ = world.report("evil", evil, id, observation.clone());
+            // In another's session, and with another's name in none.
+            let _ = world.report("evil", other, id, observation);
+            let line = LogLine { stream: LogStream::Stdout, text: "x".into() };
+            let log = LogLines { session: evil, uid: id.uid, attempt, first: number, lines: vec![line] };
+            let _ = world.cluster.log(&name("evil"), log, world.now, &mut world.changes);
+            let beat = Heartbeat { session: evil, revision: number };
+            let _ = world.cluster.heartbeat(&name("evil"), &beat, world.now, &mut world.changes);
+            prop_assert_eq!(&of_others(&world), &before);
+        }
+    }
 }

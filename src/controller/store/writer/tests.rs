@@ -1,15 +1,21 @@
 //! The writer against a real LMDB in a temp folder.
 
+use super::super::{Bounds, Room};
 use super::*;
-use crate::bus::message::CreateVm;
-use crate::model::VmUid;
-use crate::model::vm::VmSpec;
+use crate::bus::message::{CreateVm, Hello, Observation, Report};
+use crate::controller::cluster::Records;
+use crate::model::audit::{AuditType, Outcome};
+use crate::model::event::{Event, EventObject, EventType};
+use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
+use crate::model::vm::{Arch, Os, RuntimeKind, StartupScript, VmSpec};
+use crate::model::worker::WorkerInfo;
+use crate::model::{SessionId, Timestamp, VmUid};
 
 fn create(name: String) -> impl FnOnce(&mut Step<'_>) -> Result<VmUid, ApiError> {
     move |step| {
         let spec = VmSpec { image: "img".into(), ..VmSpec::default() };
         let request = CreateVm { name: name.parse()?, spec };
-        step.cluster.create_vm(request, VmUid(uuid::Uuid::now_v7()), step.now, step.changes).map(|vm| vm.uid)
+        step.cluster.create_vm(None, request, VmUid(uuid::Uuid::now_v7()), step.now, step.changes).map(|vm| vm.uid)
     }
 }
 
@@ -38,11 +44,12 @@ async fn what_was_acknowledged_is_there_after_a_restart_with_gapless_events() {
     assert_eq!((records.vms.len(), records.last_event), (201, 201));
     assert!(uids.iter().all(|uid| records.vms.iter().any(|vm| vm.uid == *uid)));
     assert_eq!(store.published().unwrap().events, 7);
-    let (events, first) = store.events(0, 1000, None).unwrap();
-    assert_eq!(first, 1);
-    assert!(events.iter().map(|event| event.number).eq(1..=201));
-    let (of_one, _) = store.events(0, 1000, Some(uids[5])).unwrap();
-    assert_eq!(of_one.len(), 1);
+    let room = Room { items: 1000, bytes: usize::MAX };
+    let page = store.events(0, room, None).unwrap();
+    assert_eq!((page.first_kept, page.more), (1, false));
+    assert!(page.items.iter().map(|event| event.number).eq(1..=201));
+    let of_one = store.events(0, room, Some(uids[5])).unwrap();
+    assert_eq!(of_one.items.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +69,7 @@ async fn a_second_controller_on_the_same_folder_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let _first = Store::open(dir.path()).unwrap();
     let second = Store::open(dir.path()).unwrap_err();
-    assert!(matches!(second, super::super::OpenError::InUse(_)), "{second}");
+    assert!(matches!(second, super::super::OpenError::Lock(_)), "{second}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,4 +88,154 @@ async fn what_could_not_be_stored_is_neither_shown_nor_built_upon_even_if_the_st
     writer.submit(exists("a")).await.unwrap();
     assert_eq!(writer.submit(exists("b")).await.unwrap_err().code, ErrorCode::NotFound);
     writer.submit(create("b".into())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nearly_full_store_takes_nothing_new_and_keeps_room_for_deletions_reports_and_the_audit_trail() {
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = Bounds { map_size: 8 << 20, ..Bounds::default() };
+    let store = Store::open_with(dir.path(), bounds).unwrap();
+    let (writer, _signals, _thread) = start(store.clone(), Timing::default(), Clock::start()).unwrap();
+    let session = SessionId(uuid::Uuid::now_v7());
+    writer.submit(move |step| join(session, step)).await.unwrap();
+    let (made, refused) = loop_until_refused(&writer).await;
+    assert_eq!(refused.code, ErrorCode::LimitExceeded);
+    assert!(refused.message.contains("of 8192 KiB are in use") && refused.message.contains("delete"), "{refused}");
+    let deed = Deed {
+        kind: AuditType::Request,
+        account: "ann".into(),
+        address: String::new(),
+        verb: "vm.delete".into(),
+        target: String::new(),
+        outcome: Outcome::Done,
+        message: "x".repeat(200),
+    };
+    // Deeds and what workers report go on being stored.
+    for n in 0..200 {
+        let report = move |step: &mut Step<'_>| {
+            let vm = step.cluster.vm(&format!("vm{}", n % made).parse()?, step.now)?;
+            let observation = Observation::Preparing { message: format!("{n} %") };
+            let report = Report { session, uid: vm.uid, attempt: vm.restart_count, observation };
+            step.cluster.report(&"w".parse()?, report, step.now, step.changes)
+        };
+        writer.audited(deed.clone()).submit(report).await.unwrap();
+    }
+    for n in 0..made {
+        let delete =
+            move |step: &mut Step<'_>| step.cluster.delete_vm(&format!("vm{n}").parse()?, step.now, step.changes);
+        writer.audited(deed.clone()).submit(delete).await.unwrap();
+    }
+    writer.submit(create("again".into())).await.unwrap();
+    let audit = store.audit(0, Room { items: 1000, bytes: usize::MAX }).unwrap();
+    assert_eq!(audit.items.len(), 200 + made);
+}
+
+/// A worker with room for all VMs.
+fn join(session: SessionId, step: &mut Step<'_>) -> Result<(), ApiError> {
+    let info = WorkerInfo {
+        name: "w".parse()?,
+        machine_id: "m".into(),
+        os: Os::Linux,
+        arch: Arch::Amd64,
+        runtime: RuntimeKind::Synthetic,
+        resources: [(LOGICAL_CORES, 1 << 20), (MEMORY_MIB, 1 << 30)].into(),
+        labels: Default::default(),
+        default_cpu: 1,
+        default_memory: 1,
+        version: String::new(),
+    };
+    step.cluster.hello(&"w".parse()?, Hello { session, info, place: String::new() }, step.now, step.changes).map(drop)
+}
+
+/// Creates VMs until one is refused; says how many were made, and why no more.
+async fn loop_until_refused(writer: &Writer) -> (usize, ApiError) {
+    for n in 0..1_000 {
+        let made = writer.submit(move |step| {
+            let script = StartupScript { script_content: "x".repeat(50_000), env: Default::default() };
+            let spec = VmSpec { image: "img".into(), startup_script: Some(script), ..VmSpec::default() };
+            let request = CreateVm { name: format!("vm{n}").parse()?, spec };
+            step.cluster.create_vm(None, request, VmUid(uuid::Uuid::now_v7()), step.now, step.changes)
+        });
+        if let Err(error) = made.await {
+            return (n, error);
+        }
+    }
+    panic!("never full");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_audited_step_says_stands_in_its_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (writer, _signals, _thread) = start(store.clone(), Timing::default(), Clock::start()).unwrap();
+    let deed = Deed {
+        kind: AuditType::Request,
+        account: "ann".into(),
+        address: String::new(),
+        verb: "vm.create".into(),
+        target: "a".into(),
+        outcome: Outcome::Done,
+        message: String::new(),
+    };
+    let uid = writer.audited(deed).submit(create("a".into())).await.unwrap();
+    let audit = store.audit(0, Room { items: 10, bytes: usize::MAX }).unwrap();
+    assert_eq!(audit.items[0].message, format!("uid {uid}, 0 cores, 0 MiB, image img"));
+}
+
+#[test]
+fn the_crowd_of_events_goes_before_new_things_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_with(dir.path(), Bounds { map_size: 4 << 20, ..Bounds::default() }).unwrap();
+    let mut cluster = Cluster::load(store.records().unwrap(), Timing::default(), Clock::start().now());
+    for n in 0..300u64 {
+        let events = (1..=20).map(|k| Event {
+            number: n * 20 + k,
+            time: Timestamp::default(),
+            kind: EventType::Log,
+            object: EventObject::Worker { name: "w".parse().unwrap() },
+            message: "x".repeat(2_000),
+            worker: None,
+            stream: None,
+        });
+        let changes = Changes { events: events.collect(), ..Changes::default() };
+        cluster.set_full(store.is_full());
+        store.commit(&cluster, &changes, Published::default()).unwrap();
+        assert_eq!(store.is_full(), None);
+    }
+    let page = store.events(0, Room { items: 1, bytes: usize::MAX }, None).unwrap();
+    assert!(page.first_kept > 1);
+}
+
+#[test]
+fn a_lower_bound_of_events_is_reached_in_steps_that_stay_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let event = |number| Event {
+        number,
+        time: Timestamp::default(),
+        kind: EventType::Log,
+        object: EventObject::Vm { name: "a".parse().unwrap(), uid: VmUid(uuid::Uuid::nil()), attempt: 0 },
+        message: String::new(),
+        worker: None,
+        stream: None,
+    };
+    let commit = |store: &Store, numbers: std::ops::RangeInclusive<u64>| {
+        let records = Records { last_event: *numbers.end(), ..store.records().unwrap() };
+        let cluster = Cluster::load(records, Timing::default(), Clock::start().now());
+        let changes = Changes { events: numbers.map(event).collect(), ..Changes::default() };
+        store.commit(&cluster, &changes, Published::default()).unwrap();
+        store.events(0, Room { items: usize::MAX, bytes: usize::MAX }, None).unwrap().items.len()
+    };
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(commit(&store, 1..=2_000), 2_000);
+    drop(store);
+    let store = Store::open_with(dir.path(), Bounds { events: 10, ..Bounds::default() }).unwrap();
+    let mut left = 2_000;
+    for number in 2_001..2_010 {
+        let now = commit(&store, number..=number);
+        assert!(now == 10 || (now < left && left - now <= 256), "{left} {now}");
+        left = now;
+    }
+    assert_eq!(left, 10);
+    let of_one = store.events(0, Room { items: 100, bytes: usize::MAX }, Some(VmUid(uuid::Uuid::nil()))).unwrap();
+    assert_eq!(of_one.items.len(), 10);
 }

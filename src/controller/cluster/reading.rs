@@ -1,0 +1,101 @@
+//! What readers see: one VM or worker, or pages of them.
+
+use std::collections::HashMap;
+use std::ops::Bound::{Excluded, Unbounded};
+
+use serde::Serialize;
+
+use super::Cluster;
+use crate::bus::message;
+use crate::controller::scheduler::Shape;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::vm::{Vm, VmStatus};
+use crate::model::worker::{WorkerState, WorkerView};
+use crate::model::{Now, VmName, WorkerName};
+
+/// What stands in the way of VMs, worked out once for all that want the same.
+type Reasons = HashMap<Shape, String>;
+
+impl Cluster {
+    /// A VM as readers may see it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub fn vm(&self, name: &VmName, now: Now) -> Result<Vm, ApiError> {
+        Ok(self.view(self.known_vm(name)?, &mut Reasons::default(), now))
+    }
+
+    pub(super) fn known_vm(&self, name: &VmName) -> Result<&Vm, ApiError> {
+        self.vms.get(name).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::NotFound,
+                format!("there is no VM named {name}; `orchard list vms` shows those there are"),
+            )
+        })
+    }
+
+    /// At most `limit` VMs after `after`, in name order, and whether there are more; fewer when they are so large that
+    /// they would make more than `bytes` of answer.
+    pub fn vms(&self, after: Option<&VmName>, limit: usize, bytes: usize, now: Now) -> (Vec<Vm>, bool) {
+        let from = after.map_or(Unbounded, |name| Excluded(name.clone()));
+        let mut reasons = Reasons::default();
+        page(self.vms.range((from, Unbounded)).map(|(_, vm)| self.view(vm, &mut reasons, now)), limit, bytes)
+    }
+
+    /// A worker as readers see it. `connectable` is not known here and false.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub fn worker(&self, name: &WorkerName) -> Result<WorkerView, ApiError> {
+        self.workers.get(name).map(|entry| entry.view(self.scheduler.used(name))).ok_or_else(|| {
+            let hint = "`orchard list workers` shows those there are";
+            ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
+        })
+    }
+
+    /// At most `limit` workers after `after`, in name order, and whether there are more; fewer when they are so large that
+    /// they would make more than `bytes` of answer. `connectable` is not known here and false.
+    pub fn workers(&self, after: Option<&WorkerName>, limit: usize, bytes: usize) -> (Vec<WorkerView>, bool) {
+        let from = after.map_or(Unbounded, |name| Excluded(name.clone()));
+        page(
+            self.workers.range((from, Unbounded)).map(|(name, entry)| entry.view(self.scheduler.used(name))),
+            limit,
+            bytes,
+        )
+    }
+
+    /// Adds what is no property of the VM to what readers see: what stands in the way of its being placed, or its worker's
+    /// silence. Not stored, as it changes with every worker.
+    fn view(&self, vm: &Vm, reasons: &mut Reasons, now: Now) -> Vm {
+        let mut seen = vm.clone().redacted();
+        if self.scheduler.is_waiting(vm.uid) {
+            let shape = Shape::of(&vm.spec);
+            let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
+            seen.status_message.clone_from(reason);
+        }
+        let entry = vm.worker.as_ref().and_then(|name| self.workers.get(name));
+        if let Some(entry) = entry.filter(|entry| entry.state == WorkerState::Unseen && vm.status != VmStatus::Failed) {
+            let silence = now.mono.saturating_sub(entry.heard).as_secs();
+            let note = format!("worker {} has not been heard of for {silence} s", entry.record.info.name);
+            let so_far = &seen.status_message;
+            seen.status_message = if so_far.is_empty() { note } else { format!("{note}; before: {so_far}") };
+        }
+        seen
+    }
+}
+
+/// The first of `all`: at most `limit`, and no more than make `bytes` of answer, but one at least; and whether there are
+/// more.
+fn page<T: Serialize>(all: impl Iterator<Item = T>, limit: usize, bytes: usize) -> (Vec<T>, bool) {
+    let mut room = bytes;
+    let mut page = Vec::new();
+    for item in all {
+        let size = message::encode(&item).map_or(0, |encoded| encoded.len());
+        if page.len() >= limit || (size > room && !page.is_empty()) {
+            return (page, true);
+        }
+        room = room.saturating_sub(size);
+        page.push(item);
+    }
+    (page, false)
+}

@@ -1,0 +1,171 @@
+//! The LMDB environment and its tables: how both are opened, and how records get in and out of a table.
+
+use std::path::Path;
+
+use heed::types::{Bytes, Str};
+use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, RoTxn, RwTxn};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::StoreError;
+use crate::model::CopyId;
+
+/// The version of what the tables hold; raised with every change that an older release cannot read.
+pub(super) const SCHEMA: u32 = 2;
+
+/// The schema before VMs were sealed.
+pub(super) const PLAIN_SCHEMA: u32 = 1;
+
+/// Readers at once. LMDB's own default of 126 is less than the threads that answer requests for events (512, each of
+/// which keeps its place for as long as it lives): those beyond would be refused.
+const MAX_READERS: u32 = 1_024;
+
+/// Tables that there may be: more than there are, as each costs a few bytes only.
+const MAX_TABLES: u32 = 32;
+
+/// The table whose values are sealed.
+pub(super) const VMS: &str = "vms";
+/// The table of what is no record.
+pub(super) const META: &str = "meta";
+
+pub(super) const SCHEMA_KEY: &str = "schema";
+pub(super) const LAST_EVENT_KEY: &str = "last-event";
+pub(super) const PUBLISHED_KEY: &str = "published";
+pub(super) const LAST_AUDIT_KEY: &str = "last-audit";
+pub(super) const AUDIT_PUBLISHED_KEY: &str = "audit-published";
+
+pub(super) type Table = Database<'static, Bytes, Bytes>;
+
+/// The tables, as LMDB opened them.
+#[derive(Clone, Debug)]
+pub(super) struct Tables {
+    pub(super) meta: Database<'static, Str, Bytes>,
+    pub(super) vms: Table,
+    pub(super) workers: Table,
+    pub(super) leaving: Table,
+    pub(super) given_up: Table,
+    pub(super) events: Table,
+    pub(super) events_of_vm: Table,
+    pub(super) audit: Table,
+    /// The numbers of the records there, by whose room they take.
+    pub(super) audit_of: Table,
+    pub(super) accounts: Table,
+    pub(super) joins: Table,
+    pub(super) keys: Table,
+}
+
+/// Opens the LMDB environment in `folder`, which must be of mode 0700 and locked by this process, with `map_size` bytes of
+/// address space.
+#[allow(unsafe_code)] // LMDB maps the file; our lock keeps every other process from changing it
+pub(super) fn open_env(folder: &Path, map_size: usize) -> Result<Env, heed::Error> {
+    let mut options = EnvOpenOptions::new();
+    options.map_size(map_size).max_dbs(MAX_TABLES).max_readers(MAX_READERS);
+    // SAFETY: the file lies in a folder of mode 0700 that this process has locked exclusively, so nobody else
+    // changes or truncates the mapped file, and each is opened once at a time.
+    unsafe { options.open(folder) }
+}
+
+/// The same with its tables, which are made if there are none.
+pub(super) fn open(folder: &Path, map_size: usize) -> Result<(Env, Tables), heed::Error> {
+    let env = open_env(folder, map_size)?;
+    let wtxn = env.write_txn()?;
+    let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
+        let meta = open.create_database::<Str, Bytes>(wtxn, Some(META))?;
+        let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
+        let objects = (table(VMS)?, table("workers")?, table("leaving")?, table("given-up")?);
+        let told = (table("events")?, table("events-of-vm")?, table("audit")?, table("audit-of")?);
+        let access = (table("accounts")?, table("joins")?, table("worker-keys")?);
+        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((meta, objects, told, access)))
+    })?;
+    let CommitOrAbort::Commit((meta, objects, told, access)) = tables else {
+        return Err(heed::Error::Io(std::io::Error::other("no tables")));
+    };
+    let ((vms, workers, leaving, given_up), (events, events_of_vm, audit, audit_of)) = (objects, told);
+    let (accounts, joins, keys) = access;
+    Ok((
+        env,
+        Tables { meta, vms, workers, leaving, given_up, events, events_of_vm, audit, audit_of, accounts, joins, keys },
+    ))
+}
+
+impl Tables {
+    /// The schema of what is stored; a new store gets the current one.
+    pub(super) fn schema(&self, env: &Env) -> Result<u32, StoreError> {
+        let mut txn = env.write_txn()?;
+        if let Some(bytes) = self.meta.get(&txn, SCHEMA_KEY)? {
+            return decode(META, SCHEMA_KEY.as_bytes(), bytes);
+        }
+        self.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&SCHEMA)?)?;
+        txn.commit()?;
+        Ok(SCHEMA)
+    }
+
+    /// A number that is kept under `key`; 0 if none is.
+    pub(super) fn number(&self, txn: &RoTxn<'_>, key: &'static str) -> Result<u64, StoreError> {
+        self.meta.get(txn, key)?.map_or(Ok(0), |bytes| decode(META, key.as_bytes(), bytes))
+    }
+
+    /// Keeps it.
+    pub(super) fn put_number(&self, txn: &mut RwTxn<'_>, key: &'static str, number: u64) -> Result<(), StoreError> {
+        Ok(self.meta.put(txn, key, &rmp_serde::to_vec(&number)?)?)
+    }
+
+    /// Bytes of the map that are in use; what was freed can be used again and does not count.
+    pub(super) fn used(&self, txn: &RoTxn<'_>) -> Result<u64, StoreError> {
+        let others = [
+            self.vms,
+            self.workers,
+            self.leaving,
+            self.given_up,
+            self.events,
+            self.events_of_vm,
+            self.audit,
+            self.audit_of,
+            self.accounts,
+            self.joins,
+            self.keys,
+        ];
+        let mut used = self.meta.stat(txn)?.non_free_page_size();
+        for table in others {
+            used = used.saturating_add(table.stat(txn)?.non_free_page_size());
+        }
+        Ok(u64::try_from(used).unwrap_or(u64::MAX))
+    }
+}
+
+pub(super) fn copy_key(id: CopyId) -> Vec<u8> {
+    [id.uid.0.as_bytes().as_slice(), &id.attempt.to_be_bytes()].concat()
+}
+
+pub(super) fn decode<T: DeserializeOwned>(table: &'static str, key: &[u8], bytes: &[u8]) -> Result<T, StoreError> {
+    let key_text = || data_encoding::HEXLOWER.encode(key);
+    rmp_serde::from_slice(bytes).map_err(|source| StoreError::Damaged { table, key: key_text(), source })
+}
+
+/// Every record of a table.
+pub(super) fn all<T: DeserializeOwned>(
+    txn: &RoTxn<'_>,
+    table: Table,
+    name: &'static str,
+) -> Result<Vec<T>, StoreError> {
+    let mut found = Vec::new();
+    for entry in table.iter(txn)? {
+        let (key, bytes) = entry?;
+        found.push(decode(name, key, bytes)?);
+    }
+    Ok(found)
+}
+
+/// Stores `record` under `key`; without one, what is stored there goes.
+pub(super) fn put_or_delete<T: Serialize>(
+    txn: &mut RwTxn<'_>,
+    table: Table,
+    key: &[u8],
+    record: Option<&T>,
+) -> Result<(), StoreError> {
+    match record {
+        Some(record) => table.put(txn, key, &rmp_serde::to_vec_named(record)?)?,
+        None => drop(table.delete(txn, key)?),
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! A two-way stream of bytes whose kind does not matter: into a guest, through a tunnel, to a terminal.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Something that can be read and written.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Any of them.
+pub type BoxedStream = Box<dyn Duplex>;

@@ -1,0 +1,152 @@
+//! Floods: what one login sends, as fast as its sockets take it, reaches nobody but itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use orchard::bus::client::{Login, REQUEST_TIMEOUT};
+use orchard::bus::message::{GetInfo, ListEvents, ListVms, encode};
+use orchard::bus::subject::{self, WorkerVerb};
+use orchard::controller::BusSource;
+use orchard::controller::cluster::Timing;
+use orchard::identity::new_token;
+use orchard::model::access::Role;
+use orchard::model::event::{EventObject, EventType};
+use orchard::task::{self, Task};
+use orchard::worker::runtime::synthetic::Synthetic;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::people::account;
+use crate::harness::{Cluster, LIMIT, any_port};
+
+/// How long the flood goes on: longer than a worker may be silent.
+const FLOOD: Duration = Duration::from_secs(8);
+/// Longer than usual in these tests: what is measured is the flood, not how busy the machine is besides.
+const TIMING: Timing = Timing { heartbeat: Duration::from_millis(500), lease: Duration::from_secs(6) };
+
+/// Whoever floods.
+#[derive(Clone)]
+struct Flooder {
+    user: String,
+    login: Login,
+    /// Where it publishes.
+    subject: String,
+    payload: Vec<u8>,
+}
+
+impl Flooder {
+    /// One line of CONNECT, for a broker that sent `info`.
+    fn connect(&self, info: &str) -> String {
+        let info: serde_json::Value = serde_json::from_str(info.trim_start_matches("INFO ")).unwrap();
+        let mut options = serde_json::json!({ "verbose": false, "protocol": 1, "user": self.user });
+        match &self.login {
+            Login::Password(password) => options["pass"] = password.expose().into(),
+            Login::Key(seed) => {
+                let pair = nkeys::KeyPair::from_seed(seed.expose()).unwrap();
+                let signature = pair.sign(info["nonce"].as_str().unwrap().as_bytes()).unwrap();
+                options["nkey"] = pair.public_key().into();
+                options["sig"] = data_encoding::BASE64URL_NOPAD.encode(&signature).into();
+            }
+        }
+        format!("CONNECT {options}\r\n")
+    }
+
+    /// Floods over one connection until dropped; counts what the sockets took and what was answered.
+    async fn flood(self, address: SocketAddr, sent: Arc<AtomicU64>, answered: Arc<AtomicU64>) {
+        let (read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
+        let mut read = BufReader::new(read);
+        let mut info = String::new();
+        read.read_line(&mut info).await.unwrap();
+        write.write_all(self.connect(&info).as_bytes()).await.unwrap();
+        let inbox = subject::inbox(&self.user);
+        write.write_all(format!("SUB {inbox}.> 1\r\n").as_bytes()).await.unwrap();
+        let mut frame = format!("PUB {} {inbox}.x {}\r\n", self.subject, self.payload.len()).into_bytes();
+        frame.extend_from_slice(&self.payload);
+        frame.extend_from_slice(b"\r\n");
+        let frames = frame.repeat(64);
+        let writing = async {
+            while write.write_all(&frames).await.is_ok() {
+                sent.fetch_add(64, Ordering::Relaxed);
+            }
+        };
+        let reading = async {
+            let mut buffer = vec![0; 64 * 1024];
+            while let Ok(1..) = read.read(&mut buffer).await {
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        tokio::join!(writing, reading);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_by_an_account_a_worker_and_a_join_token_stops_nobody_else() {
+    let bus = BusSource::Embedded { listen: any_port(), tls: false, host: None };
+    let mut cluster = Cluster::start_with(bus, new_token(), TIMING).await;
+    cluster.add_worker("steady", Arc::new(Synthetic::new())).await;
+    let thief = "thief".parse().unwrap();
+    let stolen = cluster.access.join(&thief, &cluster.worker_dir("thief")).await;
+    let flooder = account(&cluster, "flooder", &[Role::ComputeRead]).await;
+    let other = account(&cluster, "other", &[Role::ComputeRead]).await;
+    let made = cluster.controller.create_join_token(LIMIT, 1, None).await.unwrap();
+    let id = made.id.parse().unwrap();
+
+    let (list, junk) = (encode(&ListVms::default()).unwrap(), vec![0xc1; 1024]);
+    let of = |user: &str, login: Login, subject: String, payload: &[u8]| Flooder {
+        user: user.to_owned(),
+        login,
+        subject,
+        payload: payload.to_owned(),
+    };
+    let by_account = |payload| {
+        let verb = subject::api(&flooder.account, "vm", "list");
+        of("flooder", Login::Password(flooder.token.clone()), verb, payload)
+    };
+    let worker = subject::worker_user(&thief);
+    let heartbeat = subject::worker(&thief, WorkerVerb::Heartbeat);
+    let flooders = [
+        by_account(&junk),
+        by_account(&junk),
+        by_account(&list),
+        by_account(&list),
+        of(&worker, stolen.login.clone(), heartbeat.clone(), &junk),
+        of(&worker, stolen.login, heartbeat, &junk),
+        of(&subject::join_user(&id), Login::Password(made.secret), subject::join(&id), &junk),
+    ];
+    let address = cluster.controller.bus_addr().unwrap();
+    let (sent, answered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let bus = other.bus().await;
+    let started = Instant::now();
+    let floods: Vec<Task> = flooders
+        .into_iter()
+        .map(|flooder| task::spawn(flooder.flood(address, sent.clone(), answered.clone())))
+        .collect();
+    let (mut slowest, mut requests) = (Duration::ZERO, 0);
+    while started.elapsed() < FLOOD {
+        let asked = Instant::now();
+        bus.call(&other.account, &ListVms::default(), REQUEST_TIMEOUT).await.unwrap();
+        slowest = slowest.max(asked.elapsed());
+        requests += 1;
+    }
+    let stats = cluster.controller.bus_stats().unwrap();
+    let (sent, answered) = (sent.load(Ordering::Relaxed), answered.load(Ordering::Relaxed));
+    println!(
+        "{requests} requests of another account, the slowest in {slowest:?}; {sent} of the flood taken; {stats:?}"
+    );
+    assert!(floods.iter().all(|flood| !flood.is_finished()), "they wait, they are not cut off");
+    assert!(sent > 1_000 && answered > 0, "{sent} sent, {answered} reads of answers");
+    assert_eq!(stats.slow_consumers, 0, "no connection was lost, the controller's least of all");
+    drop(floods);
+    other.call(&GetInfo {}).await.unwrap();
+    let page = cluster.access.call(&ListEvents { after: 0, limit: 0, vm: None }).await.unwrap();
+    let lost = page.events.iter().find(|event| {
+        event.kind == EventType::Unseen
+            && matches!(&event.object, EventObject::Worker { name } if name.as_str() == "steady")
+    });
+    assert!(lost.is_none(), "{lost:?}");
+    let trail = cluster.run(&["audit", "--output", "json"]).await;
+    let refused = trail.lines().filter(|record| record.contains("requests under way")).count();
+    assert!((1..=3).contains(&refused), "one record each for the minute: {trail}");
+}
