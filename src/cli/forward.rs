@@ -15,7 +15,8 @@ use super::connect::{Dialer, Opened};
 use super::serve::signals::{Signals, Stop};
 use super::ssh::standing;
 use super::{Interrupted, output};
-use crate::model::error::ApiError;
+use crate::bus::message::OpenTunnel;
+use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{VmName, VmUid};
 
 /// Connections at once; a further one waits until one of them ends.
@@ -62,6 +63,14 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
     if let Some(vm) = client.vm_if_visible(&name).await? {
         standing(vm.uid, &vm).map_err(|why| anyhow::anyhow!(why))?;
         known.get_or_init(|| vm.uid);
+    }
+    // Who may not, or asks for a VM that is not there, is told so now and not at each connection. What may pass, such as a
+    // worker that is away, is told then.
+    match client.call(&OpenTunnel { vm: name.clone(), port: ports.remote }).await {
+        Err(refused) if matches!(refused.code, ErrorCode::Forbidden | ErrorCode::NotFound) => {
+            return Err(refused.into());
+        }
+        _ => {}
     }
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.local)))
         .await
@@ -143,7 +152,6 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
-    use crate::model::error::ErrorCode;
 
     #[test]
     fn ports_are_read() {

@@ -72,7 +72,7 @@ fn print<T: serde::Serialize>(
     Ok(())
 }
 
-async fn all_vms(client: &Client) -> anyhow::Result<Vec<Vm>> {
+pub(super) async fn all_vms(client: &Client) -> anyhow::Result<Vec<Vm>> {
     let mut all: Vec<Vm> = Vec::new();
     loop {
         let after = all.last().map(|vm| vm.name.clone());

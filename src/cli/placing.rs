@@ -8,10 +8,12 @@ use clap::Subcommand;
 use tokio::time::Instant;
 
 use super::client::Client;
+use super::list;
 use super::output::{self, Format, OutputArgs, Table};
 use crate::bus::message::GetWorker;
 use crate::bus::placing::{ExplainVm, Explained, PauseWorker, ResumeWorker};
 use crate::config::duration;
+use crate::model::vm::VmStatus;
 use crate::model::{VmName, WorkerName};
 
 /// How often `pause --wait` asks what is left.
@@ -91,7 +93,7 @@ async fn emptied(name: &WorkerName, limit: Duration, client: &Client) -> anyhow:
     let until = Instant::now().checked_add(limit);
     let mut told = None;
     loop {
-        let left = client.call(&GetWorker { name: name.clone() }).await?.vms;
+        let left = left_on(name, client).await?;
         if left == 0 {
             eprintln!("worker {name} is paused, and no VM is left on it");
             return Ok(());
@@ -104,6 +106,15 @@ async fn emptied(name: &WorkerName, limit: Duration, client: &Client) -> anyhow:
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
+}
+
+/// VMs on a worker that run or will. Those that failed stay there until they are deleted, and need nothing of it.
+async fn left_on(name: &WorkerName, client: &Client) -> anyhow::Result<usize> {
+    if client.call(&GetWorker { name: name.clone() }).await?.vms == 0 {
+        return Ok(0);
+    }
+    let all = list::all_vms(client).await?;
+    Ok(all.iter().filter(|vm| vm.worker.as_ref() == Some(name) && vm.status != VmStatus::Failed).count())
 }
 
 fn table(explained: &Explained) -> Table {

@@ -14,7 +14,7 @@ use super::output::Progress;
 use crate::bus::subject;
 use crate::config::duration;
 use crate::model::error::ErrorCode;
-use crate::model::vm::{RestartPolicy, Vm, VmStatus};
+use crate::model::vm::{RestartPolicy, SCRIPT_INTERRUPTED, Vm, VmStatus};
 use crate::model::{VmName, VmUid};
 
 /// How long to go without looking when no event comes.
@@ -112,6 +112,10 @@ fn judge(waited_for: VmUid, seen: &Vm) -> Verdict {
         (VmStatus::Failed, _, RestartPolicy::Never) => {
             Verdict::Over(format!("VM {name} failed: {}", seen.status_message))
         }
+        (VmStatus::Running, false, _) if seen.status_message.contains(SCRIPT_INTERRUPTED) => Verdict::Over(format!(
+            "VM {name} runs, but {SCRIPT_INTERRUPTED}, and is not run again; see how far it came with `orchard logs vm \
+             {name}` and `orchard ssh vm {name}`, or delete the VM and create it anew"
+        )),
         (VmStatus::Failed, _, RestartPolicy::OnFailure) | (VmStatus::Pending, _, _) | (VmStatus::Running, false, _) => {
             Verdict::Wait
         }
@@ -143,6 +147,13 @@ mod tests {
         assert_eq!(judge(pending.uid, &running), Verdict::Ready);
         let other = "00000000-0000-0000-0000-000000000001".parse().unwrap();
         assert!(matches!(judge(other, &running), Verdict::Over(_)), "another VM of that name");
+    }
+
+    #[test]
+    fn a_script_that_was_interrupted_ends_the_wait() {
+        let mut running = vm("a", VmStatus::Running);
+        running.status_message = SCRIPT_INTERRUPTED.to_owned();
+        assert!(matches!(judge(running.uid, &running), Verdict::Over(why) if why.contains("not run again")));
     }
 
     #[test]

@@ -155,6 +155,10 @@ impl VmSpec {
     }
 }
 
+/// What a worker says of a VM whose startup script nobody can say the end of. It is not run again: what it has done so far
+/// may not be done twice.
+pub const SCRIPT_INTERRUPTED: &str = "the startup script was interrupted by a restart of the worker";
+
 /// Where a VM stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -13,7 +13,7 @@ use super::plan::{self, Seen, Step, Wish};
 use super::runtime::{CopySpec, Exit, Progress, Runtime, RuntimeError};
 use super::uplink::Uplink;
 use crate::bus::message::{MAX_LOG_LINE, Observation};
-use crate::model::vm::StartupScript;
+use crate::model::vm::{SCRIPT_INTERRUPTED, StartupScript};
 use crate::model::{CopyId, VmName};
 use crate::ssh::client::Session;
 use crate::ssh::{AcceptAny, Login, banner, script};
@@ -311,7 +311,7 @@ async fn bring_up(
     match (host.journal.script(copy.id), fresh) {
         (ScriptState::Done, false) => reporter.running("ready", true),
         // Ready would mean that the script ended well; half of it may be missing.
-        (ScriptState::Begun, false) => reporter.running(INTERRUPTED, false),
+        (ScriptState::Begun, false) => reporter.running(SCRIPT_INTERRUPTED, false),
         _ => {
             reporter.running("running the startup script", false);
             host.journal.set_script(copy.id, ScriptState::Begun);
@@ -322,9 +322,6 @@ async fn bring_up(
     }
     Ok(())
 }
-
-/// What stays to be said of a VM whose script nobody saw the end of.
-const INTERRUPTED: &str = "the startup script was interrupted by a restart of the worker";
 
 async fn answers(host: &Host, id: CopyId) -> bool {
     match host.runtime.dial(id, SSH_PORT).await {

@@ -185,3 +185,15 @@ async fn what_an_outside_server_does_not_learn_of_is_said() {
     let ran = crate::standin::run(own.cli(&["create", "service-account", "ci", "--roles", "compute:read"])).await;
     assert!(ran.code == Some(0) && !ran.stderr.contains("NOTE"), "{ran:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forward_that_nobody_may_use_does_not_begin() {
+    let cluster = cluster().await;
+    let token = cluster.run(&["create", "service-account", "eve", "--roles", "compute:read"]).await;
+    let eve = cluster.access.of("eve", &Secret::new(token.trim()));
+    let home = cluster.dir.path().join("home");
+    let refused = crate::standin::run(eve.cli(&home, &["port-forward", "vm", "a", "22"])).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("compute:connect"), "{refused:?}");
+    let missing = crate::standin::run(cluster.cli(&["port-forward", "vm", "none", "22"])).await;
+    assert!(missing.code == Some(1) && missing.stderr.contains("no VM named none"), "{missing:?}");
+}

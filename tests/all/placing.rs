@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use orchard::worker::runtime::synthetic::Synthetic;
+use orchard::worker::runtime::synthetic::behaviour::Step;
 use serde_json::json;
 
 use crate::harness::Cluster;
@@ -60,4 +61,20 @@ async fn a_vm_with_a_time_to_live_is_gone_after_it() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_waits_for_no_vm_that_has_failed() {
+    let mut cluster = Cluster::start().await;
+    let runtime = Arc::new(Synthetic::new());
+    runtime.host().fail_next(Step::Create, 1, "no such image");
+    cluster.add_worker("w1", runtime).await;
+    cluster.run(&["create", "vm", "broken", "--image", "any"]).await;
+    until("it fails", LIMIT, || async {
+        let vm = cluster.json(&["get", "vm", "broken"]).await;
+        if vm["status"] == "failed" { Ok(()) } else { Err(vm.to_string()) }
+    })
+    .await;
+    assert_eq!(cluster.json(&["get", "worker", "w1"]).await["vms"], 1);
+    cluster.run(&["pause", "worker", "w1", "--wait", "0s"]).await;
 }

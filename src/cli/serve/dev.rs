@@ -33,7 +33,8 @@ Examples:
   orchard dev --listen 127.0.0.1:0 --bus-listen 127.0.0.1:0 --data-dir /tmp/orchard
 
 The context local-dev becomes the default, so `orchard create vm` and all the others work in
-another terminal. Ctrl-C stops the cluster; VMs go on, and the next start finds them again.")]
+another terminal. Ctrl-C stops the cluster; VMs go on, but for synthetic ones, and the next start
+finds them again.")]
 pub(in crate::cli) struct DevArgs {
     /// Where the cluster keeps its state [default: dev in the home folder]
     #[arg(long, value_name = "DIR")]

@@ -55,7 +55,7 @@ async fn until_stopped<R: Running>(
     let mut code = 0;
     if announced.is_ok() {
         tokio::select! {
-            name = signals.wait() => eprintln!("{name}: stopping; VMs go on, and the next start finds them again"),
+            name = signals.wait() => eprintln!("{name}: stopping; VMs go on, but for synthetic ones, and the next start finds them again"),
             why = running.failed() => {
                 eprintln!("error: {why}");
                 code = FAILED;

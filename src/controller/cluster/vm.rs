@@ -56,7 +56,9 @@ impl Cluster {
         let view = vm.clone().redacted();
         self.note_end(&vm, now);
         let Vm { spec, .. } = &view;
-        changes.say(format!("uid {uid}, {} cores, {} MiB, image {}", spec.cpu, spec.memory, spec.image));
+        let amount = |asked: u64| if asked == 0 { "the worker's default".to_owned() } else { asked.to_string() };
+        let (cpu, memory) = (amount(spec.cpu), amount(spec.memory));
+        changes.say(format!("uid {uid}, cores: {cpu}, MiB: {memory}, image {}", spec.image));
         self.insert_vm(vm);
         Ok(view)
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::VmUid;
-use crate::model::vm::{StartupScript, VmSpec};
+use crate::model::vm::{SCRIPT_INTERRUPTED, StartupScript, VmSpec};
 use crate::worker::runtime::synthetic::Synthetic;
 use crate::worker::runtime::synthetic::behaviour::Step as HostStep;
 use crate::worker::runtime::synthetic::host::SyntheticHost;
@@ -68,7 +68,8 @@ async fn a_vm_whose_script_was_interrupted_runs_on_but_is_not_called_ready() {
     host.journal.set_script(copy.id, ScriptState::Begun);
     let (_orders, task) = task_for(&host, &copy, Seen::Running);
     let _task = task::spawn(task.run());
-    told(&host, copy.id, &Observation::Running { message: INTERRUPTED.into(), ready: false, generation: 0 }).await;
+    told(&host, copy.id, &Observation::Running { message: SCRIPT_INTERRUPTED.into(), ready: false, generation: 0 })
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
