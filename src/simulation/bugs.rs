@@ -36,6 +36,8 @@ fn every_planted_bug_is_found() {
         plant(None);
         match found {
             Some(failure) => {
+                let sound = run(failure.seed, false);
+                assert!(sound.is_ok(), "seed {} fails without {bug:?}, too: {sound:?}", failure.seed);
                 let _ = writeln!(table, "| {like} | {what} | {} | {} |", failure.seed, failure.what);
             }
             None => missed.push(bug),
