@@ -2,7 +2,8 @@
 //! connection for each such message. Pure.
 //!
 //! What the sender put into headers itself is dropped then: it could say another address, and a receiver whose client
-//! takes bad headers for a broken connection could be disconnected at will.
+//! takes bad headers for a broken connection could be disconnected at will. The same could be done with a subject or a
+//! reply that is no plain text: such a message is refused ([`is_plain`]).
 
 use std::net::SocketAddr;
 
@@ -36,6 +37,15 @@ impl Stamped {
     }
 }
 
+/// Whether any client can read subject and reply of `message`: the protocol takes nearly every byte for part of a subject,
+/// but clients split at whatever Unicode calls a space, and some give the connection up over what is not UTF-8.
+pub(super) fn is_plain(message: &Publish<'_>) -> bool {
+    let plain = |text: &[u8]| {
+        std::str::from_utf8(text).is_ok_and(|text| !text.chars().any(|c| c.is_whitespace() || c.is_control()))
+    };
+    plain(message.subject) && message.reply.is_none_or(plain)
+}
+
 /// The body of `message` without headers.
 pub(super) fn payload<'a>(message: &Publish<'a>) -> &'a [u8] {
     let size = message.header_size.and_then(|text| std::str::from_utf8(text).ok()).map_or(Ok(0), str::parse::<usize>);
@@ -54,6 +64,24 @@ mod tests {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         assert_eq!((on.subject, on.reply, on.rest), (message.subject, message.reply, None));
         (on.body.to_vec(), text(on.header_size.unwrap()), text(on.total_size))
+    }
+
+    #[test]
+    fn what_clients_would_stumble_over_is_not_plain() {
+        let message = |reply| Publish {
+            subject: b"a",
+            reply: Some(reply),
+            header_size: None,
+            total_size: b"0",
+            body: b"",
+            rest: None,
+        };
+        assert!(is_plain(&message("_INBOX.ä.b".as_bytes())) && is_plain(&Publish { reply: None, ..message(b"") }));
+        for reply in [&b"_INBOX.\xff"[..], b"a\x0bb", b"a\x0cb", "a\u{85}b".as_bytes(), "a\u{2003}b".as_bytes(), b"a\0"]
+        {
+            assert!(!is_plain(&message(reply)), "{reply:?}");
+            assert!(!is_plain(&Publish { subject: reply, ..message(b"r") }), "{reply:?}");
+        }
     }
 
     #[test]

@@ -151,8 +151,13 @@ impl Connection {
             let fault = Fault::PublishDenied(message.subject.to_vec());
             return self.refuse(&fault, stamp::payload(message));
         }
-        self.accept();
         let stamped = self.stamped(message);
+        if stamped.is_some() && !stamp::is_plain(message) {
+            // Nobody who means well is hit: every client of ours writes plain text.
+            let fault = Fault::PublishDenied(message.subject.to_vec());
+            return self.refuse(&fault, stamp::payload(message));
+        }
+        self.accept();
         let stamped = stamped.as_ref().map(|stamped| stamped.on(message));
         let (message, shared) = stamped.as_ref().map_or((message, shared), |stamped| (stamped, None));
         let body = match shared {

@@ -28,17 +28,17 @@ const TIMING: Timing = Timing { heartbeat: Duration::from_millis(500), lease: Du
 
 /// Whoever floods.
 #[derive(Clone)]
-struct Flooder {
-    user: String,
-    login: Login,
+pub struct Flooder {
+    pub user: String,
+    pub login: Login,
     /// Where it publishes.
-    subject: String,
-    payload: Vec<u8>,
+    pub subject: String,
+    pub payload: Vec<u8>,
 }
 
 impl Flooder {
     /// One line of CONNECT, for a broker that sent `info`.
-    fn connect(&self, info: &str) -> String {
+    pub fn connect(&self, info: &str) -> String {
         let info: serde_json::Value = serde_json::from_str(info.trim_start_matches("INFO ")).unwrap();
         let mut options = serde_json::json!({ "verbose": false, "protocol": 1, "user": self.user });
         match &self.login {

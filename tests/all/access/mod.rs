@@ -7,5 +7,6 @@ mod hostile;
 mod matrix;
 mod operator;
 mod people;
+mod poison;
 mod strangers;
 mod workers;
