@@ -52,6 +52,12 @@ impl Client {
         self.outstanding.values().any(moves)
     }
 
+    /// A worker is known anew: nothing that was asked of it before counts.
+    pub(super) fn forget_pauses(&mut self, host: usize) {
+        self.pauses.remove(&host);
+        self.outstanding.retain(|_, call| !matches!(call, ApiCall::Pause(of, _) if *of == host));
+    }
+
     fn is_busy(&self, name: &VmName) -> bool {
         self.outstanding.values().any(|call| Self::concerns(call, name))
     }

@@ -86,6 +86,11 @@ impl World {
                 (None, None) => {}
             }
         }
+        for (name, _) in delta.workers.iter().filter(|(name, _)| !self.disk.workers.contains_key(name)) {
+            // Whoever joins again begins anew.
+            let host = self.hosts.iter().position(|host| host.name == *name).unwrap();
+            self.client.forget_pauses(host);
+        }
         for (id, leaving) in &delta.leaving {
             let Some(old) = self.disk.leaving.get(id).filter(|_| leaving.is_none()) else { continue };
             let host = self.hosts.iter().find(|host| host.name == old.worker).unwrap();
