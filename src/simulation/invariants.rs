@@ -140,9 +140,9 @@ impl World {
         if starts && !self.truth.ran.contains(&new.copy_id()) {
             self.violated(format!("{} counts as running, and never ran", self.short(new.copy_id())));
         }
-        // Several workers may be given up in one batch, and each start in between with it.
+        // Beside its own failure: workers may be given up in the same batch, and each a start in between with it.
         let lost = delta.workers.iter().filter(|(_, worker)| worker.is_none()).count();
-        let most = old.restart_count + u32::try_from(lost.max(1)).unwrap();
+        let most = old.restart_count + u32::try_from(lost + 1).unwrap();
         if !(old.restart_count..=most).contains(&new.restart_count) {
             self.violated(format!("attempt {} of {} follows {}", new.restart_count, new.name, old.restart_count));
         }
