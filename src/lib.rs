@@ -14,6 +14,8 @@
 //! | means | [`broker`], [`tunnel`], [`bus`], [`config`], [`ssh`] |
 //! | ground | [`duplex`], [`identity`], [`model`], [`task`] |
 //!
+//! Beside them, in unit tests only, stands `simulation`: the parts' pure code without its shell.
+//!
 //! # Core and shell
 //!
 //! What decides is pure: `broker::{protocol,trie,session,permission}`, `bus::{subject,message}`,

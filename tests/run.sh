@@ -9,6 +9,7 @@
 #   ORCHARD_TEST_NATS_IMAGE  name:tag of a local nats-server image; without it the official one is pulled
 #   ORCHARD_TEST_PYTHON      a Python that has nats.py
 #   ORCHARD_TEST_NODE_MODULES  the folder node_modules in which nats.js is
+#   ORCHARD_SIM_SEEDS        how many seeds the simulation tries
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/lib.sh"
@@ -43,6 +44,8 @@ main() {
   provide_nats_py || warn "LEFT OUT (WILL FAIL where CI is set): the tests with nats.py"
   provide_nats_js || warn "LEFT OUT (WILL FAIL where CI is set): the tests with nats.js"
 
+  # How many runs of the simulation (src/simulation); a plain `cargo test` makes a tenth of them.
+  export ORCHARD_SIM_SEEDS="${ORCHARD_SIM_SEEDS:-2000}"
   step "cargo test --locked $*"
   cargo test --locked "$@"
 }

@@ -6,7 +6,7 @@
 use super::clock::Millis;
 use super::dice::Dice;
 use super::world::{Event, World};
-use crate::bus::message::{Assignment, CreateVm, Heartbeat, Hello, Report};
+use crate::bus::message::{Assignment, CreateVm, Heartbeat, Hello, LogLines, Report};
 use crate::model::VmName;
 use crate::model::error::ApiError;
 use crate::model::vm::Vm;
@@ -20,12 +20,13 @@ pub(super) enum WorkerCall {
     Hello(Hello),
     Heartbeat(Heartbeat),
     Report(Report),
+    Log(LogLines),
 }
 
 /// What clients ask.
 #[derive(Clone, Debug)]
 pub(super) enum ApiCall {
-    Create(CreateVm),
+    Create(Box<CreateVm>),
     Delete(VmName),
     Pause(usize, bool),
     DeleteWorker(usize),

@@ -10,7 +10,7 @@ use super::clock::Millis;
 use super::world::{Event, World};
 use crate::bus::message::CreateVm;
 use crate::model::error::ErrorCode;
-use crate::model::vm::{RestartPolicy, VmSpec};
+use crate::model::vm::{RestartPolicy, StartupScript, VmSpec};
 use crate::model::{VmName, VmUid};
 
 /// When an answer will never come any more: there and back, and the longest that a controller stands still.
@@ -46,9 +46,16 @@ impl Client {
         self.outstanding.values().any(|call| matches!(call, ApiCall::Delete(deleted) if deleted == name))
     }
 
-    /// Whether somebody is giving up this machine.
-    pub(super) fn is_giving_up(&self, host: usize) -> bool {
-        self.outstanding.values().any(|call| matches!(call, ApiCall::DeleteWorker(of) if *of == host))
+    /// Whether somebody is giving up this machine, or lets it join again.
+    pub(super) fn is_moving(&self, host: usize) -> bool {
+        let moves = |call: &ApiCall| matches!(call, ApiCall::DeleteWorker(of) | ApiCall::Rejoin(of) if *of == host);
+        self.outstanding.values().any(moves)
+    }
+
+    /// A worker is known anew: nothing that was asked of it before counts.
+    pub(super) fn forget_pauses(&mut self, host: usize) {
+        self.pauses.remove(&host);
+        self.outstanding.retain(|_, call| !matches!(call, ApiCall::Pause(of, _) if *of == host));
     }
 
     fn is_busy(&self, name: &VmName) -> bool {
@@ -69,7 +76,7 @@ impl World {
         match self.dice.range(0, 99) {
             0..60 if !self.client.is_busy(&name) => {
                 let spec = self.any_spec();
-                self.ask(ApiCall::Create(CreateVm { name, spec }));
+                self.ask(ApiCall::Create(Box::new(CreateVm { name, spec })));
             }
             60..92 if !self.client.is_busy(&name) => self.ask(ApiCall::Delete(name)),
             92..100 => {
@@ -94,6 +101,10 @@ impl World {
         if self.dice.chance(100) {
             spec.priority = 1;
         }
+        if self.dice.chance(250) {
+            let script_content = "count".to_owned();
+            spec.startup_script = Some(StartupScript { script_content, ..StartupScript::default() });
+        }
         if self.dice.chance(150) {
             spec.ttl_s = self.dice.range(5, 120);
         }
@@ -113,7 +124,7 @@ impl World {
         }
     }
 
-    fn ask(&mut self, body: ApiCall) {
+    pub(super) fn ask(&mut self, body: ApiCall) {
         self.calls += 1;
         let call = self.calls;
         self.note(|_| format!("client asks ({call}): {body:?}"));
@@ -146,18 +157,18 @@ impl World {
         });
         let doomed = self.client.doomed.remove(&call).unwrap_or_default();
         match (body, answer) {
-            (ApiCall::Create(request), Ok(Reply::Created(vm))) => {
-                // One with a short time to live may be over before its answer is here.
-                if vm.spec.ttl_s == 0 || self.disk.vms.contains_key(&vm.uid) {
-                    self.client.expected.insert(vm.uid, (request.name, request.spec));
-                }
+            // One with a short time to live may be over before its answer is here.
+            (ApiCall::Create(request), Ok(Reply::Created(vm)))
+                if vm.spec.ttl_s == 0 || self.disk.vms.contains_key(&vm.uid) =>
+            {
+                self.client.expected.insert(vm.uid, (request.name, request.spec));
             }
             (ApiCall::Delete(name), Ok(_)) => {
                 self.client.gone.extend(doomed.into_keys());
                 if !self.calm && self.dice.chance(300) {
                     // Who replaces a VM does so at once.
                     let spec = self.any_spec();
-                    self.ask(ApiCall::Create(CreateVm { name, spec }));
+                    self.ask(ApiCall::Create(Box::new(CreateVm { name, spec })));
                 }
             }
             // Nothing was changed, so all of them are still there; unless their time was over meanwhile.

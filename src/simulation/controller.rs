@@ -246,6 +246,7 @@ impl World {
             WorkerCall::Hello(hello) => cluster
                 .hello(&name, hello, now, changes)
                 .map(|assignment| Reply::Welcome(cut_up(assignment).swap_remove(0))),
+            WorkerCall::Log(log) => return cluster.log(&name, log, now, changes).map(|()| Reply::Done),
             WorkerCall::Heartbeat(beat) => cluster.heartbeat(&name, &beat, now, changes).map(|_| Reply::Ack),
             WorkerCall::Report(report) => {
                 let (id, what) =
@@ -271,7 +272,7 @@ impl World {
             ApiCall::Create(request) => {
                 self.uids += 1;
                 let uid = VmUid(uuid::Uuid::from_u128(u128::from(self.uids)));
-                cluster.create_vm(None, request, uid, now, changes).map(|vm| Reply::Created(Box::new(vm)))
+                cluster.create_vm(None, *request, uid, now, changes).map(|vm| Reply::Created(Box::new(vm)))
             }
             ApiCall::Delete(name) => cluster.delete_vm(&name, now, changes).map(|()| Reply::Done),
             ApiCall::Pause(host, paused) => {

@@ -1,6 +1,7 @@
 //! Once faults have stopped: does every VM reach what is wished for it?
 
 use super::invariants::{books, offered};
+use super::script::INTERRUPTED;
 use super::world::World;
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use crate::model::vm::{RestartPolicy, Vm, VmStatus};
@@ -50,6 +51,7 @@ impl World {
                 let runs = host.copies.get(&vm.copy_id()).is_some_and(|copy| copy.state == FoundState::Running);
                 match (runs, vm.ready) {
                     (false, _) => so("but does not run"),
+                    (true, false) if vm.status_message == INTERRUPTED => None,
                     (true, false) => so("but not ready"),
                     (true, true) => None,
                 }

@@ -178,7 +178,7 @@ impl World {
     /// Stops the controller, puts an older backup in place of its store, and starts it once nothing that was sent to the
     /// old one is under way any more.
     fn restore(&mut self) {
-        let Some(backup) = self.backup.clone() else { return };
+        let Some(backup) = self.backup.clone().filter(|_| !self.restoring) else { return };
         self.kill_controller();
         let down = LATEST + self.dice.range(1, 20_000);
         self.agenda.after(down, Event::Restored);

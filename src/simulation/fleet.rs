@@ -24,7 +24,7 @@ pub(super) struct Task {
     pub(super) order: Order,
     pub(super) doing: Doing,
     /// Counts steps, so that the end of one that was given up is not taken for that of another.
-    number: u64,
+    pub(super) number: u64,
     pause: Millis,
 }
 
@@ -43,6 +43,7 @@ pub(super) struct Order {
     /// CPU and memory to give.
     size: (u64, u64),
     generation: u64,
+    pub(super) scripted: bool,
 }
 
 /// What a task is at.
@@ -107,7 +108,7 @@ impl World {
         }
     }
 
-    fn task(&mut self, host: usize, id: CopyId) -> Option<&mut Task> {
+    pub(super) fn task(&mut self, host: usize, id: CopyId) -> Option<&mut Task> {
         self.hosts[host].process.as_mut()?.tasks.get_mut(&id)
     }
 
@@ -142,6 +143,7 @@ impl World {
                 let (cpu, memory) = order.size;
                 let copy = Copy { name: order.name, state: FoundState::Incomplete, cpu, memory, run: 0, orphan: false };
                 self.put_copy(host, id, copy);
+                self.hosts[host].scripts.remove(&id);
                 self.observe(host, id, Observation::Preparing { message: "preparing".into() });
                 let takes = self.dice.delay(800, 150, 20_000);
                 self.begin(host, id, Doing::Create, takes);
@@ -263,18 +265,13 @@ impl World {
             Doing::Delete if failing => self.pause(host, id, None),
             Doing::Delete => {
                 self.hosts[host].copies.remove(&id);
+                self.hosts[host].scripts.remove(&id);
                 self.task(host, id).unwrap().seen = Seen::Missing;
                 self.advance(host, id, false);
             }
             Doing::Pause { failed: Some(message) } => self.stop(host, id, Some(message)),
             Doing::Pause { failed: None } => self.advance(host, id, false),
             Doing::Rest | Doing::Watch(_) => {}
-        }
-    }
-
-    pub(super) fn guest_ready(&mut self, host: usize, id: CopyId, number: u64) {
-        if self.task(host, id).is_some_and(|task| task.number == number) {
-            self.tell_running(host, id, "ready", true);
         }
     }
 
@@ -291,7 +288,7 @@ impl World {
         }
     }
 
-    fn tell_running(&mut self, host: usize, id: CopyId, message: &str, ready: bool) {
+    pub(super) fn tell_running(&mut self, host: usize, id: CopyId, message: &str, ready: bool) {
         let generation = self.task(host, id).unwrap().order.generation;
         self.observe(host, id, Observation::Running { message: message.to_owned(), ready, generation });
     }
@@ -299,7 +296,7 @@ impl World {
 
 /// As `fleet::order`.
 fn order(desired: Option<&DesiredCopy>, name: &VmName) -> Order {
-    let order = |wish| Order { wish, name: name.clone(), size: (1, 1), generation: 0 };
+    let order = |wish| Order { wish, name: name.clone(), size: (1, 1), generation: 0, scripted: false };
     match desired.map(|desired| &desired.want) {
         None => order(Wish::Unknown),
         Some(Want::Run(run)) => Order {
@@ -307,6 +304,7 @@ fn order(desired: Option<&DesiredCopy>, name: &VmName) -> Order {
             name: name.clone(),
             size: (run.cpu.max(1), run.memory.max(1)),
             generation: run.generation,
+            scripted: run.spec.startup_script.is_some(),
         },
         Some(Want::Keep) => order(Wish::Keep),
         Some(Want::Absent) => order(Wish::Absent),

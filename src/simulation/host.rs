@@ -36,6 +36,8 @@ pub(super) struct Host {
     /// When the controller last learnt of one that came only after the lease had run out.
     pub(super) came_late: Option<Millis>,
     pub(super) copies: BTreeMap<CopyId, Copy>,
+    /// Startup scripts that were begun, and whether they are done.
+    pub(super) scripts: BTreeMap<CopyId, bool>,
     pub(super) process: Option<Process>,
 }
 
@@ -79,6 +81,7 @@ impl Host {
             heard: 0,
             came_late: None,
             copies: BTreeMap::new(),
+            scripts: BTreeMap::new(),
             process: None,
         }
     }

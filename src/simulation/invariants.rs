@@ -8,7 +8,7 @@ use super::host::LEASE;
 use super::world::World;
 use crate::controller::cluster::{Changes, Cluster};
 use crate::controller::scheduler::CPU_OVERCOMMIT;
-use crate::model::event::{EventObject, EventType};
+use crate::model::event::{Event, EventObject, EventType};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB, Resources};
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::{CopyId, VmUid, WorkerName};
@@ -21,6 +21,8 @@ pub(super) struct Truth {
     pub(super) failed: BTreeSet<CopyId>,
     /// Copies that ran.
     pub(super) ran: BTreeSet<CopyId>,
+    /// How many lines of each copy are stored.
+    pub(super) logged: BTreeMap<CopyId, u64>,
     /// VMs that were deleted, by a rule that says so.
     pub(super) removed: BTreeSet<VmUid>,
     /// The wall clock has jumped, so that a time to live may end early after a restart.
@@ -66,6 +68,9 @@ impl World {
             let found: Vec<u64> = delta.events.iter().map(|event| event.number).collect();
             self.violated(format!("events {expected:?} were to follow, but {found:?} are stored"));
         }
+        for event in delta.events.iter().filter(|event| event.kind == EventType::Log) {
+            self.check_line(event);
+        }
         for (uid, new) in &delta.vms {
             match (self.disk.vms.get(uid).cloned(), new) {
                 (Some(old), None) => self.check_deletion(&old),
@@ -81,6 +86,11 @@ impl World {
                 (None, None) => {}
             }
         }
+        for (name, _) in delta.workers.iter().filter(|(name, _)| !self.disk.workers.contains_key(name)) {
+            // Whoever joins again begins anew.
+            let host = self.hosts.iter().position(|host| host.name == *name).unwrap();
+            self.client.forget_pauses(host);
+        }
         for (id, leaving) in &delta.leaving {
             let Some(old) = self.disk.leaving.get(id).filter(|_| leaving.is_none()) else { continue };
             let host = self.hosts.iter().find(|host| host.name == old.worker).unwrap();
@@ -89,6 +99,18 @@ impl World {
                 let what = format!("{} counts as gone from {}, but is there", self.short(*id), old.worker);
                 self.violated(what);
             }
+        }
+    }
+
+    /// Each line is stored once, and in order.
+    fn check_line(&mut self, event: &Event) {
+        let EventObject::Vm { uid, attempt, .. } = event.object else { return };
+        let id = CopyId { uid, attempt };
+        let next = self.truth.logged.entry(id).or_default();
+        let (expected, found) = (next.to_string(), &event.message);
+        *next += 1;
+        if expected != *found && !self.restored {
+            self.violated(format!("line {found} of {} is stored where {expected} was to follow", self.short(id)));
         }
     }
 
@@ -118,7 +140,10 @@ impl World {
         if starts && !self.truth.ran.contains(&new.copy_id()) {
             self.violated(format!("{} counts as running, and never ran", self.short(new.copy_id())));
         }
-        if new.restart_count < old.restart_count || new.restart_count > old.restart_count + 1 {
+        // Beside its own failure: workers may be given up in the same batch, and each a start in between with it.
+        let lost = delta.workers.iter().filter(|(_, worker)| worker.is_none()).count();
+        let most = old.restart_count + u32::try_from(lost + 1).unwrap();
+        if !(old.restart_count..=most).contains(&new.restart_count) {
             self.violated(format!("attempt {} of {} follows {}", new.restart_count, new.name, old.restart_count));
         }
         if new.spec != old.spec {

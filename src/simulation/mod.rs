@@ -28,6 +28,7 @@ mod faults;
 mod fleet;
 mod host;
 mod invariants;
+mod script;
 mod worker;
 mod world;
 

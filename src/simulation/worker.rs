@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::bus::{Answer, Call, Message, Reply, WorkerCall};
 use super::clock::Millis;
 use super::fleet::Task;
+use super::script::Carry;
 use super::world::{Event, World};
 use crate::bus::message::{Assignment, Heartbeat, Hello, Observation, Report};
 use crate::bus::parts::Collector;
@@ -34,6 +35,7 @@ pub(super) struct Process {
     pub(super) assignment: Option<Assignment>,
     beat: Option<(Call, Millis)>,
     told: BTreeMap<CopyId, Told>,
+    pub(super) carries: BTreeMap<CopyId, Carry>,
     pub(super) tasks: BTreeMap<CopyId, Task>,
     /// A look at the host is due.
     pub(super) looking: bool,
@@ -67,6 +69,8 @@ pub(super) enum Alarm {
     Step(CopyId, u64),
     GuestReady(CopyId, u64),
     GuestGone(CopyId, u64),
+    LogTimeout(CopyId, Call),
+    LogAgain(CopyId, Call),
 }
 
 impl Process {
@@ -81,12 +85,13 @@ impl Process {
             assignment: None,
             beat: None,
             told: BTreeMap::new(),
+            carries: BTreeMap::new(),
             tasks: BTreeMap::new(),
             looking: false,
         }
     }
 
-    fn session(&self) -> Option<SessionId> {
+    pub(super) fn session(&self) -> Option<SessionId> {
         if let Phase::Open(session) = self.phase { Some(session) } else { None }
     }
 
@@ -103,7 +108,7 @@ impl World {
         }
     }
 
-    fn ask_controller(&mut self, host: usize, body: WorkerCall) -> Call {
+    pub(super) fn ask_controller(&mut self, host: usize, body: WorkerCall) -> Call {
         self.calls += 1;
         let (call, life) = (self.calls, self.hosts[host].process.as_ref().unwrap().life);
         self.send(Message::FromWorker { host, life, call, body });
@@ -144,6 +149,8 @@ impl World {
             }
             Alarm::Step(id, number) => self.step_done(host, id, number),
             Alarm::GuestReady(id, number) => self.guest_ready(host, id, number),
+            Alarm::LogTimeout(id, call) => self.log_timeout(host, id, call),
+            Alarm::LogAgain(id, call) => self.log_again(host, id, call),
             Alarm::GuestGone(id, number) => self.guest_gone(host, id, number),
             Alarm::Greet | Alarm::Beat(_) => {}
         }
@@ -196,7 +203,9 @@ impl World {
         let sent = |(id, told): (&CopyId, &Told)| {
             told.busy.as_ref().filter(|(sent, _)| *sent == call).map(|(_, what)| (*id, what.clone()))
         };
-        let Some((id, observation)) = process.told.iter().find_map(sent) else { return };
+        let Some((id, observation)) = process.told.iter().find_map(sent) else {
+            return self.log_answered(host, call, &answer);
+        };
         if over {
             return self.session_over(host);
         }
@@ -223,6 +232,8 @@ impl World {
         }
         self.look_soon(host);
         self.alarm(host, 0, Alarm::Beat(session));
+        let waiting: Vec<CopyId> = self.hosts[host].process.as_ref().unwrap().carries.keys().copied().collect();
+        waiting.into_iter().for_each(|id| self.carry(host, id));
         self.send_reports(host);
     }
 
@@ -328,7 +339,7 @@ fn settle(told: &mut BTreeMap<CopyId, Told>, id: CopyId, observation: &Observati
 }
 
 /// As `uplink::is_final`.
-fn is_final(error: &ApiError) -> bool {
+pub(super) fn is_final(error: &ApiError) -> bool {
     use ErrorCode::{Conflict, Invalid, LimitExceeded, UnknownVerb};
     matches!(error.code, Conflict | Invalid | LimitExceeded | UnknownVerb)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::bus::{Call, Message, Weather};
+use super::bus::{ApiCall, Call, Message, Weather};
 use super::client::Client;
 use super::clock::{Agenda, Millis};
 use super::controller::Process;
@@ -249,8 +249,14 @@ impl World {
         }
         for host in 0..self.hosts.len() {
             let there = self.disk.workers.contains_key(&self.hosts[host].name);
-            if self.hosts[host].dead && there && !self.client.is_giving_up(host) {
+            let asked = self.client.is_moving(host);
+            if self.hosts[host].dead && there && !asked {
                 self.give_up(host);
+            }
+            // A backup from before it joined again was restored.
+            let has_key = self.disk.keys.contains_key(&self.hosts[host].name);
+            if !self.hosts[host].dead && !has_key && !asked {
+                self.ask(ApiCall::Rejoin(host));
             }
         }
         self.agenda.after(LOOK, Event::Look);

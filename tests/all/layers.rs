@@ -18,6 +18,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("ssh", &["identity", "model", "task"]),
     ("controller", &["broker", "bus", "config", "identity", "model", "ssh", "task", "tunnel"]),
     ("worker", &["bus", "config", "duplex", "identity", "model", "ssh", "task", "tunnel"]),
+    // Unit tests only.
+    ("simulation", &["bus", "controller", "model", "worker"]),
     (
         "cli",
         &["broker", "bus", "config", "controller", "duplex", "identity", "model", "ssh", "task", "tunnel", "worker"],
