@@ -150,7 +150,7 @@ fn each_change_says_what_was_changed_and_no_secret() {
     world.cluster.delete_account(&name("ann"), &mut world.changes).unwrap();
     assert!(world.said().message.starts_with("it had roles compute:read, compute:write, end 1970"));
     let uid = world.create("a", VmSpec { cpu: 2, ..VmSpec::default() }).unwrap();
-    assert_eq!(world.said().message, format!("uid {uid}, 2 cores, 0 MiB, image img"));
+    assert_eq!(world.said().message, format!("uid {uid}, cores: 2, MiB: the worker's default, image img"));
     world.delete("a");
     assert_eq!(world.said().message, format!("uid {uid}, pending, on worker w"));
     let restored = name("root");
