@@ -1,17 +1,18 @@
 //! The accept loop, and the ways in which a broker takes leave of its clients.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::Batch;
 use super::client::Client;
-use super::connection;
+use super::connection::{self, Peer};
 use super::limits::after;
 use super::protocol::encode;
 use super::router::{Greeting, Router};
@@ -27,10 +28,37 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Clients told in one go, before others get to run.
 const TOLD_PER_TURN: usize = 256;
 
+/// Where clients come from.
+#[derive(Debug)]
+pub struct Doors {
+    /// The one that everybody is told of.
+    pub public: TcpListener,
+    /// The embedder's own.
+    pub private: Option<TcpListener>,
+}
+
+impl Doors {
+    /// The next one who comes, and through which door. Cancel safe.
+    async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
+        let private = async {
+            match &self.private {
+                Some(private) => private.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        // In no order: a flood at one door must not close the other. Both are cancel safe.
+        let (accepted, is_private) = tokio::select! {
+            accepted = self.public.accept() => (accepted, false),
+            accepted = private => (accepted, true),
+        };
+        accepted.map(|(stream, address)| (stream, Peer { address, is_private }))
+    }
+}
+
 /// Accepts until `closed`, then only looks after the connections until `stop`, and hands over their tasks. Dropping it ends
 /// them.
 pub async fn accept(
-    listener: TcpListener,
+    doors: Doors,
     router: Arc<Router>,
     closed: CancellationToken,
     stop: CancellationToken,
@@ -38,18 +66,18 @@ pub async fn accept(
     let mut connections = JoinSet::new();
     let mut pause = MIN_PAUSE;
     let mut retry_at = Instant::now();
-    let mut listener = Some(listener);
+    let mut doors = Some(doors);
     loop {
         let next = async {
             sleep_until(retry_at).await;
-            match &listener {
-                Some(listener) => listener.accept().await,
+            match &doors {
+                Some(doors) => doors.accept().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = stop.cancelled() => return connections,
-            () = closed.cancelled(), if listener.is_some() => listener = None, // frees the port
+            () = closed.cancelled(), if doors.is_some() => doors = None, // frees the port
             Some(ended) = connections.join_next() => {
                 if let Err(error) = ended && error.is_panic() {
                     tracing::error!(%error, "a connection's task panicked; the others are unharmed");

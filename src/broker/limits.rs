@@ -25,8 +25,9 @@ pub struct Limits {
     /// Clients at a time, those in the TLS handshake among them. Whoever is one too many is told so in the clear.
     pub max_connections: usize,
     /// Of those, clients of one network (an IPv4 address, a /64 of IPv6) that have not yet said who they are, so that a
-    /// stranger cannot take the room of all. A fleet behind one address that comes back at once comes in turns. With half of
-    /// them taken, new ones have three seconds to say who they are.
+    /// stranger cannot take the room of all. A /48 has four times as many, and all networks together a quarter of the room,
+    /// or 64. A fleet behind one address that comes back at once comes in turns. With half of them taken, new ones have
+    /// three seconds to say who they are.
     pub max_unproven_per_network: usize,
     /// Bytes waiting for one client, above which it is cut off.
     pub max_pending: usize,

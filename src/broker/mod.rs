@@ -108,6 +108,7 @@ mod limits;
 mod outbound;
 pub mod pace;
 pub mod permission;
+mod private;
 pub mod protocol;
 mod replies;
 mod route;
@@ -121,7 +122,7 @@ pub mod trie;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -135,6 +136,7 @@ use crate::task::{self, Task};
 pub use bind_error::BindError;
 pub use limits::Limits;
 
+use accept::Doors;
 use auth::Authenticator;
 use protocol::ServerInfo;
 use router::Router;
@@ -174,6 +176,7 @@ pub struct Builder {
     limits: Limits,
     authenticator: Option<Arc<dyn Authenticator>>,
     tls: Option<Tls>,
+    private_door: bool,
 }
 
 impl fmt::Debug for Builder {
@@ -210,6 +213,14 @@ impl Builder {
         self
     }
 
+    /// Also listens on a free port of the loopback address, see [`Broker::private_addr`]: for the embedder's own
+    /// connections, which strangers at the public one then cannot keep out. Who connects there must say who it is as
+    /// anywhere else.
+    pub fn private_door(mut self) -> Self {
+        self.private_door = true;
+        self
+    }
+
     /// Listens on `address` (port 0 chooses a free one) and serves clients on the current runtime.
     ///
     /// # Errors
@@ -224,7 +235,7 @@ impl Builder {
             tracing::warn!(max_payload = self.limits.max_payload, most, "no larger messages fit into max_pending");
             self.limits.max_payload = most;
         }
-        let listen = || -> io::Result<(TcpListener, SocketAddr)> {
+        let listen = |address: SocketAddr| -> io::Result<(TcpListener, SocketAddr)> {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket.set_reuseaddr(true)?; // come back on the same port at once after a restart
             socket.bind(address)?;
@@ -232,7 +243,12 @@ impl Builder {
             let local = listener.local_addr()?;
             Ok((listener, local))
         };
-        let (listener, local) = listen().map_err(|source| BindError::Listen { address, source })?;
+        let bound = |address| listen(address).map_err(|source| BindError::Listen { address, source });
+        let (public, local) = bound(address)?;
+        let (private, private_local) = match self.private_door.then(|| bound(loopback_of(address))).transpose()? {
+            Some((private, local)) => (Some(private), Some(local)),
+            None => (None, None),
+        };
         let server_id = uuid::Uuid::new_v4().simple().to_string().to_uppercase();
         let info = ServerInfo {
             server_name: self.server_name.unwrap_or_else(|| server_id.clone()),
@@ -254,9 +270,16 @@ impl Builder {
         };
         let router = Arc::new(Router::new(info, self.limits, self.authenticator, self.tls));
         let (closed, stop) = (CancellationToken::new(), CancellationToken::new());
-        let accepting = task::spawn(accept::accept(listener, router.clone(), closed.clone(), stop.clone()));
-        Ok(Broker { router, closed, stop, accepting, local })
+        let accepting =
+            task::spawn(accept::accept(Doors { public, private }, router.clone(), closed.clone(), stop.clone()));
+        Ok(Broker { router, closed, stop, accepting, local, private_local })
     }
+}
+
+/// A free port of the loopback address of the same family.
+fn loopback_of(address: SocketAddr) -> SocketAddr {
+    let loopback = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    SocketAddr::new(loopback, 0)
 }
 
 /// A running broker. Dropping it ends every connection at once; [`Broker::shutdown`] is the polite way.
@@ -269,6 +292,7 @@ pub struct Broker {
     stop: CancellationToken,
     accepting: Task<JoinSet<()>>,
     local: SocketAddr,
+    private_local: Option<SocketAddr>,
 }
 
 impl fmt::Debug for Broker {
@@ -301,12 +325,17 @@ pub struct Stats {
 impl Broker {
     /// Starts to describe a broker.
     pub fn builder() -> Builder {
-        Builder { server_name: None, limits: Limits::default(), authenticator: None, tls: None }
+        Builder { server_name: None, limits: Limits::default(), authenticator: None, tls: None, private_door: false }
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Where it listens for the embedder; none without [`Builder::private_door`].
+    pub fn private_addr(&self) -> Option<SocketAddr> {
+        self.private_local
     }
 
     /// How it is doing.

@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::Limits;
 use super::auth::Authenticator;
 use super::client::{Client, Subscription};
+use super::private::{self, PrivateDoor};
 use super::protocol::{Fault, ServerInfo};
 use super::subject::tokens;
 use super::tls::Tls;
 use super::trie::{Matches, Trie};
-use crate::model::network::PerNetwork;
+use crate::model::network::{PerNetwork, share_of_strangers};
 
 /// Classes of first tokens; more would make a subscription with a leading wildcard no dearer, but rarely help.
 const CLASSES: usize = 64;
@@ -63,6 +64,8 @@ pub struct Router {
     refusing: AtomicUsize,
     /// Connections that have not said who they are.
     pub unproven: PerNetwork,
+    /// The same, of those who came through the private door.
+    pub private: PrivateDoor,
     /// Connections that wait for the answer to wrong credentials.
     pub penalised: PerNetwork,
     /// Whether the broker is about to go.
@@ -77,6 +80,8 @@ pub struct Router {
 const MAX_REFUSALS: usize = 256;
 /// Connections of one network that wait for the answer to wrong credentials. They hold a socket and a task each meanwhile.
 const MAX_PENALISED: usize = 32;
+/// The same of all networks together.
+const MAX_PENALISED_IN_ALL: usize = 1_024;
 
 /// What INFO says of one connection.
 #[derive(Debug)]
@@ -121,8 +126,9 @@ impl Router {
             tls: RwLock::new(tls.map(Arc::new)),
             opening: AtomicUsize::new(0),
             refusing: AtomicUsize::new(0),
-            unproven: PerNetwork::new(limits.max_unproven_per_network),
-            penalised: PerNetwork::new(MAX_PENALISED),
+            unproven: PerNetwork::new(limits.max_unproven_per_network, share_of_strangers(limits.max_connections)),
+            private: PrivateDoor::default(),
+            penalised: PerNetwork::new(MAX_PENALISED, MAX_PENALISED_IN_ALL),
             lame: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             info,
@@ -220,10 +226,11 @@ impl Router {
         self.revocations.load(Ordering::SeqCst)
     }
 
-    /// Adds `client`; `false` when there are as many as there may be.
-    pub fn register(&self, client: &Arc<Client>) -> bool {
+    /// Adds `client`; `false` when there are as many as there may be. Through the private door there may be some more.
+    pub fn register(&self, client: &Arc<Client>, is_private: bool) -> bool {
+        let more = if is_private { private::EXTRA_ROOM } else { 0 };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = clients.len() < self.limits.max_connections;
+        let room = clients.len() < self.limits.max_connections.saturating_add(more);
         if room {
             clients.insert(client.id, client.clone());
             self.counters.connections.fetch_add(1, Ordering::Relaxed);

@@ -4,6 +4,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::audit::{Auditor, Logins};
 use super::auth::{self, AccessView, BusUsers};
@@ -15,11 +18,17 @@ use crate::bus::client::{Bus, BusOptions, Login, Trust};
 use crate::identity;
 use crate::identity::ca::{Fingerprint, Identity};
 use crate::model::Clock;
-use crate::model::error::ApiError;
+use crate::model::error::{ApiError, ErrorCode};
 
 /// Connections to the bus from one network that have not logged in yet. A fleet that comes back at once is in after a few
 /// attempts.
 const MAX_STRANGERS: usize = 256;
+
+/// How long the controller tries to reach its own broker when it starts: what keeps it out are users of the same machine who
+/// flood it, and none of them can for long.
+const OWN_PATIENCE: Duration = Duration::from_secs(30);
+/// The pause between two attempts.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The connections; all log in as the same user.
 #[derive(Clone, Debug)]
@@ -35,17 +44,31 @@ pub(super) struct Buses {
 }
 
 impl Buses {
-    /// Connects.
+    /// Connects; while nothing answers, tries again for as long as `patience`.
     ///
     /// # Errors
     /// As for [`Bus::connect`].
-    pub(super) async fn connect(login: &BusOptions) -> Result<Self, ApiError> {
+    pub(super) async fn connect(login: &BusOptions, patience: Duration) -> Result<Self, ApiError> {
         let one = |what: &str| {
-            Bus::connect(BusOptions { client_name: format!("{}: {what}", login.client_name), ..login.clone() })
+            let client_name = format!("{}: {what}", login.client_name);
+            connect_within(BusOptions { client_name, ..login.clone() }, patience)
         };
         let all = tokio::try_join!(one("requests"), one("workers"), one("joins"), one("news"))?;
         let (api, workers, joins, news) = all;
         Ok(Self { api, workers, joins, news })
+    }
+}
+
+async fn connect_within(options: BusOptions, patience: Duration) -> Result<Bus, ApiError> {
+    let begun = Instant::now();
+    loop {
+        match Bus::connect(options.clone()).await {
+            Err(error) if error.code == ErrorCode::Unavailable && begun.elapsed() < patience => {
+                tracing::info!("{error}; trying again");
+                sleep(RETRY_PAUSE).await;
+            }
+            done => return done,
+        }
     }
 }
 
@@ -55,8 +78,12 @@ pub(super) struct OpenBus {
     pub(super) broker: Option<Arc<Broker>>,
     /// What its certificate is known by.
     pub(super) fingerprint: Option<Fingerprint>,
-    /// How the controller itself logs in.
+    /// How the controller itself logs in; to its own broker, through the private door.
     pub(super) login: BusOptions,
+    /// How long it tries to.
+    pub(super) patience: Duration,
+    /// How to reach the bus from this machine.
+    pub(super) url: String,
     /// How others reach it.
     pub(super) address: BusAddress,
 }
@@ -78,14 +105,23 @@ pub(super) async fn open_bus(
         BusSource::Outside { url, user, password } => {
             let trust = if url.starts_with("tls://") { Trust::PublicCas } else { Trust::Plain };
             let address = BusAddress { url: Some(url.clone()), fingerprint: None };
-            let login = BusOptions { url, trust, user, login: Login::Password(password), client_name, patient: false };
-            return Ok(OpenBus { broker: None, fingerprint: None, login, address });
+            let login = BusOptions {
+                url: url.clone(),
+                trust,
+                user,
+                login: Login::Password(password),
+                client_name,
+                patient: false,
+            };
+            let patience = Duration::ZERO; // whether it is up is its operator's matter
+            return Ok(OpenBus { broker: None, fingerprint: None, login, patience, url, address });
         }
     };
     let own = identity::new_token();
     let users = Logins::new(Arc::new(BusUsers::new(access, clock, own.clone())), auditor.clone());
     let limits = Limits { max_unproven_per_network: MAX_STRANGERS, ..Limits::default() };
-    let mut builder = Broker::builder().server_name("orchard").limits(limits).authenticator(Arc::new(users));
+    let mut builder =
+        Broker::builder().server_name("orchard").limits(limits).authenticator(Arc::new(users)).private_door();
     if tls {
         builder = builder.tls(Tls::new(Arc::new(identity::tls::server_config(identity, &[])?), false));
     }
@@ -116,6 +152,8 @@ pub(super) async fn open_bus(
         fingerprint: fingerprint.filter(|_| !vouched_for),
     };
     let (url, user) = (format!("{scheme}://{dialled}"), auth::CONTROLLER_USER.to_owned());
-    let login = BusOptions { url, trust, user, login: Login::Password(own), client_name, patient: false };
-    Ok(OpenBus { broker: Some(Arc::new(broker)), fingerprint, login, address })
+    let own_url = broker.private_addr().map_or_else(|| url.clone(), |private| format!("{scheme}://{private}"));
+    let login = BusOptions { url: own_url, trust, user, login: Login::Password(own), client_name, patient: false };
+    let patience = OWN_PATIENCE;
+    Ok(OpenBus { broker: Some(Arc::new(broker)), fingerprint, login, patience, url, address })
 }

@@ -105,6 +105,12 @@ impl Gate {
         !sessions.contains_key(worker) && self.access.worker_key(worker).is_some()
     }
 
+    /// Whether there is such a worker, whoever says that it is it.
+    fn knows(&self, worker: &WorkerName) -> bool {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.contains_key(worker) || self.access.worker_key(worker).is_some()
+    }
+
     /// Whether the worker's data path is up.
     pub(super) fn is_linked(&self, worker: &WorkerName) -> bool {
         self.links.read().unwrap_or_else(PoisonError::into_inner).contains(worker)
@@ -149,12 +155,11 @@ impl Gatekeeper for Gate {
     }
 
     fn note(&self, note: Note<'_>) {
-        if let NoteEvent::WorkerRefused(worker, _) = note.event
-            && self.awaits(worker)
-        {
-            return;
+        match note.event {
+            NoteEvent::WorkerRefused(worker, _) if self.awaits(worker) => {}
+            NoteEvent::WorkerRefused(worker, _) => self.auditor.record_login(deed_of(&note), self.knows(worker)),
+            _ => self.auditor.record(deed_of(&note)),
         }
-        self.auditor.record(deed_of(&note));
     }
 
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError> {

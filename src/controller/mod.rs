@@ -179,9 +179,8 @@ impl Controller {
         let bootstrap_token = bootstrap::bootstrap(&writer, &options.data_dir, options.bootstrap_token)
             .await
             .map_err(StartError::Admin)?;
-        let OpenBus { broker, fingerprint, login, address } = open;
-        let bus_url = login.url.clone();
-        let buses = Buses::connect(&login).await.map_err(StartError::Bus)?;
+        let OpenBus { broker, fingerprint, login, patience, url: bus_url, address } = open;
+        let buses = Buses::connect(&login, patience).await.map_err(StartError::Bus)?;
         let context = Context {
             writer: writer.clone(),
             store: store.clone(),

@@ -30,13 +30,13 @@ use super::delivery::Delivery;
 use super::limits::after;
 use super::outbound::{LINGER, Outbound};
 use super::pace::Seat;
+use super::private::{self, Standing};
 use super::protocol::parse::{Bounds, Parser};
 use super::protocol::{Fault, ServerInfo, encode};
 use super::router::{Greeting, Router};
 use super::session::Session;
 use super::tls::Tls;
 use super::transport::Transport;
-use crate::model::network::Place;
 
 use opening::Opening;
 
@@ -59,20 +59,40 @@ const CROWDED_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes read and thrown away after a fault, so that the client gets to read why before its own writes fail.
 const MAX_DISCARD: usize = 4 * 1024 * 1024;
 
+/// Who connects, as far as is known at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// From where.
+    pub address: SocketAddr,
+    /// Whether through the private door.
+    pub is_private: bool,
+}
+
 /// Serves `stream` until it ends. Whatever the client does, and even if this panics, its traces vanish from the router.
 /// Once `stop` is cancelled, a connection that is not open yet ends at once: it has nothing to lose. Open ones are ended
 /// through the router.
-pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: SocketAddr, stop: CancellationToken) {
-    let unproven = router.unproven.enter(peer.ip());
-    let patience = if router.unproven.is_crowded(peer.ip()) { CROWDED_TIMEOUT } else { router.limits.auth_timeout };
+pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: Peer, stop: CancellationToken) {
+    let ip = peer.address.ip();
+    let unproven = match peer.is_private {
+        true => Some(Standing::Private(router.private.enter())),
+        false => router.unproven.enter(ip).map(|place| Standing::Stranger { _place: place }),
+    };
+    let crowded = peer.is_private || router.unproven.is_crowded(ip);
+    let patience = if crowded { CROWDED_TIMEOUT } else { router.limits.auth_timeout };
     let deadline = after(Instant::now(), patience.min(router.limits.auth_timeout));
     let nonce = router.authenticator.as_ref().filter(|a| a.wants_nonce()).map(|_| new_nonce());
     let tls = router.tls();
-    let greeting = Greeting { client: router.next_id(), ip: peer.ip().to_canonical(), nonce, tls: tls.is_some() };
+    let greeting = Greeting { client: router.next_id(), ip: ip.to_canonical(), nonce, tls: tls.is_some() };
     let mut hello = Vec::new();
     encode::info(&mut hello, &router.info_for(&greeting));
     let opening = prepare(&router, stream, tls.as_deref(), &hello, (peer, deadline, unproven.is_some()));
-    let Some(Some((transport, greeted))) = stop.run_until_cancelled(opening).await else { return };
+    let displaced = unproven.as_ref().and_then(Standing::displaced);
+    // Dropping the opening closes the connection.
+    let opened = tokio::select! {
+        opened = stop.run_until_cancelled(opening) => opened.flatten(),
+        () = private::cancelled(displaced.as_ref()) => None,
+    };
+    let Some((transport, greeted)) = opened else { return };
     let hello = if greeted { Vec::new() } else { hello };
     converse(router, Arc::new(transport), (greeting, hello), (peer, deadline, unproven), stop).await;
 }
@@ -84,13 +104,16 @@ async fn prepare(
     stream: TcpStream,
     tls: Option<&Tls>,
     hello: &[u8],
-    (peer, deadline, welcome): (SocketAddr, Instant, bool),
+    (peer, deadline, welcome): (Peer, Instant, bool),
 ) -> Option<(Transport, bool)> {
-    let Some(room) = router.room_to_open().filter(|_| welcome) else {
+    let room = router.room_to_open();
+    // The private door has places of its own.
+    if !peer.is_private && (!welcome || room.is_none()) {
+        drop(room);
         let _turn = router.room_to_refuse()?;
         discard(&opening::turn_away(stream, tls, hello).await).await;
         return None;
-    };
+    }
     let opened = match tls {
         None => opening::open(stream, None, hello).await,
         Some(tls) => {
@@ -107,7 +130,7 @@ async fn prepare(
             transport.shutdown_write();
             discard(&transport).await;
         }
-        Opening::Failed(error) => tracing::debug!(%peer, %error, "handshake failed"),
+        Opening::Failed(error) => tracing::debug!(peer = %peer.address, %error, "handshake failed"),
     }
     None
 }
@@ -117,9 +140,11 @@ async fn converse(
     router: Arc<Router>,
     transport: Arc<Transport>,
     (greeting, hello): (Greeting, Vec<u8>),
-    (peer, deadline, unproven): (SocketAddr, Instant, Option<Place>),
+    (from, deadline, unproven): (Peer, Instant, Option<Standing>),
     stop: CancellationToken,
 ) {
+    let Peer { address: peer, is_private } = from;
+    let displaced = unproven.as_ref().and_then(Standing::displaced);
     let outbound = Outbound::new(transport.clone(), router.limits.max_pending);
     let admitted = router.authenticator.is_none();
     let client = Arc::new(Client::new(greeting.client, greeting.ip, outbound, admitted));
@@ -142,7 +167,7 @@ async fn converse(
     connection.delivery.answer(|out| out.extend_from_slice(&hello));
     drop(hello);
     connection.delivery.commit();
-    let registered = router.register(&client);
+    let registered = router.register(&client, is_private);
     if !registered {
         client.outbound.finish(Some(&Fault::Connections));
     }
@@ -162,6 +187,8 @@ async fn converse(
         // Whoever is one too many is only told so: nothing of what it sent is performed.
         fault = connection.read(&transport), if registered => Some(fault),
         fault = liveness::watch(&client, &router, deadline) => Some(Some(fault)),
+        // Without a word, for which it would take up a socket longer than its place.
+        () = private::cancelled(displaced.as_ref()) => return,
     };
     if let Some(fault) = ended {
         if let Some(fault) = &fault {
@@ -230,7 +257,7 @@ struct Connection {
     /// Costly operations in this turn.
     costly: u32,
     /// Its place among the strangers of its network, until it has said who it is.
-    unproven: Option<Place>,
+    unproven: Option<Standing>,
     /// How long the answer to wrong credentials waits.
     penalty: Duration,
     /// The place among the user's connections, if it has a pace.
@@ -384,7 +411,7 @@ mod tests {
                 broker.router.clone(),
                 transport,
                 (greeting, b"INFO {}\r\n".to_vec()),
-                (address, deadline, None),
+                (Peer { address, is_private: false }, deadline, None),
                 CancellationToken::new(),
             )
             .await;

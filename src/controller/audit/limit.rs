@@ -1,5 +1,6 @@
 //! How much of the same is recorded: a token bucket for each source, and one over all. Strangers, who can be as many as
-//! they like, have buckets of their own, so that they use up nothing of those who are known. Pure.
+//! they like, have buckets of their own, so that they use up nothing of those who have proven who they are; and so do those
+//! who only claim a name that exists, so that attempts to be somebody stay visible among all others. Pure.
 //!
 //! What is beyond is counted, and told as one record with the number as soon as there is a token again: a flood of
 //! refusals shows as a flood, and fills neither the store nor the way there.
@@ -24,7 +25,8 @@ const MAX_SOURCES: usize = 4_096;
 /// The buckets.
 #[derive(Debug)]
 pub(super) struct Limiter {
-    known: Sources,
+    proven: Sources,
+    claimed: Sources,
     strangers: Sources,
 }
 
@@ -37,8 +39,10 @@ struct Sources {
 /// Who did something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum By {
-    /// Something of this name, or somebody who claims to be it.
-    Known(String),
+    /// Somebody who has proven to be it.
+    Proven(String),
+    /// Somebody who claims a name that exists, and has proven nothing.
+    Claimed(String),
     /// Somebody at this address.
     Stranger(String),
 }
@@ -81,13 +85,14 @@ impl Bucket {
 
 impl Limiter {
     pub(super) fn new(now: Duration) -> Self {
-        Self { known: Sources::new(now), strangers: Sources::new(now) }
+        Self { proven: Sources::new(now), claimed: Sources::new(now), strangers: Sources::new(now) }
     }
 
     /// What of `deed`, done by `by`, is to be recorded now, if anything.
     pub(super) fn pass(&mut self, by: &By, deed: Deed, now: Duration) -> Option<Deed> {
         match by {
-            By::Known(name) => self.known.pass(name, deed, now),
+            By::Proven(name) => self.proven.pass(name, deed, now),
+            By::Claimed(name) => self.claimed.pass(name, deed, now),
             By::Stranger(address) => self.strangers.pass(address, deed, now),
         }
     }
@@ -95,12 +100,13 @@ impl Limiter {
     /// The same for what is of interest by its number only: one record at once, then one with the number for each
     /// [`WINDOW`]. `name` must be no other one's.
     pub(super) fn pass_summed(&mut self, name: &str, deed: Deed, now: Duration) -> Option<Deed> {
-        self.known.pass_of(name, deed, now, (1, WINDOW))
+        self.proven.pass_of(name, deed, now, (1, WINDOW))
     }
 
     /// What was held back and may be told now. To be called every now and then; also forgets quiet sources.
     pub(super) fn flush(&mut self, now: Duration) -> Vec<Deed> {
-        let mut told = self.known.flush(now);
+        let mut told = self.proven.flush(now);
+        told.append(&mut self.claimed.flush(now));
         told.append(&mut self.strangers.flush(now));
         told
     }
@@ -179,14 +185,18 @@ mod tests {
     }
 
     fn known(name: &str) -> By {
-        By::Known(name.into())
+        By::Proven(name.into())
     }
 
     #[test]
-    fn strangers_use_up_nothing_of_those_who_are_known() {
+    fn whoever_has_proven_nothing_uses_up_nothing_of_those_who_have() {
         let mut limiter = Limiter::new(Duration::ZERO);
         for n in 0..100_000 {
             limiter.pass(&By::Stranger(format!("s{n}")), deed("no"), Duration::ZERO);
+        }
+        for n in 0..100_000 {
+            let passed = limiter.pass(&By::Claimed(format!("c{n}")), deed("no"), Duration::ZERO);
+            assert!(n >= 100 || passed.is_some(), "strangers hide nobody who claims a name");
         }
         for n in 0..100 {
             assert!(limiter.pass(&known(&format!("k{n}")), deed("no"), Duration::ZERO).is_some());
@@ -228,9 +238,9 @@ mod tests {
         let passed =
             (0..100_000).filter(|n| limiter.pass(&known(&format!("s{n}")), deed("no"), Duration::ZERO).is_some());
         assert_eq!(passed.count(), 500);
-        assert!(limiter.known.sources.len() <= MAX_SOURCES + 1);
+        assert!(limiter.proven.sources.len() <= MAX_SOURCES + 1);
         let (mut told, mut now) = (0, Duration::ZERO);
-        while !limiter.known.sources.is_empty() {
+        while !limiter.proven.sources.is_empty() {
             now += Duration::from_secs(60);
             told += limiter.flush(now).len();
         }

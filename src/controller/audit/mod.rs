@@ -76,17 +76,21 @@ impl Auditor {
         }
         let source = || format!("{} {}", deed.kind.as_str(), network(&deed.address));
         let by = match deed.kind {
-            AuditType::Request => By::Known(format!("account {}", deed.account)),
-            _ if deed.account.is_empty() => By::Stranger(source()),
-            _ => By::Known(source()),
+            AuditType::Request => By::Proven(format!("account {}", deed.account)),
+            // Streams with a grant, and machines that were let in with a join token.
+            AuditType::Join | AuditType::TunnelOpened | AuditType::TunnelClosed if !deed.account.is_empty() => {
+                By::Proven(source())
+            }
+            // Whatever name stands there is a claim.
+            _ => By::Stranger(source()),
         };
         self.limited(&by, deed);
     }
 
-    /// Records a login that failed; `known` says whether there is such an account.
+    /// Records that somebody was not let in; `known` says whether there is anybody of the name that was claimed.
     pub(super) fn record_login(&self, deed: Deed, known: bool) {
         let source = network(&deed.address);
-        let by = if known { By::Known(format!("login {} {source}", deed.account)) } else { By::Stranger(source) };
+        let by = if known { By::Claimed(format!("login {} {source}", deed.account)) } else { By::Stranger(source) };
         self.limited(&by, deed);
     }
 
@@ -231,6 +235,36 @@ async fn write(auditor: Auditor, mut pending: mpsc::Receiver<Deed>, writer: Writ
 mod tests {
     use super::*;
     use crate::bus::message::{DeleteVm, GetInfo, OpenTunnel};
+
+    #[tokio::test]
+    async fn failed_logins_use_up_nothing_of_what_is_recorded_of_those_who_are_in() {
+        let (auditor, mut pending) = Auditor::new(Clock::start());
+        let deed = |kind, account: &str, address: String| Deed {
+            kind,
+            account: account.to_owned(),
+            address,
+            verb: String::new(),
+            target: String::new(),
+            outcome: Outcome::Refused,
+            message: String::new(),
+        };
+        for n in 0..2_000u32 {
+            let address = || std::net::Ipv4Addr::from(n << 8).to_string();
+            auditor.record_login(deed(AuditType::LoginFailed, "ann", address()), true);
+            auditor.record_login(deed(AuditType::LoginFailed, "made-up", address()), false);
+            auditor.record(deed(AuditType::LoginFailed, "worker/w", address()));
+        }
+        let mut stored = Vec::new();
+        while let Ok(deed) = pending.0.try_recv() {
+            stored.push(deed.account);
+        }
+        let of = |name: &str| stored.iter().filter(|account| *account == name).count();
+        assert!(of("ann") == 500 && of("made-up") + of("worker/w") == 500, "each kind has its own: {}", stored.len());
+        for kind in [AuditType::Request, AuditType::Join, AuditType::TunnelOpened] {
+            auditor.record(deed(kind, "bob", "192.0.2.1".to_owned()));
+            assert_eq!(pending.0.try_recv().unwrap().kind, kind);
+        }
+    }
 
     #[test]
     fn the_target_is_what_the_request_names_or_else_its_subject() {

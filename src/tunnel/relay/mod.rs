@@ -32,7 +32,7 @@ use super::reason::Reason;
 use super::ticket::Grant;
 use crate::identity::ca::{Fingerprint, Identity};
 use crate::model::error::ApiError;
-use crate::model::network::PerNetwork;
+use crate::model::network::{PerNetwork, share_of_strangers};
 use crate::model::{AccountName, WorkerName};
 use crate::task::{self, Task};
 
@@ -109,7 +109,8 @@ pub struct Limits {
     /// Connections at once, of workers and clients together; more are refused.
     pub connections: usize,
     /// Of those, connections of one network (an IPv4 address, a /64 of IPv6) that have not proven who they are; more are
-    /// refused, so that a stranger cannot take the room of all.
+    /// refused, so that a stranger cannot take the room of all. A /48 has four times as many, and all networks together a
+    /// quarter of `connections`, or 64.
     pub unproven_per_network: usize,
     /// Streams a client may have open at once on one connection, once a ticket was accepted.
     pub sessions_per_client: u32,
@@ -215,7 +216,7 @@ impl Relay {
         // What is left is for workers.
         let of_all = connections.div_ceil(4) * 3;
         let accounts = Arc::new(Accounts::new(sessions_per_account, connections_per_account, of_all));
-        let unproven = PerNetwork::new(limits.unproven_per_network);
+        let unproven = PerNetwork::new(limits.unproven_per_network, share_of_strangers(limits.connections));
         let handshakes = AtomicUsize::new(0);
         let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes, unproven });
         let accepting = task::spawn(accept(endpoint.clone(), shared.clone()));
@@ -320,13 +321,14 @@ fn admit(incoming: Incoming, shared: &Arc<Shared>, connections: &mut JoinSet<()>
     }
     let busy = shared.handshakes.load(Ordering::Relaxed) >= shared.limits.handshakes;
     // Forged senders must not use up the places of somebody else's network.
-    let crowded = shared.unproven.count(peer.ip()) >= shared.limits.unproven_per_network.min(UNVALIDATED_PER_NETWORK);
+    let most_unvalidated = shared.limits.unproven_per_network.min(UNVALIDATED_PER_NETWORK);
+    let crowded = shared.unproven.is_crowded(peer.ip()) || shared.unproven.count(peer.ip()) >= most_unvalidated;
     if (busy || crowded) && !incoming.remote_address_validated() && incoming.may_retry() {
         let _ = incoming.retry();
         return;
     }
     let Some(place) = shared.unproven.enter(peer.ip()) else {
-        debug!(%peer, "refused a tunnel connection: too many of its network have not proven who they are");
+        debug!(%peer, "refused a tunnel connection: too many, of its network or in all, have not proven who they are");
         return incoming.refuse();
     };
     let shared = shared.clone();

@@ -16,7 +16,8 @@ use orchard::model::event::{EventObject, EventType};
 use orchard::task::{self, Task};
 use orchard::worker::runtime::synthetic::Synthetic;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 
 use super::people::account;
 use crate::harness::{Cluster, LIMIT, any_port};
@@ -149,4 +150,31 @@ async fn a_flood_by_an_account_a_worker_and_a_join_token_stops_nobody_else() {
     let trail = cluster.run(&["audit", "--output", "json"]).await;
     let refused = trail.lines().filter(|record| record.contains("requests under way")).count();
     assert!((1..=3).contains(&refused), "one record each for the minute: {trail}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_starts_however_many_strangers_are_at_its_port() {
+    // One that is free now and that the strangers know beforehand.
+    let listen = TcpListener::bind(any_port()).await.unwrap().local_addr().unwrap();
+    let mut strangers = JoinSet::new();
+    for _ in 0..400 {
+        strangers.spawn(async move {
+            loop {
+                let socket = TcpSocket::new_v4().unwrap();
+                // From another address, or a port with nobody behind it might be connected to itself.
+                let connected = match socket.bind("127.0.0.2:0".parse().unwrap()) {
+                    Ok(()) => socket.connect(listen).await,
+                    Err(error) => Err(error),
+                };
+                match connected {
+                    Ok(mut silent) => drop(silent.read_to_end(&mut Vec::new()).await),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        });
+    }
+    let bus = BusSource::Embedded { listen, tls: true, host: None };
+    let cluster = Cluster::start_on(bus, new_token()).await;
+    assert_eq!(cluster.controller.bus_addr(), Some(listen));
+    strangers.shutdown().await;
 }

@@ -233,6 +233,35 @@ async fn strangers_of_one_network_take_only_so_many_places() {
 }
 
 #[tokio::test]
+async fn strangers_at_either_door_keep_nobody_out_of_the_private_one() {
+    let limits = Limits { max_unproven_per_network: 3, max_connections: 3, ..Limits::default() };
+    let broker = start(Broker::builder().authenticator(Paced::new()).limits(limits).private_door()).await;
+    let private = broker.private_addr().unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        strangers.push(Raw::connect(&broker).await);
+    }
+    let mut refused = Raw::connect(&broker).await;
+    assert_eq!(refused.until_closed().await, "-ERR 'maximum connections exceeded'\r\n");
+    let own = || async {
+        let mut own = Raw::at(private).await;
+        own.send(b"CONNECT {\"verbose\":false,\"user\":\"free\"}\r\n").await;
+        assert_eq!(own.until_pong().await, "");
+        own
+    };
+    let mut first = own().await;
+    // More than there are places: those who came first make room, but not whoever has said who it is.
+    let mut oldest = Raw::at(private).await;
+    for _ in 0..1_100 {
+        strangers.push(Raw::at(private).await);
+    }
+    assert_eq!(oldest.until_closed().await, "");
+    let mut second = own().await;
+    assert_eq!((first.until_pong().await, second.until_pong().await), (String::new(), String::new()));
+    broker.shutdown().await;
+}
+
+#[tokio::test]
 async fn wrong_credentials_wait_for_their_answer_but_only_so_many_do() {
     let broker = broker(Limits::default()).await;
     let mut guesses = Vec::new();
