@@ -2,8 +2,12 @@
 //!
 //! LMDB over a log-structured store: one file, readers that never block, a commit that is one `fdatasync`, nothing to
 //! repair after a crash. On Apple systems the LMDB that heed builds syncs with `F_FULLFSYNC`, which forces the drive.
-//! The map is opened far larger than it will get: it is address space, not memory or disk, so it need never be resized.
+//! The map is opened far larger than it will get: it is address space, not memory or disk, so the file grows by itself up to
+//! 64 GiB and the map need never be resized, which LMDB can only do while nothing is read. Where a process may not have so
+//! much (a limit, 32 bits), it takes half of what there is; the rest stays for everything else, so growing later could not
+//! get more.
 
+pub mod backup;
 mod error;
 mod history;
 pub mod seal;
@@ -112,6 +116,7 @@ impl Store {
         let database_error = |source: StoreError| OpenError::database(folder, source);
         identity::make_private_dir(folder).map_err(folder_error)?;
         let lock = folder::lock(folder)?;
+        backup::restore::finish(folder).map_err(folder_error)?;
         let path = folder.join("db");
         identity::make_private_dir(&path).map_err(folder_error)?;
         let open = || tables::open(&path, bounds.map_size).map_err(|source| database_error(source.into()));
@@ -134,6 +139,8 @@ impl Store {
         let shares = trail::shares(&env, &tables).map_err(database_error)?;
         let used =
             env.read_txn().map_err(StoreError::from).and_then(|txn| tables.used(&txn)).map_err(database_error)?;
+        // Fullness is of what could be had.
+        let bounds = Bounds { map_size: env.info().map_size, ..bounds };
         Ok(Self {
             env,
             tables,
@@ -145,6 +152,11 @@ impl Store {
             #[cfg(test)]
             spoilt: Arc::default(),
         })
+    }
+
+    /// Closes it, of which this must be the last clone; its files may be moved on return.
+    pub(super) fn close(self) {
+        self.env.prepare_for_closing().wait();
     }
 
     /// Reads everything the core needs.
