@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 
 pub use self::error::{OpenError, StoreError};
 use self::history::vm_event_key;
-pub use self::history::{Page, Room};
+pub use self::history::{Page, Retention, Room};
 use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
@@ -53,7 +53,7 @@ pub struct Bounds {
     /// Bytes of address space for the map.
     pub map_size: usize,
     /// Events that are kept; older ones go in the transactions that add newer ones.
-    pub events: u64,
+    pub kept: Retention,
     /// Audit records that are kept, apart from events, so that neither can push out the other.
     pub audit: u64,
     /// How old an audit record may become.
@@ -61,12 +61,11 @@ pub struct Bounds {
 }
 
 impl Default for Bounds {
-    /// Events and audit records of years, which take less than half of the map even when each is as long as it may be;
-    /// audit records for somewhat longer than a year, so that one year can be compared with the one before.
+    /// Events and audit records that take less than half of the map even when each is as long as it may be; audit records for somewhat longer than a year, so that one year can be compared with the one before.
     fn default() -> Self {
         Self {
             map_size: if cfg!(target_pointer_width = "64") { 64 << 30 } else { 1 << 30 },
-            events: 1_000_000,
+            kept: Retention::default(),
             audit: 500_000,
             audit_age: Duration::from_secs(400 * 24 * 3600),
         }
@@ -235,7 +234,7 @@ impl Store {
         }
         let kept = Kept { records: self.bounds.audit, age: self.bounds.audit_age };
         trail::append(tables, &mut txn, &mut shares, &changes.audit, kept)?;
-        self.prune(&mut txn, cluster.last_event(), changes.events.len())?;
+        self.prune(&mut txn, changes.events.last().map(|event| event.time), changes.events.len())?;
         tables.put_number(&mut txn, LAST_EVENT_KEY, cluster.last_event())?;
         tables.put_number(&mut txn, PUBLISHED_KEY, published.events)?;
         tables.put_number(&mut txn, LAST_AUDIT_KEY, cluster.last_audit())?;

@@ -7,7 +7,7 @@ use super::tables::SCHEMA_KEY;
 use super::*;
 use crate::bus::message::CreateVm;
 use crate::controller::cluster::Timing;
-use crate::model::event::{Event, EventType};
+use crate::model::event::{Event, EventFilter, EventType};
 use crate::model::secret::Secret;
 use crate::model::vm::{StartupScript, Vm, VmSpec};
 use crate::model::{Clock, Timestamp, VmUid};
@@ -169,7 +169,7 @@ fn pages_of_long_lines_are_small_enough_to_be_sent_and_leave_nothing_out() {
     let room = Room { items: 500, bytes: 512 * 1024 };
     let (mut after, mut pages) = (0, 0);
     loop {
-        let page = store.events(after, room, None).unwrap();
+        let page = store.events(after, room, &EventFilter::default()).unwrap();
         let size: usize = page.items.iter().map(|event| rmp_serde::to_vec_named(event).unwrap().len()).sum();
         assert!(size <= room.bytes && page.items.first().unwrap().number == after + 1);
         after = page.items.last().unwrap().number;
@@ -179,9 +179,9 @@ fn pages_of_long_lines_are_small_enough_to_be_sent_and_leave_nothing_out() {
         }
     }
     assert!(after == 500 && pages > 5, "{after} in {pages}");
-    let one = store.events(0, Room { items: 500, bytes: 1 }, None).unwrap();
+    let one = store.events(0, Room { items: 500, bytes: 1 }, &EventFilter::default()).unwrap();
     assert_eq!((one.items.len(), one.more), (1, true));
-    assert!(!store.events(499, Room { items: 1, bytes: 1 }, None).unwrap().more);
+    assert!(!store.events(499, Room { items: 1, bytes: 1 }, &EventFilter::default()).unwrap().more);
 }
 
 /// Names the folder that the test to be run in a process of its own shall open.

@@ -8,8 +8,9 @@ use super::*;
 use crate::bus::message::CreateVm;
 use crate::controller::cluster::{Changes, Cluster, Timing};
 use crate::controller::store::{OpenError, Published, Room, SCHEMA, Store};
-use crate::identity::ca::Identity;
+use crate::identity::ca::{Fingerprint, Identity};
 use crate::identity::crash;
+use crate::model::event::EventFilter;
 use crate::model::vm::VmSpec;
 use crate::model::{Clock, VmUid};
 
@@ -25,8 +26,6 @@ fn controller(folder: &Path, vms: &[&str]) -> Fingerprint {
     store.close();
     identity.fingerprint()
 }
-
-use crate::identity::ca::Fingerprint;
 
 fn create(store: &Store, vms: &[&str]) {
     let mut cluster = Cluster::load(store.records().unwrap(), Timing::default(), Clock::start().now());
@@ -93,7 +92,7 @@ fn a_controller_comes_back_with_its_records_its_keys_and_its_certificate() {
     assert_eq!(audit.last().map(|record| record.verb.as_str()), Some("controller.restore"));
     create(&store, &["c"]);
     let numbers: Vec<u64> =
-        store.events(0, room, None).unwrap().items.into_iter().map(|event| event.number).collect();
+        store.events(0, room, &EventFilter::default()).unwrap().items.into_iter().map(|event| event.number).collect();
     assert_eq!(numbers, [1, 2, last + 1]);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "nothing is left beside the backup");
 }
@@ -144,7 +143,7 @@ fn what_is_written_meanwhile_is_in_the_backup_whole_or_not_at_all() {
             let there = dir.path().join(format!("there{round}"));
             let restored = restore(&file, &there, false, now()).unwrap();
             let copy = Store::open(&there).unwrap();
-            let events = copy.events(0, Room { items: 100_000, bytes: usize::MAX }, None).unwrap().items;
+            let events = copy.events(0, Room { items: 100_000, bytes: usize::MAX }, &EventFilter::default()).unwrap().items;
             // One event for each VM, in the same transaction.
             assert_eq!(events.len(), restored.vms);
         }
