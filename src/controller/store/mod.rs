@@ -195,6 +195,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing of it is stored.
     pub fn commit(&self, cluster: &Cluster, changes: &Changes, published: Published) -> Result<(), StoreError> {
+        self.try_commit(cluster, changes, published).map_err(|error| error.at(self.env.path()))
+    }
+
+    fn try_commit(&self, cluster: &Cluster, changes: &Changes, published: Published) -> Result<(), StoreError> {
         #[cfg(test)]
         self.fail_if_spoilt()?;
         let tables = &self.tables;
