@@ -63,9 +63,8 @@ impl EventsArgs {
 
 /// Reads the name of a type.
 fn event_type() -> impl TypedValueParser<Value = EventType> {
-    PossibleValuesParser::new(EventType::ALL.iter().map(|kind| kind.as_str())).map(|text| {
-        EventType::ALL.iter().copied().find(|kind| kind.as_str() == text).unwrap_or(EventType::Unknown)
-    })
+    PossibleValuesParser::new(EventType::ALL.iter().map(|kind| kind.as_str()))
+        .map(|text| EventType::ALL.iter().copied().find(|kind| kind.as_str() == text).unwrap_or(EventType::Unknown))
 }
 
 pub(super) async fn run(arguments: EventsArgs, client: &Client) -> anyhow::Result<()> {

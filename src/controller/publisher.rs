@@ -60,7 +60,12 @@ impl Feed {
 
     fn read(self, store: &Store, after: u64) -> Result<Vec<Item>, Failure> {
         let items = match self {
-            Feed::Events => store.events(after, PAGE, &EventFilter::default())?.items.iter().map(event_item).collect::<Result<_, _>>(),
+            Feed::Events => store
+                .events(after, PAGE, &EventFilter::default())?
+                .items
+                .iter()
+                .map(event_item)
+                .collect::<Result<_, _>>(),
             Feed::Audit => store.audit(after, PAGE)?.items.iter().map(audit_item).collect::<Result<_, _>>(),
         };
         Ok(items?)

@@ -113,7 +113,11 @@ async fn a_restored_controller_is_the_same_one_and_later_vms_are_told_of_and_kep
     create(&access, "third", 0).await.unwrap();
     ready(&["before", "third"]).await;
     let counts = host.ledger().counts();
-    assert_eq!((counts.running.len(), counts.starts, counts.most_copies), (3, 3, 1), "nothing was stopped or made anew");
+    assert_eq!(
+        (counts.running.len(), counts.starts, counts.most_copies),
+        (3, 3, 1),
+        "nothing was stopped or made anew"
+    );
     assert_eq!(events(&access, &home, &["--type", "stray"]).await.len(), 1, "it is told of once");
     // Whoever had seen all there was goes on without a look back.
     let after = events(&access, &home, &["--after", &last.to_string()]).await;
@@ -232,7 +236,10 @@ async fn a_full_disk_refuses_what_it_cannot_hold_loses_nothing_and_serves_again_
         assert!(stored.len() < 200, "the disk is not full");
     };
     assert_eq!(refused.code, ErrorCode::Unavailable, "{refused:?}");
-    assert!(refused.message.contains("the disk is full") && refused.message.contains("nothing was changed"), "{refused}");
+    assert!(
+        refused.message.contains("the disk is full") && refused.message.contains("nothing was changed"),
+        "{refused}"
+    );
     stored.sort();
     assert!(stored.len() > 5 && names(&access).await == stored, "what was acknowledged is served, and nothing else");
 

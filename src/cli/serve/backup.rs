@@ -71,7 +71,8 @@ pub(super) async fn restore(arguments: RestoreArgs, home: Home) -> anyhow::Resul
         restored.workers
     );
     if let Some(replaced) = restored.replaced {
-        text += &format!("\nwhat was there before is in {}; delete it when it is not needed any more", replaced.display());
+        text +=
+            &format!("\nwhat was there before is in {}; delete it when it is not needed any more", replaced.display());
     }
     output::line(&text)?;
     Ok(())

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::pages::PagesError;
 use super::seal::{KeyError, NotSealed};
 use super::tables::SCHEMA;
 use crate::identity::folder::LockError;
@@ -74,6 +75,9 @@ pub enum StoreError {
     /// LMDB or the system under it.
     #[error("the database failed")]
     Lmdb(#[from] heed::Error),
+    /// Its pages are not sound.
+    #[error(transparent)]
+    Pages(#[from] PagesError),
     /// There is no room on the disk.
     #[error("the disk is full: {} has {} KiB left; make room there, and it goes on by itself", path.display(), left / 1024)]
     DiskFull {

@@ -97,12 +97,7 @@ impl Store {
 
     /// Lets old events go: those that there is no keeping any more, and any while the map is nearly full, as they are the
     /// one thing that can be done without. `added` is how many came in with this transaction, the last of them at `newest`.
-    pub(super) fn prune(
-        &self,
-        txn: &mut RwTxn<'_>,
-        newest: Option<Timestamp>,
-        added: usize,
-    ) -> Result<(), StoreError> {
+    pub(super) fn prune(&self, txn: &mut RwTxn<'_>, newest: Option<Timestamp>, added: usize) -> Result<(), StoreError> {
         let Tables { events, events_of_vm, .. } = &self.tables;
         let kept = self.bounds.kept;
         let mut crowded = self.is_crowded(txn)?;
@@ -113,8 +108,10 @@ impl Store {
             let Some((key, bytes)) = events.first(txn)? else { return Ok(()) };
             let number = number_of(key);
             // One that is damaged is of no use to anybody, and must not be in the way of all that comes.
-            let event = decode::<Event>("events", key, bytes).inspect_err(|error| tracing::error!("{error}; it goes")).ok();
-            let old = event.as_ref().is_none_or(|event| newest.is_some_and(|newest| event.time.until(newest) > kept.age));
+            let event =
+                decode::<Event>("events", key, bytes).inspect_err(|error| tracing::error!("{error}; it goes")).ok();
+            let old =
+                event.as_ref().is_none_or(|event| newest.is_some_and(|newest| event.time.until(newest) > kept.age));
             if events.len(txn)? <= kept.events && !old && !crowded {
                 return Ok(());
             }
@@ -161,8 +158,9 @@ fn select<'a, T: DeserializeOwned>(
             page.more = true;
             break;
         }
-        let item = decode(table, key, bytes)?;
-        if wanted(&item) {
+        // One that is damaged must not keep all others from being told: its number is missing then.
+        let item = decode(table, key, bytes).inspect_err(|error| tracing::error!("{error}; it is passed over")).ok();
+        if let Some(item) = item.filter(|item| wanted(item)) {
             size = size.saturating_add(bytes.len());
             if page.items.len() >= room.items || (size > room.bytes && !page.items.is_empty()) {
                 page.more = true;

@@ -10,6 +10,7 @@
 pub mod backup;
 mod error;
 mod history;
+mod pages;
 pub mod seal;
 mod shares;
 mod tables;
@@ -30,6 +31,7 @@ use zeroize::Zeroizing;
 pub use self::error::{OpenError, StoreError};
 use self::history::vm_event_key;
 pub use self::history::{Page, Retention, Room};
+pub use self::pages::PagesError;
 use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
@@ -118,6 +120,7 @@ impl Store {
         backup::restore::finish(folder).map_err(folder_error)?;
         let path = folder.join("db");
         identity::make_private_dir(&path).map_err(folder_error)?;
+        pages::check(&path.join("data.mdb")).map_err(|source| database_error(source.into()))?;
         let open = || tables::open(&path, bounds.map_size).map_err(|source| database_error(source.into()));
         let (env, tables) = open()?;
         let found = tables.schema(&env).map_err(database_error)?;
@@ -135,6 +138,8 @@ impl Store {
         } else {
             (env, tables)
         };
+        // LMDB syncs what is in its file, and not that there is one.
+        identity::sync_folder(&path).map_err(folder_error)?;
         let shares = trail::shares(&env, &tables).map_err(database_error)?;
         let used =
             env.read_txn().map_err(StoreError::from).and_then(|txn| tables.used(&txn)).map_err(database_error)?;
@@ -208,6 +213,8 @@ impl Store {
             Some(shares) => shares,
             None => trail::shares(&self.env, tables)?,
         };
+        // A backup that was killed while it read would keep all pages of its moment from being used anew.
+        self.env.clear_stale_readers()?;
         let mut txn = self.env.write_txn()?;
         for uid in &changes.vms {
             self.put_sealed_or_delete(&mut txn, tables.vms, VMS, uid.0.as_bytes(), cluster.vm_record(*uid))?;

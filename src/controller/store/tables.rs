@@ -80,7 +80,10 @@ fn open_as_large_as_may_be(folder: &Path, map_size: usize, flags: EnvFlags) -> R
             Ok(env) if size < map_size && size / 2 >= LEAST_MAP => {
                 env.prepare_for_closing().wait();
                 let env = open_mapped(folder, size / 2, flags)?;
-                tracing::warn!("the address space of this process is limited; the database may take {} MiB", size >> 21);
+                tracing::warn!(
+                    "the address space of this process is limited; the database may take {} MiB",
+                    size >> 21
+                );
                 return Ok(env);
             }
             opened => return opened,

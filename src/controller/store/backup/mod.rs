@@ -156,5 +156,5 @@ fn open_new(path: &Path) -> io::Result<File> {
 
 fn sync_folder_of(file: &Path) -> io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    identity::sync_folder(folder)
 }

@@ -16,7 +16,7 @@ use crate::controller::store::trail::{self, Kept};
 use crate::controller::store::{OpenError, Store, StoreError};
 use crate::identity::crash::point;
 use crate::identity::folder::{self, LockError};
-use crate::identity::{make_private_dir, refuse_foreign, write_private};
+use crate::identity::{make_private_dir, refuse_foreign, sync_folder, write_private};
 use crate::model::Timestamp;
 use crate::model::audit::{AuditRecord, AuditType, CONTROLLER, Deed, Outcome};
 
@@ -199,7 +199,9 @@ fn lay_ready(backup: Reading, file: &Path, new: &Path, now: Timestamp) -> Result
         let micros = u64::try_from(now.as_millis()).unwrap_or(0).saturating_mul(1_000);
         micros.max(last.saturating_add(LEAP))
     };
-    store.count_on(number(records.last_event), number(records.last_audit), now, manifest.created).map_err(unreadable)?;
+    store
+        .count_on(number(records.last_event), number(records.last_audit), now, manifest.created)
+        .map_err(unreadable)?;
     store.close();
     for left in ["serve.lock", "db/lock.mdb"] {
         fs::remove_file(new.join(left)).map_err(folder_error)?;
@@ -250,8 +252,4 @@ fn declare(folder: &Path, new: &Path) -> io::Result<()> {
 /// Everything that is replaced.
 fn names() -> impl Iterator<Item = &'static str> {
     FILES.iter().copied().chain([DATABASE])
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::restore::{REPLACED, RestoreError, restore};
+use super::restore::{REPLACED, RestoreError, Restored};
 use super::*;
 use crate::bus::message::CreateVm;
 use crate::controller::cluster::{Changes, Cluster, Timing};
@@ -20,7 +20,7 @@ fn now() -> Timestamp {
 
 /// A controller's data folder with a VM of each name.
 fn controller(folder: &Path, vms: &[&str]) -> Fingerprint {
-    let store = Store::open(folder).unwrap();
+    let store = open(folder);
     let identity = Identity::load_or_create(folder, &["localhost".to_owned()]).unwrap();
     create(&store, vms);
     store.close();
@@ -30,10 +30,8 @@ fn controller(folder: &Path, vms: &[&str]) -> Fingerprint {
 fn create(store: &Store, vms: &[&str]) {
     let mut cluster = Cluster::load(store.records().unwrap(), Timing::default(), Clock::start().now());
     for name in vms {
-        let request = CreateVm {
-            name: name.parse().unwrap(),
-            spec: VmSpec { image: "img".into(), ..VmSpec::default() },
-        };
+        let request =
+            CreateVm { name: name.parse().unwrap(), spec: VmSpec { image: "img".into(), ..VmSpec::default() } };
         let mut changes = Changes::default();
         let uid = VmUid(uuid::Uuid::now_v7());
         cluster.create_vm(None, request, uid, Clock::start().now(), &mut changes).unwrap();
@@ -43,13 +41,33 @@ fn create(store: &Store, vms: &[&str]) {
 
 /// Names of the VMs, the certificate, and the last number of an event.
 fn state(folder: &Path) -> (Vec<String>, Fingerprint, u64) {
-    let store = Store::open(folder).unwrap();
+    let store = open(folder);
     let fingerprint = Identity::load_or_create(folder, &["localhost".to_owned()]).unwrap().fingerprint();
     let records = store.records().unwrap();
     let mut names: Vec<String> = records.vms.iter().map(|vm| vm.name.to_string()).collect();
     names.sort();
     store.close();
     (names, fingerprint, records.last_event)
+}
+
+/// Opens it. A process that another test starts holds our locks, too, until it has become the one that it is to be.
+fn open(folder: &Path) -> Store {
+    loop {
+        match Store::open(folder) {
+            Err(OpenError::Lock(_)) => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+/// Restores where nobody is in the way, see [`open`].
+fn restore(file: &Path, folder: &Path, force: bool, now: Timestamp) -> Result<Restored, RestoreError> {
+    loop {
+        match restore::restore(file, folder, force, now) {
+            Err(RestoreError::Lock(_)) => std::thread::yield_now(),
+            done => return done,
+        }
+    }
 }
 
 /// Backs up `folder` in a process of its own, as LMDB wants it for a database that is open in this one.
@@ -86,7 +104,7 @@ fn a_controller_comes_back_with_its_records_its_keys_and_its_certificate() {
     assert_eq!((names, print), (vec!["a".to_owned(), "b".to_owned()], fingerprint));
     assert!(last > before && last < 1 << 53, "{last}");
     // It says what happened to it, and events of before are kept.
-    let store = Store::open(&two).unwrap();
+    let store = open(&two);
     let room = Room { items: 100, bytes: usize::MAX };
     let audit = store.audit(0, room).unwrap().items;
     assert_eq!(audit.last().map(|record| record.verb.as_str()), Some("controller.restore"));
@@ -107,7 +125,7 @@ fn numbers_never_repeat_whatever_is_restored() {
     for round in 1..5i64 {
         // The same backup again and again, after changes that it does not know of.
         restore(&file, &folder, true, Timestamp::from_millis(now().as_millis() + round)).unwrap();
-        let store = Store::open(&folder).unwrap();
+        let store = open(&folder);
         create(&store, &["x", "y"]);
         store.close();
         let next = state(&folder).2;
@@ -126,7 +144,7 @@ fn what_is_written_meanwhile_is_in_the_backup_whole_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("data");
     controller(&folder, &["a"]);
-    let store = Store::open(&folder).unwrap();
+    let store = open(&folder);
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -142,8 +160,9 @@ fn what_is_written_meanwhile_is_in_the_backup_whole_or_not_at_all() {
             assert!(said.contains("Ok("), "{said}");
             let there = dir.path().join(format!("there{round}"));
             let restored = restore(&file, &there, false, now()).unwrap();
-            let copy = Store::open(&there).unwrap();
-            let events = copy.events(0, Room { items: 100_000, bytes: usize::MAX }, &EventFilter::default()).unwrap().items;
+            let copy = open(&there);
+            let events =
+                copy.events(0, Room { items: 100_000, bytes: usize::MAX }, &EventFilter::default()).unwrap().items;
             // One event for each VM, in the same transaction.
             assert_eq!(events.len(), restored.vms);
         }
@@ -158,8 +177,8 @@ fn a_folder_in_use_or_with_data_is_left_alone_unless_it_is_forced() {
     assert!(matches!(write(&folder, &file, now()), Err(BackupError::Nothing(_))));
     let old = controller(&folder, &["a"]);
     write(&folder, &file, now()).unwrap();
-    let store = Store::open(&folder).unwrap();
-    assert!(matches!(restore(&file, &folder, true, now()), Err(RestoreError::Lock(_))));
+    let store = open(&folder);
+    assert!(matches!(restore::restore(&file, &folder, true, now()), Err(RestoreError::Lock(_))));
     create(&store, &["later"]);
     store.close();
     let error = restore(&file, &folder, false, now()).unwrap_err();
@@ -206,7 +225,7 @@ fn a_backup_of_a_newer_schema_or_without_its_key_changes_nothing() {
     let (folder, other, file) = (dir.path().join("data"), dir.path().join("other"), dir.path().join("backup"));
     controller(&folder, &["a"]);
     controller(&other, &["b"]);
-    let store = Store::open(&other).unwrap();
+    let store = open(&other);
     let mut txn = store.env.write_txn().unwrap();
     store.tables.meta.put(&mut txn, "schema", &rmp_serde::to_vec(&(SCHEMA + 1)).unwrap()).unwrap();
     txn.commit().unwrap();

@@ -82,10 +82,7 @@ fn an_event_that_cannot_be_read_is_not_in_the_way_of_those_that_come() {
     let mut txn = world.store.env.write_txn().unwrap();
     world.store.tables.events.put(&mut txn, &1u64.to_be_bytes(), b"\xc1damaged").unwrap();
     txn.commit().unwrap();
-    assert!(matches!(
-        world.store.events(0, ALL, &EventFilter::default()),
-        Err(StoreError::Damaged { table: "events", .. })
-    ));
+    assert_eq!(world.kept(), [2, 3]);
     world.add([event(4, 1, 1)]);
     assert_eq!(world.kept(), [2, 3, 4]);
 }

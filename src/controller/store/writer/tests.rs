@@ -228,7 +228,11 @@ fn a_lower_bound_of_events_is_reached_in_steps_that_stay_small() {
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(commit(&store, 1..=2_000), 2_000);
     drop(store);
-    let store = Store::open_with(dir.path(), Bounds { kept: Retention { events: 10, ..Retention::default() }, ..Bounds::default() }).unwrap();
+    let store = Store::open_with(
+        dir.path(),
+        Bounds { kept: Retention { events: 10, ..Retention::default() }, ..Bounds::default() },
+    )
+    .unwrap();
     let mut left = 2_000;
     for number in 2_001..2_010 {
         let now = commit(&store, number..=number);
@@ -236,6 +240,7 @@ fn a_lower_bound_of_events_is_reached_in_steps_that_stay_small() {
         left = now;
     }
     assert_eq!(left, 10);
-    let of_one = store.events(0, Room { items: 100, bytes: usize::MAX }, &EventFilter::of(VmUid(uuid::Uuid::nil()))).unwrap();
+    let of_one =
+        store.events(0, Room { items: 100, bytes: usize::MAX }, &EventFilter::of(VmUid(uuid::Uuid::nil()))).unwrap();
     assert_eq!(of_one.items.len(), 10);
 }
