@@ -12,6 +12,7 @@ use orchard::model::vm::{StartupScript, VmSpec};
 use orchard::worker::runtime::synthetic::Synthetic;
 use orchard::worker::runtime::synthetic::host::SyntheticHost;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::task::JoinSet;
 
 use crate::harness::{Access, LIMIT, finish, succeed};
 use crate::processes::{Server, access, controller, within};
@@ -139,15 +140,14 @@ async fn a_follower_sees_each_event_once_and_in_order_however_often_the_controll
     let mut acknowledged = 1;
     for round in 0..4 {
         // Killed while these are on their way.
-        let creates: Vec<_> = (0..20)
-            .map(|n| {
-                let access = access.clone();
-                tokio::spawn(async move { create(&access, &format!("vm{round}-{n}"), 0).await })
-            })
-            .collect();
+        let mut creates = JoinSet::new();
+        for n in 0..20 {
+            let access = access.clone();
+            creates.spawn(async move { create(&access, &format!("vm{round}-{n}"), 0).await });
+        }
         let before = acknowledged;
-        for task in creates {
-            acknowledged += usize::from(task.await.unwrap().is_ok());
+        while let Some(done) = creates.join_next().await {
+            acknowledged += usize::from(done.unwrap().is_ok());
             if acknowledged >= before + 5
                 && let Some(server) = server.take()
             {

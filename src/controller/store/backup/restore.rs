@@ -62,7 +62,7 @@ pub enum RestoreError {
         /// Which.
         file: PathBuf,
         /// Why.
-        source: OpenError,
+        source: Box<OpenError>,
     },
     /// The same for one of its records.
     #[error("the database of the backup {} cannot be read", file.display())]
@@ -193,7 +193,8 @@ fn lay_ready(backup: Reading, file: &Path, new: &Path, now: Timestamp) -> Result
         }
     }
     let unreadable = |source| RestoreError::Unreadable { file: file.to_owned(), source };
-    let store = Store::open(new).map_err(|source| RestoreError::Unusable { file: file.to_owned(), source })?;
+    let store =
+        Store::open(new).map_err(|source| RestoreError::Unusable { file: file.to_owned(), source: source.into() })?;
     let records = store.records().map_err(unreadable)?;
     let number = move |last: u64| {
         let micros = u64::try_from(now.as_millis()).unwrap_or(0).saturating_mul(1_000);
