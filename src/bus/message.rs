@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::access::Roles;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::event::{Event, EventNumber, LogStream};
+use crate::model::event::{Event, EventNumber, EventType, LogStream};
 use crate::model::secret::Secret;
 use crate::model::vm::{Vm, VmSpec};
 use crate::model::worker::{WorkerInfo, WorkerView};
@@ -182,6 +182,15 @@ pub struct ListEvents {
     /// Only events of this VM.
     #[serde(default)]
     pub vm: Option<VmUid>,
+    /// Only events of VMs of this name. This and what follows was not known to earlier releases, which send more then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<VmName>,
+    /// Only events of this worker, and of VMs on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerName>,
+    /// Only events of these types; all if there is none. Types of a newer release fit nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<EventType>,
 }
 api_call!(ListEvents => EventPage, "event", "list");
 

@@ -5,6 +5,7 @@
 
 use async_nats::Message;
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::Instant;
 
@@ -14,8 +15,8 @@ use super::follow::{Outage, SILENCE};
 use super::output::{self, Format, OutputArgs};
 use crate::bus::message::{self, EventPage, GetInfo, ListEvents};
 use crate::bus::subject;
-use crate::model::VmName;
-use crate::model::event::{Event, EventNumber, EventObject};
+use crate::model::event::{Event, EventFilter, EventNumber, EventObject, EventType};
+use crate::model::{VmName, WorkerName};
 
 /// What is listened to, of `model::access::EVENTS`; the audit trail has a command and numbers of its own.
 const KINDS: [&str; 2] = ["vm", "worker"];
@@ -26,6 +27,7 @@ Examples:
   orchard events                        all that is kept
   orchard events --follow --vm build-1  from now on, of one VM
   orchard events --follow --after 120   from #121 on, then live
+  orchard events --type failed,stray --worker mini-1
   orchard events -f -o json | jq .      one JSON object a line")]
 pub(super) struct EventsArgs {
     /// Go on with new events as they happen
@@ -37,8 +39,32 @@ pub(super) struct EventsArgs {
     /// Only events of VMs of this name
     #[arg(long, value_name = "NAME")]
     vm: Option<VmName>,
+    /// Only events of this worker and of VMs on it
+    #[arg(long, value_name = "NAME")]
+    worker: Option<WorkerName>,
+    /// Only events of these types, such as failed
+    #[arg(long = "type", value_name = "TYPE,…", value_delimiter = ',', value_parser = event_type())]
+    types: Vec<EventType>,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+impl EventsArgs {
+    fn request(&self, after: EventNumber) -> ListEvents {
+        let Self { vm, worker, types, .. } = self;
+        ListEvents { after, limit: 0, vm: None, name: vm.clone(), worker: worker.clone(), types: types.clone() }
+    }
+
+    /// What is asked for; applied here, too, to what comes over the bus and from a controller that knows no filter.
+    fn filter(&self) -> EventFilter {
+        EventFilter { uid: None, vm: self.vm.clone(), worker: self.worker.clone(), types: self.types.clone() }
+    }
+}
+
+/// Reads the name of a type.
+fn event_type() -> impl TypedValueParser<Value = EventType> {
+    PossibleValuesParser::new(EventType::ALL.iter().map(|kind| kind.as_str()))
+        .map(|text| EventType::ALL.iter().copied().find(|kind| kind.as_str() == text).unwrap_or(EventType::Unknown))
 }
 
 pub(super) async fn run(arguments: EventsArgs, client: &Client) -> anyhow::Result<()> {
@@ -89,7 +115,7 @@ async fn follow(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
 /// Asks for one page and prints it; yields whether that was the last one.
 async fn ask(arguments: &EventsArgs, client: &Client, order: &mut EventOrder) -> anyhow::Result<bool> {
     let after = order.position();
-    let page = client.call(&ListEvents { after, limit: 0, vm: None }).await?;
+    let page = client.call(&arguments.request(after)).await?;
     if let Some(note) = trimmed(after, &page) {
         eprintln!("{note}");
     }
@@ -123,11 +149,8 @@ async fn next(live: &mut (impl Stream<Item = Message> + Unpin)) -> Option<Event>
 }
 
 fn print(arguments: &EventsArgs, events: Vec<Event>) -> Result<(), output::OutputError> {
-    let wanted = |event: &&Event| match (&arguments.vm, &event.object) {
-        (None, _) => true,
-        (Some(wanted), EventObject::Vm { name, .. }) => wanted == name,
-        (Some(_), EventObject::Worker { .. }) => false,
-    };
+    let filter = arguments.filter();
+    let wanted = |event: &&Event| filter.matches(event);
     let show = |event: &Event| match arguments.output.output {
         Format::Json => output::json_line(event),
         Format::Table => Ok(describe(event)),

@@ -74,7 +74,7 @@ impl Reader<'_> {
     /// The log lines of the next page; none when there is nothing new.
     async fn page(&mut self) -> anyhow::Result<Option<Vec<Event>>> {
         let after = self.position;
-        let page = self.client.call(&ListEvents { after, limit: 0, vm: Some(self.uid) }).await?;
+        let page = self.client.call(&ListEvents { after, vm: Some(self.uid), ..ListEvents::default() }).await?;
         if after > 0
             && let Some(note) = events::trimmed(after, &page)
         {

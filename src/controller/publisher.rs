@@ -16,7 +16,7 @@ use crate::bus::client::Bus;
 use crate::bus::{message, parts, subject};
 use crate::model::audit::AuditRecord;
 use crate::model::error::ApiError;
-use crate::model::event::{Event, EventObject};
+use crate::model::event::{Event, EventFilter, EventObject};
 use crate::model::{Timestamp, WorkerName};
 
 /// Events or records read from the store at a time.
@@ -60,7 +60,12 @@ impl Feed {
 
     fn read(self, store: &Store, after: u64) -> Result<Vec<Item>, Failure> {
         let items = match self {
-            Feed::Events => store.events(after, PAGE, None)?.items.iter().map(event_item).collect::<Result<_, _>>(),
+            Feed::Events => store
+                .events(after, PAGE, &EventFilter::default())?
+                .items
+                .iter()
+                .map(event_item)
+                .collect::<Result<_, _>>(),
             Feed::Audit => store.audit(after, PAGE)?.items.iter().map(audit_item).collect::<Result<_, _>>(),
         };
         Ok(items?)

@@ -75,7 +75,7 @@ pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
         return Err(error);
     }
     crash::point()?;
-    std::fs::File::open(folder)?.sync_all()
+    sync_folder(folder)
 }
 
 /// Removes what a process that was killed while it wrote private files has left in `folder`. Only for a folder in which no
@@ -95,15 +95,33 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes `path` and its parents; the folder itself may be entered by its owner only.
+/// Makes `path` and its parents; the folder itself may be entered by its owner only. What was made is there after a loss of
+/// power, too.
 ///
 /// # Errors
 /// Whatever the file system says.
 pub fn make_private_dir(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> =
+        path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
     std::fs::create_dir_all(path)?;
+    for folder in missing {
+        match sync_folder(folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))) {
+            // A folder in which one may make others without being allowed to list them.
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
+    }
     #[cfg(unix)]
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     Ok(())
+}
+
+/// Has the names in `folder` be on the disk on return: a file that was synced can otherwise still be nowhere.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    std::fs::File::open(folder)?.sync_all()
 }
 
 /// Refuses `path` if it is a symbolic link: a data folder holds keys, and where a link leads can be changed by whoever owns

@@ -50,6 +50,26 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// All that this release knows, in the order of a VM's and then of a worker's life.
+    pub const ALL: &[EventType] = &[
+        EventType::Created,
+        EventType::Scheduled,
+        EventType::Progress,
+        EventType::Running,
+        EventType::Ready,
+        EventType::Failed,
+        EventType::Restarting,
+        EventType::Deleting,
+        EventType::Deleted,
+        EventType::Log,
+        EventType::Registered,
+        EventType::Online,
+        EventType::Unseen,
+        EventType::Paused,
+        EventType::Resumed,
+        EventType::Stray,
+    ];
+
     /// The type as it stands in the event's subject.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -127,4 +147,75 @@ pub struct Event {
     /// For log lines: the stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<LogStream>,
+}
+
+/// Which events are wanted: those that fit all that is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Of this one VM.
+    pub uid: Option<VmUid>,
+    /// Of VMs of this name.
+    pub vm: Option<VmName>,
+    /// Of this worker, and of VMs on it.
+    pub worker: Option<WorkerName>,
+    /// Of any of these types; all types if there is none here.
+    pub types: Vec<EventType>,
+}
+
+impl EventFilter {
+    /// Those of one VM.
+    pub fn of(uid: VmUid) -> Self {
+        Self { uid: Some(uid), ..Self::default() }
+    }
+
+    /// Whether `event` is wanted.
+    pub fn matches(&self, event: &Event) -> bool {
+        let (uid, vm, worker) = match &event.object {
+            EventObject::Vm { name, uid, .. } => (Some(*uid), Some(name), event.worker.as_ref()),
+            EventObject::Worker { name } => (None, None, Some(name)),
+        };
+        (self.uid.is_none() || self.uid == uid)
+            && (self.vm.is_none() || self.vm.as_ref() == vm)
+            && (self.worker.is_none() || self.worker.as_ref() == worker)
+            && (self.types.is_empty() || self.types.contains(&event.kind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(object: EventObject, worker: Option<&str>, kind: EventType) -> Event {
+        let worker = worker.map(|name| name.parse().unwrap());
+        Event { number: 1, time: Timestamp::default(), kind, object, message: String::new(), worker, stream: None }
+    }
+
+    #[test]
+    fn a_filter_lets_through_what_fits_all_of_it() {
+        let uid = VmUid(uuid::Uuid::nil());
+        let of_vm = EventObject::Vm { name: "a".parse().unwrap(), uid, attempt: 0 };
+        let of_worker = EventObject::Worker { name: "w".parse().unwrap() };
+        let placed = event(of_vm.clone(), Some("w"), EventType::Scheduled);
+        let created = event(of_vm, None, EventType::Created);
+        let online = event(of_worker, None, EventType::Online);
+        let passed = |filter: EventFilter| [&placed, &created, &online].map(|event| filter.matches(event));
+        let all = EventFilter::default();
+        assert_eq!(passed(all.clone()), [true, true, true]);
+        assert_eq!(passed(EventFilter::of(uid)), [true, true, false]);
+        assert_eq!(passed(EventFilter::of(VmUid(uuid::Uuid::max()))), [false, false, false]);
+        assert_eq!(passed(EventFilter { vm: Some("a".parse().unwrap()), ..all.clone() }), [true, true, false]);
+        let of_w = EventFilter { worker: Some("w".parse().unwrap()), ..all.clone() };
+        assert_eq!(passed(of_w.clone()), [true, false, true]);
+        assert_eq!(passed(EventFilter { types: vec![EventType::Online], ..of_w }), [false, false, true]);
+        let types = vec![EventType::Created, EventType::Online];
+        assert_eq!(passed(EventFilter { types, ..all }), [false, true, true]);
+    }
+
+    #[test]
+    fn every_known_type_is_in_the_list_once_and_comes_back_from_its_text() {
+        for kind in EventType::ALL {
+            assert_eq!(EventType::ALL.iter().filter(|other| *other == kind).count(), 1);
+            assert_eq!(rmp_serde::from_slice::<EventType>(&rmp_serde::to_vec(kind.as_str()).unwrap()).unwrap(), *kind);
+        }
+    }
 }

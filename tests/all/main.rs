@@ -27,6 +27,7 @@ mod secrets;
 mod ssh;
 mod standin;
 mod stock;
+mod storage;
 mod tart;
 mod tunnel;
 mod wait;

@@ -183,7 +183,15 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "vm.delete", &DeleteVm { name: vm.clone() });
     line(&mut file, "worker.list", &ListWorkers::default());
     line(&mut file, "worker.get", &GetWorker { name: "w".parse().unwrap() });
-    line(&mut file, "event.list", &ListEvents { after: 5, limit: 10, vm: Some(uid()) });
+    let of_one = ListEvents { after: 5, limit: 10, vm: Some(uid()), ..ListEvents::default() };
+    line(&mut file, "event.list", &of_one);
+    let some = ListEvents {
+        name: Some(vm.clone()),
+        worker: Some("w".parse().unwrap()),
+        types: vec![EventType::Failed],
+        ..ListEvents::default()
+    };
+    line(&mut file, "event.list/filter", &some);
     line(&mut file, "connect.open", &OpenTunnel { vm, port: 22 });
     line(&mut file, "controller.info", &GetInfo {});
     line(&mut file, "answer/ok", &Answer::Ok(Done {}));

@@ -1,4 +1,4 @@
-//! `orchard controller run`.
+//! `orchard controller …`, of which `run` is here.
 
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::backup::{BackupArgs, RestoreArgs};
 use super::folder::{self, DataFolder};
 use super::parts::{self, ControllerSetup, OutsideBus, RunningController};
-use super::{host, no_core_dumps, until_stopped};
+use super::{backup, host, no_core_dumps, until_stopped};
 use crate::cli::{UsageError, output};
 use crate::config::address::{DEFAULT_BUS_PORT, normalise_bus_url, parse_listen};
 use crate::config::context::Context;
@@ -16,6 +17,7 @@ use crate::config::file::ContextFile;
 use crate::config::{Home, variable};
 use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::controller::cluster;
+use crate::controller::store::backup::restore::finish_interrupted;
 use crate::model::AccountName;
 use crate::model::secret::Secret;
 
@@ -43,6 +45,10 @@ it in the context bootstrap-context of the user who runs this. With ORCHARD_BOOT
 set, that account has all roles and this token from then on: a way in when all others are lost.
 Restarting or killing the controller stops no VM and forgets nothing.")]
     Run(RunArgs),
+    /// Copy a controller, running or not, into one file
+    Backup(BackupArgs),
+    /// Bring a controller back from such a file
+    Restore(RestoreArgs),
 }
 
 #[derive(Debug, Args)]
@@ -80,7 +86,11 @@ pub(in crate::cli) struct RunArgs {
 }
 
 pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyhow::Result<u8> {
-    let ControllerCommand::Run(arguments) = command;
+    let arguments = match command {
+        ControllerCommand::Run(arguments) => arguments,
+        ControllerCommand::Backup(arguments) => return backup::backup(arguments, home).await.map(|()| 0),
+        ControllerCommand::Restore(arguments) => return backup::restore(arguments, home).await.map(|()| 0),
+    };
     let outside_bus = outside_bus(&arguments)?;
     let bootstrap_token = bootstrap_token()?;
     let bus_listen = arguments.bus_listen.unwrap_or(match arguments.insecure_no_tls {
@@ -96,6 +106,8 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
     no_core_dumps();
     home.prepare()?;
     let folder = DataFolder::make(&arguments.data_dir.unwrap_or_else(|| home.path().join("controller")))?;
+    // Before anything in it is read.
+    finish_interrupted(folder.path())?;
     // Whoever runs an outside bus wants to know what to let accounts and workers in with.
     let outside_token = outside_bus.is_some().then(|| folder.token()).transpose()?;
     let made_here = bootstrap_token.is_none();

@@ -2,6 +2,7 @@
 //! here: start, announce, wait for a signal, stop.
 
 mod access;
+mod backup;
 pub(super) mod broker;
 pub(super) mod controller;
 pub(super) mod dev;

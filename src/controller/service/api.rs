@@ -14,6 +14,7 @@ use crate::controller::store::{Room, StoreError};
 use crate::identity;
 use crate::model::access::rule;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::event::EventFilter;
 use crate::model::vm::VmStatus;
 use crate::model::worker::WorkerView;
 use crate::model::{AccountName, VmUid};
@@ -136,8 +137,10 @@ async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> 
     // First the highest durable number, then the events: none of them can be missing below it.
     let last = context.writer.submit(|step| Ok(step.cluster.last_event())).await?;
     let (store, room) = (context.store.clone(), room(request.limit));
-    let page = read("events", move || store.events(request.after, room, request.vm)).await?;
-    let (next, last) = place_of(page.items.last().map(|event| event.number), page.more, last);
+    let ListEvents { after, vm, name, worker, types, .. } = request;
+    let filter = EventFilter { uid: vm, vm: name, worker, types };
+    let page = read("events", move || store.events(after, room, &filter)).await?;
+    let (next, last) = place_of(page.seen, page.more, last);
     Ok(EventPage { events: page.items, next, last, first_kept: page.first_kept })
 }
 
@@ -146,7 +149,7 @@ async fn list_audit(context: &Context, _: AccountName, request: ListAudit) -> Re
     let last = context.writer.submit(|step| Ok(step.cluster.last_audit())).await?;
     let (store, room) = (context.store.clone(), room(request.limit));
     let page = read("the audit trail", move || store.audit(request.after, room)).await?;
-    let (next, last) = place_of(page.items.last().map(|record| record.number), page.more, last);
+    let (next, last) = place_of(page.seen, page.more, last);
     Ok(AuditPage { records: page.items, next, last, first_kept: page.first_kept })
 }
 
@@ -164,14 +167,13 @@ async fn read<T: Send + 'static>(
     })
 }
 
-/// Where to go on after a page that ends with `newest`, and the highest number given out so far, which was `last` before
+/// Where to go on after a page for which all up to `seen` was looked at, and the highest number given out so far, which was `last` before
 /// the page was read. A number that has not been given out yet, as after a restored backup, leads back to the last that
 /// has.
-fn place_of(newest: Option<u64>, more: bool, last: u64) -> (u64, u64) {
-    let newest = newest.unwrap_or(0);
+fn place_of(seen: u64, more: bool, last: u64) -> (u64, u64) {
     // The reading is younger than `last`: items after it may be here, and must not be sent once more.
-    let last = last.max(newest);
-    (if more { newest } else { last }, last)
+    let last = last.max(seen);
+    (if more { seen } else { last }, last)
 }
 
 async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunnel) -> Result<TunnelTicket, ApiError> {
@@ -245,13 +247,13 @@ mod tests {
 
     #[test]
     fn a_number_that_is_not_given_out_yet_leads_back_to_the_last_that_is() {
-        assert_eq!(place_of(None, false, 7), (7, 7));
+        assert_eq!(place_of(0, false, 7), (7, 7));
     }
 
     #[test]
     fn what_was_stored_while_the_page_was_read_is_not_sent_again() {
-        assert_eq!(place_of(Some(9), false, 7), (9, 9));
-        assert_eq!(place_of(Some(4), false, 7), (7, 7));
-        assert_eq!(place_of(Some(5), true, 7), (5, 7));
+        assert_eq!(place_of(9, false, 7), (9, 9));
+        assert_eq!(place_of(4, false, 7), (7, 7));
+        assert_eq!(place_of(5, true, 7), (5, 7));
     }
 }

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::pages::PagesError;
 use super::seal::{KeyError, NotSealed};
 use super::tables::SCHEMA;
 use crate::identity::folder::LockError;
@@ -63,7 +64,7 @@ impl OpenError {
             {
                 Self::ReadOnly { path, source }
             }
-            _ => Self::Database { path, source },
+            _ => Self::Database { source: source.at(&path), path },
         }
     }
 }
@@ -74,6 +75,17 @@ pub enum StoreError {
     /// LMDB or the system under it.
     #[error("the database failed")]
     Lmdb(#[from] heed::Error),
+    /// Its pages are not sound.
+    #[error(transparent)]
+    Pages(#[from] PagesError),
+    /// There is no room on the disk.
+    #[error("the disk is full: {} has {} KiB left; make room there, and it goes on by itself", path.display(), left / 1024)]
+    DiskFull {
+        /// Where the database is.
+        path: PathBuf,
+        /// What is left there, in bytes.
+        left: u64,
+    },
     /// A record is not what this release expects.
     #[error("record {key} of table {table} is damaged or of another release")]
     Damaged {
@@ -103,3 +115,21 @@ pub enum StoreError {
     #[error("a record cannot be encoded")]
     Encode(#[from] rmp_serde::encode::Error),
 }
+
+impl StoreError {
+    /// As a full disk what is one. LMDB tells a write that the system cut short, which is how a full disk shows first, as an
+    /// input/output error.
+    pub(super) fn at(self, folder: &Path) -> Self {
+        let Self::Lmdb(heed::Error::Io(error)) = &self else { return self };
+        let left = rustix::fs::statvfs(folder).map_or(u64::MAX, |about| about.f_bavail.saturating_mul(about.f_frsize));
+        let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        let cut_short = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) && left < NO_ROOM;
+        match full || cut_short {
+            true => Self::DiskFull { path: folder.to_owned(), left },
+            false => self,
+        }
+    }
+}
+
+/// With less room than this a write that was cut short was so for want of it: the largest transaction takes some MiB.
+const NO_ROOM: u64 = 16 << 20;

@@ -2,10 +2,15 @@
 //!
 //! LMDB over a log-structured store: one file, readers that never block, a commit that is one `fdatasync`, nothing to
 //! repair after a crash. On Apple systems the LMDB that heed builds syncs with `F_FULLFSYNC`, which forces the drive.
-//! The map is opened far larger than it will get: it is address space, not memory or disk, so it need never be resized.
+//! The map is opened far larger than it will get: it is address space, not memory or disk, so the file grows by itself up to
+//! 64 GiB and the map need never be resized, which LMDB can only do while nothing is read. Where a process may not have so
+//! much (a limit, 32 bits), it takes half of what there is; the rest stays for everything else, so growing later could not
+//! get more.
 
+pub mod backup;
 mod error;
 mod history;
+mod pages;
 pub mod seal;
 mod shares;
 mod tables;
@@ -25,7 +30,8 @@ use zeroize::Zeroizing;
 
 pub use self::error::{OpenError, StoreError};
 use self::history::vm_event_key;
-pub use self::history::{Page, Room};
+pub use self::history::{Page, Retention, Room};
+pub use self::pages::PagesError;
 use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
@@ -49,7 +55,7 @@ pub struct Bounds {
     /// Bytes of address space for the map.
     pub map_size: usize,
     /// Events that are kept; older ones go in the transactions that add newer ones.
-    pub events: u64,
+    pub kept: Retention,
     /// Audit records that are kept, apart from events, so that neither can push out the other.
     pub audit: u64,
     /// How old an audit record may become.
@@ -57,12 +63,11 @@ pub struct Bounds {
 }
 
 impl Default for Bounds {
-    /// Events and audit records of years, which take less than half of the map even when each is as long as it may be;
-    /// audit records for somewhat longer than a year, so that one year can be compared with the one before.
+    /// Events and audit records that take less than half of the map even when each is as long as it may be; audit records for somewhat longer than a year, so that one year can be compared with the one before.
     fn default() -> Self {
         Self {
             map_size: if cfg!(target_pointer_width = "64") { 64 << 30 } else { 1 << 30 },
-            events: 1_000_000,
+            kept: Retention::default(),
             audit: 500_000,
             audit_age: Duration::from_secs(400 * 24 * 3600),
         }
@@ -112,8 +117,10 @@ impl Store {
         let database_error = |source: StoreError| OpenError::database(folder, source);
         identity::make_private_dir(folder).map_err(folder_error)?;
         let lock = folder::lock(folder)?;
+        backup::restore::finish(folder).map_err(folder_error)?;
         let path = folder.join("db");
         identity::make_private_dir(&path).map_err(folder_error)?;
+        pages::check(&path.join("data.mdb")).map_err(|source| database_error(source.into()))?;
         let open = || tables::open(&path, bounds.map_size).map_err(|source| database_error(source.into()));
         let (env, tables) = open()?;
         let found = tables.schema(&env).map_err(database_error)?;
@@ -131,9 +138,13 @@ impl Store {
         } else {
             (env, tables)
         };
+        // LMDB syncs what is in its file, and not that there is one.
+        identity::sync_folder(&path).map_err(folder_error)?;
         let shares = trail::shares(&env, &tables).map_err(database_error)?;
         let used =
             env.read_txn().map_err(StoreError::from).and_then(|txn| tables.used(&txn)).map_err(database_error)?;
+        // Fullness is of what could be had.
+        let bounds = Bounds { map_size: env.info().map_size, ..bounds };
         Ok(Self {
             env,
             tables,
@@ -145,6 +156,11 @@ impl Store {
             #[cfg(test)]
             spoilt: Arc::default(),
         })
+    }
+
+    /// Closes it, of which this must be the last clone; its files may be moved on return.
+    pub(super) fn close(self) {
+        self.env.prepare_for_closing().wait();
     }
 
     /// Reads everything the core needs.
@@ -184,6 +200,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing of it is stored.
     pub fn commit(&self, cluster: &Cluster, changes: &Changes, published: Published) -> Result<(), StoreError> {
+        self.try_commit(cluster, changes, published).map_err(|error| error.at(self.env.path()))
+    }
+
+    fn try_commit(&self, cluster: &Cluster, changes: &Changes, published: Published) -> Result<(), StoreError> {
         #[cfg(test)]
         self.fail_if_spoilt()?;
         let tables = &self.tables;
@@ -193,6 +213,8 @@ impl Store {
             Some(shares) => shares,
             None => trail::shares(&self.env, tables)?,
         };
+        // A backup that was killed while it read would keep all pages of its moment from being used anew.
+        self.env.clear_stale_readers()?;
         let mut txn = self.env.write_txn()?;
         for uid in &changes.vms {
             self.put_sealed_or_delete(&mut txn, tables.vms, VMS, uid.0.as_bytes(), cluster.vm_record(*uid))?;
@@ -223,7 +245,7 @@ impl Store {
         }
         let kept = Kept { records: self.bounds.audit, age: self.bounds.audit_age };
         trail::append(tables, &mut txn, &mut shares, &changes.audit, kept)?;
-        self.prune(&mut txn, cluster.last_event(), changes.events.len())?;
+        self.prune(&mut txn, changes.events.last().map(|event| event.time), changes.events.len())?;
         tables.put_number(&mut txn, LAST_EVENT_KEY, cluster.last_event())?;
         tables.put_number(&mut txn, PUBLISHED_KEY, published.events)?;
         tables.put_number(&mut txn, LAST_AUDIT_KEY, cluster.last_audit())?;

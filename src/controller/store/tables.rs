@@ -1,9 +1,10 @@
 //! The LMDB environment and its tables: how both are opened, and how records get in and out of a table.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use heed::types::{Bytes, Str};
-use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, RoTxn, RwTxn};
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -54,15 +55,65 @@ pub(super) struct Tables {
     pub(super) keys: Table,
 }
 
+/// The least map that is worth having: some 100,000 small VMs.
+const LEAST_MAP: usize = 256 << 20;
+
 /// Opens the LMDB environment in `folder`, which must be of mode 0700 and locked by this process, with `map_size` bytes of
-/// address space.
-#[allow(unsafe_code)] // LMDB maps the file; our lock keeps every other process from changing it
+/// address space; with less, down to [`LEAST_MAP`], where there is not so much to be had.
 pub(super) fn open_env(folder: &Path, map_size: usize) -> Result<Env, heed::Error> {
+    let env = open_as_large_as_may_be(folder, map_size, EnvFlags::empty())?;
+    make_whole(&env, folder)?;
+    Ok(env)
+}
+
+/// The same to read only, which other processes may do at any time.
+pub(super) fn open_to_read(folder: &Path) -> Result<Env, heed::Error> {
+    open_as_large_as_may_be(folder, super::Bounds::default().map_size, EnvFlags::READ_ONLY)
+}
+
+fn open_as_large_as_may_be(folder: &Path, map_size: usize, flags: EnvFlags) -> Result<Env, heed::Error> {
+    let mut size = map_size;
+    loop {
+        match open_mapped(folder, size, flags) {
+            Err(heed::Error::Io(error)) if error.kind() == ErrorKind::OutOfMemory && size / 2 >= LEAST_MAP => size /= 2,
+            // What is left is for everything else in this process.
+            Ok(env) if size < map_size && size / 2 >= LEAST_MAP => {
+                env.prepare_for_closing().wait();
+                let env = open_mapped(folder, size / 2, flags)?;
+                tracing::warn!(
+                    "the address space of this process is limited; the database may take {} MiB",
+                    size >> 21
+                );
+                return Ok(env);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+#[allow(unsafe_code)] // LMDB maps the file; our lock keeps every other process from changing it
+fn open_mapped(folder: &Path, map_size: usize, flags: EnvFlags) -> Result<Env, heed::Error> {
     let mut options = EnvOpenOptions::new();
     options.map_size(map_size).max_dbs(MAX_TABLES).max_readers(MAX_READERS);
-    // SAFETY: the file lies in a folder of mode 0700 that this process has locked exclusively, so nobody else
-    // changes or truncates the mapped file, and each is opened once at a time.
-    unsafe { options.open(folder) }
+    // SAFETY: the file lies in a folder of mode 0700 that only one process, which has locked it, changes; it truncates
+    // nothing that is mapped, and each is opened once at a time. No flag but READ_ONLY is ever given.
+    unsafe {
+        options.flags(flags);
+        options.open(folder)
+    }
+}
+
+/// Has the file be as long as LMDB believes, so that reading what was cut off is an error and not the end of the process:
+/// beyond the end of a file the system answers with a signal. The last pages of a sound file may be missing, too, as LMDB
+/// does not write those that nothing needs.
+fn make_whole(env: &Env, folder: &Path) -> Result<(), heed::Error> {
+    let pages = u64::try_from(env.info().last_page_number).unwrap_or(0).saturating_add(1);
+    let wanted = pages.saturating_mul(env.unnamed_database_stat().page_size.into());
+    let path = folder.join("data.mdb");
+    if std::fs::metadata(&path)?.len() < wanted {
+        std::fs::File::options().write(true).open(&path)?.set_len(wanted)?;
+    }
+    Ok(())
 }
 
 /// The same with its tables, which are made if there are none.

@@ -7,7 +7,7 @@ use super::tables::SCHEMA_KEY;
 use super::*;
 use crate::bus::message::CreateVm;
 use crate::controller::cluster::Timing;
-use crate::model::event::{Event, EventType};
+use crate::model::event::{Event, EventFilter, EventType};
 use crate::model::secret::Secret;
 use crate::model::vm::{StartupScript, Vm, VmSpec};
 use crate::model::{Clock, Timestamp, VmUid};
@@ -169,7 +169,7 @@ fn pages_of_long_lines_are_small_enough_to_be_sent_and_leave_nothing_out() {
     let room = Room { items: 500, bytes: 512 * 1024 };
     let (mut after, mut pages) = (0, 0);
     loop {
-        let page = store.events(after, room, None).unwrap();
+        let page = store.events(after, room, &EventFilter::default()).unwrap();
         let size: usize = page.items.iter().map(|event| rmp_serde::to_vec_named(event).unwrap().len()).sum();
         assert!(size <= room.bytes && page.items.first().unwrap().number == after + 1);
         after = page.items.last().unwrap().number;
@@ -179,9 +179,9 @@ fn pages_of_long_lines_are_small_enough_to_be_sent_and_leave_nothing_out() {
         }
     }
     assert!(after == 500 && pages > 5, "{after} in {pages}");
-    let one = store.events(0, Room { items: 500, bytes: 1 }, None).unwrap();
+    let one = store.events(0, Room { items: 500, bytes: 1 }, &EventFilter::default()).unwrap();
     assert_eq!((one.items.len(), one.more), (1, true));
-    assert!(!store.events(499, Room { items: 1, bytes: 1 }, None).unwrap().more);
+    assert!(!store.events(499, Room { items: 1, bytes: 1 }, &EventFilter::default()).unwrap().more);
 }
 
 /// Names the folder that the test to be run in a process of its own shall open.
@@ -204,7 +204,10 @@ fn as_program(program: &Path, folder: &Path) -> std::process::Command {
 fn opens_a_store_in_a_process_of_its_own() {
     let Some(folder) = std::env::var_os(OPEN) else { return };
     match Store::open(Path::new(&folder)) {
-        Ok(store) => println!("opened with {} VMs", store.records().unwrap().vms.len()),
+        Ok(store) => match store.records() {
+            Ok(records) => println!("opened with {} VMs", records.vms.len()),
+            Err(error) => println!("{error:?}: {error}"),
+        },
         Err(error) => println!("{error:?}: {error}"),
     }
 }
@@ -252,4 +255,50 @@ fn a_database_that_may_only_be_read_is_told_as_such() {
     let said = opening.output().unwrap();
     let said = String::from_utf8_lossy(&said.stdout);
     assert!(said.contains("ReadOnly") && said.contains("cannot be written"), "{said}");
+}
+
+#[test]
+fn a_database_with_flipped_bytes_is_refused_or_read_and_ends_no_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut state = cluster(&store);
+    for n in 0..40 {
+        create(&store, &mut state, n);
+    }
+    drop((store, state));
+    let name = "controller::store::tests::flips_bytes_in_a_process_of_its_own";
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture"]).env(FLIP, dir.path());
+    let ended = command.output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success(), "{:?} after {:?}", ended.status, said.lines().last());
+    let count = |what| said.lines().filter(|line| line.contains(what)).count();
+    let (read, refused) = (count("read with 40 VMs"), count("damaged") + count("cannot be"));
+    assert!(refused > 20 && read > 20, "{refused} refused, {read} read");
+    assert_eq!(Store::open(dir.path()).unwrap().records().unwrap().vms.len(), 40);
+}
+
+/// Names the folder whose database is to be changed.
+const FLIP: &str = "ORCHARD_TEST_FLIP";
+
+#[test]
+fn flips_bytes_in_a_process_of_its_own() {
+    let Some(folder) = std::env::var_os(FLIP) else { return };
+    let file = Path::new(&folder).join("db/data.mdb");
+    let whole = std::fs::read(&file).unwrap();
+    for n in 0..400 {
+        // Spread over all pages, and within them mostly over their heads, where the structure is.
+        let page = n * 7919 % (whole.len() / 4096);
+        let at = page * 4096 + if n % 4 == 3 { n * 104_729 % 4096 } else { n * 31 % 64 };
+        let mut changed = whole.clone();
+        changed[at] ^= 1 << (n % 8);
+        std::fs::write(&file, &changed).unwrap();
+        println!("page {page}, byte {}", at % 4096);
+        match Store::open(Path::new(&folder)).map(|store| store.records()) {
+            Ok(Ok(records)) => println!("read with {} VMs", records.vms.len()),
+            Ok(Err(error)) => println!("{error}"),
+            Err(error) => println!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string)),
+        }
+    }
+    std::fs::write(&file, &whole).unwrap();
 }

@@ -65,7 +65,8 @@ pub(super) fn append(
     }
     while left > 0 {
         let Some((key, bytes)) = tables.audit.first(txn)? else { break };
-        let oldest: AuditRecord = decode("audit", key, bytes)?;
+        // One that is damaged is not known to be old; it goes by its number, and is in nobody's way until then.
+        let Ok(oldest) = decode::<AuditRecord>("audit", key, bytes) else { break };
         if oldest.time.until(newest.time) <= kept.age {
             break;
         }
@@ -78,17 +79,24 @@ pub(super) fn append(
 /// Who holds how much, as it is stored. Puts the table that says so right first, if an older release wrote records without.
 pub(super) fn shares(env: &Env, tables: &Tables) -> Result<Shares, StoreError> {
     let mut txn = env.write_txn()?;
-    if !is_complete(tables, &txn)? {
-        tables.audit_of.clear(&mut txn)?;
+    let shares = shares_in(tables, &mut txn)?;
+    txn.commit()?;
+    Ok(shares)
+}
+
+/// The same within a transaction.
+pub(super) fn shares_in(tables: &Tables, txn: &mut RwTxn<'_>) -> Result<Shares, StoreError> {
+    if !is_complete(tables, txn)? {
+        tables.audit_of.clear(txn)?;
         let mut after = 0u64;
         loop {
             // Page by page: a table must not change while it is walked through.
             let from = after.saturating_add(1).to_be_bytes();
-            let found = tables.audit.range(&txn, &(Included(from.as_slice()), Unbounded))?;
+            let found = tables.audit.range(txn, &(Included(from.as_slice()), Unbounded))?;
             let room = Room { items: 4_096, bytes: usize::MAX };
             let page: Page<AuditRecord> = cut("audit", found.map(|entry| Ok(entry?)), room, 0)?;
             for record in &page.items {
-                tables.audit_of.put(&mut txn, &held_key(holder(record), record.number), &[])?;
+                tables.audit_of.put(txn, &held_key(holder(record), record.number), &[])?;
                 after = record.number;
             }
             if !page.more {
@@ -97,12 +105,11 @@ pub(super) fn shares(env: &Env, tables: &Tables) -> Result<Shares, StoreError> {
         }
     }
     let mut shares = Shares::default();
-    for entry in tables.audit_of.iter(&txn)? {
+    for entry in tables.audit_of.iter(txn)? {
         let (key, _) = entry?;
         let holder = key.len().checked_sub(NUMBER_LEN + 1).and_then(|len| key.get(..len)).unwrap_or_default();
         shares.add(&String::from_utf8_lossy(holder));
     }
-    txn.commit()?;
     Ok(shares)
 }
 
@@ -112,7 +119,7 @@ fn is_complete(tables: &Tables, txn: &RoTxn<'_>) -> Result<bool, StoreError> {
         return Ok(false);
     }
     let Some((key, bytes)) = tables.audit.last(txn)? else { return Ok(true) };
-    let last: AuditRecord = decode("audit", key, bytes)?;
+    let Ok(last) = decode::<AuditRecord>("audit", key, bytes) else { return Ok(false) };
     Ok(tables.audit_of.get(txn, &held_key(holder(&last), last.number))?.is_some())
 }
 

@@ -4,7 +4,7 @@
 //! rename: a crash at any moment leaves the one or the other, and no page of the new file ever held what is to be hidden
 //! (rewriting records where they are would leave plain text in free pages and in the slack of used ones).
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use heed::types::Bytes;
@@ -45,7 +45,7 @@ pub(super) fn from_plain(folder: &Path, map_size: usize, seal: &Seal) -> Result<
     reached("closed");
     fs::rename(new.join(DATA_FILE), old.join(DATA_FILE)).map_err(io)?;
     reached("renamed");
-    File::open(&old).and_then(|folder| folder.sync_all()).map_err(io)?;
+    crate::identity::sync_folder(&old).map_err(io)?;
     fs::remove_dir_all(&new).map_err(io)
 }
 

@@ -141,7 +141,7 @@ async fn a_flood_by_an_account_a_worker_and_a_join_token_stops_nobody_else() {
     assert_eq!(stats.slow_consumers, 0, "no connection was lost, the controller's least of all");
     drop(floods);
     other.call(&GetInfo {}).await.unwrap();
-    let page = cluster.access.call(&ListEvents { after: 0, limit: 0, vm: None }).await.unwrap();
+    let page = cluster.access.call(&ListEvents::default()).await.unwrap();
     let lost = page.events.iter().find(|event| {
         event.kind == EventType::Unseen
             && matches!(&event.object, EventObject::Worker { name } if name.as_str() == "steady")

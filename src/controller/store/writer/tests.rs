@@ -1,11 +1,11 @@
 //! The writer against a real LMDB in a temp folder.
 
-use super::super::{Bounds, Room};
+use super::super::{Bounds, Retention, Room};
 use super::*;
 use crate::bus::message::{CreateVm, Hello, Observation, Report};
 use crate::controller::cluster::Records;
 use crate::model::audit::{AuditType, Outcome};
-use crate::model::event::{Event, EventObject, EventType};
+use crate::model::event::{Event, EventFilter, EventObject, EventType};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use crate::model::vm::{Arch, Os, RuntimeKind, StartupScript, VmSpec};
 use crate::model::worker::WorkerInfo;
@@ -45,10 +45,10 @@ async fn what_was_acknowledged_is_there_after_a_restart_with_gapless_events() {
     assert!(uids.iter().all(|uid| records.vms.iter().any(|vm| vm.uid == *uid)));
     assert_eq!(store.published().unwrap().events, 7);
     let room = Room { items: 1000, bytes: usize::MAX };
-    let page = store.events(0, room, None).unwrap();
+    let page = store.events(0, room, &EventFilter::default()).unwrap();
     assert_eq!((page.first_kept, page.more), (1, false));
     assert!(page.items.iter().map(|event| event.number).eq(1..=201));
-    let of_one = store.events(0, room, Some(uids[5])).unwrap();
+    let of_one = store.events(0, room, &EventFilter::of(uids[5])).unwrap();
     assert_eq!(of_one.items.len(), 1);
 }
 
@@ -202,7 +202,7 @@ fn the_crowd_of_events_goes_before_new_things_are_refused() {
         store.commit(&cluster, &changes, Published::default()).unwrap();
         assert_eq!(store.is_full(), None);
     }
-    let page = store.events(0, Room { items: 1, bytes: usize::MAX }, None).unwrap();
+    let page = store.events(0, Room { items: 1, bytes: usize::MAX }, &EventFilter::default()).unwrap();
     assert!(page.first_kept > 1);
 }
 
@@ -223,12 +223,16 @@ fn a_lower_bound_of_events_is_reached_in_steps_that_stay_small() {
         let cluster = Cluster::load(records, Timing::default(), Clock::start().now());
         let changes = Changes { events: numbers.map(event).collect(), ..Changes::default() };
         store.commit(&cluster, &changes, Published::default()).unwrap();
-        store.events(0, Room { items: usize::MAX, bytes: usize::MAX }, None).unwrap().items.len()
+        store.events(0, Room { items: usize::MAX, bytes: usize::MAX }, &EventFilter::default()).unwrap().items.len()
     };
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(commit(&store, 1..=2_000), 2_000);
     drop(store);
-    let store = Store::open_with(dir.path(), Bounds { events: 10, ..Bounds::default() }).unwrap();
+    let store = Store::open_with(
+        dir.path(),
+        Bounds { kept: Retention { events: 10, ..Retention::default() }, ..Bounds::default() },
+    )
+    .unwrap();
     let mut left = 2_000;
     for number in 2_001..2_010 {
         let now = commit(&store, number..=number);
@@ -236,6 +240,7 @@ fn a_lower_bound_of_events_is_reached_in_steps_that_stay_small() {
         left = now;
     }
     assert_eq!(left, 10);
-    let of_one = store.events(0, Room { items: 100, bytes: usize::MAX }, Some(VmUid(uuid::Uuid::nil()))).unwrap();
+    let of_one =
+        store.events(0, Room { items: 100, bytes: usize::MAX }, &EventFilter::of(VmUid(uuid::Uuid::nil()))).unwrap();
     assert_eq!(of_one.items.len(), 10);
 }
