@@ -179,7 +179,10 @@ async fn what_an_audited_step_says_stands_in_its_record() {
     };
     let uid = writer.audited(deed).submit(create("a".into())).await.unwrap();
     let audit = store.audit(0, Room { items: 10, bytes: usize::MAX }).unwrap();
-    assert_eq!(audit.items[0].message, format!("uid {uid}, cores: the worker's default, MiB: the worker's default, image img"));
+    assert_eq!(
+        audit.items[0].message,
+        format!("uid {uid}, cores: the worker's default, MiB: the worker's default, image img")
+    );
 }
 
 #[test]
