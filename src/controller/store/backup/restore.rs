@@ -1,7 +1,7 @@
 //! Putting a backup in the place of a controller's data.
 //!
 //! Everything is laid ready in a folder beside what is there, checked as the controller itself would read it, and only then
-//! declared to be what counts, by one rename to [`READY`]. From that moment on whoever opens the data folder first brings it
+//! declared to be what counts, by one rename to `restore.ready`. From that moment on whoever opens the data folder first brings it
 //! to an end: what was there goes to [`REPLACED`], what is ready takes its place. So an interruption at any moment leaves the
 //! old or the new, and never parts of both.
 
