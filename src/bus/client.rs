@@ -5,20 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{Event, HeaderMap, RequestErrorKind, Subscriber};
+use async_nats::{ClientError, ConnectErrorKind, Event, HeaderMap, RequestErrorKind, Subscriber};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 use super::message::{self, Answer, ApiCall};
+use super::shut_out::{self, Row};
 use super::{refusal, subject};
 use crate::identity::ca::Fingerprint;
 use crate::identity::tls;
-use crate::model::AccountName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
+use crate::model::{AccountName, Clock, Timestamp};
 
 /// How to reach the bus and who to be there.
 #[derive(Clone, Debug)]
@@ -86,35 +88,31 @@ const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// The same for a user that is not let in: somebody must do something first, and a thousand workers that were deleted must
 /// not keep the controller busy with refusing them.
 const MAX_REFUSED_PAUSE: Duration = Duration::from_secs(15);
-/// Refusals in a row after which a user is taken to be shut out for good. One may be an accident, such as of an attempt in the
-/// instant in which the rights are changed; so many within the first second are none.
-const SHUT_OUT_AFTER: u32 = 3;
 /// Messages waiting for a slow subscriber here before the client library drops some: events are replayed by number, so
 /// a drop costs a request, not an event.
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 
-/// Logs what happens to a connection, passes refusals of requests on, and counts in `shut_out` how often in a row this user
+/// Logs what happens to a connection, passes refusals of requests on, and notes in `shut_out` how often in a row this user
 /// was not let in. Of the attempts that fail in a row only the first is told to everybody.
 fn tell(
     url: String,
     refused: &'static str,
     refusals: broadcast::Sender<String>,
-    shut_out: Arc<watch::Sender<u32>>,
+    shut_out: Arc<watch::Sender<Option<Row>>>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     let told = AtomicBool::new(false);
     move |event| {
         match event {
             Event::Connected => {
                 told.store(false, Ordering::Relaxed);
-                shut_out.send_replace(0);
+                shut_out.send_replace(None);
                 tracing::debug!("connected to the bus at {url}");
             }
             Event::Closed => tracing::debug!("the connection to the bus at {url} is closed"),
             Event::ClientError(error) => {
-                let error = error.to_string();
-                let refused_now = error.contains("authorization");
+                let refused_now = is_refusal(&error);
                 if refused_now {
-                    shut_out.send_modify(|times| *times = times.saturating_add(1));
+                    shut_out.send_modify(|row| *row = Some(Row::and(*row, Instant::now())));
                 }
                 if told.swap(true, Ordering::Relaxed) {
                     tracing::debug!("bus: {error}");
@@ -146,9 +144,16 @@ pub struct Bus {
     /// The subjects of requests that the broker refused.
     refusals: broadcast::Sender<String>,
     /// How often in a row this user was not let in.
-    shut_out: watch::Receiver<u32>,
+    shut_out: watch::Receiver<Option<Row>>,
     /// What to tell then.
     refused: Arc<str>,
+}
+
+/// Whether an attempt to connect failed because the user was not let in, said after TLS: the text begins with
+/// the error's kind, and what a stranger says before TLS makes one of another kind.
+fn is_refusal(error: &ClientError) -> bool {
+    let kind = ConnectErrorKind::AuthorizationViolation.to_string();
+    matches!(error, ClientError::Other(text) if text.starts_with(&kind))
 }
 
 /// What to do when a user is not let in.
@@ -182,7 +187,7 @@ fn refused_text(options: &BusOptions) -> String {
 
 /// What to tell of an attempt to connect that failed.
 fn unreachable(options: &BusOptions, error: &async_nats::ConnectError) -> ApiError {
-    use async_nats::ConnectErrorKind as Kind;
+    use ConnectErrorKind as Kind;
     let url = &options.url;
     if matches!(error.kind(), Kind::Authentication | Kind::AuthorizationViolation) {
         return ApiError::new(ErrorCode::Unauthenticated, refused_text(options));
@@ -211,7 +216,7 @@ impl Bus {
     /// [`ErrorCode::Unauthenticated`] when the user is refused, [`ErrorCode::Unavailable`] when nothing answers there.
     pub async fn connect(options: BusOptions) -> Result<Self, ApiError> {
         let (refusals, _) = broadcast::channel(refusal::CAPACITY);
-        let (shut_out, times_shut_out) = watch::channel(0);
+        let (shut_out, row) = watch::channel(None);
         let shut_out = Arc::new(shut_out);
         let login = match &options.login {
             Login::Password(password) => {
@@ -226,8 +231,8 @@ impl Bus {
             .request_timeout(Some(REQUEST_TIMEOUT))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .reconnect_delay_callback({
-                let shut_out = times_shut_out.clone();
-                move |attempt| reconnect_pause(attempt, *shut_out.borrow() > 0)
+                let shut_out = row.clone();
+                move |attempt| reconnect_pause(attempt, shut_out.borrow().is_some())
             })
             .event_callback(tell(options.url.clone(), refused(&options.login), refusals.clone(), shut_out));
         let config = options.trust.client_config().map_err(|error| {
@@ -246,7 +251,7 @@ impl Bus {
         };
         let client = connect.connect(&options.url).await.map_err(|error| unreachable(&options, &error))?;
         let refused = refused_text(&options).into();
-        Ok(Self { client, refusals, shut_out: times_shut_out, refused })
+        Ok(Self { client, refusals, shut_out: row, refused })
     }
 
     /// The client library's own handle, for what needs no typing: the service API, raw subscriptions.
@@ -254,15 +259,19 @@ impl Bus {
         &self.client
     }
 
-    /// Returns, with what to tell, once whoever answers there has said again and again that this user may not come in, which
-    /// is not mended by waiting. Silence, refused connections and wrong certificates are not that: for all of them it waits.
-    /// The connection itself goes on trying. Cancel safe.
-    pub async fn shut_out(&self) -> ApiError {
-        let mut times = self.shut_out.clone();
-        if times.wait_for(|times| *times >= SHUT_OUT_AFTER).await.is_err() {
-            // The connection is over, and with it all that could be said.
-            pending::<()>().await;
-        }
+    /// Returns, with what to tell, once whoever answers there has said again and again, over no less than `after`, that this
+    /// user may not come in. Silence, refused connections and wrong certificates are not that: for all of them it waits. With
+    /// an `after` it logs meanwhile until when it will. The connection itself goes on trying. Cancel safe.
+    pub async fn shut_out(&self, after: Duration) -> ApiError {
+        let tell = |left: Duration| {
+            let wall = Clock::start().now().wall.as_millis();
+            let until = wall.saturating_add(i64::try_from(left.as_millis()).unwrap_or(i64::MAX));
+            let (refused, until) = (&self.refused, Timestamp::from_millis(until));
+            tracing::warn!(
+                "{refused}; trying again until {until}, should it be a mistake there that is mended by then"
+            );
+        };
+        shut_out::for_good(self.shut_out.clone(), after, tell).await;
         ApiError::new(ErrorCode::Unauthenticated, self.refused.to_string())
     }
 

@@ -271,7 +271,8 @@ pub struct Hello {
     /// The worker.
     pub info: WorkerInfo,
     /// Tells where its process runs from any other place where a copy of its data folder could be used at the same time;
-    /// processes that follow each other on one folder name the same place. Empty = not known.
+    /// processes that follow each other on one folder name the same place. As [`crate::model::place::Place`] is written;
+    /// older workers name one hash. Empty = not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub place: String,
 }

@@ -8,4 +8,5 @@ pub mod parts;
 pub mod placing;
 pub mod probe;
 mod refusal;
+mod shut_out;
 pub mod subject;

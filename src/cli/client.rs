@@ -114,7 +114,7 @@ impl Client {
 
     /// Waits until the account is let in no more; losing the connection alone is none of that. Cancel safe.
     pub(super) async fn shut_out(&self) -> ApiError {
-        let ApiError { code, message } = self.bus.shut_out().await;
+        let ApiError { code, message } = self.bus.shut_out(Duration::ZERO).await;
         ApiError::new(code, format!("the connection was ended, and {message}"))
     }
 

@@ -41,6 +41,7 @@ pub mod audit;
 pub mod error;
 pub mod event;
 pub mod network;
+pub mod place;
 pub mod planted;
 pub mod resources;
 pub mod secret;

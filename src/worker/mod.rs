@@ -18,6 +18,7 @@ mod vm;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::fleet::Fleet;
 use self::join::JoinError;
@@ -43,7 +44,13 @@ pub struct WorkerOptions {
     pub info: WorkerInfo,
     /// What runs its VMs.
     pub runtime: Arc<dyn Runtime>,
+    /// For how long its key must have been refused until [`Worker::revoked`] returns.
+    pub give_up_after: Duration,
 }
+
+/// For how long a worker whose key is refused goes on trying, if nothing else was said. A database that is lost or restored
+/// refuses every worker at once; so long, somebody has to notice and put the right one back.
+pub const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
 
 /// Why a worker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +78,7 @@ pub struct Worker {
     bus: Bus,
     options: BusOptions,
     name: WorkerName,
+    give_up_after: Duration,
     agent: Task,
     fleet: Fleet,
 }
@@ -117,7 +125,8 @@ impl Worker {
             uplink,
             assignments: fleet.assignments(),
         };
-        Ok(Self { bus, options: options.bus, name, agent: task::spawn(agent.run()), fleet })
+        let (options, give_up_after) = (options.bus, options.give_up_after);
+        Ok(Self { bus, options, name, give_up_after, agent: task::spawn(agent.run()), fleet })
     }
 
     /// Returns when a part has ended that never should: whoever runs the worker must then start it anew. Cancel safe.
@@ -128,12 +137,12 @@ impl Worker {
         }
     }
 
-    /// Returns once this worker's key is not let in any more: the worker was deleted, or another machine or a new key has its
-    /// name. Whoever runs the worker must then stop it, as no waiting mends that. Never for a worker that logs in with a
+    /// Returns once this worker's key has been refused for as long as [`WorkerOptions::give_up_after`] says: the worker was
+    /// deleted, or another machine or a new key has its name. Whoever runs the worker must then stop it, as no waiting mends that. Never for a worker that logs in with a
     /// password, whose users are somebody else's matter. Cancel safe.
     pub async fn revoked(&self) -> JoinError {
         match self.options.login {
-            Login::Key(_) => drop(self.bus.shut_out().await),
+            Login::Key(_) => drop(self.bus.shut_out(self.give_up_after).await),
             Login::Password(_) => std::future::pending().await,
         }
         JoinError::Revoked { name: self.name.clone(), url: self.options.url.clone() }

@@ -81,9 +81,7 @@ impl Access {
     pub async fn worker(&self, name: &str, data_dir: &Path, runtime: Arc<dyn Runtime>) -> Worker {
         let name: WorkerName = name.parse().unwrap();
         let bus = BusOptions { patient: true, ..self.join(&name, data_dir).await };
-        Worker::start(WorkerOptions { bus, data_dir: data_dir.to_owned(), info: info(&name, &*runtime), runtime })
-            .await
-            .unwrap()
+        Worker::start(worker_options(bus, data_dir.to_owned(), &name, runtime)).await.unwrap()
     }
 
     /// A token with which one machine may join.
@@ -164,6 +162,11 @@ pub async fn succeed(command: tokio::process::Command) -> String {
     out.into_owned()
 }
 
+/// A worker that gives up soon once its key is refused.
+fn worker_options(bus: BusOptions, data_dir: PathBuf, name: &WorkerName, runtime: Arc<dyn Runtime>) -> WorkerOptions {
+    WorkerOptions { bus, data_dir, info: info(name, &*runtime), runtime, give_up_after: Duration::from_millis(200) }
+}
+
 /// A controller with workers.
 pub struct Cluster {
     pub access: Access,
@@ -219,7 +222,7 @@ impl Cluster {
             let name: WorkerName = name.parse().unwrap();
             let login = Login::Password(self.access.token.clone());
             let bus = BusOptions { patient: true, ..self.access.options(&subject::worker_user(&name), login) };
-            Worker::start(WorkerOptions { bus, data_dir, info: info(&name, &*runtime), runtime }).await.unwrap()
+            Worker::start(worker_options(bus, data_dir, &name, runtime)).await.unwrap()
         } else {
             self.access.worker(name, &data_dir, runtime).await
         };

@@ -33,6 +33,7 @@ const PURE: &[&str] = &[
     "model/audit.rs",
     "model/event.rs",
     "model/error.rs",
+    "model/place.rs",
     "model/resources.rs",
     "model/vm.rs",
     "model/worker.rs",

@@ -88,7 +88,13 @@ async fn run() {
     let (name, machine_id) = (Some(name), "bench");
     let candidate = Candidate { data_dir: &data_dir, name, default_name: None, machine_id, token: Some(token) };
     let bus = candidate.become_member().await.unwrap().bus();
-    let options = WorkerOptions { bus, data_dir, info, runtime: Arc::new(Synthetic::new()) };
+    let options = WorkerOptions {
+        bus,
+        data_dir,
+        info,
+        runtime: Arc::new(Synthetic::new()),
+        give_up_after: orchard::worker::GIVE_UP_AFTER,
+    };
     let worker = Worker::start(options).await.unwrap();
     let bus = Bus::connect(login).await.unwrap();
 

@@ -19,6 +19,7 @@ use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::model::WorkerName;
 use crate::model::secret::Secret;
 use crate::model::vm::RuntimeKind;
+use crate::worker::GIVE_UP_AFTER;
 
 /// The context that leads to this cluster.
 const CONTEXT: &str = "local-dev";
@@ -133,6 +134,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
                 labels: Default::default(),
                 default_cpu: defaults.cores,
                 default_memory: defaults.memory,
+                give_up_after: GIVE_UP_AFTER,
                 name: name.clone(),
             };
             parts::start_worker(setup, None).await

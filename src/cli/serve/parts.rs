@@ -73,6 +73,8 @@ pub(super) struct WorkerSetup {
     pub(super) default_cpu: u64,
     /// In MiB.
     pub(super) default_memory: u64,
+    /// As in [`WorkerOptions`].
+    pub(super) give_up_after: Duration,
 }
 
 /// A controller that is up.
@@ -146,7 +148,8 @@ pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -
         default_memory: setup.default_memory,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let options = WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime };
+    let options =
+        WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime, give_up_after: setup.give_up_after };
     let worker = match lock {
         Some(lock) => Worker::start_in(options, lock).await?,
         None => Worker::start(options).await?,

@@ -1,6 +1,7 @@
 //! `orchard worker run`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -13,9 +14,9 @@ use super::{Running, until_stopped};
 use crate::bus::client::{BusOptions, Login, Trust};
 use crate::bus::subject;
 use crate::cli::{UsageError, output, pairs};
-use crate::config::Home;
 use crate::config::address::normalise_bus_url;
 use crate::config::join::BootstrapToken;
+use crate::config::{Home, duration};
 use crate::identity::ca::Fingerprint;
 use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
@@ -84,6 +85,14 @@ pub(in crate::cli) struct RunArgs {
     /// Memory in MiB of a VM that asks for none [default: 8192, or what the machine has]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     default_memory: Option<u64>,
+    /// How long to try while the controller refuses this worker's key, before ending with code 1
+    ///
+    /// That is so once the worker was deleted or its name given away, and then waiting mends nothing: it
+    /// ends, says how to join again, and leaves its VMs running. But a controller that was started with an
+    /// empty or old database by mistake refuses all its workers, too; the time is for putting the right one
+    /// back. A controller that cannot be reached is waited for without end. 0s: give up within a second.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration::parse)]
+    give_up_after: Duration,
 }
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
@@ -113,6 +122,7 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
             labels: offer.labels,
             default_cpu: offer.defaults.cores,
             default_memory: offer.defaults.memory,
+            give_up_after: arguments.give_up_after,
         };
         let worker = parts::start_worker(setup, Some(lock)).await?;
         Ok(Started { worker, line: format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}") })

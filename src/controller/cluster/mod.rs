@@ -11,6 +11,7 @@
 mod access;
 mod audit;
 mod changes;
+mod copied;
 mod ends;
 mod given_up;
 mod join;

@@ -12,20 +12,16 @@ use crate::model::{CopyId, Now, SessionId, WorkerName};
 const MAX_STRAYS: usize = 1024;
 /// What a worker says of itself, all of it: a page of workers must fit into one message, and people wrote these labels.
 const MAX_INFO: usize = 32 * 1024;
-/// The longest name of a place, in bytes: more than a hash.
+/// The longest name of a place, in bytes: more than its hashes.
 const MAX_PLACE: usize = 128;
-
-/// What to do with a copied data folder.
-const OWN_KEY: &str = "stop this worker, remove worker.nk, worker.join and machine-id from the copy, and join with a token of \
-                       `orchard get bootstrap-token` and a --name of its own";
 
 impl Cluster {
     /// Registers a worker and opens its session; yields what it shall run.
     ///
     /// # Errors
     /// [`ErrorCode::Forbidden`] when it speaks for another worker, [`ErrorCode::Conflict`] when another machine has its name
-    /// or its key, [`ErrorCode::Unavailable`] while another process is this worker, [`ErrorCode::Invalid`] when it says too
-    /// much.
+    /// or its key, or this is another place than where its VMs may run, [`ErrorCode::Unavailable`] while another process is
+    /// this worker, [`ErrorCode::Invalid`] when it says too much.
     pub fn hello(
         &mut self,
         from: &WorkerName,
@@ -97,32 +93,6 @@ impl Cluster {
         // The answer carries the assignment, so none needs to be sent besides.
         changes.assign.remove(&name);
         self.assignment(&name).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a session just opened is not there"))
-    }
-
-    /// Refuses a copy of a worker's data folder that was taken to another machine: one that shows the key with another
-    /// machine's id, and one that comes while the worker is heard of from another place. Of two that use one key, the first
-    /// stays for as long as it renews its lease; two that take the session from each other would run every VM twice.
-    fn check_machine(&self, name: &WorkerName, hello: &Hello, now: Now) -> Result<(), ApiError> {
-        let key = self.access.keys.get(name);
-        if key.is_some_and(|key| key.machine_id != hello.info.machine_id) {
-            let what = format!(
-                "the key of worker {name} was given to another machine than this one, going by the file machine-id in the \
-                 data folder. If this folder is a copy, {OWN_KEY}. If this is that very machine, put its machine-id file \
-                 back, or take it out of the cluster (`orchard delete worker {name}`) and let it join again"
-            );
-            return Err(ApiError::new(ErrorCode::Conflict, what));
-        }
-        let Some(entry) = self.workers.get(name) else { return Ok(()) };
-        let silence = now.mono.saturating_sub(entry.heard);
-        if entry.place.is_empty() || entry.place == hello.place || silence > self.timing.lease {
-            return Ok(());
-        }
-        let (lease, silence) = (self.timing.lease.as_secs_f64(), silence.as_secs_f64());
-        let what = format!(
-            "worker {name} runs in another place with the same key, and was heard of {silence:.1} s ago. If this data folder \
-             is a copy, {OWN_KEY}. If the other one is gone, this one is let in {lease} s after it was last heard of"
-        );
-        Err(ApiError::new(ErrorCode::Unavailable, what))
     }
 
     /// Renews a lease.

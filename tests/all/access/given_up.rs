@@ -4,20 +4,22 @@
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use orchard::bus::access::DeleteWorker;
 use orchard::bus::client::{Bus, BusOptions};
 use orchard::bus::message::{Hello, ListEvents, ListWorkers, Welcome};
 use orchard::bus::subject::{self, WorkerVerb};
-use orchard::model::error::ErrorCode;
+use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::EventType;
 use orchard::model::worker::{WorkerInfo, WorkerState};
 use orchard::model::{CopyId, SessionId, VmUid, WorkerName};
+use orchard::worker::GIVE_UP_AFTER;
 use orchard::worker::join::Candidate;
 use orchard::worker::runtime::synthetic::Synthetic;
 use orchard::worker::runtime::synthetic::host::SyntheticHost;
 use orchard::worker::runtime::{CopySpec, Progress, Runtime};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use uuid::Uuid;
 
 use crate::harness::{Cluster, LIMIT, info};
@@ -71,7 +73,16 @@ async fn a_machine_that_comes_back_stops_what_was_given_up_and_keeps_what_nobody
 async fn process(cluster: &Cluster, folder: &Path) -> tokio::process::Child {
     let token = cluster.access.bootstrap_token().await.to_text();
     let mut command = within(&[]);
-    command.env("ORCHARD_HOME", folder).args(["worker", "run", "--name", "w", "--runtime", "synthetic"]);
+    command.env("ORCHARD_HOME", folder).args([
+        "worker",
+        "run",
+        "--name",
+        "w",
+        "--runtime",
+        "synthetic",
+        "--give-up-after",
+        "1s",
+    ]);
     command.args(["--bootstrap-token", token.expose()]).arg("--data-dir").arg(folder.join("data"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().unwrap();
@@ -149,7 +160,7 @@ async fn a_worker_whose_controller_is_silent_goes_on() {
         .replace(&cluster.controller.bus_addr().unwrap().to_string(), &silent.local_addr().unwrap().to_string());
     assert_ne!(url, login.url);
     let bus = Bus::connect(BusOptions { url, patient: true, ..login }).await.unwrap();
-    let mut shut_out = std::pin::pin!(bus.shut_out());
+    let mut shut_out = std::pin::pin!(bus.shut_out(Duration::ZERO));
     for _ in 0..3 {
         tokio::select! {
             _ = &mut shut_out => panic!("nobody has said so"),
@@ -163,33 +174,102 @@ async fn a_worker_whose_controller_is_silent_goes_on() {
     assert!(futures_util::FutureExt::now_or_never(cluster.workers[0].revoked()).is_none());
 }
 
+/// A connection with the key of worker `w`, as a copy of its data folder has it.
+async fn copied_key(cluster: &Cluster) -> Bus {
+    let data_dir = &cluster.worker_dir("w");
+    let candidate = Candidate { data_dir, name: None, default_name: None, machine_id: "test-w", token: None };
+    Bus::connect(candidate.become_member().await.unwrap().bus()).await.unwrap()
+}
+
+/// What the controller answers when `copy` registers from `place`.
+async fn hello(copy: &Bus, info: WorkerInfo, place: &str) -> Result<Welcome, ApiError> {
+    let hello = Hello { session: SessionId(Uuid::now_v7()), info, place: place.into() };
+    copy.request(subject::worker(&name("w"), WorkerVerb::Hello), &hello, LIMIT).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copied_data_folder_does_not_take_the_worker_from_the_machine_that_is_heard() {
     let mut cluster = Cluster::start().await;
     let runtime = Arc::new(Synthetic::new());
     cluster.add_worker("w", runtime.clone()).await;
     cluster.run(&["create", "vm", "a", "--image", "any", "--wait"]).await;
-    // Its own key, as a copy of the folder has it.
-    let candidate = Candidate {
-        data_dir: &cluster.worker_dir("w"),
-        name: None,
-        default_name: None,
-        machine_id: "test-w",
-        token: None,
-    };
-    let copy = Bus::connect(candidate.become_member().await.unwrap().bus()).await.unwrap();
-    let hello = async |info: WorkerInfo, place: &str| {
-        let hello = Hello { session: SessionId(Uuid::now_v7()), info, place: place.into() };
-        copy.request::<_, Welcome>(subject::worker(&name("w"), WorkerVerb::Hello), &hello, LIMIT).await.unwrap_err()
-    };
+    let copy = copied_key(&cluster).await;
     let own = info(&name("w"), &*runtime);
     for _ in 0..20 {
-        let refused = hello(own.clone(), "copy").await;
+        let refused = hello(&copy, own.clone(), "copy").await.unwrap_err();
         assert!(refused.code == ErrorCode::Unavailable && refused.message.contains("machine-id"), "{refused}");
     }
-    let refused = hello(WorkerInfo { machine_id: "other".into(), ..own }, "copy").await;
+    let refused = hello(&copy, WorkerInfo { machine_id: "other".into(), ..own }, "copy").await.unwrap_err();
     assert!(refused.code == ErrorCode::Conflict && refused.message.contains("is a copy"), "{refused}");
     let online = cluster.access.call(&ListEvents::default()).await.unwrap().events;
     assert_eq!(online.iter().filter(|event| event.kind == EventType::Online).count(), 1);
     cluster.run(&["ssh", "vm", "a", "true"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_data_folder_does_not_take_the_vms_of_a_worker_that_is_stopped_for_long() {
+    let mut cluster = Cluster::start().await;
+    let host = Arc::new(SyntheticHost::default());
+    cluster.add_worker("w", Arc::new(Synthetic::on(host.clone()))).await;
+    cluster.run(&["create", "vm", "a", "--image", "any", "--wait"]).await;
+    let before = host.found();
+    cluster.workers.remove(0).shutdown().await;
+    let own = info(&name("w"), &Synthetic::on(host.clone()));
+    let copy = copied_key(&cluster).await;
+    until("the lease to be over", LIMIT, || async {
+        let refused = hello(&copy, own.clone(), "another.start.disk.folder").await.unwrap_err();
+        if refused.code == ErrorCode::Conflict { Ok(refused) } else { Err(refused) }
+    })
+    .await;
+    let refused = hello(&copy, own, "").await.unwrap_err();
+    assert!(refused.code == ErrorCode::Conflict && refused.message.contains("orchard delete worker w"), "{refused}");
+    cluster.add_worker("w", Arc::new(Synthetic::on(host.clone()))).await;
+    cluster.run(&["ssh", "vm", "a", "true"]).await;
+    assert_eq!(host.found(), before, "it still is the same copy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_worker_goes_on_until_its_time_is_over() {
+    let cluster = Cluster::start().await;
+    let login = cluster.access.join(&name("w"), &cluster.worker_dir("w")).await;
+    let bus = Bus::connect(BusOptions { patient: true, ..login }).await.unwrap();
+    delete(&cluster, "w").await;
+    // The quick rule of the commands says when there were enough refusals; a worker does not end yet.
+    tokio::time::timeout(LIMIT, bus.shut_out(Duration::ZERO)).await.expect("it is refused");
+    assert!(futures_util::FutureExt::now_or_never(bus.shut_out(GIVE_UP_AFTER)).is_none());
+    let soon = tokio::time::timeout(LIMIT, bus.shut_out(Duration::from_secs(1))).await.expect("it is refused for long");
+    assert!(soon.message.contains("orchard get bootstrap-token"), "{soon}");
+    assert!(futures_util::FutureExt::now_or_never(bus.shut_out(GIVE_UP_AFTER)).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_refuses_in_plain_text_does_not_make_a_worker_end() {
+    let cluster = Cluster::start().await;
+    let login = cluster.access.join(&name("w"), &cluster.worker_dir("w")).await;
+    let own = cluster.controller.bus_addr().unwrap().to_string();
+    let info = r#"INFO {"server_id":"x","version":"2","max_payload":1024,"nonce":"x"}"#;
+    let refusal = "-ERR 'Authorization Violation'\r\n";
+    // All of it before TLS, in which they could not show the certificate.
+    let says = async |words: String| {
+        let stranger = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = login.url.replace(&own, &stranger.local_addr().unwrap().to_string());
+        assert_ne!(url, login.url);
+        let bus = Bus::connect(BusOptions { url, patient: true, ..login.clone() }).await.unwrap();
+        let mut shut_out = std::pin::pin!(bus.shut_out(Duration::ZERO));
+        for _ in 0..5 {
+            tokio::select! {
+                _ = &mut shut_out => panic!("a stranger was believed: {words}"),
+                tried = stranger.accept() => {
+                    let mut tried = tried.unwrap().0;
+                    let _ = tried.write_all(words.as_bytes()).await;
+                    let _ = tried.shutdown().await;
+                    // Until the other side has had enough of it.
+                    let _ = tokio::time::timeout(LIMIT, tried.read_to_end(&mut Vec::new())).await;
+                }
+            }
+        }
+        assert!(futures_util::FutureExt::now_or_never(shut_out).is_none(), "{words}");
+    };
+    let other = "-ERR 'authorization violation: authorization'\r\n";
+    tokio::join!(says(refusal.into()), says(other.into()), says(format!("{info}\r\n{refusal}")));
 }
