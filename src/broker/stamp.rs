@@ -3,7 +3,7 @@
 //!
 //! What the sender put into headers itself is dropped then: it could say another address, and a receiver whose client
 //! takes bad headers for a broken connection could be disconnected at will. The same could be done with a subject or a
-//! reply that is no plain text: such a message is refused ([`is_plain`]).
+//! reply that is no plain text: such a message is refused.
 
 use std::net::SocketAddr;
 
