@@ -15,6 +15,11 @@ use crate::wait::until;
 async fn a_pending_vm_is_explained_and_placed_once_its_worker_is_resumed() {
     let mut cluster = Cluster::start().await;
     cluster.add_worker("w1", Arc::new(Synthetic::new())).await;
+    until("the worker has registered", LIMIT, || async {
+        let seen = run(cluster.cli(&["get", "worker", "w1"])).await;
+        if seen.code == Some(0) { Ok(()) } else { Err(seen) }
+    })
+    .await;
     cluster.run(&["pause", "worker", "w1", "--wait", "20s"]).await;
     cluster.run(&["create", "vm", "a", "--image", "any", "--worker", "w1"]).await;
     let explained = cluster.json(&["explain", "vm", "a"]).await;
