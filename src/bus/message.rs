@@ -12,7 +12,7 @@ use crate::model::event::{Event, EventNumber, EventType, LogStream};
 use crate::model::secret::Secret;
 use crate::model::vm::{Vm, VmSpec};
 use crate::model::worker::{WorkerInfo, WorkerView};
-use crate::model::{Attempt, CopyId, SessionId, VmName, VmUid, WorkerName};
+use crate::model::{Attempt, Boot, CopyId, SessionId, VmName, VmUid, WorkerName};
 
 /// Encodes a payload.
 ///
@@ -357,6 +357,8 @@ pub enum Want {
     Run(Box<RunSpec>),
     /// It shall not run, but its disk stays.
     Keep,
+    /// It shall not run, and its memory is kept in a file beside its disk.
+    Suspend,
     /// Nothing of it shall be left.
     Absent,
 }
@@ -376,6 +378,9 @@ pub struct RunSpec {
     /// nothing had happened.
     #[serde(default)]
     pub ran: bool,
+    /// Which start of its disk this is. A process of an earlier one is ended first, and an end of it means nothing.
+    #[serde(default)]
+    pub boot: Boot,
 }
 
 /// A worker tells what became of a copy; acknowledged once durable.
@@ -387,6 +392,9 @@ pub struct Report {
     pub uid: VmUid,
     /// Which start of it.
     pub attempt: Attempt,
+    /// Which boot of it, if it ran; see [`RunSpec::boot`].
+    #[serde(default)]
+    pub boot: Boot,
     /// What is the case.
     pub observation: Observation,
 }
@@ -412,6 +420,19 @@ pub enum Observation {
     /// It does not run any more and will not by itself; certain, not guessed.
     Failed {
         /// Why.
+        message: String,
+        /// Its disk is there, and it booted from it once: it can do so again.
+        #[serde(default)]
+        disk: bool,
+    },
+    /// It does not run, as was wished; its disk is there if it ever ran. Certain, not guessed.
+    Stopped {
+        /// How it ended.
+        message: String,
+    },
+    /// The worker stopped it because its lease was over; certain, not guessed.
+    Fenced {
+        /// What happened.
         message: String,
     },
     /// Nothing of it is left on the host.

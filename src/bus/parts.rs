@@ -81,7 +81,7 @@ mod tests {
         let copy = |(n, script): (usize, &usize)| {
             let script = StartupScript { script_content: "x".repeat(*script), ..StartupScript::default() };
             let spec = VmSpec { startup_script: Some(script), ..VmSpec::default() };
-            let run = RunSpec { spec, generation: 0, cpu: 1, memory: 1, ran: false };
+            let run = RunSpec { spec, generation: 0, cpu: 1, memory: 1, ran: false, boot: 0 };
             let uid = VmUid(uuid::Uuid::from_u128(u128::try_from(n).unwrap()));
             DesiredCopy { name: "a".parse().unwrap(), uid, attempt: 0, want: Want::Run(Box::new(run)) }
         };

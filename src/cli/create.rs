@@ -14,7 +14,7 @@ use crate::bus::message::CreateVm;
 use crate::config::duration;
 use crate::model::resources::WORKER_NAME_LABEL;
 use crate::model::secret::{Secret, redact_urls};
-use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
+use crate::model::vm::{Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
 use crate::model::{VmName, WorkerName};
 
 /// The longest startup script: with the rest of the request it stays well below the bus's payload limit of 1 MiB.
@@ -90,9 +90,17 @@ pub(super) struct CreateVmArgs {
     /// Further resources taken from the worker
     #[arg(long, value_name = "K=N,…", value_delimiter = ',', value_parser = pairs::resource)]
     resources: Vec<(String, u64)>,
-    /// What happens when the VM fails: Never or OnFailure
+    /// What happens when the VM fails: Never (it stays so), OnFailure (it starts over from its image) or Always (it boots again
+    /// from its own disk)
     #[arg(long, default_value = "Never", value_parser = pairs::one_of::<RestartPolicy>)]
     restart_policy: RestartPolicy,
+    /// What happens when its worker is not heard of any more: keep (the VM is left alone) or replace (the worker stops it
+    /// when its lease is over, and it starts over elsewhere)
+    #[arg(long, value_name = "WHAT", default_value = "keep", value_parser = pairs::one_of::<OnUnseen>)]
+    on_unseen: OnUnseen,
+    /// The VM can be suspended
+    #[arg(long)]
+    suspendable: bool,
     /// Open no window on the worker's screen; --headless=false opens one
     #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true,
           action = clap::ArgAction::Set)]
@@ -177,6 +185,9 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
         password,
         startup_script,
         restart_policy: arguments.restart_policy,
+        on_unseen: arguments.on_unseen,
+        power_state: PowerState::Running,
+        suspendable: arguments.suspendable,
         resources: pairs::resources(arguments.resources).map_err(UsageError)?,
         labels,
         priority: arguments.priority,

@@ -142,6 +142,7 @@ pub(super) fn state(view: &WorkerView) -> String {
         (WorkerState::Online, true) => "online".to_owned(),
         (WorkerState::Online, false) => "online, no tunnel".to_owned(),
         (WorkerState::Unseen, _) => "unseen".to_owned(),
+        (WorkerState::Gone, _) => "gone".to_owned(),
     }
 }
 

@@ -116,9 +116,9 @@ fn judge(waited_for: VmUid, seen: &Vm) -> Verdict {
             "VM {name} runs, but {SCRIPT_INTERRUPTED}, and is not run again; see how far it came with `orchard logs vm \
              {name}` and `orchard ssh vm {name}`, or delete the VM and create it anew"
         )),
-        (VmStatus::Failed, _, RestartPolicy::OnFailure) | (VmStatus::Pending, _, _) | (VmStatus::Running, false, _) => {
-            Verdict::Wait
-        }
+        (VmStatus::Failed, _, RestartPolicy::OnFailure | RestartPolicy::Always)
+        | (VmStatus::Pending, _, _)
+        | (VmStatus::Running, false, _) => Verdict::Wait,
     }
 }
 

@@ -185,6 +185,9 @@ uuid_text!(SessionId);
 /// How many times a VM has been started over (0 = first start): with the uid, the fencing token of one copy.
 pub type Attempt = u32;
 
+/// How many times a copy was told to boot again from its own disk (0 = its first boot).
+pub type Boot = u32;
+
 /// One copy of a VM on one worker: the unit that is placed, run and removed. At most one copy of a VM ever runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CopyId {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::resources::{Labels, Resources};
 use super::secret::{Secret, redact_urls};
-use super::{AccountName, Attempt, CopyId, Timestamp, VmName, VmUid, WorkerName};
+use super::{AccountName, Attempt, Boot, CopyId, Timestamp, VmName, VmUid, WorkerName};
 
 /// The guest's operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -57,12 +57,41 @@ pub enum RestartPolicy {
     Never,
     /// It starts over, from its image, with a growing pause between tries.
     OnFailure,
+    /// It is started again from its own disk, on its worker, however it ended; with a growing pause. If the disk is not to
+    /// be had it starts over from its image.
+    Always,
+}
+
+/// What becomes of a VM whose worker is not heard of any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnseen {
+    /// It is left alone: its worker goes on running it, and says so when it is back.
+    #[default]
+    Keep,
+    /// Its worker stops it when its lease is over, and it starts over elsewhere once that is certain.
+    Replace,
+}
+
+/// Whether a VM shall run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerState {
+    /// It runs.
+    #[default]
+    Running,
+    /// It is switched off; its disk stays on its worker.
+    Stopped,
+    /// It is frozen, memory and all, into a file on its worker.
+    Suspended,
 }
 
 text_enum!(Os: Darwin = "darwin", Linux = "linux");
 text_enum!(Arch: Arm64 = "arm64", Amd64 = "amd64");
 text_enum!(RuntimeKind: Tart = "tart", Vetu = "vetu", Qemu = "qemu", Synthetic = "synthetic");
-text_enum!(RestartPolicy: Never = "Never", OnFailure = "OnFailure");
+text_enum!(RestartPolicy: Never = "Never", OnFailure = "OnFailure", Always = "Always");
+text_enum!(OnUnseen: Keep = "keep", Replace = "replace");
+text_enum!(PowerState: Running = "running", Stopped = "stopped", Suspended = "suspended");
 text_enum!(VmStatus: Pending = "pending", Running = "running", Failed = "failed");
 
 /// A script that runs in the guest after each start, over SSH.
@@ -113,6 +142,15 @@ pub struct VmSpec {
     pub startup_script: Option<StartupScript>,
     /// What happens on failure.
     pub restart_policy: RestartPolicy,
+    /// What happens when its worker is not heard of any more.
+    #[serde(rename = "onUnseen", skip_serializing_if = "is_default")]
+    pub on_unseen: OnUnseen,
+    /// Whether it shall run.
+    #[serde(rename = "powerState", skip_serializing_if = "is_default")]
+    pub power_state: PowerState,
+    /// It can be suspended.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub suspendable: bool,
     /// Further resources taken from the worker.
     #[serde(skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
@@ -220,6 +258,10 @@ pub struct Vm {
     /// How many times it was started over.
     #[serde(default)]
     pub restart_count: Attempt,
+    /// How many times this copy was told to boot again from its own disk: after a change that needs it, when it is switched
+    /// on again, or by its policy.
+    #[serde(default, skip_serializing_if = "is_zero_u32")]
+    pub boot: Boot,
     /// How many of those in a row came soon after the start; grows the pause before the next.
     #[serde(default, skip_serializing_if = "is_zero_u32")]
     pub quick_failures: u32,
@@ -260,6 +302,7 @@ impl Vm {
             assigned_cpu: 0,
             assigned_memory: 0,
             restart_count: 0,
+            boot: 0,
             quick_failures: 0,
             log_lines: 0,
             restarted_at: None,
@@ -281,6 +324,10 @@ impl Vm {
         self.status_message = redact_urls(&self.status_message);
         self
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn is_zero(n: &u64) -> bool {

@@ -44,6 +44,8 @@ pub enum WorkerState {
     Online,
     /// Nothing was heard for longer than that. Its VMs are left alone: silence is not death.
     Unseen,
+    /// Its lease is certainly over: it runs none of those VMs any more that may be started elsewhere.
+    Gone,
 }
 
 /// A worker as the controller keeps it in LMDB.

@@ -224,7 +224,7 @@ impl World {
 
     fn fail(&mut self, host: usize, id: CopyId, message: &str) {
         self.task(host, id).unwrap().seen = Seen::Failed;
-        self.observe(host, id, Observation::Failed { message: message.to_owned() });
+        self.observe(host, id, Observation::Failed { message: message.to_owned(), disk: false });
         self.advance(host, id, false);
     }
 
@@ -306,7 +306,7 @@ fn order(desired: Option<&DesiredCopy>, name: &VmName) -> Order {
             generation: run.generation,
             scripted: run.spec.startup_script.is_some(),
         },
-        Some(Want::Keep) => order(Wish::Keep),
+        Some(Want::Keep | Want::Suspend) => order(Wish::Keep),
         Some(Want::Absent) => order(Wish::Absent),
     }
 }

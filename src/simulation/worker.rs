@@ -317,7 +317,8 @@ impl World {
             .map(|(id, told)| (*id, told.observation.clone()))
             .collect();
         for (id, observation) in due {
-            let report = Report { session, uid: id.uid, attempt: id.attempt, observation: observation.clone() };
+            let report =
+                Report { session, uid: id.uid, attempt: id.attempt, boot: 0, observation: observation.clone() };
             let call = self.ask_controller(host, WorkerCall::Report(report));
             let told = &mut self.hosts[host].process.as_mut().unwrap().told;
             told.get_mut(&id).unwrap().busy = Some((call, observation));

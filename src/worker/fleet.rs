@@ -174,7 +174,7 @@ fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
             };
             Order { wish: Wish::Run, name, copy: Some(Arc::new(copy)), generation: run.generation }
         }
-        Want::Keep => Order { wish: Wish::Keep, name, copy: None, generation: 0 },
+        Want::Keep | Want::Suspend => Order { wish: Wish::Keep, name, copy: None, generation: 0 },
         Want::Absent => Order { wish: Wish::Absent, name, copy: None, generation: 0 },
     }
 }
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn a_copy_that_ran_and_is_lost_has_failed_and_is_not_made_anew() {
         let wish = |ran| {
-            let run = RunSpec { spec: VmSpec::default(), generation: 0, cpu: 1, memory: 1, ran };
+            let run = RunSpec { spec: VmSpec::default(), generation: 0, cpu: 1, memory: 1, ran, boot: 0 };
             assignment(Want::Run(Box::new(run))).copies.remove(0)
         };
         for found in [None, Some(FoundState::Incomplete)] {

@@ -133,7 +133,7 @@ impl Uplink {
         id: CopyId,
         observation: Observation,
     ) -> (CopyId, Result<(), SessionOver>) {
-        let report = Report { session, uid: id.uid, attempt: id.attempt, observation };
+        let report = Report { session, uid: id.uid, attempt: id.attempt, boot: 0, observation };
         let sent = self.request(WorkerVerb::Report, &report).await;
         match sent {
             Ok(Done {}) => self.settle(id, &report.observation),

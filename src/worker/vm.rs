@@ -145,7 +145,7 @@ impl CopyTask {
 
     async fn fail(&mut self, message: impl Into<String>) {
         self.seen = Seen::Failed;
-        self.host.uplink.observe(self.id, Observation::Failed { message: message.into() });
+        self.host.uplink.observe(self.id, Observation::Failed { message: message.into(), disk: false });
     }
 
     async fn create(&mut self, copy: &CopySpec) {

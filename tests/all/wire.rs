@@ -82,9 +82,10 @@ fn endpoint() -> TunnelEndpoint {
 }
 
 fn assignment() -> Assignment {
-    let run = RunSpec { spec: spec(), generation: 1, cpu: 2, memory: 512, ran: true };
+    let run = RunSpec { spec: spec(), generation: 1, cpu: 2, memory: 512, ran: true, boot: 1 };
     let copy = |attempt, want| DesiredCopy { name: "a".parse().unwrap(), uid: uid(), attempt, want };
-    let copies = vec![copy(2, Want::Run(Box::new(run))), copy(1, Want::Keep), copy(0, Want::Absent)];
+    let wishes = [Want::Run(Box::new(run)), Want::Suspend, Want::Keep, Want::Absent];
+    let copies = (0..).zip(wishes).map(|(attempt, want)| copy(attempt, want)).collect();
     Assignment { session: session(), revision: 3, part: 0, parts: 1, copies }
 }
 
@@ -214,11 +215,13 @@ fn the_bytes_of_every_message_are_as_written_down() {
     for (name, observation) in [
         ("preparing", Observation::Preparing { message: message() }),
         ("running", Observation::Running { message: message(), ready: true, generation: 1 }),
-        ("failed", Observation::Failed { message: message() }),
+        ("failed", Observation::Failed { message: message(), disk: true }),
+        ("stopped", Observation::Stopped { message: message() }),
+        ("fenced", Observation::Fenced { message: message() }),
         ("absent", Observation::Absent),
         ("stray", Observation::Stray { name: "a".into() }),
     ] {
-        let report = Report { session: session(), uid: uid(), attempt: 2, observation };
+        let report = Report { session: session(), uid: uid(), attempt: 2, boot: 1, observation };
         line(&mut file, &format!("worker/report/{name}"), &report);
     }
     let lines = vec![LogLine { stream: LogStream::Stdout, text: "hello".into() }];

@@ -266,6 +266,7 @@ impl Cluster {
                     cpu: vm.assigned_cpu,
                     memory: vm.assigned_memory,
                     ran: vm.started_at.is_some(),
+                    boot: vm.boot,
                 })),
                 VmStatus::Failed => Want::Keep,
             },

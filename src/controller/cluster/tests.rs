@@ -100,7 +100,7 @@ impl World {
         id: CopyId,
         observation: Observation,
     ) -> Result<(), ApiError> {
-        let report = Report { session, uid: id.uid, attempt: id.attempt, observation };
+        let report = Report { session, uid: id.uid, attempt: id.attempt, boot: 0, observation };
         let done = self.cluster.report(&name(worker), report, self.now, &mut self.changes);
         self.cluster.place(self.now, &mut self.changes);
         done
@@ -118,6 +118,7 @@ impl World {
                 let want = match copy.want {
                     Want::Run(_) => "run",
                     Want::Keep => "keep",
+                    Want::Suspend => "suspend",
                     Want::Absent => "absent",
                 };
                 (copy.id(), want)
@@ -135,7 +136,7 @@ fn running() -> Observation {
 }
 
 fn failed() -> Observation {
-    Observation::Failed { message: "broke".into() }
+    Observation::Failed { message: "broke".into(), disk: false }
 }
 
 #[test]

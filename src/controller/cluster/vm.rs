@@ -138,7 +138,11 @@ impl Cluster {
             Observation::Running { message, ready, generation } => {
                 self.running(worker, id, (bounded(message), ready, generation), now, changes)
             }
-            Observation::Failed { message } => self.failed(worker, id, bounded(message), now, changes),
+            Observation::Failed { message, .. } | Observation::Fenced { message } => {
+                self.failed(worker, id, bounded(message), now, changes)
+            }
+            // Nothing asks for it yet.
+            Observation::Stopped { .. } => Ok(()),
         }
     }
 
@@ -243,7 +247,7 @@ impl Cluster {
         self.reassign(worker, changes);
         match policy {
             RestartPolicy::Never => {}
-            RestartPolicy::OnFailure => self.start_over(uid, now, changes),
+            RestartPolicy::OnFailure | RestartPolicy::Always => self.start_over(uid, now, changes),
         }
         Ok(())
     }

@@ -50,7 +50,7 @@ async fn a_failure_is_told_only_once_the_copy_certainly_does_not_run() {
     let host = host(runtime, dir.path()).await;
     let (_orders, task) = task_for(&host, &copy, Seen::Created);
     let _task = task::spawn(task.run());
-    let failed = Observation::Failed { message: "cannot start the VM: VM a runs already".into() };
+    let failed = Observation::Failed { message: "cannot start the VM: VM a runs already".into(), disk: false };
     told(&host, copy.id, &failed).await;
     assert!(on.found().iter().all(|found| found.state != super::super::runtime::FoundState::Running));
     assert_eq!(host.boot_slots.available_permits(), 1);
@@ -86,5 +86,5 @@ async fn a_failure_is_told_again_to_a_controller_that_had_forgotten_the_copy() {
     told(&host, copy.id, &Observation::Stray { name: "a".into() }).await;
     orders.send_replace(wished);
     let message = "the VM's process ended, or its disk was lost, while nobody watched".into();
-    told(&host, copy.id, &Observation::Failed { message }).await;
+    told(&host, copy.id, &Observation::Failed { message, disk: false }).await;
 }

@@ -80,7 +80,7 @@ fn observation() -> impl Strategy<Value = Observation> {
             ready,
             generation
         }),
-        text.clone().prop_map(|message| Observation::Failed { message }),
+        text.clone().prop_map(|message| Observation::Failed { message, disk: false }),
         Just(Observation::Absent),
         text.prop_map(|name| Observation::Stray { name }),
     ]
@@ -92,7 +92,7 @@ fn wellformed(known: Known) -> impl Strategy<Value = (WorkerVerb, Vec<u8>)> {
     let copy =
         (prop::sample::select(sessions), prop::sample::select(uids), prop_oneof![Just(0), Just(1), any::<u32>()]);
     let report = (copy.clone(), observation()).prop_map(|((session, uid, attempt), observation)| {
-        (WorkerVerb::Report, encode(&Report { session, uid, attempt, observation }).unwrap())
+        (WorkerVerb::Report, encode(&Report { session, uid, attempt, boot: 0, observation }).unwrap())
     });
     let lines =
         (copy.clone(), number(), 0usize..200, 0usize..2_000).prop_map(|((session, uid, attempt), first, n, len)| {

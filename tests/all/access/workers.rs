@@ -81,6 +81,7 @@ async fn a_worker_cannot_forge_anothers_report() {
         session: SessionId(Uuid::nil()),
         uid: VmUid(Uuid::nil()),
         attempt: 0,
+        boot: 0,
         observation: Observation::Absent,
     };
     for verb in WorkerVerb::ALL {

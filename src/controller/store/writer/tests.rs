@@ -115,7 +115,7 @@ async fn a_nearly_full_store_takes_nothing_new_and_keeps_room_for_deletions_repo
         let report = move |step: &mut Step<'_>| {
             let vm = step.cluster.vm(&format!("vm{}", n % made).parse()?, step.now)?;
             let observation = Observation::Preparing { message: format!("{n} %") };
-            let report = Report { session, uid: vm.uid, attempt: vm.restart_count, observation };
+            let report = Report { session, uid: vm.uid, attempt: vm.restart_count, boot: 0, observation };
             step.cluster.report(&"w".parse()?, report, step.now, step.changes)
         };
         writer.audited(deed.clone()).submit(report).await.unwrap();
