@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{ClientError, ConnectErrorKind, Event, HeaderMap, RequestErrorKind, Subscriber};
@@ -93,15 +93,19 @@ const MAX_REFUSED_PAUSE: Duration = Duration::from_secs(15);
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 
 /// Logs what happens to a connection, passes refusals of requests on, and notes in `shut_out` how often in a row this user
-/// was not let in. Of the attempts that fail in a row only the first is told to everybody.
+/// was not let in, and in `disturbances` when messages may have been lost. Of the attempts that fail in a row only the first is told to everybody.
 fn tell(
     url: String,
     refused: &'static str,
     refusals: broadcast::Sender<String>,
     shut_out: Arc<watch::Sender<Option<Row>>>,
+    disturbances: Arc<AtomicU64>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     let told = AtomicBool::new(false);
     move |event| {
+        if matches!(event, Event::Connected | Event::Disconnected | Event::Closed | Event::SlowConsumer(_)) {
+            disturbances.fetch_add(1, Ordering::Relaxed);
+        }
         match event {
             Event::Connected => {
                 told.store(false, Ordering::Relaxed);
@@ -145,6 +149,8 @@ pub struct Bus {
     refusals: broadcast::Sender<String>,
     /// How often in a row this user was not let in.
     shut_out: watch::Receiver<Option<Row>>,
+    /// How often messages may have been lost.
+    disturbances: Arc<AtomicU64>,
     /// What to tell then.
     refused: Arc<str>,
 }
@@ -218,6 +224,7 @@ impl Bus {
         let (refusals, _) = broadcast::channel(refusal::CAPACITY);
         let (shut_out, row) = watch::channel(None);
         let shut_out = Arc::new(shut_out);
+        let disturbances = Arc::new(AtomicU64::new(0));
         let login = match &options.login {
             Login::Password(password) => {
                 async_nats::ConnectOptions::with_user_and_password(options.user.clone(), password.expose().to_owned())
@@ -234,7 +241,13 @@ impl Bus {
                 let shut_out = row.clone();
                 move |attempt| reconnect_pause(attempt, shut_out.borrow().is_some())
             })
-            .event_callback(tell(options.url.clone(), refused(&options.login), refusals.clone(), shut_out));
+            .event_callback(tell(
+                options.url.clone(),
+                refused(&options.login),
+                refusals.clone(),
+                shut_out,
+                disturbances.clone(),
+            ));
         let config = options.trust.client_config().map_err(|error| {
             ApiError::new(ErrorCode::Internal, format!("cannot set up TLS for {}: {error}", options.url))
         })?;
@@ -251,7 +264,7 @@ impl Bus {
         };
         let client = connect.connect(&options.url).await.map_err(|error| unreachable(&options, &error))?;
         let refused = refused_text(&options).into();
-        Ok(Self { client, refusals, shut_out: row, refused })
+        Ok(Self { client, refusals, shut_out: row, disturbances, refused })
     }
 
     /// The client library's own handle, for what needs no typing: the service API, raw subscriptions.
@@ -273,6 +286,12 @@ impl Bus {
         };
         shut_out::for_good(self.shut_out.clone(), after, tell).await;
         ApiError::new(ErrorCode::Unauthenticated, self.refused.to_string())
+    }
+
+    /// Counts what may have cost messages: the connection was lost or made anew, or a subscriber was too slow. Begins
+    /// anywhere; what matters is whether it has changed.
+    pub fn disturbances(&self) -> u64 {
+        self.disturbances.load(Ordering::Relaxed)
     }
 
     /// The largest payload that the broker takes, in bytes.

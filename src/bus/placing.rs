@@ -1,4 +1,5 @@
-//! Payloads that concern where VMs go: why a VM is where it is or nowhere, and workers that take no new ones. Pure.
+//! Payloads that concern where VMs go: why a VM is where it is or nowhere, and workers that take no new ones or are
+//! to be rid of those they have. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -51,10 +52,22 @@ pub struct PauseWorker {
 }
 api_call!(PauseWorker => Done, "worker", "pause");
 
-/// `worker.resume`: the end of a pause.
+/// `worker.resume`: the end of a pause or a drain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResumeWorker {
     /// Which worker.
     pub name: WorkerName,
 }
 api_call!(ResumeWorker => Done, "worker", "resume");
+
+/// `worker.drain`: no new VMs are placed there; those that are there end by themselves, or, after the deadline, start over
+/// elsewhere. Asked for again it counts anew, with the new deadline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainWorker {
+    /// Which worker.
+    pub name: WorkerName,
+    /// Seconds until the VMs that are still there are moved; 0 = at once, none = never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_s: Option<u64>,
+}
+api_call!(DrainWorker => Done, "worker", "drain");

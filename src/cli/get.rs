@@ -1,5 +1,7 @@
 //! `orchard get`: everything about one VM, worker or service account, and bootstrap tokens; and `orchard version`.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 
 use super::bootstrap::{self, BootstrapTokenArgs};
@@ -8,9 +10,10 @@ use super::output::{self, Format, OutputArgs, Table};
 use super::{accounts, list};
 use crate::bus::access::GetAccount;
 use crate::bus::message::{GetInfo, GetWorker};
+use crate::config::duration;
 use crate::model::resources::{Labels, Resources};
 use crate::model::vm::Vm;
-use crate::model::worker::WorkerView;
+use crate::model::worker::{Drain, WorkerView};
 use crate::model::{AccountName, Clock, Timestamp, VmName, WorkerName};
 
 #[derive(Debug, Subcommand)]
@@ -143,6 +146,9 @@ fn worker_table(view: &WorkerView, now: Timestamp) -> Table {
     row("Last seen", list::last_seen(view, now));
     row("State", list::state(view));
     row("Scheduling paused", view.worker.scheduling_paused.to_string());
+    if let Some(drain) = &view.worker.drain {
+        row("Drained since", drain_of(drain, now));
+    }
     row("Machine ID", info.machine_id.clone());
     row("Host", format!("{} {}", info.os, info.arch));
     row("Runtime", info.runtime.to_string());
@@ -154,6 +160,17 @@ fn worker_table(view: &WorkerView, now: Timestamp) -> Table {
     row("VMs", view.vms.to_string());
     row("Labels", show_labels(&info.labels));
     table
+}
+
+fn drain_of(drain: &Drain, now: Timestamp) -> String {
+    let so_far = if drain.done { "nothing runs there any more" } else { "VMs run there still" };
+    let deadline = match drain.deadline_s {
+        Some(seconds) => {
+            format!("those left are moved {} after its beginning", duration::show(Duration::from_secs(seconds)))
+        }
+        None => "those left are waited for".to_owned(),
+    };
+    format!("{}; {so_far}; {deadline}", output::ago(drain.began, now))
 }
 
 fn or_none(text: String) -> String {

@@ -138,11 +138,16 @@ pub(super) fn last_seen(view: &WorkerView, now: Timestamp) -> String {
 /// A worker's liveness, for people; heartbeat and data path are told apart.
 pub(super) fn state(view: &WorkerView) -> String {
     use crate::model::worker::WorkerState;
-    match (view.state, view.connectable) {
-        (WorkerState::Online, true) => "online".to_owned(),
-        (WorkerState::Online, false) => "online, no tunnel".to_owned(),
-        (WorkerState::Unseen, _) => "unseen".to_owned(),
-        (WorkerState::Gone, _) => "gone".to_owned(),
+    let state = match (view.state, view.connectable) {
+        (WorkerState::Online, true) => "online",
+        (WorkerState::Online, false) => "online, no tunnel",
+        (WorkerState::Unseen, _) => "unseen",
+        (WorkerState::Gone, _) => "gone",
+    };
+    match &view.worker.drain {
+        Some(drain) if drain.done => format!("{state}, drained"),
+        Some(_) => format!("{state}, draining"),
+        None => state.to_owned(),
     }
 }
 
@@ -178,6 +183,7 @@ pub(super) mod tests {
                 },
                 created_at: Timestamp::from_millis(0),
                 scheduling_paused: false,
+                drain: None,
             },
             state: WorkerState::Online,
             connectable: true,

@@ -12,6 +12,7 @@ mod connect;
 mod context;
 mod create;
 mod delete;
+mod drain;
 mod event_order;
 mod events;
 mod follow;
@@ -104,6 +105,9 @@ enum Command {
     /// Have a worker take VMs again
     #[command(subcommand)]
     Resume(placing::Resume),
+    /// Have a worker get rid of its VMs
+    #[command(subcommand)]
+    Drain(drain::Drain),
     /// Show the output of a VM's startup script
     #[command(subcommand)]
     Logs(logs::Logs),
@@ -198,6 +202,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Explain(command) => placing::explain(command, &connect().await?).await?,
         Command::Pause(command) => placing::pause(command, &connect().await?).await?,
         Command::Resume(command) => placing::resume(command, &connect().await?).await?,
+        Command::Drain(command) => drain::drain(command, &connect().await?).await?,
         Command::Logs(command) => logs::run(command, &connect().await?).await?,
         Command::Events(arguments) => events::run(arguments, &connect().await?).await?,
         Command::Audit(arguments) => audit::run(arguments, &connect().await?).await?,

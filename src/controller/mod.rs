@@ -14,6 +14,7 @@ mod buses;
 mod enforce;
 mod gate;
 mod publisher;
+mod pulse;
 mod service;
 
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use self::cluster::Timing;
 use self::enforce::Enforcer;
 use self::gate::Gate;
 use self::publisher::{Feed, publish, send_assignments};
+use self::pulse::Pulse;
 use self::service::{BusAddress, Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
 use self::store::{OpenError, Store, StoreError};
@@ -195,13 +197,15 @@ impl Controller {
             workers_have_keys: broker.is_some(),
         };
         let service = Service::start(&buses, Arc::new(context)).await.map_err(StartError::Bus)?;
+        let pulse = Arc::new(Pulse::new(buses.workers.clone(), clock, options.timing.heartbeat));
         let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
         let loops = vec![
             task::spawn(publish(Feed::Events, buses.news.clone(), store.clone(), writer.clone(), signals.events)),
             task::spawn(publish(Feed::Audit, buses.news, store, writer.clone(), signals.audit)),
             auditor.run(deeds, writer.clone()),
             task::spawn(send_assignments(buses.workers, writer.clone(), signals.assign)),
-            task::spawn(tick(writer.clone())),
+            task::spawn(pulse.clone().beat()),
+            task::spawn(tick(writer.clone(), pulse)),
             task::spawn(enforce::run(enforcer)),
         ];
         Ok(Self {
@@ -309,12 +313,16 @@ fn local_names() -> Vec<String> {
     names
 }
 
-async fn tick(writer: Writer) {
+async fn tick(writer: Writer, pulse: Arc<Pulse>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let ticked = writer.submit(|step| {
+        let pulse = pulse.clone();
+        let ticked = writer.submit(move |step| {
+            if !pulse.is_sound() {
+                step.cluster.bus_lost(step.now);
+            }
             step.cluster.tick(step.now, step.changes);
             Ok(())
         });

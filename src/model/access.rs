@@ -158,6 +158,7 @@ pub const VERBS: &[Verb] = &[
     changes("worker", "delete", WRITE),
     changes("worker", "pause", WRITE),
     changes("worker", "resume", WRITE),
+    changes("worker", "drain", WRITE),
     reads("event", "list", READ),
     reads("connect", "open", CONNECT),
     changes("service-account", "create", ADMIN_WRITE),

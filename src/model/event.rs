@@ -36,12 +36,18 @@ pub enum EventType {
     Registered,
     /// A worker is online.
     Online,
-    /// A worker was not heard of for longer than its lease.
+    /// A worker has not been heard of for a while; nothing happens to its VMs.
     Unseen,
+    /// A worker's lease is certainly over; those of its VMs that may be replaced start over elsewhere.
+    Gone,
     /// A worker accepts no new VMs.
     Paused,
     /// A worker accepts new VMs again.
     Resumed,
+    /// A worker accepts no new VMs, and shall be rid of those it has.
+    Draining,
+    /// Nothing runs any more on a worker that is drained.
+    Drained,
     /// A worker has a VM that the controller did not name: one that was given up is removed, an unknown one left alone.
     Stray,
     /// A type of a newer release.
@@ -65,8 +71,11 @@ impl EventType {
         EventType::Registered,
         EventType::Online,
         EventType::Unseen,
+        EventType::Gone,
         EventType::Paused,
         EventType::Resumed,
+        EventType::Draining,
+        EventType::Drained,
         EventType::Stray,
     ];
 
@@ -86,8 +95,11 @@ impl EventType {
             EventType::Registered => "registered",
             EventType::Online => "online",
             EventType::Unseen => "unseen",
+            EventType::Gone => "gone",
             EventType::Paused => "paused",
             EventType::Resumed => "resumed",
+            EventType::Draining => "draining",
+            EventType::Drained => "drained",
             EventType::Stray => "stray",
             EventType::Unknown => "unknown",
         }

@@ -32,6 +32,19 @@ pub enum Bug {
     FreedTooSoon,
     /// Copies that the controller does not know are deleted.
     UnknownDeleted,
+    /// VMs that are to be kept are replaced like the others.
+    KeepReplaced,
+    /// A controller that starts takes workers that it has not heard of for gone as soon as time passes.
+    GoneAtStart,
+    /// The worker counts its lease from the answer to its message instead of from the sending of it.
+    LeaseFromAnswer,
+    /// The worker starts what it was told to in a session whose lease was over, once it has a new lease.
+    StaleOrder,
+    /// A VM that is moved away starts elsewhere while it still runs where it was.
+    DrainedTooSoon,
+    /// What is gone is replaced when the lease is over by the controller's clock, with nothing for clocks that differ and for
+    /// the time it takes to stop VMs.
+    NoMargin,
 }
 
 /// Whether this thread runs with `bug`.

@@ -265,10 +265,14 @@ pub struct Vm {
     /// How many of those in a row came soon after the start; grows the pause before the next.
     #[serde(default, skip_serializing_if = "is_zero_u32")]
     pub quick_failures: u32,
+    /// The first generation that says it may be replaced when its worker is gone; of this copy, which may have been told
+    /// otherwise before. A worker that has not put it into effect may go on running it.
+    #[serde(default, rename = "replaceSince", skip_serializing_if = "is_zero")]
+    pub replace_since: u64,
     /// Lines of the startup script stored for this attempt.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub log_lines: u64,
-    /// When it was last started over.
+    /// When it was last started over after a failure: the pause before that is counted from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarted_at: Option<Timestamp>,
     /// When it was placed.
@@ -304,6 +308,7 @@ impl Vm {
             restart_count: 0,
             boot: 0,
             quick_failures: 0,
+            replace_since: 0,
             log_lines: 0,
             restarted_at: None,
             scheduled_at: None,

@@ -40,7 +40,7 @@ pub struct WorkerInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerState {
-    /// It renewed its lease in time.
+    /// It was heard of a short while ago.
     Online,
     /// Nothing was heard for longer than that. Its VMs are left alone: silence is not death.
     Unseen,
@@ -60,6 +60,22 @@ pub struct Worker {
     /// No new VMs are placed on it.
     #[serde(default)]
     pub scheduling_paused: bool,
+    /// It shall be rid of its VMs, and takes no new ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+/// A worker is to be rid of its VMs: for an upgrade, or to be taken away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// When that was asked for.
+    pub began: Timestamp,
+    /// Seconds from then after which the VMs that are still there start over elsewhere; none = they are waited for.
+    #[serde(default, rename = "deadlineSeconds", skip_serializing_if = "Option::is_none")]
+    pub deadline_s: Option<u64>,
+    /// Nothing runs there any more.
+    #[serde(default)]
+    pub done: bool,
 }
 
 /// A worker as readers see it: the record, with what is only known while the controller runs.
@@ -72,7 +88,7 @@ pub struct WorkerView {
     pub state: WorkerState,
     /// Whether its data path (QUIC) is up, apart from the heartbeat.
     pub connectable: bool,
-    /// When it last renewed its lease; none = not since the controller started.
+    /// When it was last heard of; none = not since the controller started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<Timestamp>,
     /// What its VMs take.

@@ -177,7 +177,12 @@ pub struct Cluster {
 }
 
 /// Short, so that tests of silence are short too.
-pub const TIMING: Timing = Timing { heartbeat: Duration::from_millis(200), lease: Duration::from_millis(1_000) };
+pub const TIMING: Timing = Timing {
+    heartbeat: Duration::from_millis(200),
+    unseen: Duration::from_millis(1_000),
+    lease: Duration::from_secs(60),
+    fence: Duration::from_secs(10),
+};
 
 impl Cluster {
     /// A controller with its embedded broker, over TLS as always, and no worker yet.

@@ -16,7 +16,7 @@ use orchard::bus::message::{
     HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, LogLine, LogLines, Observation, OpenTunnel, Report, RunSpec,
     TunnelEndpoint, TunnelTicket, Want, Welcome, decode, encode,
 };
-use orchard::bus::placing::{ExplainVm, Explained, Obstacle, PauseWorker, ResumeWorker};
+use orchard::bus::placing::{DrainWorker, ExplainVm, Explained, Obstacle, PauseWorker, ResumeWorker};
 use orchard::model::access::{Role, Roles};
 use orchard::model::account::{AccountView, JoinId, JoinTokenView};
 use orchard::model::audit::{AuditRecord, AuditType, Deed, Outcome};
@@ -248,6 +248,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
         obstacles: vec![Obstacle { what: "paused".into(), workers: 2 }],
     };
     line(&mut file, "answer/vm.explain", &Answer::Ok(explained));
+    line(&mut file, "worker.drain", &DrainWorker { name: "w".parse().unwrap(), deadline_s: Some(60) });
     line(&mut file, "worker.pause", &PauseWorker { name: "w".parse().unwrap() });
     line(&mut file, "worker.resume", &ResumeWorker { name: "w".parse().unwrap() });
 

@@ -16,7 +16,7 @@ const NAMED: usize = 3;
 impl Cluster {
     /// Refuses a copy of a worker's data folder that was taken to another machine: one that shows the key with another
     /// machine's id, and one that comes from another place while the worker is heard of, or while VMs may run where it was. Of
-    /// two that use one key, the first stays for as long as it renews its lease; two that take the session from each other
+    /// two that use one key, the first stays for as long as it is heard of; two that take the session from each other
     /// would run every VM twice. And a copy knows nothing of the VMs of the first: it would report them as lost, and the first
     /// would have to remove them when it is back.
     pub(super) fn check_machine(&self, name: &WorkerName, hello: &Hello, now: Now) -> Result<(), ApiError> {
@@ -34,11 +34,11 @@ impl Cluster {
             return Ok(());
         }
         let silence = now.mono.saturating_sub(entry.heard);
-        if silence <= self.timing.lease {
-            let (lease, silence) = (self.timing.lease.as_secs_f64(), silence.as_secs_f64());
+        if silence <= self.timing.unseen {
+            let (unseen, silence) = (self.timing.unseen.as_secs_f64(), silence.as_secs_f64());
             let what = format!(
                 "worker {name} runs in another place with the same key, and was heard of {silence:.1} s ago. If this data \
-                 folder is a copy, {OWN_KEY}. If the other one is gone, this one is let in {lease} s after it was last heard \
+                 folder is a copy, {OWN_KEY}. If the other one is gone, this one is let in {unseen} s after it was last heard \
                  of, or, while VMs are placed there, only as the same folder after a reboot of its machine"
             );
             return Err(ApiError::new(ErrorCode::Unavailable, what));

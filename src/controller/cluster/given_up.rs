@@ -146,7 +146,7 @@ impl Cluster {
         }
         // That the VM was deleted, if it was, has been told when it was given up.
         let GivenUp { name, held, .. } = record;
-        self.insert_leaving(Leaving { name, id, worker: worker.clone(), held, deleted: false });
+        self.insert_leaving(Leaving { name, id, worker: worker.clone(), held, deleted: false, replaceable: false });
         changes.leaving.insert(id);
         self.reassign(worker, changes);
         true

@@ -5,22 +5,25 @@
 //! nothing and one bad command fails alone.
 //!
 //! What is stored are VMs, workers, copies that are still to be removed or were given up, who may do what (`access`), and
-//! events. Sessions and liveness are only in memory: after a restart every worker says hello again and has a whole lease to
-//! do so.
+//! events. Sessions and liveness (`liveness`) are only in memory: after a restart every worker says hello again and has a
+//! whole lease to do so.
 
 mod access;
 mod audit;
 mod changes;
 mod copied;
+mod drain;
 mod ends;
 mod given_up;
 mod join;
+mod liveness;
 mod placing;
 #[cfg(test)]
 mod planted;
 mod quota;
 mod reading;
 mod removal;
+mod replace;
 mod spec;
 mod vm;
 mod worker;
@@ -35,6 +38,7 @@ pub use self::access::check_token;
 pub use self::changes::{Changes, Said};
 pub use self::given_up::GivenUp;
 use self::given_up::GivenUps;
+pub use self::liveness::Timing;
 use self::quota::Usage;
 use super::scheduler::{Policy, Scheduler, Standing};
 use crate::bus::message::{Assignment, DesiredCopy, RunSpec, Want};
@@ -46,23 +50,7 @@ use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{Worker, WorkerState, WorkerView};
-use crate::model::{CopyId, Now, SessionId, VmName, VmUid, WorkerName};
-
-/// Durations that rule liveness.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// How often a worker renews its lease.
-    pub heartbeat: Duration,
-    /// How long a lease lasts without renewal; a worker that is silent for longer is unseen.
-    pub lease: Duration,
-}
-
-impl Default for Timing {
-    /// Five missed heartbeats: an ordinary network hiccup or a reconnect does not show.
-    fn default() -> Self {
-        Self { heartbeat: Duration::from_secs(3), lease: Duration::from_secs(15) }
-    }
-}
+use crate::model::{CopyId, Now, SessionId, Timestamp, VmName, VmUid, WorkerName};
 
 /// A copy that its worker still has to remove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +65,9 @@ pub struct Leaving {
     pub held: Resources,
     /// The VM was deleted, so nothing of it remains once this copy is gone.
     pub deleted: bool,
+    /// Its worker stops it when its lease is over: nothing of it runs any more once that worker is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replaceable: bool,
 }
 
 /// What the store holds, as read at start.
@@ -115,6 +106,16 @@ struct WorkerEntry {
     state: WorkerState,
     /// Since when nothing was heard, by the monotonic clock.
     heard: Duration,
+    /// The same for people, by the clock on the wall; none while nothing was heard since the start.
+    last_seen: Option<Timestamp>,
+    /// From when on its present lease counts: the last message, or later if the controller may have missed some.
+    lease_from: Duration,
+    /// When it was found to be gone, if it is, by the monotonic clock.
+    gone_since: Option<Duration>,
+    /// The session that was open then: what is still under way of it opens no other.
+    closed: Option<SessionId>,
+    /// When a drain moves away what is left, by the monotonic clock; none = it does not.
+    drain_until: Option<Duration>,
 }
 
 /// What is known of a worker only while it speaks.
@@ -122,7 +123,6 @@ struct WorkerEntry {
 struct Live {
     session: SessionId,
     revision: u64,
-    seen: Now,
 }
 
 /// The state of the whole cluster.
@@ -213,8 +213,7 @@ impl Cluster {
                 entry.live.clone_from(&known.live);
                 entry.place.clone_from(&known.place);
                 entry.strays.clone_from(&known.strays);
-                entry.state = known.state;
-                entry.heard = known.heard;
+                entry.keep_liveness_of(known, other.ticked);
             }
         }
         let names: Vec<WorkerName> = self.workers.keys().cloned().collect();
@@ -319,6 +318,7 @@ impl Cluster {
 
 impl WorkerEntry {
     fn new(record: Worker, now: Now) -> Self {
+        let drain_until = record.drain.as_ref().and_then(|drain| drain::until(drain, now));
         Self {
             record,
             vms: BTreeSet::new(),
@@ -328,12 +328,17 @@ impl WorkerEntry {
             strays: BTreeSet::new(),
             state: WorkerState::Unseen,
             heard: now.mono,
+            last_seen: None,
+            lease_from: now.mono,
+            gone_since: None,
+            closed: None,
+            drain_until,
         }
     }
 
     fn standing(&self) -> Standing {
         match self.state {
-            WorkerState::Online if self.live.is_some() && self.record.scheduling_paused => Standing::Paused,
+            WorkerState::Online if self.live.is_some() && self.takes_nothing() => Standing::Paused,
             WorkerState::Online if self.live.is_some() => Standing::Open,
             _ => Standing::Unseen,
         }
@@ -344,7 +349,7 @@ impl WorkerEntry {
             worker: self.record.clone(),
             state: self.state,
             connectable: false,
-            last_seen: self.live.as_ref().map(|live| live.seen.wall),
+            last_seen: self.last_seen,
             used: used.cloned().unwrap_or_default(),
             vms: u64::try_from(self.vms.len()).unwrap_or(u64::MAX),
         }

@@ -5,7 +5,7 @@ use crate::bus::placing::{Explained, Obstacle};
 use crate::controller::scheduler::{Placement, Shape};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
-use crate::model::vm::VmStatus;
+use crate::model::vm::{Vm, VmStatus};
 use crate::model::{Attempt, CopyId, Now, VmName, VmUid, WorkerName};
 
 impl Cluster {
@@ -57,11 +57,11 @@ impl Cluster {
     ///
     /// # Errors
     /// [`ErrorCode::NotFound`].
-    pub fn explain(&self, name: &VmName) -> Result<Explained, ApiError> {
+    pub fn explain(&self, name: &VmName, now: Now) -> Result<Explained, ApiError> {
         let vm = self.known_vm(name)?;
         let explanation = self.scheduler.explain(&Shape::of(&vm.spec));
         let reason = match (&vm.worker, vm.status) {
-            (Some(worker), _) => format!("it was placed on {worker}, {}", vm.placed_because),
+            (Some(worker), _) => self.why_on(worker, vm, now),
             (None, VmStatus::Pending) if self.scheduler.is_waiting(vm.uid) => explanation.to_string(),
             (None, VmStatus::Pending) if self.held_back.contains_key(&vm.uid) => vm.status_message.clone(),
             (None, VmStatus::Pending) => "an earlier copy of it may still run and must be gone first".to_owned(),
@@ -80,7 +80,15 @@ impl Cluster {
         })
     }
 
-    /// Has a worker take no new VMs, or take them again. What it has already goes on. The worker does not need to be
+    fn why_on(&self, worker: &WorkerName, vm: &Vm, now: Now) -> String {
+        let placed = format!("it was placed on {worker}, {}", vm.placed_because);
+        match self.fate_of(vm, now) {
+            Some(fate) => format!("{placed}; {fate}"),
+            None => placed,
+        }
+    }
+
+    /// Has a worker take no new VMs, or take them again, which also ends a drain. What it has already goes on. The worker does not need to be
     /// online, and nothing that it says undoes a pause.
     ///
     /// # Errors
@@ -92,11 +100,9 @@ impl Cluster {
         now: Now,
         changes: &mut Changes,
     ) -> Result<(), ApiError> {
-        let Some(entry) = self.workers.get_mut(name) else {
-            let hint = "`orchard list workers` shows those there are";
-            return Err(ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}")));
-        };
-        if entry.record.scheduling_paused == paused {
+        let entry = self.workers.get_mut(name).ok_or_else(|| unknown_worker(name))?;
+        let drained = !paused && entry.end_drain();
+        if entry.record.scheduling_paused == paused && !drained {
             return Ok(());
         }
         entry.record.scheduling_paused = paused;
@@ -106,4 +112,9 @@ impl Cluster {
         self.tell_scheduler(name);
         Ok(())
     }
+}
+
+pub(super) fn unknown_worker(name: &WorkerName) -> ApiError {
+    let hint = "`orchard list workers` shows those there are";
+    ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
 }

@@ -9,8 +9,8 @@ use super::Cluster;
 use crate::bus::message;
 use crate::controller::scheduler::Shape;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::vm::{Vm, VmStatus};
-use crate::model::worker::{WorkerState, WorkerView};
+use crate::model::vm::Vm;
+use crate::model::worker::WorkerView;
 use crate::model::{Now, VmName, WorkerName};
 
 /// What stands in the way of VMs, worked out once for all that want the same.
@@ -47,10 +47,10 @@ impl Cluster {
     /// # Errors
     /// [`ErrorCode::NotFound`].
     pub fn worker(&self, name: &WorkerName) -> Result<WorkerView, ApiError> {
-        self.workers.get(name).map(|entry| entry.view(self.scheduler.used(name))).ok_or_else(|| {
-            let hint = "`orchard list workers` shows those there are";
-            ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
-        })
+        self.workers
+            .get(name)
+            .map(|entry| entry.view(self.scheduler.used(name)))
+            .ok_or_else(|| super::placing::unknown_worker(name))
     }
 
     /// At most `limit` workers after `after`, in name order, and whether there are more; fewer when they are so large that
@@ -73,10 +73,7 @@ impl Cluster {
             let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
             seen.status_message.clone_from(reason);
         }
-        let entry = vm.worker.as_ref().and_then(|name| self.workers.get(name));
-        if let Some(entry) = entry.filter(|entry| entry.state == WorkerState::Unseen && vm.status != VmStatus::Failed) {
-            let silence = now.mono.saturating_sub(entry.heard).as_secs();
-            let note = format!("worker {} has not been heard of for {silence} s", entry.record.info.name);
+        if let Some(note) = self.fate_of(vm, now) {
             let so_far = &seen.status_message;
             seen.status_message = if so_far.is_empty() { note } else { format!("{note}; before: {so_far}") };
         }

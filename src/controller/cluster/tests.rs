@@ -3,9 +3,11 @@
 mod access;
 mod bounds;
 mod copies;
+mod drain;
 mod given_up;
 mod going_back;
 mod hostile;
+mod liveness;
 mod placing;
 mod walk;
 
@@ -247,16 +249,23 @@ fn silence_is_not_death() {
     let uid = world.create("a", VmSpec { restart_policy: RestartPolicy::OnFailure, ..VmSpec::default() }).unwrap();
     world.report("w", session, CopyId { uid, attempt: 0 }, running()).unwrap();
     world.join("v", 4);
-    world.pass(3_600_000);
+    world.pass(60_000);
     let vm = world.vm("a");
     assert_eq!((vm.status, vm.restart_count, vm.worker), (VmStatus::Running, 0, Some(name("w"))));
-    assert!(vm.status_message.contains("not been heard of for 3600 s"), "{}", vm.status_message);
+    assert!(vm.status_message.contains("not been heard of for 60 s"), "{}", vm.status_message);
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Unseen);
     assert_eq!(world.events().iter().filter(|kind| **kind == EventType::Unseen).count(), 2);
     // The same session goes on when the worker is heard again.
     let beat = Heartbeat { session, revision: 0 };
     world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes).unwrap();
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
+    // Nor does a longer silence end anything; but then it has to register again.
+    world.pass(3_600_000);
+    let vm = world.vm("a");
+    assert_eq!((vm.status, vm.restart_count, vm.worker), (VmStatus::Running, 0, Some(name("w"))));
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Gone);
+    let refused = world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes);
+    assert_eq!(refused.unwrap_err().code, ErrorCode::Unauthenticated);
 }
 
 #[test]

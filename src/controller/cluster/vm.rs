@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::spec::check_spec;
-use super::{Changes, Cluster, Leaving};
+use super::{Changes, Cluster, Leaving, replace};
 use crate::bus::message::{CreateVm, LogLines, Observation, Report};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
@@ -102,7 +102,7 @@ impl Cluster {
     }
 
     /// Turns the placed copy of `vm` into one to be removed that still holds `held`.
-    fn dismiss(&mut self, vm: &Vm, held: Resources, deleted: bool, changes: &mut Changes) {
+    pub(super) fn dismiss(&mut self, vm: &Vm, held: Resources, deleted: bool, changes: &mut Changes) {
         let Some(worker) = vm.worker.clone() else { return };
         if let Some(entry) = self.workers.get_mut(&worker) {
             entry.vms.remove(&vm.uid);
@@ -112,7 +112,8 @@ impl Cluster {
             }
         }
         let id = vm.copy_id();
-        self.insert_leaving(Leaving { name: vm.name.clone(), id, worker: worker.clone(), held, deleted });
+        let replaceable = replace::is_replaceable(vm);
+        self.insert_leaving(Leaving { name: vm.name.clone(), id, worker: worker.clone(), held, deleted, replaceable });
         changes.leaving.insert(id);
         self.reassign(&worker, changes);
     }
@@ -138,9 +139,8 @@ impl Cluster {
             Observation::Running { message, ready, generation } => {
                 self.running(worker, id, (bounded(message), ready, generation), now, changes)
             }
-            Observation::Failed { message, .. } | Observation::Fenced { message } => {
-                self.failed(worker, id, bounded(message), now, changes)
-            }
+            Observation::Failed { message, .. } => self.failed(worker, id, bounded(message), now, changes),
+            Observation::Fenced { message } => self.fenced(worker, id, &bounded(message), now, changes),
             // Nothing asks for it yet.
             Observation::Stopped { .. } => Ok(()),
         }
@@ -266,17 +266,8 @@ impl Cluster {
             format!("starting over in {} s, after: {cause}", pause.as_secs())
         };
         vm.quick_failures = quick.saturating_add(1);
-        vm.restart_count = vm.restart_count.saturating_add(1);
         vm.restarted_at = Some(now.wall);
-        vm.status = VmStatus::Pending;
-        vm.worker = None;
-        vm.placed_because.clear();
-        vm.assigned_cpu = 0;
-        vm.assigned_memory = 0;
-        vm.scheduled_at = None;
-        vm.started_at = None;
-        vm.failed_at = None;
-        vm.log_lines = 0;
+        replace::begin_attempt(vm);
         changes.vm_event(&mut self.last_event, now, vm, EventType::Restarting, format!("in {} s", pause.as_secs()));
         if pause.is_zero() {
             self.consider(uid);
@@ -315,7 +306,7 @@ impl Cluster {
 }
 
 /// The VM whose current copy is `id` on `worker`.
-fn placed<'a>(
+pub(super) fn placed<'a>(
     names: &std::collections::HashMap<VmUid, VmName>,
     vms: &'a mut std::collections::BTreeMap<VmName, Vm>,
     worker: &WorkerName,

@@ -1,11 +1,11 @@
-//! Workers: registration, leases, silence.
+//! Workers: registration, sessions, heartbeats. What silence means stands in `liveness`.
 
 use super::{Changes, Cluster, Live, WorkerEntry};
 use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
-use crate::model::worker::{Worker, WorkerState};
+use crate::model::worker::Worker;
 use crate::model::{CopyId, Now, SessionId, WorkerName};
 
 /// Unknown copies of which each worker may tell: far more than a machine can hold. Those beyond are not told of.
@@ -46,6 +46,7 @@ impl Cluster {
             return Err(ApiError::new(ErrorCode::Invalid, what));
         }
         self.check_machine(&name, &hello, now)?;
+        self.check_not_closed(&name, hello.session)?;
         let known = self.workers.get(&name);
         if known.is_some_and(|entry| entry.record.info.machine_id != hello.info.machine_id) {
             return Err(ApiError::new(
@@ -57,7 +58,7 @@ impl Cluster {
         }
         match self.workers.get_mut(&name) {
             None => {
-                let record = Worker { info: hello.info, created_at: now.wall, scheduling_paused: false };
+                let record = Worker { info: hello.info, created_at: now.wall, scheduling_paused: false, drain: None };
                 self.workers.insert(name.clone(), WorkerEntry::new(record, now));
                 changes.workers.insert(name.clone());
                 changes.worker_event(&mut self.last_event, now, &name, EventType::Registered, String::new());
@@ -79,7 +80,7 @@ impl Cluster {
             // The same hello may come twice. Numbers that began anew would be below those that the worker has.
             let again = entry.live.take().filter(|live| live.session == hello.session);
             let revision = again.map_or(0, |live| live.revision) + 1;
-            entry.live = Some(Live { session: hello.session, revision, seen: now });
+            entry.live = Some(Live { session: hello.session, revision });
         }
         if let Some(key) = self.access.keys.get_mut(&name).filter(|key| key.place != hello.place) {
             // Kept, so that a copy of the worker's data folder does not come first after a restart of the controller.
@@ -116,58 +117,19 @@ impl Cluster {
         Ok(HeartbeatAck { revision })
     }
 
-    fn heard_of(&mut self, name: &WorkerName, now: Now, changes: &mut Changes) {
-        let Some(entry) = self.workers.get_mut(name) else { return };
-        entry.heard = now.mono;
-        if let Some(live) = &mut entry.live {
-            live.seen = now;
-        }
-        if entry.state != WorkerState::Online {
-            entry.state = WorkerState::Online;
-            self.tell_scheduler(name);
-            changes.worker_event(&mut self.last_event, now, name, EventType::Online, String::new());
-        }
-    }
-
-    /// Lets time pass: leases run out, pauses end.
+    /// Lets time pass: leases run out, pauses and drains end.
     pub fn tick(&mut self, now: Now, changes: &mut Changes) {
-        let lease = self.timing.lease;
         #[cfg(test)]
         self.presume_dead(now, changes);
-        // Whoever was silent while this process itself stood still (a stopped process, a hanging disk) may have spoken:
-        // what it said waits in the queue. Silence is not death.
-        let before = self.ticked.replace(now.mono).unwrap_or(now.mono);
-        let stalled = now.mono.saturating_sub(before);
-        if stalled > lease / 2 {
-            for entry in self.workers.values_mut() {
-                entry.heard = entry.heard.saturating_add(stalled).min(now.mono);
-            }
-        }
-        let mut silent = Vec::new();
-        for (name, entry) in &mut self.workers {
-            // What came before the last tick has been taken in since; what came later may still wait behind this one.
-            if entry.state == WorkerState::Online && before.saturating_sub(entry.heard) > lease {
-                let silence = now.mono.saturating_sub(entry.heard);
-                entry.state = WorkerState::Unseen;
-                let message = format!("not heard of for {} s; its VMs are left alone", silence.as_secs());
-                changes.worker_event(&mut self.last_event, now, name, EventType::Unseen, message);
-                silent.push(name.clone());
-            }
-        }
-        silent.iter().for_each(|name| self.tell_scheduler(name));
+        let _silent = self.notice_silence(now, changes);
         #[cfg(test)]
-        self.replace_at_once(&silent, now, changes);
+        self.replace_at_once(&_silent, now, changes);
+        self.replace_on_gone(now, changes);
         self.drop_expired_joins(now, changes);
         self.end_of_time(now, changes);
         self.end_pauses(now);
         self.forget_given_up(now, changes);
-    }
-
-    /// Why `worker` cannot be reached now, in words; `None` when it is online.
-    pub fn silence_of(&self, worker: &WorkerName, now: Now) -> Option<String> {
-        let entry = self.workers.get(worker)?;
-        let silence = now.mono.saturating_sub(entry.heard).as_secs();
-        (entry.state == WorkerState::Unseen).then(|| format!("worker {worker} has been unseen for {silence} s"))
+        self.go_on_draining(now, changes);
     }
 
     /// Whether a session of `worker` is open.

@@ -9,7 +9,7 @@ use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
     ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
 };
-use crate::bus::placing::{ExplainVm, PauseWorker, ResumeWorker};
+use crate::bus::placing::{DrainWorker, ExplainVm, PauseWorker, ResumeWorker};
 use crate::controller::store::{Room, StoreError};
 use crate::identity;
 use crate::model::access::rule;
@@ -53,6 +53,7 @@ verbs! {
     CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
     DeleteJoinToken => access::delete_join_token, ListAudit => list_audit,
     ExplainVm => placing::explain, PauseWorker => placing::pause, ResumeWorker => placing::resume,
+    DrainWorker => placing::drain,
 }
 
 /// Answers one request of `account`, which the broker let speak under that name. What it may do is looked up again here:

@@ -20,12 +20,13 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use super::people::account;
-use crate::harness::{Cluster, LIMIT, any_port};
+use crate::harness::{self, Cluster, LIMIT, any_port};
 
 /// How long the flood goes on: longer than a worker may be silent.
 const FLOOD: Duration = Duration::from_secs(8);
 /// Longer than usual in these tests: what is measured is the flood, not how busy the machine is besides.
-const TIMING: Timing = Timing { heartbeat: Duration::from_millis(500), lease: Duration::from_secs(6) };
+const TIMING: Timing =
+    Timing { heartbeat: Duration::from_millis(500), unseen: Duration::from_secs(6), ..harness::TIMING };
 
 /// Whoever floods.
 #[derive(Clone)]

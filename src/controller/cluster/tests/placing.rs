@@ -12,7 +12,7 @@ fn a_vm_that_fits_nowhere_says_what_stands_in_the_way_and_a_placed_one_why_it_is
     let expected = "waiting for a worker: of 2 none fits: 1 paused, 1 too small for 32 org.cirruslabs.logical-cores";
     assert_eq!(world.vm("big").status_message, expected);
     assert_eq!(world.cluster.vms(None, 10, 1 << 20, world.now).0[0].status_message, expected);
-    let explained = world.cluster.explain(&name("big")).unwrap();
+    let explained = world.cluster.explain(&name("big"), world.now).unwrap();
     assert_eq!((explained.reason.as_str(), explained.workers, explained.fitting), (expected, 2, 0));
     assert_eq!(explained.obstacles.len(), 2);
 
@@ -21,9 +21,9 @@ fn a_vm_that_fits_nowhere_says_what_stands_in_the_way_and_a_placed_one_why_it_is
     let vm = world.vm("big");
     assert_eq!(vm.worker, Some(name("paused")));
     assert_eq!(vm.status_message, "placed on paused, the only one of 2 workers that could take it");
-    let explained = world.cluster.explain(&name("big")).unwrap();
+    let explained = world.cluster.explain(&name("big"), world.now).unwrap();
     assert_eq!(explained.reason, "it was placed on paused, the only one of 2 workers that could take it");
-    assert_eq!(world.cluster.explain(&name("none")).unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(world.cluster.explain(&name("none"), world.now).unwrap_err().code, ErrorCode::NotFound);
     let events = world.events();
     assert!(events.contains(&EventType::Paused) && events.contains(&EventType::Resumed));
 }

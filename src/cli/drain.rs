@@ -1,0 +1,103 @@
+//! `orchard drain`: a worker is to be rid of its VMs, by a deadline if there is one.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use tokio::time::Instant;
+
+use super::client::Client;
+use super::list;
+use crate::bus::message::GetWorker;
+use crate::bus::placing::DrainWorker;
+use crate::config::duration;
+use crate::model::WorkerName;
+use crate::model::vm::VmStatus;
+use crate::model::worker::WorkerState;
+
+/// How often `--wait` asks what is left.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// VMs named while waiting; more help nobody.
+const NAMED: usize = 5;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Drain {
+    /// Place no new VMs on a worker, and have those it has end by themselves or, after a deadline, start over elsewhere
+    #[command(after_help = "\
+Examples:
+  orchard drain worker mini-1                        # waits for its VMs to end, however long that takes
+  orchard drain worker mini-1 --deadline 30m --wait  # what still runs in 30 minutes starts over elsewhere
+  orchard drain worker mini-1 --deadline 0 --wait=1h # at once
+
+A VM that is moved starts from its image again, as another attempt, once its present copy is certainly stopped. VMs that
+failed or are switched off stay on the worker with their disks. `orchard resume worker mini-1` ends the drain.")]
+    Worker {
+        /// The worker's name
+        name: WorkerName,
+        /// Move the VMs that are still there after this time; 0 = at once [default: wait for them]
+        #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+        deadline: Option<Duration>,
+        /// Return only once nothing runs there any more, or fail after this time [without one: wait for ever]
+        #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = duration::parse)]
+        #[allow(clippy::option_option)] // not given, given, given with a time
+        wait: Option<Option<Duration>>,
+    },
+}
+
+pub(super) async fn drain(command: Drain, client: &Client) -> anyhow::Result<()> {
+    let Drain::Worker { name, deadline, wait } = command;
+    // Up, as less than a second is not meant to be at once.
+    let deadline_s = deadline.map(|deadline| deadline.as_millis().div_ceil(1_000));
+    let deadline_s = deadline_s.map(|seconds| u64::try_from(seconds).unwrap_or(u64::MAX));
+    let request = DrainWorker { name: name.clone(), deadline_s };
+    client.call(&request).await.with_context(|| format!("cannot drain worker {name}"))?;
+    match wait {
+        Some(limit) => drained(&name, limit, client).await,
+        None => {
+            eprintln!("worker {name} is being drained; `orchard resume worker {name}` lets it take VMs again");
+            Ok(())
+        }
+    }
+}
+
+/// Waits until nothing runs on a worker any more.
+async fn drained(name: &WorkerName, limit: Option<Duration>, client: &Client) -> anyhow::Result<()> {
+    let until = limit.and_then(|limit| Instant::now().checked_add(limit));
+    let mut told = None;
+    loop {
+        let view = client.call(&GetWorker { name: name.clone() }).await?;
+        match &view.worker.drain {
+            Some(drain) if drain.done => {
+                eprintln!("worker {name} is drained: nothing runs there any more");
+                return Ok(());
+            }
+            Some(_) => {}
+            None => anyhow::bail!("somebody has ended the drain of worker {name} (`orchard events --worker {name}`)"),
+        }
+        let mut left = left_on(name, client).await?;
+        if view.state != WorkerState::Online {
+            left.push_str("; it is not heard of, and nothing is moved before it is");
+        }
+        if told.as_ref() != Some(&left) {
+            eprintln!("worker {name} is being drained; {left}");
+            told = Some(left);
+        }
+        if let Some(limit) = limit.filter(|_| until.is_some_and(|until| Instant::now() >= until)) {
+            anyhow::bail!("worker {name} is not drained after {}; the drain goes on", duration::show(limit));
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// What still runs there, for people.
+async fn left_on(name: &WorkerName, client: &Client) -> anyhow::Result<String> {
+    let all = list::all_vms(client).await?;
+    let there = all.iter().filter(|vm| vm.worker.as_ref() == Some(name) && vm.status != VmStatus::Failed);
+    let there: Vec<&str> = there.filter(|vm| !vm.assigned.is_empty()).map(|vm| vm.name.as_str()).collect();
+    if there.is_empty() {
+        return Ok("the last VMs are being stopped".to_owned());
+    }
+    let more = if there.len() > NAMED { ", …" } else { "" };
+    let named: Vec<&str> = there.iter().take(NAMED).copied().collect();
+    Ok(format!("VMs left on it: {} ({}{more})", there.len(), named.join(", ")))
+}

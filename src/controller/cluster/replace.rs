@@ -1,0 +1,111 @@
+//! VMs that start over elsewhere although they did not fail: their worker is gone, or stopped them as its lease was over,
+//! or is to be rid of them. This is nobody's fault: it happens whatever their restart policy is, at once, and counts as no
+//! failure.
+//!
+//! What was told to which copy matters here, not what was wished since: a worker goes by what it has put into effect. One that
+//! has not yet heard that a VM may be replaced goes on running it, so that VM is kept until the worker has said otherwise.
+
+use super::vm::placed;
+use super::{Changes, Cluster};
+use crate::model::error::ApiError;
+use crate::model::event::EventType;
+use crate::model::planted::{Bug, planted};
+use crate::model::resources::Resources;
+use crate::model::vm::{OnUnseen, PowerState, Vm, VmStatus};
+use crate::model::worker::WorkerState;
+use crate::model::{CopyId, Now, VmUid, WorkerName};
+
+/// Whether its worker stops the VM, as it is placed, when its lease is over.
+pub(super) fn is_replaceable(vm: &Vm) -> bool {
+    let told = vm.observed_generation >= vm.replace_since;
+    (vm.spec.on_unseen == OnUnseen::Replace && told) || planted(Bug::KeepReplaced)
+}
+
+/// Makes the record that of a next attempt, which is nowhere yet. Everything but why and when it starts over.
+pub(super) fn begin_attempt(vm: &mut Vm) {
+    vm.restart_count = vm.restart_count.saturating_add(1);
+    vm.status = VmStatus::Pending;
+    vm.ready = false;
+    vm.worker = None;
+    vm.assigned = Resources::default();
+    vm.placed_because.clear();
+    vm.assigned_cpu = 0;
+    vm.assigned_memory = 0;
+    vm.scheduled_at = None;
+    vm.started_at = None;
+    vm.failed_at = None;
+    vm.log_lines = 0;
+    // Whoever gets the new copy is told from the start.
+    vm.replace_since = 0;
+}
+
+impl Cluster {
+    /// Whether a VM is to start over elsewhere when its worker is gone. One that is switched off is not: its disk is there.
+    pub(super) fn is_to_be_replaced(&self, vm: &Vm) -> bool {
+        let runs = vm.status != VmStatus::Failed && vm.spec.power_state == PowerState::Running;
+        runs && is_replaceable(vm)
+    }
+
+    /// Has whatever may be replaced, and certainly does not run any more on workers that are gone, start over. Asks what is
+    /// there and not what has just happened, so that nothing is forgotten that could not be stored at first, or came to be
+    /// so only later.
+    pub(super) fn replace_on_gone(&mut self, now: Now, changes: &mut Changes) {
+        let gone = self.workers.iter().filter(|(_, entry)| entry.state == WorkerState::Gone);
+        let gone: Vec<WorkerName> = gone.map(|(name, _)| name.clone()).collect();
+        for worker in gone {
+            self.free_leaving(&worker, changes);
+            let placed = self.workers.get(&worker).into_iter().flat_map(|entry| &entry.vms);
+            let placed = placed.filter_map(|uid| self.vm_record(*uid)).filter(|vm| self.is_to_be_replaced(vm));
+            let why = self.silence_of(&worker, now).unwrap_or_default();
+            for uid in placed.map(|vm| vm.uid).collect::<Vec<_>>() {
+                self.start_elsewhere(uid, Resources::default(), &why, now, changes);
+            }
+        }
+    }
+
+    /// Copies to be removed from a worker that is gone hold nothing there any more, if they were stopped with its lease.
+    fn free_leaving(&mut self, worker: &WorkerName, changes: &mut Changes) {
+        let Some(entry) = self.workers.get(worker) else { return };
+        let stopped = |id: &&CopyId| self.leaving.get(id).is_some_and(|l| l.replaceable && !l.held.is_empty());
+        for id in entry.leaving.iter().filter(stopped).copied().collect::<Vec<_>>() {
+            if let Some(leaving) = self.leaving.get_mut(&id) {
+                self.scheduler.release(worker, &std::mem::take(&mut leaving.held), 0);
+            }
+            changes.leaving.insert(id);
+            self.consider(id.uid);
+        }
+    }
+
+    /// A worker says that it stopped a copy as its lease was over, which nobody noticed here: clocks that differ by more than
+    /// they should, or acknowledgements that were lost.
+    ///
+    /// # Errors
+    /// As for [`Cluster::report`].
+    pub(super) fn fenced(
+        &mut self,
+        worker: &WorkerName,
+        id: CopyId,
+        message: &str,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<(), ApiError> {
+        let vm = placed(&self.names, &mut self.vms, worker, id)?;
+        let ended = vm.status == VmStatus::Failed || vm.spec.power_state != PowerState::Running;
+        if !ended {
+            let why = format!("worker {worker} stopped it as its lease was over: {message}");
+            self.start_elsewhere(id.uid, Resources::default(), &why, now, changes);
+        }
+        Ok(())
+    }
+
+    /// Starts a placed VM over, as soon as nothing of its present copy runs any more: at once if that holds nothing.
+    pub(super) fn start_elsewhere(&mut self, uid: VmUid, held: Resources, why: &str, now: Now, changes: &mut Changes) {
+        let Some(old) = self.vm_record(uid).cloned() else { return };
+        self.dismiss(&old, held, false, changes);
+        let Some(vm) = self.vms.get_mut(&old.name) else { return };
+        begin_attempt(vm);
+        vm.status_message = format!("starting over elsewhere: {why}");
+        changes.vm_event(&mut self.last_event, now, vm, EventType::Restarting, format!("replaced: {why}"));
+        self.consider(uid);
+    }
+}
