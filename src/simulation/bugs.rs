@@ -7,7 +7,7 @@ use super::run;
 use crate::model::planted::{Bug, plant};
 
 /// The bugs, what of the list of known weaknesses each is like, and what is wrong.
-const BUGS: [(Bug, &str, &str); 14] = [
+const BUGS: [(Bug, &str, &str); 20] = [
     (Bug::RestartDeadEnd, "C1", "a VM that fails again soon after its restart is never restarted"),
     (Bug::StaleAttempt, "C3", "a report of an earlier attempt counts for the present one"),
     (Bug::NameNotUid, "C3", "a report counts for whatever VM has the name now"),
@@ -21,6 +21,12 @@ const BUGS: [(Bug, &str, &str); 14] = [
     (Bug::UnknownDeleted, "C22", "copies that the controller does not know are deleted"),
     (Bug::AnswerBeforeCommit, "–", "answers go out before what they say is durable"),
     (Bug::EventSkipped, "–", "event numbers of a failed commit are not given again"),
+    (Bug::KeepReplaced, "–", "a VM that is to be kept is replaced when its worker is gone"),
+    (Bug::GoneAtStart, "C10", "a controller that starts takes silent workers for gone at once"),
+    (Bug::NoMargin, "–", "a VM is replaced when the lease is over by the controller's clock"),
+    (Bug::LeaseFromAnswer, "–", "the worker counts its lease from the answer"),
+    (Bug::StaleOrder, "–", "the worker starts by a new lease what was ordered under the one before"),
+    (Bug::DrainedTooSoon, "–", "a VM that is moved starts elsewhere while it still runs"),
     (Bug::NotResent, "C36", "an assignment that was lost is not sent again"),
 ];
 /// Seeds that each may take.

@@ -29,6 +29,7 @@ pub(super) enum ApiCall {
     Create(Box<CreateVm>),
     Delete(VmName),
     Pause(usize, bool),
+    Drain(usize, Option<u64>),
     DeleteWorker(usize),
     /// The same machine becomes a worker again, with a token made for that.
     Rejoin(usize),
@@ -124,9 +125,12 @@ impl World {
     }
 
     fn is_cut(&self, message: &Message) -> bool {
+        if self.bus_cut_until > self.agenda.now() {
+            return true;
+        }
         match message {
             Message::FromWorker { host, .. } | Message::ToWorker { host, .. } | Message::Assign { host, .. } => {
-                self.hosts[*host].cut_until > self.agenda.now()
+                self.hosts[*host].cut_until > self.agenda.now() || self.hosts[*host].asleep_until > 0
             }
             Message::FromClient { .. } | Message::ToClient { .. } => false,
         }

@@ -1,4 +1,4 @@
-//! People at their command lines: they create, delete and pause, and remember what was acknowledged.
+//! People at their command lines: they create, delete, pause and drain, and remember what was acknowledged.
 //!
 //! A client waits for longer than any message can be late, so an answer that has not come by then never will; and it asks
 //! nothing more about a name before that. So what it knows is exact: acknowledged, refused, or not known.
@@ -10,7 +10,7 @@ use super::clock::Millis;
 use super::world::{Event, World};
 use crate::bus::message::CreateVm;
 use crate::model::error::ErrorCode;
-use crate::model::vm::{RestartPolicy, StartupScript, VmSpec};
+use crate::model::vm::{OnUnseen, RestartPolicy, StartupScript, VmSpec};
 use crate::model::{VmName, VmUid};
 
 /// When an answer will never come any more: there and back, and the longest that a controller stands still.
@@ -28,6 +28,8 @@ pub(super) struct Client {
     pub(super) gone: BTreeSet<VmUid>,
     /// What was acknowledged last of each worker's pause, unless something else may have come after it.
     pub(super) pauses: BTreeMap<usize, bool>,
+    /// The same of whether it is drained.
+    pub(super) drains: BTreeMap<usize, bool>,
     /// VMs that an outstanding or unanswered deletion may have hit.
     doomed: BTreeMap<Call, BTreeMap<VmUid, (VmName, VmSpec)>>,
 }
@@ -37,7 +39,7 @@ impl Client {
         match call {
             ApiCall::Create(request) => request.name == *name,
             ApiCall::Delete(deleted) => deleted == name,
-            ApiCall::Pause(..) | ApiCall::DeleteWorker(_) | ApiCall::Rejoin(_) => false,
+            ApiCall::Pause(..) | ApiCall::Drain(..) | ApiCall::DeleteWorker(_) | ApiCall::Rejoin(_) => false,
         }
     }
 
@@ -55,7 +57,8 @@ impl Client {
     /// A worker is known anew: nothing that was asked of it before counts.
     pub(super) fn forget_pauses(&mut self, host: usize) {
         self.pauses.remove(&host);
-        self.outstanding.retain(|_, call| !matches!(call, ApiCall::Pause(of, _) if *of == host));
+        self.drains.remove(&host);
+        self.outstanding.retain(|_, call| !call.is_pause_of(host));
     }
 
     fn is_busy(&self, name: &VmName) -> bool {
@@ -80,10 +83,11 @@ impl World {
             }
             60..92 if !self.client.is_busy(&name) => self.ask(ApiCall::Delete(name)),
             92..100 => {
-                let asked = |call: &ApiCall| matches!(call, ApiCall::Pause(of, _) if *of == host);
-                if !self.client.outstanding.values().any(asked) {
+                if !self.client.outstanding.values().any(|call| call.is_pause_of(host)) {
                     let paused = self.dice.chance(500);
-                    self.ask(ApiCall::Pause(host, paused));
+                    let deadline = self.dice.pick(&[None, Some(0), Some(5), Some(30)]).unwrap();
+                    let drains = paused && self.dice.chance(600);
+                    self.ask(if drains { ApiCall::Drain(host, deadline) } else { ApiCall::Pause(host, paused) });
                 }
             }
             _ => {}
@@ -104,6 +108,9 @@ impl World {
         if self.dice.chance(250) {
             let script_content = "count".to_owned();
             spec.startup_script = Some(StartupScript { script_content, ..StartupScript::default() });
+        }
+        if self.dice.chance(500) {
+            spec.on_unseen = OnUnseen::Replace;
         }
         if self.dice.chance(150) {
             spec.ttl_s = self.dice.range(5, 120);
@@ -135,8 +142,12 @@ impl World {
                 let taken = doomed.iter().filter_map(|uid| self.client.expected.remove_entry(uid)).collect();
                 self.client.doomed.insert(call, taken);
             }
-            ApiCall::Pause(host, _) => drop(self.client.pauses.remove(host)),
-            ApiCall::DeleteWorker(host) => drop(self.client.pauses.remove(host)),
+            ApiCall::Pause(host, true) => drop(self.client.pauses.remove(host)),
+            ApiCall::Drain(host, _) => drop(self.client.drains.remove(host)),
+            ApiCall::Pause(host, false) | ApiCall::DeleteWorker(host) => {
+                self.client.pauses.remove(host);
+                self.client.drains.remove(host);
+            }
             ApiCall::Create(_) | ApiCall::Rejoin(_) => {}
         }
         self.client.outstanding.insert(call, body.clone());
@@ -185,7 +196,13 @@ impl World {
                 (self.hosts[host].dead, self.hosts[host].given_up) = (false, false);
                 self.power_on(host);
             }
-            (ApiCall::Pause(host, paused), Ok(_)) => drop(self.client.pauses.insert(host, paused)),
+            (ApiCall::Pause(host, paused), Ok(_)) => {
+                self.client.pauses.insert(host, paused);
+                if !paused {
+                    self.client.drains.insert(host, false);
+                }
+            }
+            (ApiCall::Drain(host, _), Ok(_)) => drop(self.client.drains.insert(host, true)),
             _ => {}
         }
         self.check_acknowledged();
@@ -203,5 +220,13 @@ impl World {
         client.pauses = (0..self.hosts.len())
             .filter_map(|host| Some((host, self.disk.workers.get(&self.hosts[host].name)?.scheduling_paused)))
             .collect();
+        client.drains.clear();
+    }
+}
+
+impl ApiCall {
+    /// Whether it concerns what a worker takes.
+    fn is_pause_of(&self, host: usize) -> bool {
+        matches!(self, ApiCall::Pause(of, _) | ApiCall::Drain(of, _) if *of == host)
     }
 }

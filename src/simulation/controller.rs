@@ -8,10 +8,11 @@ use std::time::Duration;
 use super::bus::{Answer, ApiCall, Call, Message, Reply, WorkerCall};
 use super::clock::Millis;
 use super::disk::Delta;
+use super::guard::timing;
 use super::world::{Event, World};
 use crate::bus::access::{CreateJoinToken, Join};
 use crate::bus::message::Assignment;
-use crate::controller::cluster::{Changes, Cluster, Timing};
+use crate::controller::cluster::{Changes, Cluster};
 use crate::model::account::{JoinId, SecretHash};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventNumber;
@@ -92,7 +93,7 @@ impl World {
         self.note(|_| "controller starts".to_owned());
         let (life, booted) = (self.lives, self.agenda.now());
         let now = self.controller_now();
-        let cluster = Cluster::load(self.disk.records(), Timing::default(), Now { mono: Duration::ZERO, ..now });
+        let cluster = Cluster::load(self.disk.records(), timing(), Now { mono: Duration::ZERO, ..now });
         let mut process = Process {
             life,
             cluster,
@@ -180,6 +181,7 @@ impl World {
         for job in std::mem::take(&mut process.queue) {
             match job {
                 Job::Tick => {
+                    self.feel_the_pulse(&mut process.cluster, now);
                     process.cluster.tick(now, &mut changes);
                     commit.ticked = true;
                 }
@@ -225,6 +227,16 @@ impl World {
             self.agenda.after(at, Event::KillController);
         }
         self.agenda.after(takes, Event::Committed(process.life));
+    }
+
+    /// What `controller::pulse` tells: the bus does not work, or has not for a moment.
+    fn feel_the_pulse(&mut self, cluster: &mut Cluster, now: Now) {
+        let at = self.agenda.now();
+        if self.bus_cut_until > at || std::mem::take(&mut self.bus_disturbed) {
+            self.bus_disturbed = self.bus_cut_until > at;
+            self.bus_sound_since = at;
+            cluster.bus_lost(now);
+        }
     }
 
     fn serve_worker(
@@ -277,6 +289,9 @@ impl World {
             ApiCall::Delete(name) => cluster.delete_vm(&name, now, changes).map(|()| Reply::Done),
             ApiCall::Pause(host, paused) => {
                 cluster.set_paused(&self.hosts[host].name, paused, now, changes).map(|()| Reply::Done)
+            }
+            ApiCall::Drain(host, deadline_s) => {
+                cluster.drain_worker(&self.hosts[host].name, deadline_s, now, changes).map(|()| Reply::Done)
             }
             ApiCall::Rejoin(host) => {
                 self.uids += 1;
@@ -341,7 +356,7 @@ impl World {
             return;
         }
         let now = process.now(self.agenda.now(), self.skew);
-        let mut stored = Cluster::load(self.disk.records(), Timing::default(), now);
+        let mut stored = Cluster::load(self.disk.records(), timing(), now);
         stored.keep_liveness_of(&process.cluster);
         process.cluster = stored;
         process.astray = false;

@@ -1,6 +1,6 @@
 //! Once faults have stopped: does every VM reach what is wished for it?
 
-use super::invariants::{books, offered};
+use super::invariants::{books, offered, takes_nothing};
 use super::script::INTERRUPTED;
 use super::world::World;
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
@@ -20,6 +20,10 @@ impl World {
         }
         if let Some(gone) = self.hosts.iter().find(|host| host.dead && self.disk.workers.contains_key(&host.name)) {
             return Some(format!("{} is dead and not given up yet", gone.name));
+        }
+        let drains = |worker: &&Worker| worker.drain.as_ref().is_some_and(|d| d.deadline_s.is_some() && !d.done);
+        if let Some(worker) = self.disk.workers.values().find(drains) {
+            return Some(format!("{} is not drained yet", worker.info.name));
         }
         if let Some(leaving) = self.disk.leaving.values().next() {
             return Some(format!("{} is not yet removed from {}", self.short(leaving.id), leaving.worker));
@@ -78,6 +82,6 @@ impl World {
         let cpu = if vm.spec.cpu == 0 { info.default_cpu } else { vm.spec.cpu };
         let memory = if vm.spec.memory == 0 { info.default_memory } else { vm.spec.memory };
         let fits = used.get(LOGICAL_CORES) + cpu <= offer.0 && used.get(MEMORY_MIB) + memory <= offer.1;
-        fits && !worker.scheduling_paused
+        fits && !takes_nothing(worker)
     }
 }

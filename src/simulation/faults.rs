@@ -5,6 +5,7 @@ use super::bus::{LATEST, Weather};
 use super::clock::Millis;
 use super::dice::Dice;
 use super::disk::Health;
+use super::guard::LEASE;
 use super::world::{Event, World};
 
 /// The longest that the controller's process stands still.
@@ -17,6 +18,14 @@ pub(super) enum Fault {
     Partition,
     /// Every host is.
     Outage,
+    /// A host is cut off for longer than its lease.
+    LongPartition,
+    /// Every host is.
+    LongOutage,
+    /// The controller loses its bus.
+    BusLoss,
+    /// A machine sleeps, and its clock goes on.
+    Sleep,
     /// Messages are lost, doubled and late.
     Storm,
     /// A worker's process dies and comes back.
@@ -50,9 +59,13 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Fault; 17] = [
+    const ALL: [Fault; 21] = [
         Fault::Partition,
         Fault::Outage,
+        Fault::LongPartition,
+        Fault::LongOutage,
+        Fault::BusLoss,
+        Fault::Sleep,
         Fault::Storm,
         Fault::WorkerDies,
         Fault::PowerLoss,
@@ -94,12 +107,20 @@ impl World {
         self.agenda.after(pause, Event::Fault);
         let Some(fault) = self.dice.pick(&self.faults.clone()) else { return };
         let host = self.dice.below(self.hosts.len());
-        let lasts = self.dice.delay(6_000, 300, 45_000);
+        let lasts = match fault {
+            Fault::LongPartition | Fault::LongOutage => self.dice.range(LEASE, 4 * LEASE),
+            Fault::Sleep | Fault::BusLoss => self.dice.delay(10_000, 500, 3 * LEASE),
+            _ => self.dice.delay(6_000, 300, 45_000),
+        };
         let now = self.agenda.now();
         self.note(|_| format!("fault: {fault:?} (w{host}, {lasts} ms)"));
         match fault {
-            Fault::Partition => self.hosts[host].cut_until = now + lasts,
-            Fault::Outage => self.hosts.iter_mut().for_each(|host| host.cut_until = now + lasts),
+            Fault::Partition | Fault::LongPartition => self.hosts[host].cut_until = now + lasts,
+            Fault::BusLoss => {
+                (self.bus_cut_until, self.bus_disturbed) = (now + lasts, true);
+            }
+            Fault::Sleep => self.fall_asleep(host, lasts),
+            Fault::Outage | Fault::LongOutage => self.hosts.iter_mut().for_each(|host| host.cut_until = now + lasts),
             Fault::Storm => {
                 self.weather = Weather {
                     lost: self.dice.range(0, 300),

@@ -8,6 +8,7 @@ use super::host::Copy;
 use super::worker::Alarm;
 use super::world::World;
 use crate::bus::message::{DesiredCopy, Observation, Want};
+use crate::model::vm::OnUnseen;
 use crate::model::{CopyId, VmName};
 use crate::worker::fleet::seen_at_first;
 use crate::worker::plan::{self, Seen, Step, Wish};
@@ -26,12 +27,20 @@ pub(super) struct Task {
     /// Counts steps, so that the end of one that was given up is not taken for that of another.
     pub(super) number: u64,
     pause: Millis,
+    /// When the step at hand began.
+    pub(super) began: Millis,
+    /// When the assignment was taken by which it goes.
+    told: Millis,
 }
 
 impl Task {
     /// Whether the copy is being made or started.
     pub(super) fn prepares(&self) -> bool {
         matches!(self.doing, Doing::Create | Doing::Start)
+    }
+
+    pub(super) fn is_replaceable(&self) -> bool {
+        self.order.replaceable
     }
 }
 
@@ -44,6 +53,8 @@ pub(super) struct Order {
     size: (u64, u64),
     generation: u64,
     pub(super) scripted: bool,
+    /// It runs only while there is a lease.
+    replaceable: bool,
 }
 
 /// What a task is at.
@@ -87,8 +98,13 @@ impl World {
             process.tasks.iter().map(|(id, task)| (*id, order(wished.get(id).copied(), &task.order.name))).collect();
         let busy: BTreeSet<CopyId> = process.tasks.keys().copied().collect();
         let found: BTreeMap<CopyId, Copy> = here.copies.clone();
+        let told = process.assigned_at;
         for (id, order) in orders {
+            if let Some(task) = self.task(host, id) {
+                task.told = told;
+            }
             self.give_order(host, id, order);
+            self.start_again(host, id);
         }
         if !listed {
             return;
@@ -102,7 +118,7 @@ impl World {
                 self.observe(host, id, Observation::Absent);
                 continue;
             }
-            let task = Task { seen, order, doing: Doing::Rest, number: 0, pause: DELETE_PAUSE.0 };
+            let task = Task { seen, order, doing: Doing::Rest, number: 0, pause: DELETE_PAUSE.0, began: 0, told };
             self.hosts[host].process.as_mut().unwrap().tasks.insert(id, task);
             self.advance(host, id, false);
         }
@@ -112,10 +128,33 @@ impl World {
         self.hosts[host].process.as_mut()?.tasks.get_mut(&id)
     }
 
+    /// Goes on with what waited for a lease.
+    fn start_again(&mut self, host: usize, id: CopyId) {
+        let waits = |task: &mut Task| {
+            let step = plan::step(task.order.wish, task.seen);
+            task.doing == Doing::Rest && matches!(step, Step::Create | Step::Start)
+        };
+        if self.task(host, id).is_some_and(waits) {
+            self.advance(host, id, false);
+        }
+    }
+
+    /// Whether a copy may be made or started now.
+    fn may_begin(&mut self, host: usize, id: CopyId) -> bool {
+        let now = self.agenda.now();
+        let Some(task) = self.task(host, id) else { return false };
+        let (replaceable, told) = (task.is_replaceable(), task.told);
+        !replaceable || self.hosts[host].covers(told, now)
+    }
+
     fn give_order(&mut self, host: usize, id: CopyId, order: Order) {
         let Some(task) = self.task(host, id).filter(|task| task.order != order) else { return };
-        task.order = order;
+        task.order = order.clone();
         let unwanted = task.order.wish != Wish::Run;
+        if let Some(copy) = self.hosts[host].copies.get_mut(&id).filter(|_| !unwanted) {
+            copy.replaceable = order.replaceable;
+        }
+        let Some(task) = self.task(host, id) else { return };
         match &task.doing {
             Doing::Create if unwanted => task.seen = Seen::Incomplete,
             Doing::Pause { failed: Some(message) } if !unwanted => {
@@ -131,7 +170,7 @@ impl World {
     }
 
     /// Begins the step that the table names.
-    fn advance(&mut self, host: usize, id: CopyId, fresh: bool) {
+    pub(super) fn advance(&mut self, host: usize, id: CopyId, fresh: bool) {
         let Some(task) = self.task(host, id) else { return };
         let (order, seen) = (task.order.clone(), task.seen);
         let step = plan::step(order.wish, seen);
@@ -139,9 +178,20 @@ impl World {
             format!("{}: {}: {:?}, {seen:?}: {step:?}", world.hosts[host].name, world.short(id), order.wish)
         });
         match step {
+            Step::Create | Step::Start if !self.may_begin(host, id) => {
+                let _ = self.begin_silently(host, id, Doing::Rest);
+            }
             Step::Create => {
                 let (cpu, memory) = order.size;
-                let copy = Copy { name: order.name, state: FoundState::Incomplete, cpu, memory, run: 0, orphan: false };
+                let copy = Copy {
+                    name: order.name,
+                    state: FoundState::Incomplete,
+                    cpu,
+                    memory,
+                    run: 0,
+                    replaceable: order.replaceable,
+                    orphan: false,
+                };
                 self.put_copy(host, id, copy);
                 self.hosts[host].scripts.remove(&id);
                 self.observe(host, id, Observation::Preparing { message: "preparing".into() });
@@ -198,9 +248,11 @@ impl World {
     }
 
     fn begin_silently(&mut self, host: usize, id: CopyId, doing: Doing) -> u64 {
+        let now = self.agenda.now();
         let task = self.task(host, id).unwrap();
         task.doing = doing;
         task.number += 1;
+        task.began = now;
         task.number
     }
 
@@ -223,6 +275,9 @@ impl World {
     }
 
     fn fail(&mut self, host: usize, id: CopyId, message: &str) {
+        if self.hosts[host].fenced.contains(&id) {
+            return self.tell_fenced(host, id);
+        }
         self.task(host, id).unwrap().seen = Seen::Failed;
         self.observe(host, id, Observation::Failed { message: message.to_owned(), disk: false });
         self.advance(host, id, false);
@@ -233,6 +288,8 @@ impl World {
         let trouble = self.hosts[host].trouble;
         let Some(task) = self.task(host, id).filter(|task| task.number == number) else { return };
         let doing = task.doing.clone();
+        let (began, replaceable) = (task.began, task.is_replaceable());
+        let covered = !replaceable || self.hosts[host].covers(began, self.agenda.now());
         let failing = self.dice.chance(trouble);
         match doing {
             Doing::Create if failing => self.fail(host, id, "cannot create the VM"),
@@ -241,6 +298,7 @@ impl World {
                 self.advance(host, id, false);
             }
             Doing::Start if failing => self.stop(host, id, Some("cannot start the VM".into())),
+            Doing::Start if !covered => self.tell_fenced(host, id),
             Doing::Start => {
                 self.run_copy(host, id);
                 self.task(host, id).unwrap().seen = Seen::Running;
@@ -296,7 +354,8 @@ impl World {
 
 /// As `fleet::order`.
 fn order(desired: Option<&DesiredCopy>, name: &VmName) -> Order {
-    let order = |wish| Order { wish, name: name.clone(), size: (1, 1), generation: 0, scripted: false };
+    let order =
+        |wish| Order { wish, name: name.clone(), size: (1, 1), generation: 0, scripted: false, replaceable: false };
     match desired.map(|desired| &desired.want) {
         None => order(Wish::Unknown),
         Some(Want::Run(run)) => Order {
@@ -305,6 +364,7 @@ fn order(desired: Option<&DesiredCopy>, name: &VmName) -> Order {
             size: (run.cpu.max(1), run.memory.max(1)),
             generation: run.generation,
             scripted: run.spec.startup_script.is_some(),
+            replaceable: run.spec.on_unseen == OnUnseen::Replace,
         },
         Some(Want::Keep | Want::Suspend) => order(Wish::Keep),
         Some(Want::Absent) => order(Wish::Absent),

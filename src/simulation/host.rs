@@ -1,10 +1,11 @@
 //! The machines: what is on their disks and what runs there, whatever anybody believes. Guests crash by themselves, worker
 //! processes die and their VMs live on, machines lose power, and some never come back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::clock::Millis;
 use super::fleet::{Doing, PERIOD};
+use super::guard::Lease;
 use super::worker::{Alarm, Process};
 use super::world::{Event, World};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
@@ -13,8 +14,8 @@ use crate::model::worker::WorkerInfo;
 use crate::model::{CopyId, VmName, WorkerName};
 use crate::worker::runtime::FoundState;
 
-/// As the core's default.
-pub(super) const LEASE: Millis = 15_000;
+/// As the core's default: a worker that is silent for longer is unseen.
+pub(super) const UNSEEN: Millis = 15_000;
 
 /// One machine.
 pub(super) struct Host {
@@ -39,6 +40,14 @@ pub(super) struct Host {
     /// Startup scripts that were begun, and whether they are done.
     pub(super) scripts: BTreeMap<CopyId, bool>,
     pub(super) process: Option<Process>,
+    /// As it is counted here; the guard and the worker both know it.
+    pub(super) lease: Option<Lease>,
+    /// How fast its clock runs, in parts of 100,000 above the slowest.
+    pub(super) pace: u64,
+    /// Copies that the guard has stopped; it notes them on the disk.
+    pub(super) fenced: BTreeSet<CopyId>,
+    /// It sleeps until then; 0 = it does not.
+    pub(super) asleep_until: Millis,
 }
 
 /// What is there of a copy.
@@ -50,12 +59,14 @@ pub(super) struct Copy {
     pub(super) memory: u64,
     /// Which start of its process.
     pub(super) run: u64,
+    /// The guard stops it when the lease is over.
+    pub(super) replaceable: bool,
     /// The controller was set back to a time when it did not know of this.
     pub(super) orphan: bool,
 }
 
 impl Host {
-    pub(super) fn new(number: usize, cores: u64, memory: u64) -> Self {
+    pub(super) fn new(number: usize, cores: u64, memory: u64, pace: u64) -> Self {
         let name: WorkerName = format!("w{number}").parse().unwrap();
         let info = WorkerInfo {
             name: name.clone(),
@@ -83,12 +94,16 @@ impl Host {
             copies: BTreeMap::new(),
             scripts: BTreeMap::new(),
             process: None,
+            lease: None,
+            pace,
+            fenced: BTreeSet::new(),
+            asleep_until: 0,
         }
     }
 
     /// A message that renews the lease arrived at the controller, which has been up since `booted` and works on it now.
     pub(super) fn heard_at(&mut self, arrived: Millis, booted: Millis, now: Millis) {
-        if arrived.saturating_sub(self.heard.max(booted)) > LEASE {
+        if arrived.saturating_sub(self.heard.max(booted)) > UNSEEN {
             self.came_late = Some(now);
         }
         self.heard = self.heard.max(arrived);
@@ -117,10 +132,12 @@ impl World {
     pub(super) fn kill_worker(&mut self, host: usize) {
         let Some(process) = self.hosts[host].process.take() else { return };
         self.note(|world| format!("{}: worker killed", world.hosts[host].name));
+        let now = self.agenda.now();
         for (id, task) in process.tasks {
+            let covered = !task.is_replaceable() || self.hosts[host].covers(task.began, now);
             let done = self.dice.chance(500);
             match task.doing {
-                Doing::Start if done => self.run_copy(host, id),
+                Doing::Start if done && covered => self.run_copy(host, id),
                 Doing::Stop { .. } if done => self.halt_copy(host, id),
                 Doing::Delete if done => drop(self.hosts[host].copies.remove(&id)),
                 _ => {}
@@ -134,6 +151,7 @@ impl World {
         self.note(|world| format!("{}: power off", world.hosts[host].name));
         let here = &mut self.hosts[host];
         here.powered = false;
+        here.asleep_until = 0;
         here.copies
             .values_mut()
             .filter(|copy| copy.state == FoundState::Running)
@@ -150,6 +168,7 @@ impl World {
     pub(super) fn put_copy(&mut self, host: usize, id: CopyId, mut copy: Copy) {
         copy.orphan = self.restored && !self.is_named(host, id);
         self.hosts[host].copies.insert(id, copy);
+        self.hosts[host].fenced.remove(&id);
         self.look_at_hosts = true;
     }
 

@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::clock::Millis;
 use super::controller::Process;
 use super::disk::{Delta, Disk};
-use super::host::LEASE;
+use super::guard::timing;
+use super::host::UNSEEN;
 use super::world::World;
 use crate::controller::cluster::{Changes, Cluster};
 use crate::controller::scheduler::CPU_OVERCOMMIT;
 use crate::model::event::{Event, EventObject, EventType};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB, Resources};
-use crate::model::vm::{Vm, VmStatus};
+use crate::model::vm::{OnUnseen, Vm, VmStatus};
+use crate::model::worker::Worker;
 use crate::model::{CopyId, VmUid, WorkerName};
 use crate::worker::runtime::FoundState;
 
@@ -23,6 +26,8 @@ pub(super) struct Truth {
     pub(super) ran: BTreeSet<CopyId>,
     /// How many lines of each copy are stored.
     pub(super) logged: BTreeMap<CopyId, u64>,
+    /// Copies of VMs that start over elsewhere, by a rule that says so.
+    pub(super) moved: BTreeSet<CopyId>,
     /// VMs that were deleted, by a rule that says so.
     pub(super) removed: BTreeSet<VmUid>,
     /// The wall clock has jumped, so that a time to live may end early after a restart.
@@ -46,6 +51,10 @@ fn amounts(resources: &Resources) -> (u64, u64) {
     (resources.get(LOGICAL_CORES), resources.get(MEMORY_MIB))
 }
 
+pub(super) fn takes_nothing(worker: &Worker) -> bool {
+    worker.scheduling_paused || worker.drain.is_some()
+}
+
 impl World {
     /// What a batch says, before it is stored.
     pub(super) fn check_batch(&mut self, process: &Process, changes: &Changes) {
@@ -54,8 +63,17 @@ impl World {
             let EventObject::Worker { name } = &event.object else { continue };
             let host = self.hosts.iter().find(|host| host.name == *name).unwrap();
             let silent = now - host.heard.max(process.booted);
-            if silent <= LEASE && host.came_late != Some(now) {
+            if silent <= UNSEEN && host.came_late != Some(now) {
                 self.violated(format!("{name} is called unseen, but was heard of {silent} ms ago"));
+            }
+        }
+        let over = Millis::try_from(timing().certainly_over().as_millis()).unwrap();
+        for event in changes.events.iter().filter(|event| event.kind == EventType::Gone) {
+            let EventObject::Worker { name } = &event.object else { continue };
+            let host = self.hosts.iter().find(|host| host.name == *name).unwrap();
+            let silent = now - host.heard.max(process.booted).max(self.bus_sound_since);
+            if silent < over && host.came_late != Some(now) {
+                self.violated(format!("{name} is called gone, but could be heard {silent} ms ago"));
             }
         }
     }
@@ -131,7 +149,11 @@ impl World {
             let given_up =
                 |world: &World, name: &WorkerName| world.hosts.iter().any(|host| host.name == *name && host.given_up);
             let on_lost = old.worker.as_ref().is_some_and(|name| given_up(self, name));
-            if !self.truth.failed.contains(&id) && !on_lost {
+            let moved = new.restart_count > old.restart_count && (self.is_replaced(old) || self.is_moved(old, delta));
+            if moved {
+                self.truth.moved.insert(id);
+            }
+            if !self.truth.failed.contains(&id) && !on_lost && !moved {
                 let what = format!("{} counts as failed, and its host has not said so", self.short(id));
                 self.violated(what);
             }
@@ -142,7 +164,10 @@ impl World {
         }
         // Beside its own failure: workers may be given up in the same batch, and each a start in between with it.
         let lost = delta.workers.iter().filter(|(_, worker)| worker.is_none()).count();
-        let most = old.restart_count + u32::try_from(lost + 1).unwrap();
+        let drains = |worker: &Worker| worker.drain.is_some();
+        let drained = self.disk.workers.values().filter(|worker| drains(worker)).count()
+            + delta.workers.iter().filter(|(_, worker)| worker.as_ref().is_some_and(drains)).count();
+        let most = old.restart_count + u32::try_from(lost + drained + 1).unwrap();
         if !(old.restart_count..=most).contains(&new.restart_count) {
             self.violated(format!("attempt {} of {} follows {}", new.restart_count, new.name, old.restart_count));
         }
@@ -156,6 +181,24 @@ impl World {
         if moved {
             self.check_placement(new, delta);
         }
+    }
+
+    /// Whether a VM may be replaced: it wishes for that, and its worker's lease is over, with what it covered stopped.
+    fn is_replaced(&self, old: &Vm) -> bool {
+        let host = self.hosts.iter().find(|host| Some(&host.name) == old.worker.as_ref());
+        let over = host.is_some_and(|host| self.agenda.now() >= host.covered_until());
+        old.spec.on_unseen == OnUnseen::Replace && over
+    }
+
+    /// Whether a VM may be moved: its worker is drained, and the deadline is over.
+    fn is_moved(&self, old: &Vm, delta: &Delta) -> bool {
+        let Some(name) = &old.worker else { return false };
+        let newer = delta.workers.iter().filter(|(of, _)| of == name).find_map(|(_, worker)| worker.as_ref());
+        let now = self.controller_now().wall;
+        newer.into_iter().chain(self.disk.workers.get(name)).filter_map(|worker| worker.drain.as_ref()).any(|drain| {
+            let age = drain.began.until(now).as_secs();
+            drain.deadline_s.is_some_and(|deadline| age >= deadline || self.truth.jumped)
+        })
     }
 
     /// A VM is put on a worker: there must be room, by the books as they are afterwards.
@@ -175,8 +218,8 @@ impl World {
         if used.0 > offer.0 || used.1 > offer.1 {
             self.violated(format!("{} is placed on {name}, which has {offer:?} and now gives {used:?}", vm.name));
         }
-        let paused_before = self.disk.workers.get(name).is_some_and(|worker| worker.scheduling_paused);
-        if worker.scheduling_paused && paused_before {
+        let paused_before = self.disk.workers.get(name).is_some_and(takes_nothing);
+        if takes_nothing(worker) && paused_before {
             self.violated(format!("{} is placed on {name}, which is paused", vm.name));
         }
     }
@@ -228,6 +271,12 @@ impl World {
                 wrong.push(format!("the deletion of {} was acknowledged, and it is there", vm.name));
             }
         }
+        for (host, drained) in &self.client.drains {
+            let record = self.disk.workers.get(&self.hosts[*host].name);
+            if record.is_some_and(|worker| worker.drain.is_some() != *drained) {
+                wrong.push(format!("drained = {drained} of w{host} was acknowledged and is lost"));
+            }
+        }
         for (host, paused) in &self.client.pauses {
             let record = self.disk.workers.get(&self.hosts[*host].name);
             if record.is_some_and(|worker| worker.scheduling_paused != *paused) {
@@ -241,7 +290,7 @@ impl World {
     pub(super) fn check_hosts(&mut self) {
         let mut live: BTreeMap<VmUid, (CopyId, usize)> = BTreeMap::new();
         let mut wrong = Vec::new();
-        for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.powered) {
+        for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.powered && host.asleep_until == 0) {
             let mut taken = (0, 0);
             for (id, copy) in host.copies.iter().filter(|(_, copy)| !copy.orphan) {
                 let prepared =
@@ -265,7 +314,8 @@ impl World {
     /// A copy that runs is stopped or removed: by which rule?
     pub(super) fn check_rule(&mut self, host: usize, id: CopyId, what: &str) {
         let Some(copy) = self.hosts[host].copies.get(&id) else { return };
-        if self.truth.removed.contains(&id.uid) || self.truth.failed.contains(&id) {
+        let moved = self.truth.moved.contains(&id);
+        if self.truth.removed.contains(&id.uid) || self.truth.failed.contains(&id) || moved {
             return;
         }
         let never_unknown = copy.orphan && what == "deleted";

@@ -33,6 +33,8 @@ pub(super) struct Process {
     /// Parts that came before the answer to the hello: the subscription is older than that.
     early: Vec<Assignment>,
     pub(super) assignment: Option<Assignment>,
+    /// When that was taken.
+    pub(super) assigned_at: Millis,
     beat: Option<(Call, Millis)>,
     told: BTreeMap<CopyId, Told>,
     pub(super) carries: BTreeMap<CopyId, Carry>,
@@ -83,6 +85,7 @@ impl Process {
             collector: Collector::default(),
             early: Vec::new(),
             assignment: None,
+            assigned_at: 0,
             beat: None,
             told: BTreeMap::new(),
             carries: BTreeMap::new(),
@@ -193,7 +196,10 @@ impl World {
         }
         let over = matches!(&answer, Err(error) if error.code == ErrorCode::Unauthenticated);
         if process.beat.is_some_and(|(sent, _)| sent == call) {
-            if over {
+            let (sent, session) = (process.beat.map_or(0, |(_, sent)| sent), process.session());
+            let renewed =
+                |world: &mut Self| session.is_none_or(|session| world.renew_lease(host, session, sent, false));
+            if over || answer.is_ok() && !renewed(self) {
                 self.session_over(host)
             } else {
                 self.beat_over(host, call)
@@ -220,11 +226,13 @@ impl World {
 
     fn welcomed(&mut self, host: usize, session: SessionId, first: Assignment) {
         self.note(|world| format!("{} is registered", world.hosts[host].name));
+        let (now, sent) = (self.agenda.now(), self.hosts[host].process.as_ref().unwrap().began);
+        let _ = self.renew_lease(host, session, sent, true);
         let process = self.hosts[host].process.as_mut().unwrap();
         process.phase = Phase::Open(session);
         process.beat = None;
         if let Some(whole) = process.collector.add(first) {
-            process.assignment = Some(whole);
+            (process.assignment, process.assigned_at) = (Some(whole), now);
         }
         process.told.values_mut().for_each(|told| (told.acknowledged, told.busy) = (false, None));
         for part in std::mem::take(&mut process.early) {
@@ -279,17 +287,18 @@ impl World {
         if part.session != session {
             return;
         }
+        let now = self.agenda.now();
         let process = self.hosts[host].process.as_mut().unwrap();
         let Some(whole) = process.collector.add(part) else { return };
         if process.held_revision(session) < whole.revision {
-            process.assignment = Some(whole);
+            (process.assignment, process.assigned_at) = (Some(whole), now);
             self.look_soon(host);
         }
     }
 
     /// Tells what is the case with a copy; replaces what was told before.
     pub(super) fn observe(&mut self, host: usize, id: CopyId, observation: Observation) {
-        if matches!(observation, Observation::Failed { .. }) {
+        if matches!(observation, Observation::Failed { .. } | Observation::Fenced { .. }) {
             self.check_failure(host, id);
         }
         let told = &mut self.hosts[host].process.as_mut().unwrap().told;

@@ -9,10 +9,12 @@ use super::controller::Process;
 use super::dice::Dice;
 use super::disk::{Delta, Disk, Health};
 use super::faults::Fault;
+use super::guard::{FENCE, LEASE, MAX_PACE};
 use super::host::Host;
 use super::invariants::Truth;
 use super::worker::Alarm;
 use crate::model::account::{JoinId, WorkerKey};
+use crate::model::vm::{OnUnseen, Vm, VmStatus};
 use crate::model::{CopyId, Timestamp};
 
 /// How long everything may take to be as it should once faults have stopped: the longest pause before a restart, and the
@@ -28,11 +30,30 @@ pub(super) enum Event {
     TickDue(u64),
     WriterWakes(u64),
     Committed(u64),
-    Alarm { host: usize, life: u64, alarm: Alarm },
-    GuestCrash { host: usize, id: CopyId, run: u64 },
+    Alarm {
+        host: usize,
+        life: u64,
+        alarm: Alarm,
+    },
+    GuestCrash {
+        host: usize,
+        id: CopyId,
+        run: u64,
+    },
     StartWorker(usize),
     PowerOn(usize),
     GiveUp(usize),
+    /// The lease of a host that was good until then.
+    LeaseOver {
+        host: usize,
+        until: Millis,
+    },
+    /// The guard is done with these.
+    Fence {
+        host: usize,
+        doomed: Vec<(CopyId, u64)>,
+    },
+    Wake(usize),
     Rejoin(usize),
     KillController,
     StartController,
@@ -69,6 +90,12 @@ pub(super) struct World {
     pub(super) skew: i64,
     /// The controller dies during its next commit.
     pub(super) kill_at_commit: bool,
+    /// The controller's connection to the bus does not work until then.
+    pub(super) bus_cut_until: Millis,
+    /// It did not, and the controller has not felt so yet.
+    pub(super) bus_disturbed: bool,
+    /// When the controller last felt it.
+    pub(super) bus_sound_since: Millis,
     /// Faults have stopped.
     pub(super) calm: bool,
     /// An older backup was restored.
@@ -143,7 +170,7 @@ impl World {
         let mut disk = Disk::default();
         let mut hosts = Vec::new();
         for number in 0..dice.below(4) + 2 {
-            let host = Host::new(number, dice.range(1, 4), 1_024 * dice.range(4, 16));
+            let host = Host::new(number, dice.range(1, 4), 1_024 * dice.range(4, 16), dice.range(0, 2 * MAX_PACE));
             let key = WorkerKey {
                 worker: host.name.clone(),
                 public_key: format!("key of {}", host.name),
@@ -173,6 +200,9 @@ impl World {
             faults,
             skew: 0,
             kill_at_commit: false,
+            bus_cut_until: 0,
+            bus_disturbed: false,
+            bus_sound_since: 0,
             calm: false,
             restored: false,
             restoring: false,
@@ -189,12 +219,16 @@ impl World {
         (0..world.hosts.len()).for_each(|host| world.start_worker(host));
         world.agenda.after(0, Event::ClientActs);
         world.agenda.after(1_000, Event::Fault);
-        let calm_at = world.dice.range(30_000, 150_000);
+        let long = world.faults.iter().any(|fault| matches!(fault, Fault::LongPartition | Fault::LongOutage));
+        let calm_at = world.dice.range(30_000, 150_000) + if long { 4 * LEASE } else { 0 };
         world.agenda.after(calm_at, Event::Calm);
         world
     }
 
     fn happens(&mut self, event: Event) {
+        if self.sleeps_through(&event) {
+            return;
+        }
         match event {
             Event::Arrives(message) => self.arrives(message),
             Event::TickDue(life) => self.tick_due(life),
@@ -205,6 +239,9 @@ impl World {
             Event::StartWorker(host) => self.start_worker(host),
             Event::PowerOn(host) => self.power_on(host),
             Event::GiveUp(host) => self.give_up(host),
+            Event::LeaseOver { host, until } => self.lease_over(host, until),
+            Event::Fence { host, doomed } => self.fence(host, doomed),
+            Event::Wake(host) => self.wake(host),
             Event::Rejoin(host) => self.rejoin(host),
             Event::KillController => self.crash_controller(),
             Event::StartController => self.start_controller(),
@@ -229,9 +266,12 @@ impl World {
         self.weather = Weather::default();
         self.health = Health::default();
         self.kill_at_commit = false;
+        self.bus_cut_until = 0;
         for host in 0..self.hosts.len() {
             self.hosts[host].cut_until = 0;
             self.hosts[host].trouble = 0;
+            self.hosts[host].asleep_until = self.hosts[host].asleep_until.min(self.calm_since);
+            self.wake(host);
             self.power_on(host);
         }
         self.start_controller();
@@ -250,7 +290,7 @@ impl World {
         for host in 0..self.hosts.len() {
             let there = self.disk.workers.contains_key(&self.hosts[host].name);
             let asked = self.client.is_moving(host);
-            if self.hosts[host].dead && there && !asked {
+            if self.hosts[host].dead && there && !asked && self.waited_for_replacements(host) {
                 self.give_up(host);
             }
             // A backup from before it joined again was restored.
@@ -261,6 +301,23 @@ impl World {
         }
         self.agenda.after(LOOK, Event::Look);
         None
+    }
+
+    /// Whether the controller had time enough to find out that a machine is gone; by then nothing may wait for it that may
+    /// be replaced.
+    fn waited_for_replacements(&mut self, host: usize) -> bool {
+        let Some(process) = &self.controller else { return false };
+        let waited = self.agenda.now() - self.calm_since.max(process.booted);
+        if waited < 2 * LEASE + FENCE {
+            return false;
+        }
+        let on = |vm: &&Vm| vm.worker.as_ref() == Some(&self.hosts[host].name) && vm.status != VmStatus::Failed;
+        let left = self.disk.vms.values().filter(on).find(|vm| vm.spec.on_unseen == OnUnseen::Replace);
+        if let Some(left) = left {
+            let what = format!("{} waits for w{host}, which has been dead for {waited} ms at least", left.name);
+            self.violated(what);
+        }
+        true
     }
 
     /// The invariant that is broken; the first counts.
