@@ -8,8 +8,7 @@ use super::fleet::{Doing, PERIOD};
 use super::worker::{Alarm, Process};
 use super::world::{Event, World};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
-use crate::model::vm::{Arch, Os, RuntimeKind};
-use crate::model::worker::WorkerInfo;
+use crate::model::worker::{WorkerInfo, sample};
 use crate::model::{CopyId, VmName, WorkerName};
 use crate::worker::runtime::FoundState;
 
@@ -57,18 +56,7 @@ pub(super) struct Copy {
 impl Host {
     pub(super) fn new(number: usize, cores: u64, memory: u64) -> Self {
         let name: WorkerName = format!("w{number}").parse().unwrap();
-        let info = WorkerInfo {
-            name: name.clone(),
-            machine_id: name.to_string(),
-            os: Os::Linux,
-            arch: Arch::Amd64,
-            runtime: RuntimeKind::Synthetic,
-            resources: [(LOGICAL_CORES, cores), (MEMORY_MIB, memory)].into(),
-            labels: BTreeMap::new(),
-            default_cpu: 2,
-            default_memory: 1_024,
-            version: String::new(),
-        };
+        let info = WorkerInfo { default_cpu: 2, ..sample(name.as_str(), cores, memory) };
         Self {
             name,
             info,

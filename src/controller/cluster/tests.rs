@@ -19,7 +19,7 @@ use crate::bus::message::{CreateVm, Heartbeat, Hello, LogLine, LogLines, Observa
 use crate::model::Timestamp;
 use crate::model::event::{EventObject, EventType, LogStream};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
-use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
+use crate::model::vm::{RestartPolicy, StartupScript, VmSpec};
 use crate::model::worker::WorkerInfo;
 
 struct World {
@@ -71,6 +71,18 @@ impl World {
         created.map(|vm| vm.uid)
     }
 
+    /// Somebody asks for the `n`th VM of a random walk: every other one starts over when it fails.
+    fn create_nth(&mut self, n: u8) {
+        let restart_policy = if n.is_multiple_of(2) { RestartPolicy::OnFailure } else { RestartPolicy::Never };
+        let _ = self.create(&format!("vm{n}"), VmSpec { cpu: 2, restart_policy, ..VmSpec::default() });
+    }
+
+    /// Somebody deletes it.
+    fn delete_nth(&mut self, n: u8) {
+        let _ = self.cluster.delete_vm(&name(&format!("vm{n}")), self.now, &mut self.changes);
+        self.cluster.place(self.now, &mut self.changes);
+    }
+
     fn join(&mut self, worker: &str, cores: u64) -> SessionId {
         let session = SessionId(self.id());
         let hello = Hello { session, info: self.info(worker, cores), place: String::new() };
@@ -79,18 +91,7 @@ impl World {
     }
 
     fn info(&self, worker: &str, cores: u64) -> WorkerInfo {
-        WorkerInfo {
-            name: name(worker),
-            machine_id: worker.into(),
-            os: Os::Linux,
-            arch: Arch::Amd64,
-            runtime: RuntimeKind::Synthetic,
-            resources: [(LOGICAL_CORES, cores), (MEMORY_MIB, 1 << 20)].into(),
-            labels: BTreeMap::new(),
-            default_cpu: 4,
-            default_memory: 1024,
-            version: String::new(),
-        }
+        crate::model::worker::sample(worker, cores, 1 << 20)
     }
 
     fn report(

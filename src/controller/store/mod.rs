@@ -36,7 +36,7 @@ use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
     AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, SCHEMA, Table, Tables, VMS, all,
-    copy_key, decode, put_or_delete,
+    copy_key, decode, put_or_delete, read_all,
 };
 use self::trail::Kept;
 use super::cluster::{Changes, Cluster, Records};
@@ -286,17 +286,14 @@ impl Store {
         table: Table,
         name: &'static str,
     ) -> Result<Vec<T>, StoreError> {
-        let mut found = Vec::new();
-        for entry in table.iter(txn)? {
-            let (key, bytes) = entry?;
+        read_all(txn, table, |key, bytes| {
             let opened = self.seal.open(name, key, bytes).map_err(|source| StoreError::Sealed {
                 table: name,
                 key: data_encoding::HEXLOWER.encode(key),
                 source,
             })?;
-            found.push(decode(name, key, &opened)?);
-        }
-        Ok(found)
+            decode(name, key, &opened)
+        })
     }
 
     fn put_sealed_or_delete<T: Serialize>(

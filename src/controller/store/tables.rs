@@ -193,16 +193,25 @@ pub(super) fn decode<T: DeserializeOwned>(table: &'static str, key: &[u8], bytes
     rmp_serde::from_slice(bytes).map_err(|source| StoreError::Damaged { table, key: key_text(), source })
 }
 
-/// Every record of a table.
+/// Every record of a table whose values are plain.
 pub(super) fn all<T: DeserializeOwned>(
     txn: &RoTxn<'_>,
     table: Table,
     name: &'static str,
 ) -> Result<Vec<T>, StoreError> {
+    read_all(txn, table, |key, bytes| decode(name, key, bytes))
+}
+
+/// Every record of a table, each as `read` makes it of its key and value.
+pub(super) fn read_all<T>(
+    txn: &RoTxn<'_>,
+    table: Table,
+    read: impl Fn(&[u8], &[u8]) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
     let mut found = Vec::new();
     for entry in table.iter(txn)? {
         let (key, bytes) = entry?;
-        found.push(decode(name, key, bytes)?);
+        found.push(read(key, bytes)?);
     }
     Ok(found)
 }

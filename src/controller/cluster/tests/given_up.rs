@@ -251,14 +251,8 @@ proptest! {
         machines[0].running.insert(unknown);
         for step in moves {
             match step {
-                Move::Create(n) => {
-                    let policy = if n % 2 == 0 { RestartPolicy::OnFailure } else { RestartPolicy::Never };
-                    let _ = world.create(&format!("vm{n}"), VmSpec { cpu: 2, restart_policy: policy, ..VmSpec::default() });
-                }
-                Move::Delete(n) => {
-                    let _ = world.cluster.delete_vm(&name(&format!("vm{n}")), world.now, &mut world.changes);
-                    world.cluster.place(world.now, &mut world.changes);
-                }
+                Move::Create(n) => world.create_nth(n),
+                Move::Delete(n) => world.delete_nth(n),
                 Move::Work(w, n) => { machines[w].work(&mut world, WORKERS[w], n.into()); }
                 Move::Fail(w) => {
                     let Some(session) = machines[w].session else { continue };
