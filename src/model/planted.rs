@@ -32,6 +32,10 @@ pub enum Bug {
     FreedTooSoon,
     /// Copies that the controller does not know are deleted.
     UnknownDeleted,
+    /// After a backup was restored VMs are placed without waiting for what the workers have.
+    RestoredPlacesAtOnce,
+    /// After a backup was restored attempts are given out that were given out before.
+    RestoredAttemptsAgain,
 }
 
 /// Whether this thread runs with `bug`.

@@ -220,6 +220,9 @@ pub struct Vm {
     /// How many times it was started over.
     #[serde(default)]
     pub restart_count: Attempt,
+    /// From what its attempts are counted: raised when a restored backup may not know of attempts that were given out.
+    #[serde(default, rename = "attemptsFrom", skip_serializing_if = "is_zero_u32")]
+    pub attempts_from: Attempt,
     /// How many of those in a row came soon after the start; grows the pause before the next.
     #[serde(default, skip_serializing_if = "is_zero_u32")]
     pub quick_failures: u32,
@@ -260,6 +263,7 @@ impl Vm {
             assigned_cpu: 0,
             assigned_memory: 0,
             restart_count: 0,
+            attempts_from: 0,
             quick_failures: 0,
             log_lines: 0,
             restarted_at: None,
@@ -271,7 +275,7 @@ impl Vm {
 
     /// The copy that is, or will be, placed.
     pub fn copy_id(&self) -> CopyId {
-        CopyId { uid: self.uid, attempt: self.restart_count }
+        CopyId { uid: self.uid, attempt: self.attempts_from.saturating_add(self.restart_count) }
     }
 
     /// The same without what readers may not see.

@@ -21,6 +21,9 @@ impl World {
         if let Some(gone) = self.hosts.iter().find(|host| host.dead && self.disk.workers.contains_key(&host.name)) {
             return Some(format!("{} is dead and not given up yet", gone.name));
         }
+        if let Some(awaited) = self.disk.restored.waiting.first() {
+            return Some(format!("{awaited} has not told what it has since a backup was restored"));
+        }
         if let Some(leaving) = self.disk.leaving.values().next() {
             return Some(format!("{} is not yet removed from {}", self.short(leaving.id), leaving.worker));
         }

@@ -73,6 +73,10 @@ impl Cluster {
             let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
             seen.status_message.clone_from(reason);
         }
+        if let Some(why) = self.why_held(vm) {
+            seen.status_message =
+                if vm.status == VmStatus::Failed { format!("{}; {why}", seen.status_message) } else { why };
+        }
         let entry = vm.worker.as_ref().and_then(|name| self.workers.get(name));
         if let Some(entry) = entry.filter(|entry| entry.state == WorkerState::Unseen && vm.status != VmStatus::Failed) {
             let silence = now.mono.saturating_sub(entry.heard).as_secs();

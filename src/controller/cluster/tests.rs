@@ -7,6 +7,7 @@ mod given_up;
 mod going_back;
 mod hostile;
 mod placing;
+mod restored;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,6 +106,29 @@ impl World {
         let done = self.cluster.report(&name(worker), report, self.now, &mut self.changes);
         self.cluster.place(self.now, &mut self.changes);
         done
+    }
+
+    /// What the store would hold.
+    fn records(&self) -> Records {
+        let cluster = &self.cluster;
+        Records {
+            vms: cluster.vms.values().cloned().collect(),
+            workers: cluster.workers.values().map(|entry| entry.record.clone()).collect(),
+            leaving: cluster.leaving.values().cloned().collect(),
+            given_up: cluster.given_up_records().cloned().collect(),
+            restored: cluster.restored_record().clone(),
+            last_event: cluster.last_event,
+            ..Records::default()
+        }
+    }
+
+    /// The controller starts anew.
+    fn restart(&mut self) {
+        self.load(self.records());
+    }
+
+    fn load(&mut self, records: Records) {
+        self.cluster = Cluster::load(records, Timing::default(), self.now);
     }
 
     fn vm(&self, vm: &str) -> Vm {
@@ -254,7 +278,7 @@ fn silence_is_not_death() {
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Unseen);
     assert_eq!(world.events().iter().filter(|kind| **kind == EventType::Unseen).count(), 2);
     // The same session goes on when the worker is heard again.
-    let beat = Heartbeat { session, revision: 0 };
+    let beat = Heartbeat { session, revision: 0, told: None };
     world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes).unwrap();
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
 }

@@ -33,6 +33,8 @@ pub(super) const SCHEMA_KEY: &str = "schema";
 pub(super) const LAST_EVENT_KEY: &str = "last-event";
 pub(super) const PUBLISHED_KEY: &str = "published";
 pub(super) const LAST_AUDIT_KEY: &str = "last-audit";
+/// What is known of the last restoring.
+pub(super) const RESTORED_KEY: &str = "restored";
 pub(super) const AUDIT_PUBLISHED_KEY: &str = "audit-published";
 
 pub(super) type Table = Database<'static, Bytes, Bytes>;
@@ -149,6 +151,25 @@ impl Tables {
         self.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&SCHEMA)?)?;
         txn.commit()?;
         Ok(SCHEMA)
+    }
+
+    /// A record that is kept under `key`; its default if none is.
+    pub(super) fn record<T: DeserializeOwned + Default>(
+        &self,
+        txn: &RoTxn<'_>,
+        key: &'static str,
+    ) -> Result<T, StoreError> {
+        self.meta.get(txn, key)?.map_or_else(|| Ok(T::default()), |bytes| decode(META, key.as_bytes(), bytes))
+    }
+
+    /// Keeps it.
+    pub(super) fn put_record<T: Serialize>(
+        &self,
+        txn: &mut RwTxn<'_>,
+        key: &'static str,
+        record: &T,
+    ) -> Result<(), StoreError> {
+        Ok(self.meta.put(txn, key, &rmp_serde::to_vec_named(record)?)?)
     }
 
     /// A number that is kept under `key`; 0 if none is.

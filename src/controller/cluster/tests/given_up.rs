@@ -17,7 +17,7 @@ fn give_up(world: &mut World, worker: &str) {
 }
 
 fn stray(name: &str) -> Observation {
-    Observation::Stray { name: name.into() }
+    Observation::Stray { name: name.into(), running: None }
 }
 
 /// A VM that runs on `w`, which is then given up; yields its copy there.
@@ -269,15 +269,7 @@ proptest! {
                 }
                 Move::Pass(millis) => world.pass(millis.into()),
                 Move::RestartController => {
-                    let records = Records {
-                        vms: world.cluster.vms.values().cloned().collect(),
-                        workers: world.cluster.workers.values().map(|entry| entry.record.clone()).collect(),
-                        leaving: world.cluster.leaving.values().cloned().collect(),
-                        given_up: world.cluster.given_up_records().cloned().collect(),
-                        last_event: world.cluster.last_event,
-                        ..Records::default()
-                    };
-                    world.cluster = Cluster::load(records, Timing::default(), world.now);
+                    world.restart();
                     machines.iter_mut().for_each(|machine| machine.session = None);
                 }
             }

@@ -81,14 +81,7 @@ proptest! {
                     world.cluster.place(world.now, &mut world.changes);
                 }
                 Move::RestartController => {
-                    let records = Records {
-                        vms: world.cluster.vms.values().cloned().collect(),
-                        workers: world.cluster.workers.values().map(|entry| entry.record.clone()).collect(),
-                        leaving: world.cluster.leaving.values().cloned().collect(),
-                        last_event: world.cluster.last_event,
-                        ..Records::default()
-                    };
-                    world.cluster = Cluster::load(records, Timing::default(), world.now);
+                    world.restart();
                     hosts.values_mut().for_each(|host| host.session = None);
                 }
             }
