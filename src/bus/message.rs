@@ -299,6 +299,10 @@ pub struct Heartbeat {
     pub session: SessionId,
     /// The assignment that is being worked on.
     pub revision: u64,
+    /// Whether all that was found on the host has been told, and acknowledged, in this session; none from an older release,
+    /// which does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<bool>,
 }
 
 /// The lease is renewed.
@@ -441,6 +445,9 @@ pub enum Observation {
     Stray {
         /// The name it bears there.
         name: String,
+        /// Whether it runs; none from an older release, which does not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        running: Option<bool>,
     },
 }
 

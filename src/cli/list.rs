@@ -155,8 +155,8 @@ pub(super) fn state(view: &WorkerView) -> String {
 pub(super) mod tests {
     use super::*;
     use crate::model::resources::Resources;
-    use crate::model::vm::{Arch, Os, RuntimeKind, VmSpec, VmStatus};
-    use crate::model::worker::{Worker, WorkerInfo, WorkerState};
+    use crate::model::vm::{RuntimeKind, VmSpec, VmStatus};
+    use crate::model::worker::{Worker, WorkerInfo, WorkerState, sample};
 
     /// A VM as a controller would send it.
     pub(in crate::cli) fn vm(name: &str, status: VmStatus) -> Vm {
@@ -170,16 +170,10 @@ pub(super) mod tests {
         WorkerView {
             worker: Worker {
                 info: WorkerInfo {
-                    name: name.parse().unwrap(),
-                    machine_id: "m".into(),
-                    os: Os::Linux,
-                    arch: Arch::Amd64,
                     runtime: RuntimeKind::Qemu,
-                    resources: Resources::from([("org.cirruslabs.logical-cores", 8)]),
                     labels: [("role".to_owned(), "ci".to_owned())].into(),
-                    default_cpu: 4,
                     default_memory: 8192,
-                    version: "0.1.0".into(),
+                    ..sample(name, 8, 16_384)
                 },
                 created_at: Timestamp::from_millis(0),
                 scheduling_paused: false,

@@ -45,6 +45,10 @@ pub enum Bug {
     /// What is gone is replaced when the lease is over by the controller's clock, with nothing for clocks that differ and for
     /// the time it takes to stop VMs.
     NoMargin,
+    /// After a backup was restored VMs are placed without waiting for what the workers have.
+    RestoredPlacesAtOnce,
+    /// After a backup was restored attempts are given out that were given out before.
+    RestoredAttemptsAgain,
 }
 
 /// Whether this thread runs with `bug`.

@@ -262,6 +262,9 @@ pub struct Vm {
     /// on again, or by its policy.
     #[serde(default, skip_serializing_if = "is_zero_u32")]
     pub boot: Boot,
+    /// From what its attempts are counted: raised when a restored backup may not know of attempts that were given out.
+    #[serde(default, rename = "attemptsFrom", skip_serializing_if = "is_zero_u32")]
+    pub attempts_from: Attempt,
     /// How many of those in a row came soon after the start; grows the pause before the next.
     #[serde(default, skip_serializing_if = "is_zero_u32")]
     pub quick_failures: u32,
@@ -307,6 +310,7 @@ impl Vm {
             assigned_memory: 0,
             restart_count: 0,
             boot: 0,
+            attempts_from: 0,
             quick_failures: 0,
             replace_since: 0,
             log_lines: 0,
@@ -319,7 +323,7 @@ impl Vm {
 
     /// The copy that is, or will be, placed.
     pub fn copy_id(&self) -> CopyId {
-        CopyId { uid: self.uid, attempt: self.restart_count }
+        CopyId { uid: self.uid, attempt: self.attempts_from.saturating_add(self.restart_count) }
     }
 
     /// The same without what readers may not see.

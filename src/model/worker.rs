@@ -96,3 +96,21 @@ pub struct WorkerView {
     /// How many VMs are placed on it.
     pub vms: u64,
 }
+
+/// A worker of tests within the crate: a Linux machine called `name` with `cores` and `memory` MiB.
+#[cfg(test)]
+pub(crate) fn sample(name: &str, cores: u64, memory: u64) -> WorkerInfo {
+    use super::resources::{LOGICAL_CORES, MEMORY_MIB};
+    WorkerInfo {
+        name: name.parse().unwrap(),
+        machine_id: name.into(),
+        os: Os::Linux,
+        arch: Arch::Amd64,
+        runtime: RuntimeKind::Synthetic,
+        resources: [(LOGICAL_CORES, cores), (MEMORY_MIB, memory)].into(),
+        labels: Labels::new(),
+        default_cpu: 4,
+        default_memory: 1_024,
+        version: String::new(),
+    }
+}

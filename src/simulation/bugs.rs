@@ -7,7 +7,7 @@ use super::run;
 use crate::model::planted::{Bug, plant};
 
 /// The bugs, what of the list of known weaknesses each is like, and what is wrong.
-const BUGS: [(Bug, &str, &str); 20] = [
+const BUGS: [(Bug, &str, &str); 22] = [
     (Bug::RestartDeadEnd, "C1", "a VM that fails again soon after its restart is never restarted"),
     (Bug::StaleAttempt, "C3", "a report of an earlier attempt counts for the present one"),
     (Bug::NameNotUid, "C3", "a report counts for whatever VM has the name now"),
@@ -19,6 +19,8 @@ const BUGS: [(Bug, &str, &str); 20] = [
     (Bug::ReplacedTooSoon, "C17", "VMs of a silent worker start elsewhere at once"),
     (Bug::DeleteForgets, "–", "a VM deleted while its worker is away is forgotten there"),
     (Bug::UnknownDeleted, "C22", "copies that the controller does not know are deleted"),
+    (Bug::RestoredPlacesAtOnce, "–", "after a backup was restored VMs start without asking the workers what runs"),
+    (Bug::RestoredAttemptsAgain, "–", "after a backup was restored attempts are given out again"),
     (Bug::AnswerBeforeCommit, "–", "answers go out before what they say is durable"),
     (Bug::EventSkipped, "–", "event numbers of a failed commit are not given again"),
     (Bug::KeepReplaced, "–", "a VM that is to be kept is replaced when its worker is gone"),

@@ -22,7 +22,7 @@ use crate::model::{Now, Timestamp, VmUid, WorkerName};
 /// How often time passes in the core.
 const TICK: Millis = 250;
 /// What the wall clock shows when a run begins.
-const EPOCH: i64 = 1_700_000_000_000;
+const EPOCH: i64 = 1_800_000_000_000;
 
 /// One life of the controller.
 pub(super) struct Process {
@@ -77,6 +77,11 @@ impl Process {
 }
 
 impl World {
+    /// What a clock on the wall that is right shows.
+    pub(super) fn right_time(&self) -> Timestamp {
+        Timestamp::from_millis(EPOCH + i64::try_from(self.agenda.now()).unwrap())
+    }
+
     /// The controller's clocks.
     pub(super) fn controller_now(&self) -> Now {
         let at = self.agenda.now();
@@ -120,6 +125,7 @@ impl World {
         if let Some(delta) = durable {
             self.check_commit(&delta);
             self.disk.write(delta);
+            self.look_at_orphans();
         }
     }
 
@@ -331,6 +337,7 @@ impl World {
                 self.note(|world| world.describe(&delta));
                 self.check_commit(&delta);
                 self.disk.write(delta);
+                self.look_at_orphans();
                 self.check_memory(&process.cluster);
                 self.publish(process);
             } else {

@@ -25,6 +25,9 @@ impl World {
         if let Some(worker) = self.disk.workers.values().find(drains) {
             return Some(format!("{} is not drained yet", worker.info.name));
         }
+        if let Some(awaited) = self.disk.restored.waiting.first() {
+            return Some(format!("{awaited} has not told what it has since a backup was restored"));
+        }
         if let Some(leaving) = self.disk.leaving.values().next() {
             return Some(format!("{} is not yet removed from {}", self.short(leaving.id), leaving.worker));
         }

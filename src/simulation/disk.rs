@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::clock::Millis;
-use crate::controller::cluster::{Changes, Cluster, GivenUp, Leaving, Records};
+use crate::controller::cluster::{Changes, Cluster, GivenUp, Leaving, Records, Restoration};
 use crate::model::account::WorkerKey;
 use crate::model::event::{Event, EventNumber};
 use crate::model::vm::Vm;
@@ -19,6 +19,7 @@ pub(super) struct Disk {
     pub(super) leaving: BTreeMap<CopyId, Leaving>,
     pub(super) given_up: BTreeMap<CopyId, GivenUp>,
     pub(super) keys: BTreeMap<WorkerName, WorkerKey>,
+    pub(super) restored: Restoration,
     pub(super) last_event: EventNumber,
     /// Up to where events were published, as far as a commit has noted it.
     pub(super) published: EventNumber,
@@ -44,6 +45,7 @@ pub(super) struct Delta {
     pub(super) leaving: Vec<(CopyId, Option<Leaving>)>,
     pub(super) given_up: Vec<(CopyId, Option<GivenUp>)>,
     pub(super) keys: Vec<(WorkerName, Option<WorkerKey>)>,
+    pub(super) restored: Option<Restoration>,
     pub(super) events: Vec<Event>,
     pub(super) last_event: EventNumber,
     pub(super) published: EventNumber,
@@ -58,6 +60,7 @@ impl Delta {
             leaving: changes.leaving.iter().map(|id| (*id, cluster.leaving_record(*id).cloned())).collect(),
             given_up: changes.given_up.iter().map(|id| (*id, cluster.given_up_record(*id).cloned())).collect(),
             keys: changes.keys.iter().map(|name| (name.clone(), cluster.key_record(name).cloned())).collect(),
+            restored: changes.restored.then(|| cluster.restored_record().clone()),
             events: changes.events.clone(),
             last_event: cluster.last_event(),
             published,
@@ -73,6 +76,7 @@ impl Disk {
             leaving: self.leaving.values().cloned().collect(),
             given_up: self.given_up.values().cloned().collect(),
             keys: self.keys.values().cloned().collect(),
+            restored: self.restored.clone(),
             last_event: self.last_event,
             ..Records::default()
         }
@@ -84,6 +88,9 @@ impl Disk {
         put(&mut self.leaving, delta.leaving);
         put(&mut self.given_up, delta.given_up);
         put(&mut self.keys, delta.keys);
+        if let Some(restored) = delta.restored {
+            self.restored = restored;
+        }
         self.last_event = delta.last_event;
         self.published = delta.published;
     }

@@ -4,9 +4,10 @@
 use super::bus::{LATEST, Weather};
 use super::clock::Millis;
 use super::dice::Dice;
-use super::disk::Health;
+use super::disk::{Disk, Health};
 use super::guard::LEASE;
 use super::world::{Event, World};
+use crate::controller::cluster::Restoration;
 
 /// The longest that the controller's process stands still.
 const FREEZE: Millis = 30_000;
@@ -87,8 +88,8 @@ impl Fault {
     pub(super) fn some(dice: &mut Dice) -> Vec<Fault> {
         let share = dice.pick(&[150, 350, 700]).unwrap();
         let mut faults: Vec<Fault> = Self::ALL.into_iter().filter(|_| dice.chance(share)).collect();
-        // A restored backup sets so much aside that it is for few runs only.
-        if !dice.chance(300) {
+        // A restored backup ends what was going on, so it is for some runs only.
+        if !dice.chance(600) {
             faults.retain(|fault| *fault != Fault::Restore);
         } else if faults.contains(&Fault::Restore) {
             faults.push(Fault::Backup);
@@ -205,15 +206,19 @@ impl World {
         self.agenda.after(down, Event::Restored);
         self.restoring = true;
         self.subscriber = backup.last_event;
-        self.disk = backup;
+        let now = self.right_time();
+        let restored = Restoration::of(&backup.records(), now, now);
+        self.disk = Disk { restored, ..backup };
         self.restored = true;
         self.client_forgets();
         for host in 0..self.hosts.len() {
             let unknown: Vec<_> =
                 self.hosts[host].copies.keys().filter(|id| !self.is_named(host, **id)).copied().collect();
+            let foreign = self.is_foreign(host);
             for id in unknown {
                 if let Some(copy) = self.hosts[host].copies.get_mut(&id) {
-                    copy.orphan = true;
+                    (copy.orphan, copy.foreign) = (true, foreign);
+                    self.hosts[host].strayed = true;
                 }
             }
         }

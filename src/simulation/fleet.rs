@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::clock::Millis;
 use super::host::Copy;
-use super::worker::Alarm;
+use super::worker::{Alarm, Inventory};
 use super::world::World;
 use crate::bus::message::{DesiredCopy, Observation, Want};
 use crate::model::vm::OnUnseen;
@@ -110,6 +110,13 @@ impl World {
             return;
         }
         let ids: BTreeSet<CopyId> = wished.keys().chain(found.keys()).copied().collect();
+        let runs = |id: &&CopyId| wished.get(*id).is_some_and(|copy| matches!(copy.want, Want::Run(_)));
+        let inventory = Inventory {
+            session: assignment.session,
+            wished: ids.iter().filter(runs).copied().collect(),
+            unwished: ids.iter().chain(&busy).filter(|id| !wished.contains_key(*id)).copied().collect(),
+        };
+        self.hosts[host].process.as_mut().unwrap().found = Some(inventory);
         for id in ids.difference(&busy).copied() {
             let (wish, found) = (wished.get(&id).copied(), found.get(&id));
             let Some(name) = wish.map(|wish| &wish.name).or(found.map(|found| &found.name)) else { continue };
@@ -191,6 +198,7 @@ impl World {
                     run: 0,
                     replaceable: order.replaceable,
                     orphan: false,
+                    foreign: false,
                 };
                 self.put_copy(host, id, copy);
                 self.hosts[host].scripts.remove(&id);
@@ -226,7 +234,11 @@ impl World {
                 self.end_task(host, id);
             }
             Step::ReportStray => {
-                self.observe(host, id, Observation::Stray { name: order.name.to_string() });
+                self.observe(
+                    host,
+                    id,
+                    Observation::Stray { name: order.name.to_string(), running: Some(seen == Seen::Running) },
+                );
                 if seen == Seen::Failed {
                     self.task(host, id).unwrap().seen = Seen::Ended;
                 }

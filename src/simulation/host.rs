@@ -9,8 +9,7 @@ use super::guard::Lease;
 use super::worker::{Alarm, Process};
 use super::world::{Event, World};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
-use crate::model::vm::{Arch, Os, RuntimeKind};
-use crate::model::worker::WorkerInfo;
+use crate::model::worker::{WorkerInfo, sample};
 use crate::model::{CopyId, VmName, WorkerName};
 use crate::worker::runtime::FoundState;
 
@@ -37,6 +36,8 @@ pub(super) struct Host {
     /// When the controller last learnt of one that came only after the lease had run out.
     pub(super) came_late: Option<Millis>,
     pub(super) copies: BTreeMap<CopyId, Copy>,
+    /// It has had copies of which the controller did not know, and which so were in no books.
+    pub(super) strayed: bool,
     /// Startup scripts that were begun, and whether they are done.
     pub(super) scripts: BTreeMap<CopyId, bool>,
     pub(super) process: Option<Process>,
@@ -63,23 +64,14 @@ pub(super) struct Copy {
     pub(super) replaceable: bool,
     /// The controller was set back to a time when it did not know of this.
     pub(super) orphan: bool,
+    /// And not of this host: nobody waits for what it has to tell.
+    pub(super) foreign: bool,
 }
 
 impl Host {
     pub(super) fn new(number: usize, cores: u64, memory: u64, pace: u64) -> Self {
         let name: WorkerName = format!("w{number}").parse().unwrap();
-        let info = WorkerInfo {
-            name: name.clone(),
-            machine_id: name.to_string(),
-            os: Os::Linux,
-            arch: Arch::Amd64,
-            runtime: RuntimeKind::Synthetic,
-            resources: [(LOGICAL_CORES, cores), (MEMORY_MIB, memory)].into(),
-            labels: BTreeMap::new(),
-            default_cpu: 2,
-            default_memory: 1_024,
-            version: String::new(),
-        };
+        let info = WorkerInfo { default_cpu: 2, ..sample(name.as_str(), cores, memory) };
         Self {
             name,
             info,
@@ -92,6 +84,7 @@ impl Host {
             heard: 0,
             came_late: None,
             copies: BTreeMap::new(),
+            strayed: false,
             scripts: BTreeMap::new(),
             process: None,
             lease: None,
@@ -167,6 +160,9 @@ impl World {
 
     pub(super) fn put_copy(&mut self, host: usize, id: CopyId, mut copy: Copy) {
         copy.orphan = self.restored && !self.is_named(host, id);
+        copy.foreign = copy.orphan && self.is_foreign(host);
+        self.hosts[host].strayed |= copy.orphan;
+        self.truth.made.insert(id);
         self.hosts[host].copies.insert(id, copy);
         self.hosts[host].fenced.remove(&id);
         self.look_at_hosts = true;
@@ -200,6 +196,24 @@ impl World {
             copy.state = FoundState::Stopped;
             self.note(|world| format!("{}: the guest of {} crashes", world.hosts[host].name, world.short(id)));
             self.guest_exited(host, id);
+        }
+    }
+
+    /// Whether the durable state of the controller knows nothing of this host: a backup from before it joined was restored.
+    pub(super) fn is_foreign(&self, host: usize) -> bool {
+        let name = &self.hosts[host].name;
+        !self.disk.workers.contains_key(name) && !self.disk.keys.contains_key(name)
+    }
+
+    /// Copies that are known now are like others.
+    pub(super) fn look_at_orphans(&mut self) {
+        for host in 0..self.hosts.len() {
+            let orphans = self.hosts[host].copies.iter().filter(|(_, copy)| copy.orphan).map(|(id, _)| *id);
+            for id in orphans.collect::<Vec<_>>().into_iter().filter(|id| self.is_named(host, *id)).collect::<Vec<_>>()
+            {
+                let copy = self.hosts[host].copies.get_mut(&id).unwrap();
+                (copy.orphan, copy.foreign) = (false, false);
+            }
         }
     }
 

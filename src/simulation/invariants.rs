@@ -24,6 +24,8 @@ pub(super) struct Truth {
     pub(super) failed: BTreeSet<CopyId>,
     /// Copies that ran.
     pub(super) ran: BTreeSet<CopyId>,
+    /// Copies that were ever made.
+    pub(super) made: BTreeSet<CopyId>,
     /// How many lines of each copy are stored.
     pub(super) logged: BTreeMap<CopyId, u64>,
     /// Copies of VMs that start over elsewhere, by a rule that says so.
@@ -157,6 +159,7 @@ impl World {
                 let what = format!("{} counts as failed, and its host has not said so", self.short(id));
                 self.violated(what);
             }
+            self.truth.failed.insert(id);
         }
         let starts = new.status == VmStatus::Running && (old.status != VmStatus::Running || new.copy_id() != id);
         if starts && !self.truth.ran.contains(&new.copy_id()) {
@@ -211,6 +214,14 @@ impl World {
         let name = &worker.info.name;
         let used = amounts(&books(&after, name));
         let host = self.hosts.iter().find(|host| host.name == *name).unwrap();
+        let adopted = self.restored && host.copies.contains_key(&vm.copy_id());
+        if !adopted && self.truth.made.contains(&vm.copy_id()) {
+            let what = format!("{} is placed on {name}, and was given out before", self.short(vm.copy_id()));
+            return self.violated(what);
+        }
+        if host.strayed {
+            return;
+        }
         // Where it has registered with several offers in one batch, only one of them can be seen here.
         let changed = self.disk.workers.get(name).is_some_and(|before| before.info != worker.info);
         let most = (host.most.0 * CPU_OVERCOMMIT, host.most.1);
@@ -292,19 +303,20 @@ impl World {
         let mut wrong = Vec::new();
         for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.powered && host.asleep_until == 0) {
             let mut taken = (0, 0);
-            for (id, copy) in host.copies.iter().filter(|(_, copy)| !copy.orphan) {
+            for (id, copy) in host.copies.iter().filter(|(_, copy)| !copy.foreign) {
                 let prepared =
                     || host.process.as_ref().and_then(|p| p.tasks.get(id)).is_some_and(super::fleet::Task::prepares);
                 let runs = copy.state == FoundState::Running;
                 if runs && let Some((other, there)) = live.insert(id.uid, (*id, number)) {
                     wrong.push(format!("{} runs on w{there} and {} on w{number}", self.short(other), self.short(*id)));
                 }
-                if runs || prepared() {
+                if (runs || prepared()) && !copy.orphan {
                     taken = (taken.0 + copy.cpu, taken.1 + copy.memory);
                 }
             }
             let most = (host.most.0 * CPU_OVERCOMMIT, host.most.1);
-            if taken.0 > most.0 || taken.1 > most.1 {
+            // What was not in the books is no fault of theirs.
+            if (taken.0 > most.0 || taken.1 > most.1) && !host.strayed {
                 wrong.push(format!("w{number} has {most:?} at most, and its VMs take {taken:?}"));
             }
         }

@@ -1,7 +1,7 @@
 //! The worker's process towards the controller, as `worker::{session,uplink}` do it: registers, renews its lease, takes
 //! assignments, and tells the newest of each copy until that is acknowledged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bus::{Answer, Call, Message, Reply, WorkerCall};
 use super::clock::Millis;
@@ -39,8 +39,16 @@ pub(super) struct Process {
     told: BTreeMap<CopyId, Told>,
     pub(super) carries: BTreeMap<CopyId, Carry>,
     pub(super) tasks: BTreeMap<CopyId, Task>,
+    pub(super) found: Option<Inventory>,
     /// A look at the host is due.
     pub(super) looking: bool,
+}
+
+/// As `worker::uplink::Inventory`.
+pub(super) struct Inventory {
+    pub(super) session: SessionId,
+    pub(super) wished: BTreeSet<CopyId>,
+    pub(super) unwished: BTreeSet<CopyId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,12 +98,22 @@ impl Process {
             told: BTreeMap::new(),
             carries: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            found: None,
             looking: false,
         }
     }
 
     pub(super) fn session(&self) -> Option<SessionId> {
         if let Phase::Open(session) = self.phase { Some(session) } else { None }
+    }
+
+    /// As `Uplink::has_told`.
+    fn has_told(&self, session: SessionId) -> bool {
+        let Some(found) = self.found.as_ref().filter(|found| found.session == session) else { return false };
+        let told = |id: &CopyId| self.told.get(id).filter(|told| told.acknowledged).map(|told| &told.observation);
+        let is_stray = |observation: &Observation| matches!(observation, Observation::Stray { .. });
+        found.wished.iter().all(|id| told(id).is_some_and(|told| !is_stray(told)))
+            && found.unwished.iter().all(|id| told(id).is_some_and(is_stray))
     }
 
     /// As `session::held_revision`.
@@ -124,7 +142,8 @@ impl World {
             Alarm::Greet if process.phase == Phase::Pausing => self.greet(host),
             Alarm::HelloTimeout(call) => self.hello_failed(host, call),
             Alarm::Beat(session) if process.session() == Some(session) => {
-                let body = WorkerCall::Heartbeat(Heartbeat { session, revision: process.held_revision(session) });
+                let (revision, told) = (process.held_revision(session), Some(process.has_told(session)));
+                let body = WorkerCall::Heartbeat(Heartbeat { session, revision, told });
                 let call = self.ask_controller(host, body);
                 let now = self.agenda.now();
                 self.hosts[host].process.as_mut().unwrap().beat = Some((call, now));

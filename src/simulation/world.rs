@@ -288,7 +288,8 @@ impl World {
             Some(_) => {}
         }
         for host in 0..self.hosts.len() {
-            let there = self.disk.workers.contains_key(&self.hosts[host].name);
+            let name = &self.hosts[host].name;
+            let there = self.disk.workers.contains_key(name) || self.disk.restored.waiting.contains(name);
             let asked = self.client.is_moving(host);
             if self.hosts[host].dead && there && !asked && self.waited_for_replacements(host) {
                 self.give_up(host);

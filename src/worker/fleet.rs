@@ -10,7 +10,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::journal::Journal;
 use super::plan::{self, Seen, Step, Wish};
 use super::runtime::{CopySpec, Found, FoundState, Runtime};
-use super::uplink::Uplink;
+use super::uplink::{Inventory, Uplink};
 use super::vm::{CopyTask, Host, Order};
 use crate::bus::message::{Assignment, DesiredCopy, Observation, Want};
 use crate::model::{CopyId, VmName};
@@ -109,6 +109,13 @@ impl Reconciler {
         let Some(found) = found else { return };
         let found: BTreeMap<CopyId, &Found> = found.iter().map(|found| (found.id, found)).collect();
         let ids: BTreeSet<CopyId> = wished.keys().chain(found.keys()).copied().collect();
+        let runs = |id: &&CopyId| wished.get(*id).is_some_and(|copy| matches!(copy.want, Want::Run(_)));
+        let unwished = |id: &&CopyId| !wished.contains_key(*id);
+        self.host.uplink.has_found(Inventory {
+            session: assignment.session,
+            wished: ids.iter().filter(runs).copied().collect(),
+            unwished: ids.iter().chain(self.copies.keys()).filter(unwished).copied().collect(),
+        });
         for id in ids {
             if self.copies.contains_key(&id) {
                 continue;

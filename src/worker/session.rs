@@ -108,7 +108,7 @@ impl Agent {
         loop {
             interval.tick().await;
             let revision = held_revision(self.assignments.borrow().as_ref(), session);
-            let beat = Heartbeat { session, revision };
+            let beat = Heartbeat { session, revision, told: Some(self.uplink.has_told(session)) };
             let subject = subject::worker(&self.info.name, WorkerVerb::Heartbeat);
             match self.bus.request::<_, HeartbeatAck>(subject, &beat, every.saturating_mul(2)).await {
                 Ok(_) => {}

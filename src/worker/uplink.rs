@@ -1,7 +1,7 @@
 //! What goes up to the controller: for each copy its newest observation, and log lines in order, each until it is
 //! acknowledged. Level-triggered: a new session sends every observation again, so a lost one costs only time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,18 @@ struct Shared {
     copies: Mutex<BTreeMap<CopyId, Entry>>,
     changed: Notify,
     session: watch::Sender<Option<SessionId>>,
+    found: Mutex<Option<Inventory>>,
+}
+
+/// What the reconciler has found at its last look, by the wishes of one session.
+#[derive(Clone, Debug)]
+pub(super) struct Inventory {
+    /// Of which session.
+    pub(super) session: SessionId,
+    /// Copies that shall run, here or not.
+    pub(super) wished: BTreeSet<CopyId>,
+    /// Copies that are here and not wished for.
+    pub(super) unwished: BTreeSet<CopyId>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,7 +64,8 @@ struct Entry {
 
 impl Uplink {
     pub(super) fn new(bus: Bus, worker: WorkerName) -> Self {
-        let shared = Shared { copies: Mutex::default(), changed: Notify::new(), session: watch::Sender::new(None) };
+        let (copies, found) = (Mutex::default(), Mutex::default());
+        let shared = Shared { copies, changed: Notify::new(), session: watch::Sender::new(None), found };
         Self { bus, worker, shared: Arc::new(shared) }
     }
 
@@ -68,6 +81,27 @@ impl Uplink {
             drop(copies);
             self.shared.changed.notify_one();
         }
+    }
+
+    /// Notes what the reconciler has found.
+    pub(super) fn has_found(&self, found: Inventory) {
+        *self.shared.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+    }
+
+    /// Whether the controller has acknowledged, in this session, what is the case with every copy that shall run and with
+    /// every one that is here unasked.
+    pub(super) fn has_told(&self, session: SessionId) -> bool {
+        // Before it is served, acknowledgements are those of an earlier session.
+        if *self.shared.session.borrow() != Some(session) {
+            return false;
+        }
+        let found = self.shared.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(found) = found.as_ref().filter(|found| found.session == session) else { return false };
+        let copies = self.copies();
+        let told = |id: &CopyId| copies.get(id).filter(|entry| entry.acknowledged).map(|entry| &entry.observation);
+        let is_stray = |observation: &Observation| matches!(observation, Observation::Stray { .. });
+        found.wished.iter().all(|id| told(id).is_some_and(|told| !is_stray(told)))
+            && found.unwished.iter().all(|id| told(id).is_some_and(is_stray))
     }
 
     /// Says nothing more about a copy.
@@ -236,6 +270,30 @@ mod tests {
         assert!(uplink.tells(id, &Observation::Absent), "only an older observation was acknowledged");
         uplink.settle(id, &Observation::Absent);
         assert!(uplink.copies().is_empty());
+    }
+
+    #[tokio::test]
+    async fn all_is_told_once_every_copy_was_acknowledged_in_this_session() {
+        let uplink = Uplink::unheard().await;
+        let copy = |n| CopyId { uid: VmUid(uuid::Uuid::from_u128(n)), attempt: 0 };
+        let (now, before) = (SessionId(uuid::Uuid::from_u128(1)), SessionId(uuid::Uuid::nil()));
+        let stray = Observation::Stray { name: "a".into(), running: Some(true) };
+        let preparing = Observation::Preparing { message: "x".into() };
+        let (wished, unwished) = ([copy(1)].into(), [copy(2)].into());
+        uplink.has_found(Inventory { session: now, wished, unwished });
+        uplink.observe(copy(1), preparing.clone());
+        uplink.observe(copy(2), preparing.clone());
+        uplink.settle(copy(1), &preparing);
+        uplink.settle(copy(2), &preparing);
+        assert!(!uplink.has_told(now), "nothing is served");
+        uplink.shared.session.send_replace(Some(now));
+        assert!(!uplink.has_told(now), "that it is a stray is still to come");
+        uplink.observe(copy(2), stray.clone());
+        assert!(!uplink.has_told(now), "nobody has acknowledged it");
+        uplink.settle(copy(2), &stray);
+        assert!(uplink.has_told(now));
+        uplink.shared.session.send_replace(Some(before));
+        assert!(!uplink.has_told(before), "by the wishes of another session");
     }
 
     #[test]

@@ -114,7 +114,10 @@ impl CopyTask {
                 (Step::ReportAbsent, _) => return self.host.uplink.observe(self.id, Observation::Absent),
                 (Step::ReportStray, _) => {
                     tracing::warn!(copy = %self.id, vm = %order.name, "the controller did not ask for this VM; it is left alone");
-                    self.host.uplink.observe(self.id, Observation::Stray { name: order.name.to_string() });
+                    self.host.uplink.observe(
+                        self.id,
+                        Observation::Stray { name: order.name.to_string(), running: Some(self.seen == Seen::Running) },
+                    );
                     if self.seen == Seen::Failed {
                         // That it failed is not told any more: should it be wished for again, it must be.
                         self.seen = Seen::Ended;

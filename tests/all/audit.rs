@@ -10,7 +10,7 @@ use orchard::bus::message::{
     CreateVm, DeleteVm, GetInfo, Heartbeat, HeartbeatAck, ListVms, ListWorkers, decode, encode,
 };
 use orchard::bus::subject::{self, WorkerVerb};
-use orchard::controller::{BusSource, Controller, ControllerOptions};
+use orchard::controller::{BusSource, Controller};
 use orchard::identity::{new_token, tls};
 use orchard::model::SessionId;
 use orchard::model::access::Role;
@@ -22,7 +22,7 @@ use orchard::tunnel::header::WorkerHello;
 use orchard::tunnel::worker::{LinkOptions, WorkerLink};
 use tokio::io::AsyncReadExt;
 
-use crate::harness::{Access, Cluster, LIMIT, TIMING, any_port};
+use crate::harness::{Access, Cluster, LIMIT, any_port, controller_options};
 use crate::tunnel::rights;
 use crate::tunnel::world::Guests;
 use crate::wait::until;
@@ -134,15 +134,7 @@ async fn numbers_go_on_without_a_gap_after_a_restart() {
         access.call(&vm(&format!("a{n}"))).await.unwrap();
     }
     controller.shutdown().await;
-    let options = ControllerOptions {
-        data_dir: dir.path().join("controller"),
-        bus: BusSource::Embedded { listen: any_port(), tls: true, host: None },
-        listen: any_port(),
-        tunnel_host: None,
-        timing: TIMING,
-        certificate: None,
-        bootstrap_token: None,
-    };
+    let options = controller_options(&dir.path().join("controller"));
     // A reading that was under way at the end of the first may hold the store for a moment.
     let controller = until("the store", LIMIT, || Controller::start(options.clone())).await;
     let trust = controller.fingerprint().map_or(Trust::Plain, Trust::Certificate);
@@ -337,7 +329,7 @@ async fn workers_that_are_refused_are_recorded() {
     // Another process with the same key, in a session that is not the open one.
     let options = cluster.access.join(&"w1".parse().unwrap(), &cluster.worker_dir("w1")).await;
     let bus = Bus::connect(options).await.unwrap();
-    let beat = Heartbeat { session: SessionId(uuid::Uuid::nil()), revision: 1 };
+    let beat = Heartbeat { session: SessionId(uuid::Uuid::nil()), revision: 1, told: None };
     let to = subject::worker(&"w1".parse().unwrap(), WorkerVerb::Heartbeat);
     let refused = bus.request::<_, HeartbeatAck>(to, &beat, LIMIT).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Unauthenticated);

@@ -167,6 +167,19 @@ fn worker_options(bus: BusOptions, data_dir: PathBuf, name: &WorkerName, runtime
     WorkerOptions { bus, data_dir, info: info(name, &*runtime), runtime, give_up_after: Duration::from_millis(200) }
 }
 
+/// A controller on `data_dir` with its embedded broker, over TLS as always, on any free ports.
+pub fn controller_options(data_dir: &Path) -> ControllerOptions {
+    ControllerOptions {
+        data_dir: data_dir.to_owned(),
+        bus: BusSource::Embedded { listen: any_port(), tls: true, host: None },
+        listen: any_port(),
+        tunnel_host: None,
+        timing: TIMING,
+        certificate: None,
+        bootstrap_token: None,
+    }
+}
+
 /// A controller with workers.
 pub struct Cluster {
     pub access: Access,
@@ -187,7 +200,7 @@ pub const TIMING: Timing = Timing {
 impl Cluster {
     /// A controller with its embedded broker, over TLS as always, and no worker yet.
     pub async fn start() -> Self {
-        Self::start_on(BusSource::Embedded { listen: any_port(), tls: true, host: None }, identity::new_token()).await
+        Self::start_on(controller_options(Path::new("")).bus, identity::new_token()).await
     }
 
     /// A controller on a given bus, where the first account and, if that is an outside one, workers log in with `token`.
@@ -200,13 +213,11 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         let outside = matches!(bus, BusSource::Outside { .. });
         let controller = Controller::start(ControllerOptions {
-            data_dir: dir.path().join("controller"),
             bus,
-            listen: any_port(),
             tunnel_host: Some("127.0.0.1".into()),
             timing,
-            certificate: None,
             bootstrap_token: (!outside).then(|| token.clone()),
+            ..controller_options(&dir.path().join("controller"))
         })
         .await
         .unwrap();

@@ -208,7 +208,8 @@ fn the_bytes_of_every_message_are_as_written_down() {
         assignment: assignment(),
     };
     line(&mut file, "worker/hello/answer", &Answer::Ok(welcome));
-    line(&mut file, "worker/heartbeat", &Heartbeat { session: session(), revision: 3 });
+    line(&mut file, "worker/heartbeat", &Heartbeat { session: session(), revision: 3, told: None });
+    line(&mut file, "worker/heartbeat/told", &Heartbeat { session: session(), revision: 3, told: Some(true) });
     line(&mut file, "worker/heartbeat/answer", &Answer::Ok(HeartbeatAck { revision: 4 }));
     line(&mut file, "worker/assign", &assignment());
     let message = || "text".to_owned();
@@ -219,7 +220,8 @@ fn the_bytes_of_every_message_are_as_written_down() {
         ("stopped", Observation::Stopped { message: message() }),
         ("fenced", Observation::Fenced { message: message() }),
         ("absent", Observation::Absent),
-        ("stray", Observation::Stray { name: "a".into() }),
+        ("stray", Observation::Stray { name: "a".into(), running: None }),
+        ("stray/running", Observation::Stray { name: "a".into(), running: Some(true) }),
     ] {
         let report = Report { session: session(), uid: uid(), attempt: 2, boot: 1, observation };
         line(&mut file, &format!("worker/report/{name}"), &report);

@@ -35,7 +35,11 @@ Examples:
 The controller must be stopped. The folder is as before until all of the backup has been checked, and
 then as in the backup, also when this is interrupted. What was there before goes to before-restore in
 it. VMs that were created after the backup was made run on: their workers tell of them, as `orchard
-events --type stray` shows, and keep them until somebody deletes them there.")]
+list strays` shows, and keep them until somebody deletes them there. VMs that came with the backup are
+not started before every worker that it knows has told what it has, as a copy may run there since;
+`orchard explain vm NAME` says for which workers one waits. Take out of the cluster those that will not
+come back (`orchard delete worker NAME --force`). A worker that joined after the backup was made is not
+known and not waited for: let it join again first.")]
 pub(in crate::cli) struct RestoreArgs {
     /// The backup
     file: PathBuf,
@@ -70,6 +74,9 @@ pub(super) async fn restore(arguments: RestoreArgs, home: Home) -> anyhow::Resul
         restored.vms,
         restored.workers
     );
+    if restored.workers > 0 {
+        text += "\nVMs that do not run are held until each of these workers has told what it has, or was deleted";
+    }
     if let Some(replaced) = restored.replaced {
         text +=
             &format!("\nwhat was there before is in {}; delete it when it is not needed any more", replaced.display());

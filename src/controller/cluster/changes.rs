@@ -22,6 +22,8 @@ pub struct Changes {
     pub leaving: BTreeSet<CopyId>,
     /// Copies that were given up with their worker, or are no longer remembered as such.
     pub given_up: BTreeSet<CopyId>,
+    /// What is known of the last restoring changed.
+    pub restored: bool,
     /// Accounts that came, went, or have another token, other roles or another end.
     pub accounts: BTreeSet<AccountName>,
     /// Join tokens that came, went or were used.
@@ -54,7 +56,7 @@ const MAX_TEXT: usize = 3 * MAX_LOG_LINE;
 impl Changes {
     /// Whether anything must be stored.
     pub fn is_empty(&self) -> bool {
-        let copies = self.leaving.is_empty() && self.given_up.is_empty();
+        let copies = self.leaving.is_empty() && self.given_up.is_empty() && !self.restored;
         let objects = self.vms.is_empty() && self.workers.is_empty();
         copies && objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
     }
@@ -113,7 +115,7 @@ impl Changes {
 }
 
 fn vm_object(vm: &Vm) -> EventObject {
-    EventObject::Vm { name: vm.name.clone(), uid: vm.uid, attempt: vm.restart_count }
+    EventObject::Vm { name: vm.name.clone(), uid: vm.uid, attempt: vm.copy_id().attempt }
 }
 
 #[cfg(test)]

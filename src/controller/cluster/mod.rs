@@ -24,7 +24,9 @@ mod quota;
 mod reading;
 mod removal;
 mod replace;
+mod restored;
 mod spec;
+mod strays;
 mod vm;
 mod worker;
 
@@ -40,6 +42,9 @@ pub use self::given_up::GivenUp;
 use self::given_up::GivenUps;
 pub use self::liveness::Timing;
 use self::quota::Usage;
+pub use self::restored::Restoration;
+use self::restored::Restored;
+use self::strays::Stray;
 use super::scheduler::{Policy, Scheduler, Standing};
 use crate::bus::message::{Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
@@ -81,6 +86,8 @@ pub struct Records {
     pub leaving: Vec<Leaving>,
     /// All copies that were given up with their worker.
     pub given_up: Vec<GivenUp>,
+    /// What is known of the last restoring.
+    pub restored: Restoration,
     /// All service accounts.
     pub accounts: Vec<Account>,
     /// All join tokens.
@@ -102,7 +109,7 @@ struct WorkerEntry {
     /// Where its process was last; see `Hello`.
     place: String,
     /// What was told of as unknown here: over all its sessions, or one that registers again and again could fill the store.
-    strays: BTreeSet<CopyId>,
+    strays: BTreeMap<CopyId, Stray>,
     state: WorkerState,
     /// Since when nothing was heard, by the monotonic clock.
     heard: Duration,
@@ -134,6 +141,8 @@ pub struct Cluster {
     leaving: BTreeMap<CopyId, Leaving>,
     given_up: GivenUps,
     workers: BTreeMap<WorkerName, WorkerEntry>,
+    /// What is held since a backup was restored.
+    restored: Restored,
     access: Access,
     /// Knows what each worker holds, and which VMs wait for one.
     scheduler: Scheduler,
@@ -160,6 +169,7 @@ impl Cluster {
             leaving: BTreeMap::new(),
             given_up: GivenUps::load(records.given_up),
             workers: BTreeMap::new(),
+            restored: Restored::load(records.restored),
             access: Access::load(records.accounts, records.joins, records.keys),
             scheduler: Scheduler::new(Policy::default()),
             ends: BTreeSet::new(),
@@ -205,6 +215,7 @@ impl Cluster {
         self.ends.retain(|(_, uid)| !noted.contains(uid));
         self.ends.extend(other.ends.iter().filter(|(_, uid)| self.names.contains_key(uid)));
         self.ticked = other.ticked;
+        self.restored.keep_memory_of(&other.restored);
         if planted(Bug::EventSkipped) {
             self.last_event = other.last_event;
         }
@@ -254,10 +265,11 @@ impl Cluster {
     pub fn assignment(&self, worker: &WorkerName) -> Option<Assignment> {
         let entry = self.workers.get(worker)?;
         let live = entry.live.as_ref()?;
-        let placed = entry.vms.iter().filter_map(|uid| self.vm_record(*uid)).map(|vm| DesiredCopy {
+        let placed = entry.vms.iter().filter_map(|uid| self.vm_record(*uid)).filter(|vm| !self.is_kept_from_worker(vm));
+        let placed = placed.map(|vm| DesiredCopy {
             name: vm.name.clone(),
             uid: vm.uid,
-            attempt: vm.restart_count,
+            attempt: vm.copy_id().attempt,
             want: match vm.status {
                 VmStatus::Pending | VmStatus::Running => Want::Run(Box::new(RunSpec {
                     spec: vm.spec.clone(),
@@ -325,7 +337,7 @@ impl WorkerEntry {
             leaving: BTreeSet::new(),
             live: None,
             place: String::new(),
-            strays: BTreeSet::new(),
+            strays: BTreeMap::new(),
             state: WorkerState::Unseen,
             heard: now.mono,
             last_seen: None,

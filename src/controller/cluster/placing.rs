@@ -20,6 +20,7 @@ impl Cluster {
     fn assign(&mut self, uid: VmUid, placement: Placement, now: Now, changes: &mut Changes) {
         let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
         let Placement { worker, cpu, memory, taken, why } = placement;
+        self.restored.lift(vm);
         vm.worker = Some(worker.clone());
         vm.assigned_cpu = cpu;
         vm.assigned_memory = memory;
@@ -40,7 +41,8 @@ impl Cluster {
         let Some(vm) = self.vm_record(uid) else { return };
         let copies = CopyId { uid, attempt: 0 }..=CopyId { uid, attempt: Attempt::MAX };
         let elsewhere = self.leaving.range(copies).any(|(_, leaving)| !leaving.held.is_empty());
-        if vm.status == VmStatus::Pending && vm.worker.is_none() && !elsewhere && !self.held_back.contains_key(&uid) {
+        let held = self.held_back.contains_key(&uid) || self.is_held(uid);
+        if vm.status == VmStatus::Pending && vm.worker.is_none() && !elsewhere && !held {
             let shape = Shape::of(&vm.spec);
             self.scheduler.enqueue(uid, shape);
         }
@@ -60,7 +62,9 @@ impl Cluster {
     pub fn explain(&self, name: &VmName, now: Now) -> Result<Explained, ApiError> {
         let vm = self.known_vm(name)?;
         let explanation = self.scheduler.explain(&Shape::of(&vm.spec));
+        let held = self.why_held(vm);
         let reason = match (&vm.worker, vm.status) {
+            _ if held.is_some() => held.unwrap_or_default(),
             (Some(worker), _) => self.why_on(worker, vm, now),
             (None, VmStatus::Pending) if self.scheduler.is_waiting(vm.uid) => explanation.to_string(),
             (None, VmStatus::Pending) if self.held_back.contains_key(&vm.uid) => vm.status_message.clone(),

@@ -9,7 +9,7 @@ use super::Cluster;
 use crate::bus::message;
 use crate::controller::scheduler::Shape;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::vm::Vm;
+use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::WorkerView;
 use crate::model::{Now, VmName, WorkerName};
 
@@ -72,6 +72,10 @@ impl Cluster {
             let shape = Shape::of(&vm.spec);
             let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
             seen.status_message.clone_from(reason);
+        }
+        if let Some(why) = self.why_held(vm) {
+            seen.status_message =
+                if vm.status == VmStatus::Failed { format!("{}; {why}", seen.status_message) } else { why };
         }
         if let Some(note) = self.fate_of(vm, now) {
             let so_far = &seen.status_message;

@@ -36,6 +36,18 @@ impl Cluster {
         if !placed.is_empty() && !force {
             return Err(ApiError::new(ErrorCode::Conflict, self.still_placed(worker, &placed)));
         }
+        if !force && self.restored.waits_for(worker) {
+            let what = format!(
+                "a backup was restored, and worker {worker} has not told since what it has: VMs that run there may start \
+                 elsewhere, too, if it is not waited for. Start it; or, if its machine is off for good, `orchard delete \
+                 worker {worker} --force`"
+            );
+            return Err(ApiError::new(ErrorCode::Conflict, what));
+        }
+        // What it has told of is nobody's to adopt any more.
+        if let Some(entry) = self.workers.get_mut(worker) {
+            entry.strays.clear();
+        }
         // The token that it joined with ends too: who has this machine may have that as well.
         if let Some(joined_with) = self.access.keys.get(worker).map(|key| key.joined_with.clone()) {
             self.end_joins(|token| token.id == joined_with, changes);
@@ -61,6 +73,7 @@ impl Cluster {
             changes.worker_event(&mut self.last_event, now, worker, EventType::Deleted, String::new());
         }
         changes.assign.remove(worker);
+        self.no_longer_awaited(worker, now, changes);
         Ok(())
     }
 

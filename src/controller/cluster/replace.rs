@@ -7,7 +7,7 @@
 
 use super::vm::placed;
 use super::{Changes, Cluster};
-use crate::model::error::ApiError;
+use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
@@ -40,10 +40,11 @@ pub(super) fn begin_attempt(vm: &mut Vm) {
 }
 
 impl Cluster {
-    /// Whether a VM is to start over elsewhere when its worker is gone. One that is switched off is not: its disk is there.
+    /// Whether a VM is to start over elsewhere when its worker is gone. One that is switched off is not: its disk is there. One
+    /// that is held since a backup was restored may run on another worker than that.
     pub(super) fn is_to_be_replaced(&self, vm: &Vm) -> bool {
         let runs = vm.status != VmStatus::Failed && vm.spec.power_state == PowerState::Running;
-        runs && is_replaceable(vm)
+        runs && is_replaceable(vm) && !self.is_held(vm.uid)
     }
 
     /// Has whatever may be replaced, and certainly does not run any more on workers that are gone, start over. Asks what is
@@ -91,6 +92,11 @@ impl Cluster {
     ) -> Result<(), ApiError> {
         let vm = placed(&self.names, &mut self.vms, worker, id)?;
         let ended = vm.status == VmStatus::Failed || vm.spec.power_state != PowerState::Running;
+        if !ended && self.is_held(id.uid) {
+            // Told again until it is known that no other copy runs.
+            let what = format!("{id} is held since a backup was restored; what becomes of it is not known yet");
+            return Err(ApiError::new(ErrorCode::Unavailable, what));
+        }
         if !ended {
             let why = format!("worker {worker} stopped it as its lease was over: {message}");
             self.start_elsewhere(id.uid, Resources::default(), &why, now, changes);
@@ -104,6 +110,7 @@ impl Cluster {
         self.dismiss(&old, held, false, changes);
         let Some(vm) = self.vms.get_mut(&old.name) else { return };
         begin_attempt(vm);
+        self.restored.lift(vm);
         vm.status_message = format!("starting over elsewhere: {why}");
         changes.vm_event(&mut self.last_event, now, vm, EventType::Restarting, format!("replaced: {why}"));
         self.consider(uid);

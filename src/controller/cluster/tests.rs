@@ -9,6 +9,7 @@ mod going_back;
 mod hostile;
 mod liveness;
 mod placing;
+mod restored;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ use crate::bus::message::{CreateVm, Heartbeat, Hello, LogLine, LogLines, Observa
 use crate::model::Timestamp;
 use crate::model::event::{EventObject, EventType, LogStream};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
-use crate::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
+use crate::model::vm::{RestartPolicy, StartupScript, VmSpec};
 use crate::model::worker::WorkerInfo;
 
 struct World {
@@ -73,6 +74,18 @@ impl World {
         created.map(|vm| vm.uid)
     }
 
+    /// Somebody asks for the `n`th VM of a random walk: every other one starts over when it fails.
+    fn create_nth(&mut self, n: u8) {
+        let restart_policy = if n.is_multiple_of(2) { RestartPolicy::OnFailure } else { RestartPolicy::Never };
+        let _ = self.create(&format!("vm{n}"), VmSpec { cpu: 2, restart_policy, ..VmSpec::default() });
+    }
+
+    /// Somebody deletes it.
+    fn delete_nth(&mut self, n: u8) {
+        let _ = self.cluster.delete_vm(&name(&format!("vm{n}")), self.now, &mut self.changes);
+        self.cluster.place(self.now, &mut self.changes);
+    }
+
     fn join(&mut self, worker: &str, cores: u64) -> SessionId {
         let session = SessionId(self.id());
         let hello = Hello { session, info: self.info(worker, cores), place: String::new() };
@@ -81,18 +94,7 @@ impl World {
     }
 
     fn info(&self, worker: &str, cores: u64) -> WorkerInfo {
-        WorkerInfo {
-            name: name(worker),
-            machine_id: worker.into(),
-            os: Os::Linux,
-            arch: Arch::Amd64,
-            runtime: RuntimeKind::Synthetic,
-            resources: [(LOGICAL_CORES, cores), (MEMORY_MIB, 1 << 20)].into(),
-            labels: BTreeMap::new(),
-            default_cpu: 4,
-            default_memory: 1024,
-            version: String::new(),
-        }
+        crate::model::worker::sample(worker, cores, 1 << 20)
     }
 
     fn report(
@@ -106,6 +108,29 @@ impl World {
         let done = self.cluster.report(&name(worker), report, self.now, &mut self.changes);
         self.cluster.place(self.now, &mut self.changes);
         done
+    }
+
+    /// What the store would hold.
+    fn records(&self) -> Records {
+        let cluster = &self.cluster;
+        Records {
+            vms: cluster.vms.values().cloned().collect(),
+            workers: cluster.workers.values().map(|entry| entry.record.clone()).collect(),
+            leaving: cluster.leaving.values().cloned().collect(),
+            given_up: cluster.given_up_records().cloned().collect(),
+            restored: cluster.restored_record().clone(),
+            last_event: cluster.last_event,
+            ..Records::default()
+        }
+    }
+
+    /// The controller starts anew.
+    fn restart(&mut self) {
+        self.load(self.records());
+    }
+
+    fn load(&mut self, records: Records) {
+        self.cluster = Cluster::load(records, Timing::default(), self.now);
     }
 
     fn vm(&self, vm: &str) -> Vm {
@@ -256,7 +281,7 @@ fn silence_is_not_death() {
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Unseen);
     assert_eq!(world.events().iter().filter(|kind| **kind == EventType::Unseen).count(), 2);
     // The same session goes on when the worker is heard again.
-    let beat = Heartbeat { session, revision: 0 };
+    let beat = Heartbeat { session, revision: 0, told: None };
     world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes).unwrap();
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
     // Nor does a longer silence end anything; but then it has to register again.

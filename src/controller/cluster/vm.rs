@@ -50,6 +50,7 @@ impl Cluster {
         self.check_room()?;
         self.usage.check(by.as_ref(), &request.spec)?;
         let mut vm = Vm::requested(request.name, uid, now.wall, request.spec);
+        vm.attempts_from = self.restored.first_attempt();
         vm.created_by = by;
         "waiting for a worker".clone_into(&mut vm.status_message);
         changes.vm_event(&mut self.last_event, now, &vm, EventType::Created, format!("image {}", vm.spec.image));
@@ -132,9 +133,12 @@ impl Cluster {
     ) -> Result<(), ApiError> {
         self.check_session(worker, report.session)?;
         let id = CopyId { uid: report.uid, attempt: report.attempt };
+        if !matches!(report.observation, Observation::Stray { .. }) {
+            self.is_stray_no_more(worker, id);
+        }
         match report.observation {
             Observation::Absent => self.copy_gone(worker, id, now, changes),
-            Observation::Stray { name } => self.stray(worker, id, &name, now, changes),
+            Observation::Stray { name, running } => self.stray(worker, id, (&name, running), now, changes),
             Observation::Preparing { message } => self.preparing(worker, id, bounded(message), now, changes),
             Observation::Running { message, ready, generation } => {
                 self.running(worker, id, (bounded(message), ready, generation), now, changes)
@@ -196,13 +200,14 @@ impl Cluster {
         now: Now,
         changes: &mut Changes,
     ) -> Result<(), ApiError> {
+        let kept_back = self.vm_record(id.uid).is_some_and(|vm| self.is_kept_from_worker(vm));
         let last_event = &mut self.last_event;
         let vm = placed(&self.names, &mut self.vms, worker, id)?;
         if vm.status == VmStatus::Failed {
             // Its worker is about to stop it; a failure is not taken back.
             return Ok(());
         }
-        let starts = vm.status == VmStatus::Pending;
+        let (starts, uid) = (vm.status == VmStatus::Pending, vm.uid);
         let becomes_ready = ready && !vm.ready;
         if starts || becomes_ready || vm.status_message != message || vm.observed_generation != generation {
             vm.status = VmStatus::Running;
@@ -218,6 +223,10 @@ impl Cluster {
             if becomes_ready {
                 changes.vm_event(last_event, now, vm, EventType::Ready, vm.status_message.clone());
             }
+        }
+        self.seen_running(uid);
+        if kept_back {
+            self.reassign(worker, changes);
         }
         Ok(())
     }
@@ -245,14 +254,19 @@ impl Cluster {
         let policy = vm.spec.restart_policy;
         let uid = vm.uid;
         self.reassign(worker, changes);
+        if self.adopt(uid, now, changes) {
+            return Ok(());
+        }
         match policy {
             RestartPolicy::Never => {}
+            // Started over once it is known that no other copy runs.
+            RestartPolicy::OnFailure | RestartPolicy::Always if self.is_held(uid) => {}
             RestartPolicy::OnFailure | RestartPolicy::Always => self.start_over(uid, now, changes),
         }
         Ok(())
     }
 
-    fn start_over(&mut self, uid: VmUid, now: Now, changes: &mut Changes) {
+    pub(super) fn start_over(&mut self, uid: VmUid, now: Now, changes: &mut Changes) {
         let Some(old) = self.vm_record(uid).cloned() else { return };
         self.dismiss(&old, Resources::default(), false, changes);
         let Some(vm) = self.vms.get_mut(&old.name) else { return };
@@ -268,6 +282,7 @@ impl Cluster {
         vm.quick_failures = quick.saturating_add(1);
         vm.restarted_at = Some(now.wall);
         replace::begin_attempt(vm);
+        self.restored.lift(vm);
         changes.vm_event(&mut self.last_event, now, vm, EventType::Restarting, format!("in {} s", pause.as_secs()));
         if pause.is_zero() {
             self.consider(uid);
@@ -321,7 +336,7 @@ pub(super) fn placed<'a>(
 
 /// Whether a planted bug takes `id` for the copy of `vm`.
 fn mistaken(vm: &Vm, id: CopyId) -> bool {
-    planted(Bug::StaleAttempt) && vm.uid == id.uid || planted(Bug::NameNotUid) && vm.restart_count == id.attempt
+    planted(Bug::StaleAttempt) && vm.uid == id.uid || planted(Bug::NameNotUid) && vm.copy_id().attempt == id.attempt
 }
 
 fn stale(worker: &WorkerName, id: CopyId) -> ApiError {

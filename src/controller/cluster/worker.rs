@@ -6,10 +6,8 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
 use crate::model::worker::Worker;
-use crate::model::{CopyId, Now, SessionId, WorkerName};
+use crate::model::{Now, SessionId, WorkerName};
 
-/// Unknown copies of which each worker may tell: far more than a machine can hold. Those beyond are not told of.
-const MAX_STRAYS: usize = 1024;
 /// What a worker says of itself, all of it: a page of workers must fit into one message, and people wrote these labels.
 const MAX_INFO: usize = 32 * 1024;
 /// The longest name of a place, in bytes: more than its hashes.
@@ -109,6 +107,7 @@ impl Cluster {
     ) -> Result<HeartbeatAck, ApiError> {
         self.check_session(worker, beat.session)?;
         self.heard_of(worker, now, changes);
+        self.has_told(worker, beat.session, beat.told, now, changes);
         let revision = self.workers.get(worker).and_then(|entry| entry.live.as_ref()).map_or(0, |live| live.revision);
         if beat.revision < revision && !planted(Bug::NotResent) {
             // The message that told it was lost, or is on its way: once more does no harm.
@@ -130,6 +129,7 @@ impl Cluster {
         self.end_pauses(now);
         self.forget_given_up(now, changes);
         self.go_on_draining(now, changes);
+        self.end_hold(now, changes);
     }
 
     /// Whether a session of `worker` is open.
@@ -146,25 +146,5 @@ impl Cluster {
                 format!("session {session} of worker {worker} is not open here: register again"),
             )),
         }
-    }
-
-    pub(super) fn stray(
-        &mut self,
-        worker: &WorkerName,
-        id: CopyId,
-        name: &str,
-        now: Now,
-        changes: &mut Changes,
-    ) -> Result<(), ApiError> {
-        if self.reclaim_stray(worker, id, now, changes) {
-            return Ok(());
-        }
-        let Some(entry) = self.workers.get_mut(worker) else { return Ok(()) };
-        if entry.strays.len() < MAX_STRAYS && entry.strays.insert(id) {
-            let shown: String = name.chars().take(crate::model::MAX_NAME_LEN).collect();
-            let message = format!("runs or holds VM {shown} ({id}), which is not known here; it is left alone");
-            changes.worker_event(&mut self.last_event, now, worker, EventType::Stray, message);
-        }
-        Ok(())
     }
 }

@@ -299,7 +299,6 @@ impl Scheduler {
         let Some(fits) = self.shapes.get_mut(shape) else { return };
         let head = fits.waiting.first().map(|uid| (Reverse(shape.priority), *uid));
         let before = std::mem::replace(&mut fits.head, head);
-        let fits_now = !fits.is_empty();
         if before != head {
             fits.overtaken = 0;
             let kept = fits.reservation.take();
@@ -316,9 +315,7 @@ impl Scheduler {
         }
         // What was kept free may be what it fits on no more, or others fit on now: they have been told by `change`.
         let Some(head) = head else { return };
-        let fits_now =
-            if before == Some(head) { fits_now } else { self.shapes.get(shape).is_some_and(|f| !f.is_empty()) };
-        if fits_now {
+        if self.shapes.get(shape).is_some_and(|fits| !fits.is_empty()) {
             self.ready.insert(head, shape.clone());
         } else {
             self.ready.remove(&head);

@@ -5,19 +5,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use crate::model::vm::{Arch, Os, RuntimeKind, VmSpec};
+use crate::model::worker::sample;
 
 fn info(name: &str, cores: u64) -> WorkerInfo {
     WorkerInfo {
-        name: name.parse().unwrap(),
-        machine_id: name.into(),
-        os: Os::Linux,
-        arch: Arch::Amd64,
         runtime: RuntimeKind::Qemu,
-        resources: [(LOGICAL_CORES, cores), (MEMORY_MIB, 16_384)].into(),
         labels: [("zone".to_owned(), "a".to_owned())].into(),
-        default_cpu: 4,
-        default_memory: 4096,
-        version: String::new(),
+        default_memory: 4_096,
+        ..sample(name, cores, 16_384)
     }
 }
 

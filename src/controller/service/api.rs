@@ -192,6 +192,7 @@ async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunne
         }
     });
     let vm = vm.await?;
+    let copy = vm.copy_id();
     let worker = match (vm.status, vm.worker) {
         (VmStatus::Running, Some(worker)) => worker,
         (VmStatus::Failed, _) => {
@@ -207,7 +208,6 @@ async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunne
         let why = format!("worker {worker} is online but its tunnel is not connected (UDP may be blocked on its way)");
         return Err(ApiError::new(ErrorCode::Unavailable, why));
     }
-    let copy = crate::model::CopyId { uid: vm.uid, attempt: vm.restart_count };
     let grant = Grant { account, vm: vm.name, copy, worker, port: request.port };
     let ticket = identity::new_token();
     context.gate.issue(&ticket, grant, context.clock.now().mono, TICKET_TTL)?;

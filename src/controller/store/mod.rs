@@ -35,8 +35,8 @@ pub use self::pages::PagesError;
 use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
-    AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, SCHEMA, Table, Tables, VMS, all,
-    copy_key, decode, put_or_delete,
+    AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, RESTORED_KEY, SCHEMA, Table,
+    Tables, VMS, all, copy_key, decode, put_or_delete, read_all,
 };
 use self::trail::Kept;
 use super::cluster::{Changes, Cluster, Records};
@@ -177,6 +177,7 @@ impl Store {
             workers: all(&txn, tables.workers, "workers")?,
             leaving: all(&txn, tables.leaving, "leaving")?,
             given_up: all(&txn, tables.given_up, "given-up")?,
+            restored: tables.record(&txn, RESTORED_KEY)?,
             accounts: all(&txn, tables.accounts, "accounts")?,
             joins: all(&txn, tables.joins, "joins")?,
             keys: all(&txn, tables.keys, "worker-keys")?,
@@ -227,6 +228,9 @@ impl Store {
         }
         for id in &changes.given_up {
             put_or_delete(&mut txn, tables.given_up, &copy_key(*id), cluster.given_up_record(*id))?;
+        }
+        if changes.restored {
+            tables.put_record(&mut txn, RESTORED_KEY, cluster.restored_record())?;
         }
         for name in &changes.accounts {
             put_or_delete(&mut txn, tables.accounts, name.as_str().as_bytes(), cluster.account_record(name))?;
@@ -286,17 +290,14 @@ impl Store {
         table: Table,
         name: &'static str,
     ) -> Result<Vec<T>, StoreError> {
-        let mut found = Vec::new();
-        for entry in table.iter(txn)? {
-            let (key, bytes) = entry?;
+        read_all(txn, table, |key, bytes| {
             let opened = self.seal.open(name, key, bytes).map_err(|source| StoreError::Sealed {
                 table: name,
                 key: data_encoding::HEXLOWER.encode(key),
                 source,
             })?;
-            found.push(decode(name, key, &opened)?);
-        }
-        Ok(found)
+            decode(name, key, &opened)
+        })
     }
 
     fn put_sealed_or_delete<T: Serialize>(

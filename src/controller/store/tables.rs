@@ -33,6 +33,8 @@ pub(super) const SCHEMA_KEY: &str = "schema";
 pub(super) const LAST_EVENT_KEY: &str = "last-event";
 pub(super) const PUBLISHED_KEY: &str = "published";
 pub(super) const LAST_AUDIT_KEY: &str = "last-audit";
+/// What is known of the last restoring.
+pub(super) const RESTORED_KEY: &str = "restored";
 pub(super) const AUDIT_PUBLISHED_KEY: &str = "audit-published";
 
 pub(super) type Table = Database<'static, Bytes, Bytes>;
@@ -151,6 +153,25 @@ impl Tables {
         Ok(SCHEMA)
     }
 
+    /// A record that is kept under `key`; its default if none is.
+    pub(super) fn record<T: DeserializeOwned + Default>(
+        &self,
+        txn: &RoTxn<'_>,
+        key: &'static str,
+    ) -> Result<T, StoreError> {
+        self.meta.get(txn, key)?.map_or_else(|| Ok(T::default()), |bytes| decode(META, key.as_bytes(), bytes))
+    }
+
+    /// Keeps it.
+    pub(super) fn put_record<T: Serialize>(
+        &self,
+        txn: &mut RwTxn<'_>,
+        key: &'static str,
+        record: &T,
+    ) -> Result<(), StoreError> {
+        Ok(self.meta.put(txn, key, &rmp_serde::to_vec_named(record)?)?)
+    }
+
     /// A number that is kept under `key`; 0 if none is.
     pub(super) fn number(&self, txn: &RoTxn<'_>, key: &'static str) -> Result<u64, StoreError> {
         self.meta.get(txn, key)?.map_or(Ok(0), |bytes| decode(META, key.as_bytes(), bytes))
@@ -193,16 +214,25 @@ pub(super) fn decode<T: DeserializeOwned>(table: &'static str, key: &[u8], bytes
     rmp_serde::from_slice(bytes).map_err(|source| StoreError::Damaged { table, key: key_text(), source })
 }
 
-/// Every record of a table.
+/// Every record of a table whose values are plain.
 pub(super) fn all<T: DeserializeOwned>(
     txn: &RoTxn<'_>,
     table: Table,
     name: &'static str,
 ) -> Result<Vec<T>, StoreError> {
+    read_all(txn, table, |key, bytes| decode(name, key, bytes))
+}
+
+/// Every record of a table, each as `read` makes it of its key and value.
+pub(super) fn read_all<T>(
+    txn: &RoTxn<'_>,
+    table: Table,
+    read: impl Fn(&[u8], &[u8]) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
     let mut found = Vec::new();
     for entry in table.iter(txn)? {
         let (key, bytes) = entry?;
-        found.push(decode(name, key, bytes)?);
+        found.push(read(key, bytes)?);
     }
     Ok(found)
 }

@@ -82,7 +82,7 @@ fn observation() -> impl Strategy<Value = Observation> {
         }),
         text.clone().prop_map(|message| Observation::Failed { message, disk: false }),
         Just(Observation::Absent),
-        text.prop_map(|name| Observation::Stray { name }),
+        text.prop_map(|name| Observation::Stray { name, running: None }),
     ]
 }
 
@@ -100,7 +100,7 @@ fn wellformed(known: Known) -> impl Strategy<Value = (WorkerVerb, Vec<u8>)> {
             (WorkerVerb::Log, encode(&LogLines { session, uid, attempt, first, lines: vec![line; n] }).unwrap())
         });
     let beat = (copy, number()).prop_map(|((session, ..), revision)| {
-        (WorkerVerb::Heartbeat, encode(&Heartbeat { session, revision }).unwrap())
+        (WorkerVerb::Heartbeat, encode(&Heartbeat { session, revision, told: None }).unwrap())
     });
     let names = prop::sample::select(vec!["evil", "victim", "other"]);
     let hello = (names, number(), 0usize..500, "\\PC{0,200}").prop_map(move |(called, n, labels, place)| {

@@ -7,12 +7,12 @@ use std::process::Stdio;
 
 use orchard::bus::client::Trust;
 use orchard::bus::message::ListVms;
-use orchard::controller::{BusSource, Controller, ControllerOptions};
+use orchard::controller::Controller;
 use orchard::identity::new_token;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::harness::{Access, LIMIT, TIMING, any_port, finish};
+use crate::harness::{Access, LIMIT, controller_options, finish};
 use crate::processes::access;
 
 fn controller(home: &Path, more: &[&str]) -> Command {
@@ -91,18 +91,7 @@ async fn the_first_accounts_token_is_not_lost_wherever_a_start_is_cut_short() {
     let (data, token) = (dir.path().join("c"), new_token());
     let waiting = data.join("bootstrap-admin.token");
     orchard::identity::make_private_dir(&data).unwrap();
-    let start = async || {
-        let options = ControllerOptions {
-            data_dir: data.clone(),
-            bus: BusSource::Embedded { listen: any_port(), tls: true, host: None },
-            listen: any_port(),
-            tunnel_host: None,
-            timing: TIMING,
-            certificate: None,
-            bootstrap_token: None,
-        };
-        Controller::start(options).await.unwrap()
-    };
+    let start = async || Controller::start(controller_options(&data)).await.unwrap();
     orchard::identity::write_private(&waiting, token.expose().as_bytes()).unwrap();
     let first = start().await;
     assert_eq!(first.bootstrap_token(), Some(&token), "written down and not stored");

@@ -13,7 +13,7 @@ fn hello(world: &mut World, machine_id: &str, place: &str) -> Result<SessionId, 
 }
 
 fn beat(world: &mut World, session: SessionId) -> Result<(), ApiError> {
-    let beat = Heartbeat { session, revision: 9 };
+    let beat = Heartbeat { session, revision: 9, told: None };
     world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes).map(drop)
 }
 

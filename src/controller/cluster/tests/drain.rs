@@ -15,7 +15,7 @@ impl World {
     fn pass_online(&mut self, sessions: &[(&str, SessionId)], millis: u64) {
         for _ in 0..millis / 250 {
             for (worker, session) in sessions {
-                let beat = Heartbeat { session: *session, revision: 0 };
+                let beat = Heartbeat { session: *session, revision: 0, told: None };
                 self.cluster.heartbeat(&name(worker), &beat, self.now, &mut self.changes).unwrap();
             }
             self.stall(250);

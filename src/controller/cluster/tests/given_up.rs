@@ -17,7 +17,7 @@ fn give_up(world: &mut World, worker: &str) {
 }
 
 fn stray(name: &str) -> Observation {
-    Observation::Stray { name: name.into() }
+    Observation::Stray { name: name.into(), running: None }
 }
 
 /// A VM that runs on `w`, which is then given up; yields its copy there.
@@ -251,14 +251,8 @@ proptest! {
         machines[0].running.insert(unknown);
         for step in moves {
             match step {
-                Move::Create(n) => {
-                    let policy = if n % 2 == 0 { RestartPolicy::OnFailure } else { RestartPolicy::Never };
-                    let _ = world.create(&format!("vm{n}"), VmSpec { cpu: 2, restart_policy: policy, ..VmSpec::default() });
-                }
-                Move::Delete(n) => {
-                    let _ = world.cluster.delete_vm(&name(&format!("vm{n}")), world.now, &mut world.changes);
-                    world.cluster.place(world.now, &mut world.changes);
-                }
+                Move::Create(n) => world.create_nth(n),
+                Move::Delete(n) => world.delete_nth(n),
                 Move::Work(w, n) => { machines[w].work(&mut world, WORKERS[w], n.into()); }
                 Move::Fail(w) => {
                     let Some(session) = machines[w].session else { continue };
@@ -275,15 +269,7 @@ proptest! {
                 }
                 Move::Pass(millis) => world.pass(millis.into()),
                 Move::RestartController => {
-                    let records = Records {
-                        vms: world.cluster.vms.values().cloned().collect(),
-                        workers: world.cluster.workers.values().map(|entry| entry.record.clone()).collect(),
-                        leaving: world.cluster.leaving.values().cloned().collect(),
-                        given_up: world.cluster.given_up_records().cloned().collect(),
-                        last_event: world.cluster.last_event,
-                        ..Records::default()
-                    };
-                    world.cluster = Cluster::load(records, Timing::default(), world.now);
+                    world.restart();
                     machines.iter_mut().for_each(|machine| machine.session = None);
                 }
             }

@@ -3,17 +3,6 @@
 use super::*;
 
 impl World {
-    /// What is stored when this is called.
-    fn records(&self) -> Records {
-        Records {
-            vms: self.cluster.vms.values().cloned().collect(),
-            workers: self.cluster.workers.values().map(|entry| entry.record.clone()).collect(),
-            leaving: self.cluster.leaving.values().cloned().collect(),
-            last_event: self.cluster.last_event,
-            ..Records::default()
-        }
-    }
-
     /// As the writer does when what came after `stored` could not be.
     fn go_back(&mut self, stored: Records) {
         let mut cluster = Cluster::load(stored, Timing::default(), self.now);

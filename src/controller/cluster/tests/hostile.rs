@@ -84,7 +84,7 @@ fn a_worker_that_registers_again_and_again_does_not_fill_the_store_with_events()
         let session = world.join("w", 8);
         for copy in 0..100 {
             let id = CopyId { uid: VmUid(uuid::Uuid::from_u128(n * 100 + copy)), attempt: 0 };
-            world.report("w", session, id, Observation::Stray { name: "x".into() }).unwrap();
+            world.report("w", session, id, Observation::Stray { name: "x".into(), running: None }).unwrap();
         }
     }
     assert!(world.changes.events.len() < 1_100, "{}", world.changes.events.len());
@@ -100,7 +100,7 @@ fn said() -> impl Strategy<Value = Observation> {
             ready,
             generation
         }),
-        "\\PC{0,300}".prop_map(|name| Observation::Stray { name }),
+        "\\PC{0,300}".prop_map(|name| Observation::Stray { name, running: None }),
         "\\PC{0,300}".prop_map(|message| Observation::Preparing { message }),
     ]
 }
@@ -140,7 +140,7 @@ proptest! {
             let line = LogLine { stream: LogStream::Stdout, text: "x".into() };
             let log = LogLines { session: evil, uid: id.uid, attempt, first: number, lines: vec![line] };
             let _ = world.cluster.log(&name("evil"), log, world.now, &mut world.changes);
-            let beat = Heartbeat { session: evil, revision: number };
+            let beat = Heartbeat { session: evil, revision: number, told: None };
             let _ = world.cluster.heartbeat(&name("evil"), &beat, world.now, &mut world.changes);
             prop_assert_eq!(&of_others(&world), &before);
         }

@@ -27,7 +27,12 @@ impl World {
     }
 
     fn beat(&mut self, worker: &str, session: SessionId) -> Result<HeartbeatAck, ApiError> {
-        self.cluster.heartbeat(&name(worker), &Heartbeat { session, revision: 0 }, self.now, &mut self.changes)
+        self.cluster.heartbeat(
+            &name(worker),
+            &Heartbeat { session, revision: 0, told: None },
+            self.now,
+            &mut self.changes,
+        )
     }
 
     fn told(&self, kind: EventType) -> Vec<String> {

@@ -43,14 +43,8 @@ proptest! {
         let mut hosts: BTreeMap<&str, FakeHost> = [("v", FakeHost::default()), ("w", FakeHost::default())].into();
         for step in moves {
             match step {
-                Move::Create(n) => {
-                    let policy = if n % 2 == 0 { RestartPolicy::OnFailure } else { RestartPolicy::Never };
-                    let _ = world.create(&format!("vm{n}"), VmSpec { cpu: 2, restart_policy: policy, ..VmSpec::default() });
-                }
-                Move::Delete(n) => {
-                    let _ = world.cluster.delete_vm(&name(&format!("vm{n}")), world.now, &mut world.changes);
-                    world.cluster.place(world.now, &mut world.changes);
-                }
+                Move::Create(n) => world.create_nth(n),
+                Move::Delete(n) => world.delete_nth(n),
                 Move::Join(first) => {
                     let worker = if first { "v" } else { "w" };
                     hosts.get_mut(worker).unwrap().session = Some(world.join(worker, 1));
@@ -87,14 +81,7 @@ proptest! {
                     world.cluster.place(world.now, &mut world.changes);
                 }
                 Move::RestartController => {
-                    let records = Records {
-                        vms: world.cluster.vms.values().cloned().collect(),
-                        workers: world.cluster.workers.values().map(|entry| entry.record.clone()).collect(),
-                        leaving: world.cluster.leaving.values().cloned().collect(),
-                        last_event: world.cluster.last_event,
-                        ..Records::default()
-                    };
-                    world.cluster = Cluster::load(records, Timing::default(), world.now);
+                    world.restart();
                     hosts.values_mut().for_each(|host| host.session = None);
                 }
             }

@@ -18,7 +18,8 @@
 //! # After restoring
 //!
 //! Everything is as it was when the backup was made: what was changed later is not known any more, and VMs of later are
-//! strays on their workers: told of and left alone. Sessions and leases begin anew, as after every start. Numbers of events
+//! strays on their workers: told of and left alone. No VM that came with the backup starts before every worker that the
+//! backup knows has told what it has, see `cluster::restored`. Sessions and leases begin anew, as after every start. Numbers of events
 //! and of audit records go on from the microseconds since 1970 at the time of restoring, far above all that were ever given
 //! out: no subscriber ever sees two things under one number, or numbers going back, however often and from whatever backup
 //! is restored (at less than a million events a second). The gap before them is passed over like that of events that are

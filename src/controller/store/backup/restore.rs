@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use super::form::{CopyError, FormError, Reading};
 use super::{DATABASE, DATABASE_FILE, FILES};
-use crate::controller::store::tables::{LAST_AUDIT_KEY, LAST_EVENT_KEY};
+use crate::controller::cluster::Restoration;
+use crate::controller::store::tables::{LAST_AUDIT_KEY, LAST_EVENT_KEY, RESTORED_KEY};
 use crate::controller::store::trail::{self, Kept};
 use crate::controller::store::{OpenError, Store, StoreError};
 use crate::identity::crash::point;
@@ -200,9 +201,8 @@ fn lay_ready(backup: Reading, file: &Path, new: &Path, now: Timestamp) -> Result
         let micros = u64::try_from(now.as_millis()).unwrap_or(0).saturating_mul(1_000);
         micros.max(last.saturating_add(LEAP))
     };
-    store
-        .count_on(number(records.last_event), number(records.last_audit), now, manifest.created)
-        .map_err(unreadable)?;
+    let restoration = Restoration::of(&records, manifest.created, now);
+    store.count_on(number(records.last_event), number(records.last_audit), now, &restoration).map_err(unreadable)?;
     store.close();
     for left in ["serve.lock", "db/lock.mdb"] {
         fs::remove_file(new.join(left)).map_err(folder_error)?;
@@ -216,8 +216,9 @@ fn lay_ready(backup: Reading, file: &Path, new: &Path, now: Timestamp) -> Result
 }
 
 impl Store {
-    /// Has numbers go on above `event` and `audit`, and records that, and from a backup of when, this was restored.
-    fn count_on(&self, event: u64, audit: u64, now: Timestamp, created: Timestamp) -> Result<(), StoreError> {
+    /// Has numbers go on above `event` and `audit`, and records that, and from which backup, this was restored.
+    fn count_on(&self, event: u64, audit: u64, now: Timestamp, of: &Restoration) -> Result<(), StoreError> {
+        let created = of.backup;
         let mut txn = self.env.write_txn()?;
         let number = audit.saturating_add(1);
         let deed = Deed {
@@ -234,6 +235,7 @@ impl Store {
         trail::append(&self.tables, &mut txn, &mut shares, &[AuditRecord::new(number, now, deed)], kept)?;
         self.tables.put_number(&mut txn, LAST_EVENT_KEY, event)?;
         self.tables.put_number(&mut txn, LAST_AUDIT_KEY, number)?;
+        self.tables.put_record(&mut txn, RESTORED_KEY, of)?;
         Ok(txn.commit()?)
     }
 }

@@ -6,9 +6,8 @@ use crate::bus::message::{CreateVm, Hello, Observation, Report};
 use crate::controller::cluster::Records;
 use crate::model::audit::{AuditType, Outcome};
 use crate::model::event::{Event, EventFilter, EventObject, EventType};
-use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
-use crate::model::vm::{Arch, Os, RuntimeKind, StartupScript, VmSpec};
-use crate::model::worker::WorkerInfo;
+use crate::model::vm::{StartupScript, VmSpec};
+use crate::model::worker::{WorkerInfo, sample};
 use crate::model::{SessionId, Timestamp, VmUid};
 
 fn create(name: String) -> impl FnOnce(&mut Step<'_>) -> Result<VmUid, ApiError> {
@@ -132,18 +131,7 @@ async fn a_nearly_full_store_takes_nothing_new_and_keeps_room_for_deletions_repo
 
 /// A worker with room for all VMs.
 fn join(session: SessionId, step: &mut Step<'_>) -> Result<(), ApiError> {
-    let info = WorkerInfo {
-        name: "w".parse()?,
-        machine_id: "m".into(),
-        os: Os::Linux,
-        arch: Arch::Amd64,
-        runtime: RuntimeKind::Synthetic,
-        resources: [(LOGICAL_CORES, 1 << 20), (MEMORY_MIB, 1 << 30)].into(),
-        labels: Default::default(),
-        default_cpu: 1,
-        default_memory: 1,
-        version: String::new(),
-    };
+    let info = WorkerInfo { default_cpu: 1, default_memory: 1, ..sample("w", 1 << 20, 1 << 30) };
     step.cluster.hello(&"w".parse()?, Hello { session, info, place: String::new() }, step.now, step.changes).map(drop)
 }
 
