@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::folder::{self, DataFolder};
+use super::guard::{self, GuardArgs};
 use super::host::{self, Capacity};
 use super::parts::{self, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
@@ -42,6 +43,9 @@ exchanges it for a key of its own, which it keeps in its data folder.
 The worker only dials out: it needs no open port. Stopping it stops no VM; the next start finds
 them again.")]
     Run(RunArgs),
+    /// End the VMs that may be started elsewhere when the worker cannot; the worker starts this by itself
+    #[command(hide = true)]
+    Guard(GuardArgs),
 }
 
 #[derive(Debug, Args)]
@@ -96,7 +100,10 @@ pub(in crate::cli) struct RunArgs {
 }
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
-    let WorkerCommand::Run(arguments) = command;
+    let arguments = match command {
+        WorkerCommand::Run(arguments) => arguments,
+        WorkerCommand::Guard(arguments) => return guard::run(arguments).await.map(|()| 0),
+    };
     let entry = entry(&arguments)?;
     let data_dir = match arguments.data_dir.clone() {
         Some(given) => given,

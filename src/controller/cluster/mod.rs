@@ -57,6 +57,14 @@ pub struct Timing {
     pub lease: Duration,
 }
 
+impl Timing {
+    /// Workers with leases of that length, which they try to renew five times before it is over.
+    pub fn with_lease(lease: Duration) -> Self {
+        let usual = Self::default();
+        Self { heartbeat: usual.heartbeat.min(lease / 5), lease }
+    }
+}
+
 impl Default for Timing {
     /// Five missed heartbeats: an ordinary network hiccup or a reconnect does not show.
     fn default() -> Self {
