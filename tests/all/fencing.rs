@@ -145,7 +145,11 @@ async fn a_killed_worker_keeps_the_vms_that_are_its_own_and_no_other_and_adopts_
 
     world.worker.take().unwrap().kill().await;
     world.fenced(&replaced, (&kept, pid)).await;
-    assert!(world.guard_log().contains("ended"), "{}", world.guard_log());
+    wait::until("the guard's word", LIMIT, || async {
+        let log = world.guard_log();
+        if log.contains("ended, as the worker's lease is over") { Ok(()) } else { Err(log) }
+    })
+    .await;
     world.start_worker().await;
     world.told((&kept, pid)).await;
 }

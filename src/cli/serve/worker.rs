@@ -41,7 +41,8 @@ The bootstrap token says where the controller is and how to know it. It is neede
 exchanges it for a key of its own, which it keeps in its data folder.
 
 The worker only dials out: it needs no open port. Stopping it stops no VM; the next start finds
-them again.")]
+them again. Only VMs created with --on-unseen replace are ended when it is not back in time (a
+minute, unless the controller says otherwise), as they may then start elsewhere.")]
     Run(RunArgs),
     /// End the VMs that may be started elsewhere when the worker cannot; the worker starts this by itself
     #[command(hide = true)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::worker::lease::Moment;
+use crate::worker::place;
 
 /// Reads the time; another source in tests.
 #[derive(Clone)]
@@ -35,6 +36,13 @@ impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Clock").field(&self.now()).finish()
     }
+}
+
+/// What tells this start of the machine, and so of the clock, from any other. Where the system does not say, all are one: then a
+/// lease of before a reboot may count as valid after it, when no VM of that time runs any more.
+pub(super) async fn boot_name() -> String {
+    let boot = place::boot_id().await.map(|boot| boot.trim().to_owned());
+    boot.filter(|boot| !boot.is_empty()).unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn since_boot() -> Moment {

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::clock::Clock;
+use super::clock::{self, Clock};
 use super::end;
 use super::notes::{FENCED_MESSAGE, Notes};
 use super::supervisor::{GuardCommand, Supervisor};
 use crate::model::CopyId;
 use crate::worker::lease::{LOOK, Lease, Moment, Written};
-use crate::worker::place;
 use crate::worker::runtime::Runtime;
 
 /// Shared by all parts of the worker.
@@ -22,7 +21,7 @@ pub(in crate::worker) struct Keeper(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     clock: Clock,
-    /// The name of this start of the machine; empty when the system does not say.
+    /// The name of this start of the machine.
     boot: String,
     notes: Notes,
     lease: Mutex<Lease>,
@@ -42,12 +41,11 @@ impl Keeper {
     /// That of a worker whose VMs run in `runtime`, with `guard` as the guard's program.
     pub(in crate::worker) async fn open(notes: Notes, guard: Option<GuardCommand>, runtime: &dyn Runtime) -> Self {
         let supervisor = Supervisor::new(guard, runtime.outlives_worker());
-        Self::new(notes, place::boot_id().await, Clock::system(), supervisor)
+        Self::new(notes, clock::boot_name().await, Clock::system(), supervisor)
     }
 
     /// Goes on with the lease that an earlier process of this worker had, if the machine was not started anew since.
-    pub(super) fn new(notes: Notes, boot: Option<String>, clock: Clock, supervisor: Supervisor) -> Self {
-        let boot = boot.map(|boot| boot.trim().to_owned()).unwrap_or_default();
+    pub(super) fn new(notes: Notes, boot: String, clock: Clock, supervisor: Supervisor) -> Self {
         let mut lease = match notes.lease(&boot) {
             Some(until) => Lease::restored(until, clock.now()),
             None => Lease::none(),
@@ -61,13 +59,13 @@ impl Keeper {
     #[cfg(test)]
     pub(in crate::worker) fn for_test(data_dir: &std::path::Path) -> Self {
         let notes = Notes::open(data_dir).unwrap();
-        Self::new(notes, Some("test".to_owned()), Clock::of_test(), Supervisor::new(None, false))
+        Self::new(notes, "test".to_owned(), Clock::of_test(), Supervisor::new(None, false))
     }
 
     /// That of the process after this one.
     #[cfg(test)]
     pub(super) fn for_test_after(&self, supervisor: Supervisor) -> Self {
-        Self::new(self.notes().clone(), Some(self.0.boot.clone()), self.0.clock.clone(), supervisor)
+        Self::new(self.notes().clone(), self.0.boot.clone(), self.0.clock.clone(), supervisor)
     }
 
     pub(in crate::worker) fn notes(&self) -> &Notes {

@@ -62,7 +62,7 @@ impl World {
             boot_slots: Arc::new(Semaphore::new(8)),
         };
         let notes = host.journal.notes().clone();
-        let keeper = Keeper::new(notes, Some("test".to_owned()), Clock::of_test(), supervisor(dir.path()));
+        let keeper = Keeper::new(notes, "test".to_owned(), Clock::of_test(), supervisor(dir.path()));
         keeper.renewed(keeper.now(), LEASE);
         let (_looks, _supervises) = (task::spawn(keeper.clone().run()), task::spawn(keeper.clone().keep_guard()));
         Self { dir, on, host, keeper, _looks, _supervises }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::clock::Clock;
+use super::clock::{self, Clock};
 use super::end;
 use super::notes::Notes;
 use super::supervisor::LOG;
@@ -17,7 +17,6 @@ use crate::identity;
 use crate::identity::folder::{self, FolderLock, LockError};
 use crate::model::CopyId;
 use crate::worker::lease::{LOOK, Moment};
-use crate::worker::place;
 use crate::worker::runtime::Runtime;
 
 /// For how long it stays when nothing is replaceable: the next copy may soon be made.
@@ -63,7 +62,7 @@ pub async fn run(data_dir: &Path, runtime: Arc<dyn Runtime>) -> Result<(), Watch
     let unusable = |source| WatchError::Folder { path: notes.folder().to_owned(), source };
     std::fs::metadata(notes.folder()).map_err(unusable)?;
     identity::refuse_foreign(notes.folder()).map_err(unusable)?;
-    let boot = place::boot_id().await.map(|boot| boot.trim().to_owned()).unwrap_or_default();
+    let boot = clock::boot_name().await;
     let clock = Clock::system();
     let Some(lock) = lock(notes.folder()).await? else {
         tracing::info!("another guard watches already");
