@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, watch};
 
+use super::guard::{self, Keeper};
 use super::journal::Journal;
 use super::plan::{self, Seen, Step, Wish};
 use super::runtime::{CopySpec, Found, FoundState, Runtime};
 use super::uplink::{Inventory, Uplink};
-use super::vm::{CopyTask, Host, Order};
+use super::vm::{Host, Order};
 use crate::bus::message::{Assignment, DesiredCopy, Observation, Want};
 use crate::model::{CopyId, VmName};
 use crate::task::{self, Task};
@@ -29,11 +30,12 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn start(runtime: Arc<dyn Runtime>, uplink: Uplink, journal: Journal) -> Self {
+    pub(super) fn start(runtime: Arc<dyn Runtime>, uplink: Uplink, journal: Journal, keeper: Keeper) -> Self {
         let (assignments, receiver) = watch::channel(None);
         let boot_slots = Arc::new(Semaphore::new(runtime.boot_permits().clamp(1, Semaphore::MAX_PERMITS)));
         let host = Host { runtime, uplink, journal, boot_slots };
-        let reconciler = Reconciler { host, assignments: receiver, copies: BTreeMap::new(), ended: Arc::default() };
+        let (copies, ended) = (BTreeMap::new(), Arc::default());
+        let reconciler = Reconciler { host, keeper, assignments: receiver, copies, ended };
         Self { assignments: Arc::new(assignments), reconciler: task::spawn(reconciler.run()) }
     }
 
@@ -56,6 +58,7 @@ impl Fleet {
 
 struct Reconciler {
     host: Host,
+    keeper: Keeper,
     assignments: watch::Receiver<Option<Assignment>>,
     copies: BTreeMap<CopyId, Copy>,
     ended: Arc<Notify>,
@@ -69,17 +72,20 @@ struct Copy {
 impl Reconciler {
     async fn run(mut self) {
         let mut period = tokio::time::interval(PERIOD);
+        let mut lease = self.keeper.changes();
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let assignment = self.assignments.borrow_and_update().clone();
-            // Before the first assignment nothing is known of what is wished, so nothing is touched.
-            if let Some(assignment) = assignment {
-                self.pass(&assignment).await;
+            match assignment {
+                Some(assignment) => self.pass(&assignment).await,
+                // Nothing is known of what is wished, so nothing is touched but what must not run without a lease.
+                None => self.keeper.end_unled(&self.host.runtime).await,
             }
             // Cancel safe: each of these is only a reason to look again.
             tokio::select! {
                 changed = self.assignments.changed() => if changed.is_err() { return },
                 () = self.ended.notified() => {}
+                Ok(()) = lease.changed() => {}
                 _ = period.tick() => {}
             }
         }
@@ -116,6 +122,7 @@ impl Reconciler {
             wished: ids.iter().filter(runs).copied().collect(),
             unwished: ids.iter().chain(self.copies.keys()).filter(unwished).copied().collect(),
         });
+        self.keeper.notes().retain(|id| ids.contains(&id) || self.copies.contains_key(&id));
         for id in ids {
             if self.copies.contains_key(&id) {
                 continue;
@@ -126,6 +133,7 @@ impl Reconciler {
             // Not worth a task: its end would be the reason for the next pass, over and over, until the controller
             // has heard that nothing is left.
             if plan::step(order.wish, seen) == Step::ReportAbsent {
+                self.keeper.notes().forget(id);
                 self.host.uplink.observe(id, Observation::Absent);
                 continue;
             }
@@ -135,11 +143,11 @@ impl Reconciler {
 
     fn begin(&mut self, id: CopyId, order: Order, seen: Seen) {
         let (orders, receiver) = watch::channel(order);
-        let work = CopyTask { id, host: self.host.clone(), orders: receiver, seen };
+        let work = guard::lead(id, self.host.clone(), self.keeper.clone(), receiver, seen);
         let ended = Ended(self.ended.clone());
         let task = task::spawn(async move {
             let _ended = ended;
-            work.run().await;
+            work.await;
         });
         self.copies.insert(id, Copy { orders, task });
     }
@@ -207,7 +215,8 @@ mod tests {
             boot_slots: Arc::new(Semaphore::new(1)),
         };
         let (sender, assignments) = watch::channel(None);
-        (Reconciler { host, assignments, copies: BTreeMap::new(), ended: Arc::default() }, sender)
+        let (keeper, copies) = (Keeper::for_test(dir), BTreeMap::new());
+        (Reconciler { host, keeper, assignments, copies, ended: Arc::default() }, sender)
     }
 
     fn assignment(want: Want) -> Assignment {

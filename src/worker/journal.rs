@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::StartError;
+use super::guard::Notes;
 use crate::identity;
 use crate::identity::folder::{self, FolderLock};
 use crate::model::CopyId;
@@ -23,6 +24,7 @@ pub(super) enum ScriptState {
 #[derive(Clone, Debug)]
 pub(super) struct Journal {
     folder: PathBuf,
+    notes: Notes,
     _lock: FolderLock,
 }
 
@@ -45,7 +47,18 @@ impl Journal {
         identity::make_private_dir(&folder).map_err(folder_error)?;
         identity::refuse_foreign(&folder).map_err(folder_error)?;
         identity::remove_leftovers(&folder).map_err(folder_error)?;
-        Ok(Self { folder, _lock: lock })
+        let guarded = |source| StartError::Folder { path: data_dir.join("guard"), source };
+        Ok(Self { folder, notes: Notes::open(data_dir).map_err(guarded)?, _lock: lock })
+    }
+
+    /// What worker and guard tell each other.
+    pub(super) fn notes(&self) -> &Notes {
+        &self.notes
+    }
+
+    /// Why a copy that ended was ended by the guard; `None` when it was not.
+    pub(super) fn fenced(&self, id: CopyId) -> Option<String> {
+        self.notes.fenced(id)
     }
 
     /// The same, for tests that need no lock besides.
@@ -101,7 +114,8 @@ mod tests {
         journal.set_script(id, ScriptState::Done);
         // What the next process would read; opening it here for real could meet the lock in a child that another test is
         // about to start.
-        let next = Journal { folder: journal.folder.clone(), _lock: journal._lock.clone() };
+        let next =
+            Journal { folder: journal.folder.clone(), notes: journal.notes.clone(), _lock: journal._lock.clone() };
         drop(journal);
         assert_eq!(next.script(id), ScriptState::Done);
     }

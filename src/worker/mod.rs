@@ -1,14 +1,16 @@
 //! The worker: keeps what its host runs equal to what the controller wishes, and carries connections into the VMs.
 //!
 //! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
-//! with what the runtime really runs; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
+//! with what the runtime really runs; [`guard`] ends VMs that may run elsewhere when the [`lease`] is over; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
 //! reports and log lines until they are acknowledged; `attach` serves tunnel streams. VM processes are not children
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
 pub(crate) mod fleet;
+pub mod guard;
 pub mod join;
 mod journal;
+pub mod lease;
 mod place;
 pub mod plan;
 pub mod runtime;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::fleet::Fleet;
+use self::guard::{GuardCommand, Keeper};
 use self::join::JoinError;
 use self::journal::Journal;
 use self::runtime::Runtime;
@@ -44,6 +47,8 @@ pub struct WorkerOptions {
     pub info: WorkerInfo,
     /// What runs its VMs.
     pub runtime: Arc<dyn Runtime>,
+    /// How to start the process that ends VMs when this one cannot; without it none is started whose runtime needs one.
+    pub guard: Option<GuardCommand>,
     /// For how long its key must have been refused until [`Worker::revoked`] returns.
     pub give_up_after: Duration,
 }
@@ -81,6 +86,8 @@ pub struct Worker {
     give_up_after: Duration,
     agent: Task,
     fleet: Fleet,
+    lease: Task,
+    guard: Task,
 }
 
 /// Makes the data folder of a worker if it is not there, closed to others, and takes hold of it: for whoever has something
@@ -110,7 +117,10 @@ impl Worker {
         let journal = Journal::open(&options.data_dir, lock)?;
         let bus = Bus::connect(BusOptions { patient: true, ..options.bus.clone() }).await.map_err(StartError::Bus)?;
         let uplink = Uplink::new(bus.clone(), options.info.name.clone());
-        let fleet = Fleet::start(options.runtime.clone(), uplink.clone(), journal);
+        let keeper = Keeper::open(journal.notes().clone(), options.guard, &*options.runtime).await;
+        let lease = task::spawn(keeper.clone().run());
+        let guard = task::spawn(keeper.clone().keep_guard());
+        let fleet = Fleet::start(options.runtime.clone(), uplink.clone(), journal, keeper.clone());
         let name = options.info.name.clone();
         let agent = Agent {
             bus: bus.clone(),
@@ -123,10 +133,11 @@ impl Worker {
             place: place::of(&options.data_dir).await,
             runtime: options.runtime,
             uplink,
+            keeper,
             assignments: fleet.assignments(),
         };
         let (options, give_up_after) = (options.bus, options.give_up_after);
-        Ok(Self { bus, options, name, give_up_after, agent: task::spawn(agent.run()), fleet })
+        Ok(Self { bus, options, name, give_up_after, agent: task::spawn(agent.run()), fleet, lease, guard })
     }
 
     /// Returns when a part has ended that never should: whoever runs the worker must then start it anew. Cancel safe.
@@ -134,6 +145,8 @@ impl Worker {
         tokio::select! {
             () = task::any_ended(std::slice::from_ref(&self.agent)) => "the worker's session",
             () = self.fleet.ended() => "the worker's reconciler",
+            () = task::any_ended(std::slice::from_ref(&self.lease)) => "the watch over the worker's lease",
+            () = task::any_ended(std::slice::from_ref(&self.guard)) => "the watch over the worker's guard",
         }
     }
 
@@ -153,5 +166,7 @@ impl Worker {
     pub async fn shutdown(self) {
         self.agent.abort().await;
         self.fleet.stop().await;
+        self.guard.abort().await;
+        self.lease.abort().await;
     }
 }

@@ -63,13 +63,13 @@ async fn host_id() -> Option<String> {
 
 /// The id of this start of the machine.
 #[cfg(not(target_os = "macos"))]
-async fn boot_id() -> Option<String> {
+pub(super) async fn boot_id() -> Option<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
 }
 
 /// The id of this start of the machine.
 #[cfg(target_os = "macos")]
-async fn boot_id() -> Option<String> {
+pub(super) async fn boot_id() -> Option<String> {
     output_of("/usr/sbin/sysctl", &["-n", "kern.bootsessionuuid"]).await
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::attach::Attachments;
+use super::guard::Keeper;
 use super::runtime::Runtime;
 use super::uplink::{SessionOver, Uplink};
 use crate::bus::client::Bus;
@@ -44,6 +45,7 @@ pub(super) struct Agent {
     pub(super) place: String,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) uplink: Uplink,
+    pub(super) keeper: Keeper,
     pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
 }
 
@@ -76,8 +78,11 @@ impl Agent {
         let session = SessionId(uuid::Uuid::now_v7());
         let mut assignments = self.bus.subscribe(&subject::assign(name)).await?;
         let hello = Hello { session, info: self.info.clone(), place: self.place.clone() };
+        let sent = self.keeper.now();
         let welcome: Welcome =
             self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
+        let lease = Duration::from_millis(welcome.lease_ms);
+        self.keeper.renewed(sent, lease);
         tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");
         self.link(link, session, &welcome)?;
         let mut collector = Collector::default();
@@ -93,7 +98,7 @@ impl Agent {
         };
         // Cancel safe: all three are only waiting; what they carry is sent again in the next session.
         let over = tokio::select! {
-            over = self.beat(session, heartbeat) => over,
+            over = self.beat(session, heartbeat, lease) => over,
             over = self.uplink.serve(session) => over,
             over = take => over,
         };
@@ -102,7 +107,7 @@ impl Agent {
     }
 
     /// Renews the lease, and does nothing else.
-    async fn beat(&self, session: SessionId, every: Duration) -> SessionOver {
+    async fn beat(&self, session: SessionId, every: Duration, lease: Duration) -> SessionOver {
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -110,8 +115,9 @@ impl Agent {
             let revision = held_revision(self.assignments.borrow().as_ref(), session);
             let beat = Heartbeat { session, revision, told: Some(self.uplink.has_told(session)) };
             let subject = subject::worker(&self.info.name, WorkerVerb::Heartbeat);
+            let sent = self.keeper.now();
             match self.bus.request::<_, HeartbeatAck>(subject, &beat, every.saturating_mul(2)).await {
-                Ok(_) => {}
+                Ok(_) => self.keeper.renewed(sent, lease),
                 Err(error) if error.code == ErrorCode::Unauthenticated => return SessionOver,
                 Err(error) => tracing::debug!("heartbeat: {error}"),
             }

@@ -109,6 +109,15 @@ impl Uplink {
         self.copies().remove(&id);
     }
 
+    /// Whether what is told of a copy means that nothing of it runs or is being made.
+    pub(super) fn rests(&self, id: CopyId) -> bool {
+        self.copies().get(&id).is_some_and(|entry| match entry.observation {
+            Observation::Failed { .. } | Observation::Stopped { .. } => true,
+            Observation::Fenced { .. } | Observation::Absent => true,
+            Observation::Preparing { .. } | Observation::Running { .. } | Observation::Stray { .. } => false,
+        })
+    }
+
     /// One whose controller never answers.
     #[cfg(test)]
     pub(super) async fn unheard() -> Self {
@@ -121,6 +130,12 @@ impl Uplink {
             patient: true,
         };
         Self::new(Bus::connect(options).await.unwrap(), "w".parse().unwrap())
+    }
+
+    /// What is told of a copy at present.
+    #[cfg(test)]
+    pub(super) fn told(&self, id: CopyId) -> Option<Observation> {
+        self.copies().get(&id).map(|entry| entry.observation.clone())
     }
 
     /// Whether this is what is told of a copy at present.

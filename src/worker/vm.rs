@@ -148,7 +148,12 @@ impl CopyTask {
 
     async fn fail(&mut self, message: impl Into<String>) {
         self.seen = Seen::Failed;
-        self.host.uplink.observe(self.id, Observation::Failed { message: message.into(), disk: false });
+        // The guard may have ended it while this process stood still.
+        let observation = match self.host.journal.fenced(self.id) {
+            Some(message) => Observation::Fenced { message },
+            None => Observation::Failed { message: message.into(), disk: false },
+        };
+        self.host.uplink.observe(self.id, observation);
     }
 
     async fn create(&mut self, copy: &CopySpec) {

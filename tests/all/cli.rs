@@ -95,6 +95,7 @@ const COMMANDS: &[&[&str]] = &[
     &["controller", "run"],
     &["worker"],
     &["worker", "run"],
+    &["worker", "guard"],
     &["broker"],
     &["broker", "run"],
     &["version"],
@@ -158,6 +159,7 @@ fn wrong_use_exits_with_2_and_says_what_is_right() {
         (&["context", "create", "ctl", "--name", "a b"], "letters"),
         (&["worker", "run", "ctl", "--token-file", "t", "--token-stdin"], "cannot be used"),
         (&["controller", "run", "--bus-user", "u"], "--bus-url"),
+        (&["controller", "run", "--lease", "1s"], "5s to 1h"),
         (&["controller", "run", "--bus-url", "nats://x"], "--bus-user"),
     ] {
         let ran = user.run(arguments);

@@ -22,7 +22,7 @@ struct Store {
 impl Store {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let images = Images::open(dir.path().join("images"), "qemu-img".into(), None).unwrap();
+        let images = Images::open(dir.path().join("images"), "qemu-img".into(), None, true).unwrap();
         Self { dir, images }
     }
 
@@ -193,7 +193,8 @@ async fn local_images_may_be_kept_to_one_folder() {
     let outside = store.raw("outside.img", 1);
     std::os::unix::fs::symlink(&outside, allowed.join("link.img")).unwrap();
     std::fs::copy(&outside, allowed.join("inside.img")).unwrap();
-    let images = Images::open(store.dir.path().join("other"), "qemu-img".into(), Some(allowed.clone())).unwrap();
+    let other = store.dir.path().join("other");
+    let images = Images::open(other, "qemu-img".into(), Some(allowed.clone()), true).unwrap();
     for (path, fine) in [(allowed.join("inside.img"), true), (allowed.join("link.img"), false), (outside, false)] {
         let result = images.get(path.to_str().unwrap(), &Progress::new().0).await;
         assert_eq!(result.is_ok(), fine, "{}: {result:?}", path.display());

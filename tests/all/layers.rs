@@ -57,6 +57,7 @@ const PURE: &[&str] = &[
     "controller/cluster",
     "controller/scheduler",
     "controller/store/shares.rs",
+    "worker/lease.rs",
     "worker/plan.rs",
     "config/duration.rs",
     "config/join.rs",

@@ -12,6 +12,7 @@ mod conformance;
 mod contexts;
 mod crash;
 mod endings;
+mod fencing;
 mod flow;
 mod guest;
 mod harness;

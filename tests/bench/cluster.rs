@@ -93,6 +93,7 @@ async fn run() {
         data_dir,
         info,
         runtime: Arc::new(Synthetic::new()),
+        guard: None,
         give_up_after: orchard::worker::GIVE_UP_AFTER,
     };
     let worker = Worker::start(options).await.unwrap();

@@ -2,7 +2,9 @@
 
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
@@ -14,9 +16,9 @@ use crate::cli::{UsageError, output};
 use crate::config::address::{DEFAULT_BUS_PORT, normalise_bus_url, parse_listen};
 use crate::config::context::Context;
 use crate::config::file::ContextFile;
-use crate::config::{Home, variable};
+use crate::config::{Home, duration, variable};
 use crate::controller::auth::BOOTSTRAP_ADMIN;
-use crate::controller::cluster;
+use crate::controller::cluster::{self, Timing};
 use crate::controller::store::backup::restore::finish_interrupted;
 use crate::model::AccountName;
 use crate::model::secret::Secret;
@@ -83,6 +85,25 @@ pub(in crate::cli) struct RunArgs {
     /// Host that workers and users reach the tunnels by [default: the host they reach the bus by]
     #[arg(long, value_name = "HOST")]
     tunnel_host: Option<String>,
+    /// How long a worker may be silent until it ends its VMs with --on-unseen replace and they start elsewhere, 5s to 1h
+    /// [default: 1m]
+    ///
+    /// All other VMs are left alone however long that is. A short lease brings replacements sooner; a long one lets VMs go on
+    /// through longer failures of the network. Before it is made shorter, let all workers be online: those that
+    /// cannot be reached go on by the longer one.
+    #[arg(long, value_name = "DURATION", value_parser = lease)]
+    lease: Option<Duration>,
+}
+
+/// Shorter, and a busy moment ends VMs; longer, and nobody waits for a replacement.
+const LEASES: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(3600);
+
+fn lease(text: &str) -> Result<Duration, String> {
+    let lease = duration::parse(text)?;
+    match LEASES.contains(&lease) {
+        true => Ok(lease),
+        false => Err(format!("{text:?} is no time for a lease; give 5s to 1h")),
+    }
 }
 
 pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyhow::Result<u8> {
@@ -125,6 +146,7 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         bus_host,
         certificate: arguments.controller_cert.zip(arguments.controller_key),
         bootstrap_token,
+        timing: arguments.lease.map_or_else(Timing::default, Timing::with_lease),
     });
     until_stopped(start, |controller| announce(controller, &folder, outside_token, made_here, home)).await
 }

@@ -7,6 +7,7 @@ pub(super) mod broker;
 pub(super) mod controller;
 pub(super) mod dev;
 pub(super) mod folder;
+mod guard;
 mod host;
 mod parts;
 mod ports;

@@ -48,6 +48,8 @@ pub(super) struct ControllerSetup {
     pub(super) certificate: Option<(PathBuf, PathBuf)>,
     /// The first account's token from now on; none = the one it has.
     pub(super) bootstrap_token: Option<Secret>,
+    /// How liveness is judged.
+    pub(super) timing: Timing,
 }
 
 /// A NATS server that somebody else runs.
@@ -108,7 +110,7 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         bus,
         listen: setup.listen,
         tunnel_host: setup.tunnel_host,
-        timing: Timing::default(),
+        timing: setup.timing,
         certificate: setup.certificate,
         bootstrap_token: setup.bootstrap_token,
     })
@@ -148,8 +150,14 @@ pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -
         default_memory: setup.default_memory,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let options =
-        WorkerOptions { bus: setup.bus, data_dir: setup.data_dir, info, runtime, give_up_after: setup.give_up_after };
+    let options = WorkerOptions {
+        guard: Some(super::guard::command(&setup.data_dir, setup.runtime)?),
+        bus: setup.bus,
+        data_dir: setup.data_dir,
+        info,
+        runtime,
+        give_up_after: setup.give_up_after,
+    };
     let worker = match lock {
         Some(lock) => Worker::start_in(options, lock).await?,
         None => Worker::start(options).await?,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::model::vm::{Arch, RuntimeKind};
 use crate::worker::runtime::Runtime;
+use crate::worker::runtime::qemu::args::Accel;
 use crate::worker::runtime::qemu::{Qemu, QemuOptions};
 use crate::worker::runtime::synthetic::Synthetic;
 use crate::worker::runtime::tart::{Tart, TartOptions};
@@ -41,6 +42,19 @@ pub(super) async fn open(kind: RuntimeKind, data_dir: &Path) -> anyhow::Result<A
         }
         RuntimeKind::Synthetic => Arc::new(Synthetic::new()),
     })
+}
+
+/// The same for a guard, which runs beside the worker: only to look and to end VMs.
+pub(super) async fn open_for_guard(kind: RuntimeKind, data_dir: &Path) -> anyhow::Result<Arc<dyn Runtime>> {
+    match kind {
+        RuntimeKind::Qemu => {
+            // It starts no guest, so no accelerator is tried.
+            let options =
+                QemuOptions { accel: Some(Accel::Tcg), tidy: false, ..QemuOptions::new(data_dir.join("qemu")) };
+            Ok(Arc::new(Qemu::new(options).await?))
+        }
+        RuntimeKind::Tart | RuntimeKind::Vetu | RuntimeKind::Synthetic => open(kind, data_dir).await,
+    }
 }
 
 /// What this machine has to run VMs with: Tart on macOS, QEMU on Linux.

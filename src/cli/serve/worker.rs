@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::folder::{self, DataFolder};
+use super::guard::{self, GuardArgs};
 use super::host::{self, Capacity};
 use super::parts::{self, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
@@ -40,8 +41,12 @@ The bootstrap token says where the controller is and how to know it. It is neede
 exchanges it for a key of its own, which it keeps in its data folder.
 
 The worker only dials out: it needs no open port. Stopping it stops no VM; the next start finds
-them again.")]
+them again. Only VMs created with --on-unseen replace are ended when it is not back in time (a
+minute, unless the controller says otherwise), as they may then start elsewhere.")]
     Run(RunArgs),
+    /// End the VMs that may be started elsewhere when the worker cannot; the worker starts this by itself
+    #[command(hide = true)]
+    Guard(GuardArgs),
 }
 
 #[derive(Debug, Args)]
@@ -96,7 +101,10 @@ pub(in crate::cli) struct RunArgs {
 }
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
-    let WorkerCommand::Run(arguments) = command;
+    let arguments = match command {
+        WorkerCommand::Run(arguments) => arguments,
+        WorkerCommand::Guard(arguments) => return guard::run(arguments).await.map(|()| 0),
+    };
     let entry = entry(&arguments)?;
     let data_dir = match arguments.data_dir.clone() {
         Some(given) => given,

@@ -57,6 +57,12 @@ impl Default for Timing {
 }
 
 impl Timing {
+    /// Workers with leases of that length, which they try to renew five times before it is over.
+    pub fn with_lease(lease: Duration) -> Self {
+        let usual = Self::default();
+        Self { heartbeat: usual.heartbeat.min(lease / 5), unseen: usual.unseen.min(lease), lease, ..usual }
+    }
+
     /// After so much silence the lease is over, and what it covered is stopped, even if the clocks of controller and
     /// worker differ in pace by one part in a hundred; those of real machines differ by one in ten thousand at most.
     pub fn certainly_over(&self) -> Duration {

@@ -140,6 +140,11 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// How many guests may boot at the same time without slowing each other down.
     fn boot_permits(&self) -> usize;
 
+    /// Whether its VMs go on when the process of this worker ends, so that another one has to end them then.
+    fn outlives_worker(&self) -> bool {
+        true
+    }
+
     /// All copies on this host that were made by Orchard. Never fails because of one odd entry: that one is left out
     /// and logged.
     async fn list(&self) -> Result<Vec<Found>, RuntimeError>;
@@ -159,6 +164,12 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Asks the guest to switch off, waits `grace`, then ends the process. Returns once it is gone; fine if it was.
     async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError>;
+
+    /// Ends the process at once, without asking the guest or the hypervisor; the disk stays. Returns once it is gone; fine if
+    /// it was. May be called while a [`Runtime::stop`] of another process hangs.
+    async fn kill(&self, id: CopyId) -> Result<(), RuntimeError> {
+        self.stop(id, Duration::ZERO).await
+    }
 
     /// Ends the process at once and removes all that is left of the copy; fine if there is nothing.
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError>;

@@ -323,6 +323,18 @@ impl Runtime for Tart {
         }
     }
 
+    async fn kill(&self, id: CopyId) -> Result<(), RuntimeError> {
+        let name = self.name_of(id).await?;
+        match self.process(&name).await {
+            // The VM runs in the process of `run`, below our shell.
+            Some(process) => {
+                process.signal_group(Signal::KILL).await;
+                self.end_process(&name).await
+            }
+            None => self.stop(id, Duration::ZERO).await,
+        }
+    }
+
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError> {
         if let Some(vm) = self.find(id).await? {
             self.stop(id, Duration::ZERO).await?;

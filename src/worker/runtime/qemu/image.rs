@@ -57,17 +57,22 @@ pub struct Images {
 }
 
 impl Images {
-    /// Opens the store, making it if need be; partial files of earlier processes are removed. Local images are taken
+    /// Opens the store, making it if need be; with `tidy`, partial files of other processes are removed. Local images are taken
     /// from the folder `allowed` only, or from anywhere.
     ///
     /// # Errors
     /// When the folder cannot be made.
-    pub fn open(folder: PathBuf, qemu_img: PathBuf, allowed: Option<PathBuf>) -> Result<Self, RuntimeError> {
+    pub fn open(
+        folder: PathBuf,
+        qemu_img: PathBuf,
+        allowed: Option<PathBuf>,
+        tidy: bool,
+    ) -> Result<Self, RuntimeError> {
         make_private_dir(&folder).map_err(RuntimeError::io(format!("cannot make {}", folder.display())))?;
         let ours = format!("{}-", std::process::id());
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".part") && !name.starts_with(&ours) {
+            if tidy && name.ends_with(".part") && !name.starts_with(&ours) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }

@@ -66,12 +66,14 @@ pub struct QemuOptions {
     /// Local images are taken from this folder only; none = from anywhere the worker can read. Set it where those who
     /// may create VMs may not read the host's files.
     pub image_dir: Option<PathBuf>,
+    /// Downloads that an earlier process left half-done are removed: not by one that runs beside the worker.
+    pub tidy: bool,
 }
 
 impl QemuOptions {
     /// The usual, in `data_dir`.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self { data_dir: data_dir.into(), accel: None, image_dir: None }
+        Self { data_dir: data_dir.into(), accel: None, image_dir: None, tidy: true }
     }
 }
 
@@ -119,7 +121,8 @@ impl Qemu {
         let vms = options.data_dir.join("vms");
         check_depth(&vms)?;
         make_private_dir(&vms).map_err(RuntimeError::io(format!("cannot make {}", vms.display())))?;
-        let images = Images::open(options.data_dir.join("images"), programs.img.clone(), options.image_dir)?;
+        let images =
+            Images::open(options.data_dir.join("images"), programs.img.clone(), options.image_dir, options.tidy)?;
         let sandbox = host::has_sandbox(&programs.system).await;
         tracing::info!(version = programs.version, %accel, sandbox, "QEMU runtime");
         Ok(Self { vms, programs, accel, sandbox, images, slots: Mutex::default(), reaper: Mutex::default() })
@@ -347,6 +350,13 @@ impl Runtime for Qemu {
                     None => Ok(()),
                 }
             }
+        }
+    }
+
+    async fn kill(&self, id: CopyId) -> Result<(), RuntimeError> {
+        match self.folder(id).process().await {
+            Some(process) => vm::kill(&process).await,
+            None => Ok(()),
         }
     }
 

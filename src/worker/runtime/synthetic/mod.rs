@@ -64,6 +64,10 @@ impl Runtime for Synthetic {
         self.host.behaviour().boot_permits
     }
 
+    fn outlives_worker(&self) -> bool {
+        false
+    }
+
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
         Ok(self.host.found())
     }

@@ -1,0 +1,216 @@
+//! Leads the task of one copy: it is marked and guarded before anything of it is made, and given up and ended in the very
+//! moment in which the lease is seen to be over. The task itself (`worker::vm`) knows nothing of leases.
+//!
+//! Every time anything moves in a replaceable copy, the clock is looked at first: a process that stood still and goes on
+//! does not start what its lease no longer allows.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::end::end;
+use super::keeper::Keeper;
+use super::notes::FENCED_MESSAGE;
+use crate::bus::message::Observation;
+use crate::model::CopyId;
+use crate::model::vm::OnUnseen;
+use crate::worker::plan::{Seen, Wish};
+use crate::worker::vm::{CopyTask, Host, Order};
+
+/// Pause before another try to end a copy that does not end.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How a copy's task ended.
+enum Outcome {
+    /// By itself: nothing is left of the copy.
+    Gone,
+    /// The lease is over.
+    LeaseOver,
+}
+
+struct Led {
+    id: CopyId,
+    host: Host,
+    keeper: Keeper,
+}
+
+/// Runs the task of a copy until the copy is gone, or was fenced and is no longer wished for; whoever looks at the host then
+/// begins anew if anything is left.
+pub(in crate::worker) async fn lead(
+    id: CopyId,
+    host: Host,
+    keeper: Keeper,
+    mut orders: watch::Receiver<Order>,
+    seen: Seen,
+) {
+    let led = Led { id, host, keeper };
+    loop {
+        let order = orders.borrow_and_update().clone();
+        if let Some(why) = led.keeper.notes().fenced(id) {
+            if order.wish == Wish::Run {
+                return led.fence(&mut orders, &why).await;
+            }
+            // Nobody starts it as if it had not been; what becomes of its disk is another matter.
+            led.keeper.notes().forget_fenced(id);
+        }
+        // Cancel safe: it is prepared anew for the other order.
+        let prepared = tokio::select! {
+            prepared = led.prepare(&order, seen == Seen::Running) => prepared,
+            () = changed(&mut orders) => continue,
+        };
+        if let Err(why) = prepared {
+            led.host.uplink.observe(id, Observation::Failed { message: why, disk: false });
+            changed(&mut orders).await;
+            continue;
+        }
+        match led.escort(&mut orders, order, seen).await {
+            Outcome::Gone => return led.keeper.notes().forget(id),
+            Outcome::LeaseOver => {
+                if orders.borrow().wish == Wish::Run
+                    && let Err(error) = led.keeper.notes().note_fenced(id, FENCED_MESSAGE)
+                {
+                    tracing::warn!(copy = %id, "cannot note that it is fenced: {error}");
+                }
+                return led.fence(&mut orders, FENCED_MESSAGE).await;
+            }
+        }
+    }
+}
+
+impl Led {
+    /// Marks the copy as the order says, and sees that it is guarded if it needs to be. One that runs already goes on without
+    /// a guard until there is one.
+    async fn prepare(&self, order: &Order, runs: bool) -> Result<(), String> {
+        let Some(replaceable) = replaceable(order) else { return Ok(()) };
+        let marked = self.keeper.mark(self.id, replaceable);
+        if !replaceable {
+            if let Err(error) = marked {
+                tracing::warn!(copy = %self.id, "cannot note that it is to be kept: {error}");
+            }
+            return Ok(());
+        }
+        let cannot =
+            |why: String| format!("a VM with --on-unseen replace is started only where it can be ended in time: {why}");
+        match marked {
+            Err(error) if !runs => {
+                let folder = self.keeper.notes().folder().display();
+                return Err(cannot(format!("cannot write in {folder}: {error}")));
+            }
+            Err(error) => tracing::error!(copy = %self.id, "cannot note that it may be replaced: {error}"),
+            Ok(()) => {}
+        }
+        if runs {
+            self.keeper.supervisor().wake();
+            return Ok(());
+        }
+        let guarded = self.keeper.supervisor().ready().await;
+        guarded.map_err(|why| cannot(format!("the worker's guard (orchard worker guard) is not to be had: {why}")))
+    }
+
+    /// Runs the copy's task under `first` and the orders after it. Dropping the task where it stands is safe: all steps of
+    /// a runtime are, and what a start left half-done is found at the next look.
+    async fn escort(&self, orders: &mut watch::Receiver<Order>, first: Order, seen: Seen) -> Outcome {
+        let fenceable = AtomicBool::new(self.is_fenceable(&first));
+        let (to, inner) = watch::channel(first);
+        let work = CopyTask { id: self.id, host: self.host.clone(), orders: inner, seen };
+        tokio::select! {
+            biased;
+            () = self.lease_over(&fenceable) => Outcome::LeaseOver,
+            () = self.relay(orders, &to, &fenceable) => Outcome::Gone,
+            () = work.run() => Outcome::Gone,
+        }
+    }
+
+    /// Returns when the lease is over, or was since this began. Not while nothing runs or is made anyhow: a VM that has
+    /// failed has failed.
+    async fn lease_over(&self, fenceable: &AtomicBool) {
+        let mut changes = self.keeper.changes();
+        let mut lapses = self.keeper.look().lapses;
+        loop {
+            let mut changed = pin!(changes.changed());
+            let over = poll_fn(|context| {
+                if fenceable.load(Ordering::Relaxed) {
+                    let state = self.keeper.look();
+                    if self.host.uplink.rests(self.id) {
+                        lapses = state.lapses;
+                    } else if !state.valid || state.lapses != lapses {
+                        return Poll::Ready(true);
+                    }
+                }
+                changed.as_mut().poll(context).map(|_| false)
+            });
+            if over.await {
+                return;
+            }
+        }
+    }
+
+    /// Hands orders on, each once the copy is prepared for it. Never returns.
+    async fn relay(&self, orders: &mut watch::Receiver<Order>, to: &watch::Sender<Order>, fenceable: &AtomicBool) {
+        loop {
+            changed(orders).await;
+            let order = orders.borrow_and_update().clone();
+            let runs = to.borrow().wish == Wish::Run;
+            let mut newer = orders.clone();
+            // Cancel safe: it is prepared anew for the other order.
+            let prepared = tokio::select! {
+                prepared = self.prepare(&order, runs) => prepared,
+                () = changed(&mut newer) => continue,
+            };
+            match prepared {
+                Ok(()) => {
+                    fenceable.store(self.is_fenceable(&order), Ordering::Relaxed);
+                    to.send_replace(order);
+                }
+                Err(why) => {
+                    self.host.uplink.observe(self.id, Observation::Failed { message: why, disk: false });
+                }
+            }
+        }
+    }
+
+    fn is_fenceable(&self, order: &Order) -> bool {
+        match order.wish {
+            // Whether it is stopped or suspended, it may still run for a while.
+            Wish::Run | Wish::Keep => replaceable(order).unwrap_or_else(|| self.keeper.notes().is_marked(self.id)),
+            // It is being removed, or nobody would start it elsewhere.
+            Wish::Absent | Wish::Unknown => false,
+        }
+    }
+
+    /// Ends the copy and tells of it for as long as it is wished to run: this worker does not start it again.
+    async fn fence(&self, orders: &mut watch::Receiver<Order>, why: &str) {
+        while let Err(error) = end(&*self.host.runtime, self.id).await {
+            tracing::error!(copy = %self.id, "the lease is over, and the VM cannot be ended: {error}");
+            tokio::time::sleep(PAUSE).await;
+            if matches!(orders.borrow_and_update().wish, Wish::Absent | Wish::Unknown) {
+                return;
+            }
+        }
+        while orders.borrow_and_update().wish == Wish::Run {
+            self.host.uplink.observe(self.id, Observation::Fenced { message: why.to_owned() });
+            changed(orders).await;
+        }
+    }
+}
+
+/// Whether the copy may be started elsewhere; `None` when the order does not say.
+fn replaceable(order: &Order) -> Option<bool> {
+    match (order.wish, &order.copy) {
+        (Wish::Run, Some(copy)) => Some(copy.spec.on_unseen == OnUnseen::Replace),
+        (Wish::Run | Wish::Keep | Wish::Absent, _) => None,
+        // The controller does not know it, so it starts it nowhere.
+        (Wish::Unknown, _) => Some(false),
+    }
+}
+
+/// Returns when there is another order; never when none can come, as the owner then ends the task.
+async fn changed(orders: &mut watch::Receiver<Order>) {
+    if orders.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

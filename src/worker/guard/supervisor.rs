@@ -1,0 +1,168 @@
+//! Starts the guard's process and sees, from the worker, that it is there for as long as there is a replaceable copy.
+//! Whether it is there is told by the lock of its folder, which it takes once it is able to end VMs.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::{Child, Command};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::notes::Notes;
+use crate::identity::folder::{self, LockError};
+use crate::worker::runtime::tool;
+
+/// How the guard is started: this program, with what makes it one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+}
+
+/// How often it is looked for.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How often while it is being started.
+const START_PAUSE: Duration = Duration::from_millis(50);
+/// How long it has until it watches: it asks the hypervisor's tools for their versions, which takes seconds on a busy host.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// The longest pause before it is tried again.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// How much of its log an error shows.
+const LOG_TAIL: u64 = 1024;
+/// What it and its starter write.
+pub(super) const LOG: &str = "guard.log";
+
+#[derive(Debug)]
+pub(in crate::worker) struct Supervisor {
+    /// None = there is none, and none is needed.
+    needed: bool,
+    command: Option<GuardCommand>,
+    state: watch::Sender<State>,
+    wanted: Notify,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// Not needed so far.
+    Idle,
+    Watches,
+    Failed(String),
+}
+
+impl Supervisor {
+    /// Of guards that `command` starts. `needed`: VMs would outlive the worker.
+    pub(in crate::worker) fn new(command: Option<GuardCommand>, needed: bool) -> Self {
+        Self { needed, command, state: watch::Sender::new(State::Idle), wanted: Notify::new() }
+    }
+
+    /// Has it looked for at once.
+    pub(super) fn wake(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Returns once a guard watches. A copy must have been marked before. Cancel safe.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub(super) async fn ready(&self) -> Result<(), String> {
+        if !self.needed {
+            return Ok(());
+        }
+        let mut state = self.state.subscribe();
+        self.wake();
+        let settled = state.wait_for(|state| *state != State::Idle);
+        match tokio::time::timeout(START_LIMIT + PERIOD, settled).await.map(|state| state.map(|state| state.clone())) {
+            Ok(Ok(State::Watches)) => Ok(()),
+            Ok(Ok(State::Failed(why))) => Err(why),
+            Ok(Ok(State::Idle) | Err(_)) | Err(_) => Err("it does not start in time".to_owned()),
+        }
+    }
+
+    /// For the worker's life.
+    pub(super) async fn run(&self, notes: &Notes) {
+        if !self.needed {
+            return std::future::pending().await;
+        }
+        let mut pause = PERIOD;
+        loop {
+            let needed = notes.marked().map_or(true, |marked| !marked.is_empty());
+            let state = match needed {
+                false => State::Idle,
+                true => self.see_to_it(notes.folder()).await.map_or_else(State::Failed, |()| State::Watches),
+            };
+            match &state {
+                State::Failed(why) => {
+                    tracing::error!("there is no guard for VMs that may be replaced: {why}");
+                    pause = pause.saturating_mul(2).min(MAX_PAUSE);
+                }
+                State::Idle | State::Watches => pause = PERIOD,
+            }
+            self.state.send_replace(state);
+            // Cancel safe: both are only reasons to look again.
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.wanted.notified() => {}
+            }
+        }
+    }
+
+    async fn see_to_it(&self, folder: &Path) -> Result<(), String> {
+        if is_watched(folder)? {
+            return Ok(());
+        }
+        let Some(command) = &self.command else { return Err("this worker has no program to start as one".to_owned()) };
+        let log = folder.join(LOG);
+        let mut child = start(command, &log).map_err(|error| {
+            format!("cannot start {} with its log in {}: {error}", command.program.display(), log.display())
+        })?;
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline {
+            if is_watched(folder)? {
+                tracing::info!(pid = child.id(), "a guard watches over the VMs that may be replaced");
+                return Ok(());
+            }
+            if let Ok(Some(status)) = child.try_wait() {
+                return Err(format!("it ended at once ({status}): {}", tool::tail(&log, LOG_TAIL)));
+            }
+            tokio::time::sleep(START_PAUSE).await;
+        }
+        let _ = child.start_kill();
+        Err(format!("it does not watch within {} s: {}", START_LIMIT.as_secs(), tool::tail(&log, LOG_TAIL)))
+    }
+}
+
+/// Whether a guard has the folder's lock.
+fn is_watched(folder: &Path) -> Result<bool, String> {
+    match folder::lock(folder) {
+        // Free again at once; a guard that starts just now tries for longer than this takes.
+        Ok(_) => Ok(false),
+        // A child that this process is just starting holds what this process had open, until it runs its own program.
+        Err(LockError::InUse { holder, .. }) => Ok(holder != format!("process {}", std::process::id())),
+        Err(error @ LockError::Io { .. }) => Err(error.to_string()),
+    }
+}
+
+/// Detached: it needs nothing of the worker's, and gets none of its secrets.
+fn start(command: &GuardCommand, log: &Path) -> std::io::Result<Child> {
+    let mut options = File::options();
+    std::os::unix::fs::OpenOptionsExt::mode(options.append(true).create(true), 0o600);
+    let log = options.open(log)?;
+    let mut guard = Command::new(&command.program);
+    guard.args(&command.arguments).current_dir("/");
+    guard.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    // It would be "exe" otherwise, where that is how the program is found.
+    #[cfg(unix)]
+    guard.arg0("orchard");
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("ORCHARD_") && name != "ORCHARD_HOME" {
+            guard.env_remove(&*name);
+        }
+    }
+    guard.spawn()
+}
