@@ -32,6 +32,12 @@ pub enum Bug {
     FreedTooSoon,
     /// Copies that the controller does not know are deleted.
     UnknownDeleted,
+    /// A report of an earlier boot counts for the present one.
+    StaleBoot,
+    /// A VM that starts over has the specification with which it was made.
+    UpdateLost,
+    /// A request that comes again is done again.
+    KeyIgnored,
 }
 
 /// Whether this thread runs with `bug`.

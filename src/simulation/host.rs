@@ -10,7 +10,7 @@ use super::world::{Event, World};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use crate::model::vm::{Arch, Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
-use crate::model::{CopyId, VmName, WorkerName};
+use crate::model::{Boot, CopyId, VmName, WorkerName};
 use crate::worker::runtime::FoundState;
 
 /// As the core's default.
@@ -36,6 +36,8 @@ pub(super) struct Host {
     /// When the controller last learnt of one that came only after the lease had run out.
     pub(super) came_late: Option<Millis>,
     pub(super) copies: BTreeMap<CopyId, Copy>,
+    /// The last boot of each copy that was begun, as the worker's process has noted it.
+    pub(super) boots: BTreeMap<CopyId, Boot>,
     /// Startup scripts that were begun, and whether they are done.
     pub(super) scripts: BTreeMap<CopyId, bool>,
     pub(super) process: Option<Process>,
@@ -48,6 +50,8 @@ pub(super) struct Copy {
     pub(super) state: FoundState,
     pub(super) cpu: u64,
     pub(super) memory: u64,
+    /// Which boot of it ran last.
+    pub(super) boot: Boot,
     /// Which start of its process.
     pub(super) run: u64,
     /// The controller was set back to a time when it did not know of this.
@@ -81,6 +85,7 @@ impl Host {
             heard: 0,
             came_late: None,
             copies: BTreeMap::new(),
+            boots: BTreeMap::new(),
             scripts: BTreeMap::new(),
             process: None,
         }
@@ -120,8 +125,9 @@ impl World {
         for (id, task) in process.tasks {
             let done = self.dice.chance(500);
             match task.doing {
-                Doing::Start if done => self.run_copy(host, id),
-                Doing::Stop { .. } if done => self.halt_copy(host, id),
+                // It dies before it has noted that.
+                Doing::Start(boot) if done => self.run_copy(host, id, boot),
+                Doing::Stop { .. } | Doing::Suspend if done => self.halt_copy(host, id),
                 Doing::Delete if done => drop(self.hosts[host].copies.remove(&id)),
                 _ => {}
             }
@@ -154,11 +160,11 @@ impl World {
     }
 
     /// The copy's process runs from now on.
-    pub(super) fn run_copy(&mut self, host: usize, id: CopyId) {
+    pub(super) fn run_copy(&mut self, host: usize, id: CopyId, boot: Boot) {
         self.uids += 1;
         let run = self.uids;
         let Some(copy) = self.hosts[host].copies.get_mut(&id) else { return };
-        (copy.state, copy.run) = (FoundState::Running, run);
+        (copy.state, copy.run, copy.boot) = (FoundState::Running, run, boot);
         self.truth.ran.insert(id);
         self.look_at_hosts = true;
         if !self.calm && self.dice.chance(self.crashes) {

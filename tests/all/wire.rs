@@ -82,8 +82,8 @@ fn endpoint() -> TunnelEndpoint {
 }
 
 fn assignment() -> Assignment {
-    let run = RunSpec { spec: spec(), generation: 1, cpu: 2, memory: 512, ran: true, boot: 1 };
-    let copy = |attempt, want| DesiredCopy { name: "a".parse().unwrap(), uid: uid(), attempt, want };
+    let run = RunSpec { spec: spec(), generation: 1, cpu: 2, memory: 512, ran: true };
+    let copy = |attempt, want| DesiredCopy { name: "a".parse().unwrap(), uid: uid(), attempt, boot: 1, want };
     let wishes = [Want::Run(Box::new(run)), Want::Suspend, Want::Keep, Want::Absent];
     let copies = (0..).zip(wishes).map(|(attempt, want)| copy(attempt, want)).collect();
     Assignment { session: session(), revision: 3, part: 0, parts: 1, copies }
@@ -173,11 +173,11 @@ fn access(file: &mut String) {
 fn the_bytes_of_every_message_are_as_written_down() {
     let mut file = String::new();
     let vm: orchard::model::VmName = "a".parse().unwrap();
-    line(&mut file, "vm.create", &CreateVm { name: vm.clone(), spec: spec() });
+    line(&mut file, "vm.create", &CreateVm { name: vm.clone(), spec: spec(), key: None });
     line(
         &mut file,
         "vm.create/least",
-        &CreateVm { name: vm.clone(), spec: VmSpec { image: "i".into(), ..VmSpec::default() } },
+        &CreateVm { name: vm.clone(), spec: VmSpec { image: "i".into(), ..VmSpec::default() }, key: None },
     );
     line(&mut file, "vm.get", &GetVm { name: vm.clone() });
     line(&mut file, "vm.list", &ListVms { after: Some(vm.clone()), limit: 10 });
@@ -225,7 +225,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
         line(&mut file, &format!("worker/report/{name}"), &report);
     }
     let lines = vec![LogLine { stream: LogStream::Stdout, text: "hello".into() }];
-    line(&mut file, "worker/log", &LogLines { session: session(), uid: uid(), attempt: 2, first: 9, lines });
+    line(&mut file, "worker/log", &LogLines { session: session(), uid: uid(), attempt: 2, boot: 1, first: 9, lines });
     let of_vm = EventObject::Vm { name: "a".parse().unwrap(), uid: uid(), attempt: 2 };
     line(&mut file, "event/vm", &event(EventType::Log, of_vm.clone()));
     line(&mut file, "event/worker", &event(EventType::Online, EventObject::Worker { name: "w".parse().unwrap() }));
@@ -235,6 +235,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
     let placed = CreateVm {
         name: "a".parse().unwrap(),
         spec: VmSpec { image: "i".into(), priority: -1, ttl_s: 60, ..VmSpec::default() },
+        key: None,
     };
     line(&mut file, "vm.create/placed", &placed);
     line(&mut file, "vm.explain", &ExplainVm { name: placed.name.clone() });

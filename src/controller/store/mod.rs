@@ -36,7 +36,7 @@ use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
     AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, SCHEMA, Table, Tables, VMS, all,
-    copy_key, decode, put_or_delete,
+    copy_key, decode, put_or_delete, spent_key,
 };
 use self::trail::Kept;
 use super::cluster::{Changes, Cluster, Records};
@@ -177,6 +177,7 @@ impl Store {
             workers: all(&txn, tables.workers, "workers")?,
             leaving: all(&txn, tables.leaving, "leaving")?,
             given_up: all(&txn, tables.given_up, "given-up")?,
+            spent: all(&txn, tables.spent, "spent-keys")?,
             accounts: all(&txn, tables.accounts, "accounts")?,
             joins: all(&txn, tables.joins, "joins")?,
             keys: all(&txn, tables.keys, "worker-keys")?,
@@ -224,6 +225,9 @@ impl Store {
         }
         for id in &changes.leaving {
             put_or_delete(&mut txn, tables.leaving, &copy_key(*id), cluster.leaving_record(*id))?;
+        }
+        for id in &changes.spent {
+            put_or_delete(&mut txn, tables.spent, &spent_key(id), cluster.spent_record(id))?;
         }
         for id in &changes.given_up {
             put_or_delete(&mut txn, tables.given_up, &copy_key(*id), cluster.given_up_record(*id))?;
