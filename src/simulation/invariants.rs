@@ -181,6 +181,22 @@ impl World {
         if new.copy_id() == id && new.boot < old.boot {
             self.violated(format!("boot {} of {} follows {}", new.boot, self.short(id), old.boot));
         }
+        let told = self.truth.failed.range((id, old.boot)..=(id, Boot::MAX)).next().is_some();
+        if new.copy_id() == id
+            && new.boot > old.boot
+            && !told
+            && !self.client.may_be_updating(&new.name)
+            && !self.restored
+        {
+            self.violated(format!("{} boots again, and nobody wants that", self.short(id)));
+        }
+        if new.is_off() && !old.is_off() {
+            let on = self.hosts.iter().filter(|host| Some(&host.name) == new.worker.as_ref());
+            let copies = on.filter_map(|host| host.copies.get(&new.copy_id())).filter(|copy| !copy.orphan);
+            if copies.into_iter().any(|copy| copy.state == FoundState::Running) {
+                self.violated(format!("{} counts as off, and it runs", self.short(id)));
+            }
+        }
         if new.boot > old.boot {
             // The script begins anew.
             self.truth.logged.remove(&id);

@@ -11,6 +11,7 @@ use orchard::bus::access::{
     GetAccount, Join, JoinTokenPage, Joined, ListAccounts, ListAudit, ListJoinTokens, NewJoinToken, NewToken,
     RotateAccount, UpdateAccount,
 };
+use orchard::bus::life::{SpecChange, UpdateVm};
 use orchard::bus::message::{
     Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
     HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, LogLine, LogLines, Observation, OpenTunnel, Report, RunSpec,
@@ -24,7 +25,9 @@ use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::{Event, EventObject, EventType, LogStream};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use orchard::model::secret::Secret;
-use orchard::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec, VmStatus};
+use orchard::model::vm::{
+    Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec, VmStatus,
+};
 use orchard::model::worker::WorkerInfo;
 use orchard::model::{AccountName, SessionId, Timestamp, VmUid, WorkerName};
 use serde::Serialize;
@@ -179,6 +182,28 @@ fn the_bytes_of_every_message_are_as_written_down() {
         "vm.create/least",
         &CreateVm { name: vm.clone(), spec: VmSpec { image: "i".into(), ..VmSpec::default() }, key: None },
     );
+    let keyed = CreateVm { name: vm.clone(), spec: VmSpec::default(), key: Some("k".into()) };
+    line(&mut file, "vm.create/key", &keyed);
+    let change = SpecChange {
+        os: Some(Os::Linux),
+        arch: Some(Arch::Amd64),
+        runtime: Some(RuntimeKind::Qemu),
+        power_state: Some(PowerState::Stopped),
+        suspendable: Some(true),
+        restart_policy: Some(RestartPolicy::Always),
+        on_unseen: Some(OnUnseen::Replace),
+        priority: Some(-1),
+        ttl_s: Some(60),
+    };
+    line(&mut file, "vm.update", &UpdateVm { name: vm.clone(), if_generation: Some(3), change });
+    line(
+        &mut file,
+        "vm.update/least",
+        &UpdateVm { name: vm.clone(), if_generation: None, change: SpecChange::default() },
+    );
+    let mut made = Vm::requested(vm.clone(), uid(), Timestamp::from_millis(1_700_000_000_123), VmSpec::default());
+    made.boot = 2;
+    line(&mut file, "answer/vm.update", &Answer::Ok(made));
     line(&mut file, "vm.get", &GetVm { name: vm.clone() });
     line(&mut file, "vm.list", &ListVms { after: Some(vm.clone()), limit: 10 });
     line(&mut file, "vm.delete", &DeleteVm { name: vm.clone() });

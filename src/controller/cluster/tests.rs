@@ -6,7 +6,10 @@ mod copies;
 mod given_up;
 mod going_back;
 mod hostile;
+mod once;
 mod placing;
+mod power;
+mod update;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,7 +109,17 @@ impl World {
         id: CopyId,
         observation: Observation,
     ) -> Result<(), ApiError> {
-        let report = Report { session, uid: id.uid, attempt: id.attempt, boot: 0, observation };
+        self.report_boot(worker, session, (id, 0), observation)
+    }
+
+    fn report_boot(
+        &mut self,
+        worker: &str,
+        session: SessionId,
+        (id, boot): (CopyId, u32),
+        observation: Observation,
+    ) -> Result<(), ApiError> {
+        let report = Report { session, uid: id.uid, attempt: id.attempt, boot, observation };
         let done = self.cluster.report(&name(worker), report, self.now, &mut self.changes);
         self.cluster.place(self.now, &mut self.changes);
         done
