@@ -97,7 +97,15 @@ pub struct CreateVm {
     pub name: VmName,
     /// What it shall be.
     pub spec: VmSpec,
+    /// Names this request among all of the asker: should it come again, it is answered with the same VM. At most
+    /// [`MAX_KEY`] bytes.
+    #[serde(default, rename = "idempotencyKey", skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
+
+/// The longest key of a request, in bytes: more than a random one needs.
+pub const MAX_KEY: usize = 128;
+
 api_call!(CreateVm => Vm, "vm", "create");
 
 /// `vm.get`: one VM by name.
@@ -342,6 +350,10 @@ pub struct DesiredCopy {
     pub uid: VmUid,
     /// Which start of it.
     pub attempt: Attempt,
+    /// Which start of its disk the wish is about. A process of an earlier one is ended before it runs, and what is reported
+    /// of an earlier one means nothing.
+    #[serde(default)]
+    pub boot: Boot,
     /// The wish.
     pub want: Want,
 }
@@ -382,9 +394,6 @@ pub struct RunSpec {
     /// nothing had happened.
     #[serde(default)]
     pub ran: bool,
-    /// Which start of its disk this is. A process of an earlier one is ended first, and an end of it means nothing.
-    #[serde(default)]
-    pub boot: Boot,
 }
 
 /// A worker tells what became of a copy; acknowledged once durable.
@@ -396,7 +405,7 @@ pub struct Report {
     pub uid: VmUid,
     /// Which start of it.
     pub attempt: Attempt,
-    /// Which boot of it, if it ran; see [`RunSpec::boot`].
+    /// Which boot of it; see [`DesiredCopy::boot`].
     #[serde(default)]
     pub boot: Boot,
     /// What is the case.
@@ -460,7 +469,10 @@ pub struct LogLines {
     pub uid: VmUid,
     /// Which start of it.
     pub attempt: Attempt,
-    /// Number of the first line here, counting from 0 for this copy: a repeated send is recognised by it.
+    /// Which boot of it: the script runs after each.
+    #[serde(default)]
+    pub boot: Boot,
+    /// Number of the first line here, counting from 0 for this boot: a repeated send is recognised by it.
     pub first: u64,
     /// The lines.
     pub lines: Vec<LogLine>,

@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod client;
+pub mod life;
 pub mod message;
 pub mod parts;
 pub mod placing;

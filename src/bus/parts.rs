@@ -81,9 +81,9 @@ mod tests {
         let copy = |(n, script): (usize, &usize)| {
             let script = StartupScript { script_content: "x".repeat(*script), ..StartupScript::default() };
             let spec = VmSpec { startup_script: Some(script), ..VmSpec::default() };
-            let run = RunSpec { spec, generation: 0, cpu: 1, memory: 1, ran: false, boot: 0 };
+            let run = RunSpec { spec, generation: 0, cpu: 1, memory: 1, ran: false };
             let uid = VmUid(uuid::Uuid::from_u128(u128::try_from(n).unwrap()));
-            DesiredCopy { name: "a".parse().unwrap(), uid, attempt: 0, want: Want::Run(Box::new(run)) }
+            DesiredCopy { name: "a".parse().unwrap(), uid, attempt: 0, boot: 0, want: Want::Run(Box::new(run)) }
         };
         let copies = scripts.iter().enumerate().map(copy).collect();
         Assignment { session: SessionId(uuid::Uuid::nil()), revision, copies, part: 0, parts: 1 }

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
+use super::power::{self, UpdateVmArgs};
 use super::{pairs, prompt};
 use crate::bus::access::{CreateAccount, Expiry, ListAccounts, NewToken, RotateAccount, UpdateAccount};
 use crate::config::duration;
@@ -50,6 +51,15 @@ Examples:
   orchard update service-account ci --ttl 30d
   orchard update service-account ci --no-expiry")]
     ServiceAccount(UpdateArgs),
+    /// Change what a VM shall be, while it lives
+    #[command(after_help = "\
+Examples:
+  orchard update vm build-1 --restart-policy Always --priority 10
+  orchard update vm build-1 --ttl 8h          # counted from its creation; 0 = it stays
+  orchard update vm build-1 --suspendable     # boots it again, so that `orchard suspend vm` can be used
+
+`orchard stop vm`, `orchard start vm` and `orchard suspend vm` switch it off and on.")]
+    Vm(UpdateVmArgs),
 }
 
 #[derive(Debug, Args)]
@@ -113,7 +123,10 @@ pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
 }
 
 pub(super) async fn update(command: Update, client: &Client) -> anyhow::Result<()> {
-    let Update::ServiceAccount(arguments) = command;
+    let arguments = match command {
+        Update::ServiceAccount(arguments) => arguments,
+        Update::Vm(arguments) => return power::update(arguments, client).await,
+    };
     let expiry = match (arguments.no_expiry, arguments.ttl) {
         (true, _) => Some(Expiry::Never),
         (false, Some(ttl)) => Some(Expiry::At(end(ttl))),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use tokio::time::Instant;
 
 use super::accounts::{self, CreateAccountArgs};
 use super::client::Client;
@@ -12,9 +13,10 @@ use super::output::{self, Format, OutputArgs};
 use super::{UsageError, pairs, prompt, wait};
 use crate::bus::message::CreateVm;
 use crate::config::duration;
+use crate::model::error::{ApiError, ErrorCode};
 use crate::model::resources::WORKER_NAME_LABEL;
 use crate::model::secret::{Secret, redact_urls};
-use crate::model::vm::{Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, VmSpec};
+use crate::model::vm::{Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec};
 use crate::model::{VmName, WorkerName};
 
 /// The longest startup script: with the rest of the request it stays well below the bus's payload limit of 1 MiB.
@@ -101,6 +103,10 @@ pub(super) struct CreateVmArgs {
     /// The VM can be suspended
     #[arg(long)]
     suspendable: bool,
+    /// Name of this request: asked again with the same one, the answer is the VM that is there already, and not a second
+    /// one or an error [default: a random one, for the retries of this command alone]
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     /// Open no window on the worker's screen; --headless=false opens one
     #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true,
           action = clap::ArgAction::Set)]
@@ -130,7 +136,7 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     let client = connect().await?;
     // Listening begins before the VM exists, so that nothing of its story is missed.
     let watch = if wait { Some(wait::Watch::begin(&client, &request.name).await?) } else { None };
-    let mut vm = client.call(&request).await.with_context(|| format!("cannot create VM {}", request.name))?;
+    let mut vm = create_once(&client, &request).await.with_context(|| format!("cannot create VM {}", request.name))?;
     if let Some(watch) = watch {
         let created = || format!("VM {} is created, but was not followed until it is ready", request.name);
         vm = watch.until_ready(&client, &vm, timeout).await.with_context(created)?;
@@ -141,6 +147,28 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         Format::Table => eprintln!("VM {} is created; `orchard get vm {}` shows how far it is", vm.name, vm.name),
     }
     Ok(())
+}
+
+/// For how long a create is tried again whose answer does not come, and the pause before that.
+const CREATE_WITHIN: Duration = Duration::from_secs(60);
+const CREATE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Creates the VM; tries again when it is not known whether the controller has done it, or when it cannot at the moment. Its
+/// key sees to it that this makes one VM.
+async fn create_once(client: &Client, request: &CreateVm) -> Result<Vm, ApiError> {
+    let until = Instant::now() + CREATE_WITHIN;
+    loop {
+        match client.call(request).await {
+            Err(error)
+                if matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable)
+                    && Instant::now() + CREATE_PAUSE < until =>
+            {
+                eprintln!("VM {} is not created yet ({error}); trying again", request.name);
+                tokio::time::sleep(CREATE_PAUSE).await;
+            }
+            answered => return answered,
+        }
+    }
 }
 
 /// The guest user's password, wherever it comes from.
@@ -193,7 +221,9 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
         priority: arguments.priority,
         ttl_s: arguments.ttl.map_or(0, |ttl| ttl.as_secs()),
     };
-    Ok(CreateVm { name: arguments.name, spec })
+    // Without one, a request whose answer was lost could not be tried again.
+    let key = arguments.idempotency_key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    Ok(CreateVm { name: arguments.name, spec, key: Some(key) })
 }
 
 /// The script itself, or out of the file after `@`.
@@ -283,12 +313,19 @@ mod tests {
     }
 
     #[test]
+    fn each_request_has_a_key_of_its_own_unless_one_is_given() {
+        let key = |arguments: &[&str]| parse(arguments).unwrap().key;
+        assert_ne!(key(&[]), key(&[]));
+        assert_eq!(key(&["--idempotency-key", "k"]).as_deref(), Some("k"));
+    }
+
+    #[test]
     fn lists_may_be_given_in_one_or_in_several() {
         let spec = parse(&["--labels", "a=1,b=2", "--labels", "c=3", "--resources", "gpu=1"]).unwrap().spec;
         assert_eq!(spec.labels.len(), 3);
         assert_eq!(spec.resources.get("gpu"), 1);
         assert!(parse(&["--labels", "a=1,a=2"]).unwrap_err().is::<UsageError>());
-        for bad in [["--labels", "a"], ["--resources", "a=x"], ["--restart-policy", "Always"], ["--os", "windows"]] {
+        for bad in [["--labels", "a"], ["--resources", "a=x"], ["--restart-policy", "Sometimes"], ["--os", "windows"]] {
             assert!(parse(&bad).is_err(), "{bad:?}");
         }
     }

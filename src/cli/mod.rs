@@ -24,6 +24,7 @@ mod logs;
 mod output;
 mod pairs;
 mod placing;
+mod power;
 mod prompt;
 mod serve;
 mod ssh;
@@ -90,9 +91,18 @@ enum Command {
     /// Delete VMs, workers, service accounts or bootstrap tokens
     #[command(subcommand)]
     Delete(delete::Delete),
-    /// Change the roles or the end of a service account
+    /// Change a VM, or the roles or the end of a service account
     #[command(subcommand)]
     Update(accounts::Update),
+    /// Switch a VM off
+    #[command(subcommand)]
+    Stop(power::Stop),
+    /// Switch a VM on again
+    #[command(subcommand)]
+    Start(power::Start),
+    /// Freeze a VM into a file on its worker
+    #[command(subcommand)]
+    Suspend(power::Suspend),
     /// Give a service account a new token
     #[command(subcommand)]
     Rotate(accounts::Rotate),
@@ -198,6 +208,9 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Get(command) => get::run(command, &connect().await?).await?,
         Command::Delete(command) => delete::run(command, &connect().await?).await?,
         Command::Update(command) => accounts::update(command, &connect().await?).await?,
+        Command::Stop(command) => power::stop(command, &connect().await?).await?,
+        Command::Start(command) => power::start(command, &connect().await?).await?,
+        Command::Suspend(command) => power::suspend(command, &connect().await?).await?,
         Command::Rotate(command) => accounts::rotate(command, &connect().await?).await?,
         Command::Explain(command) => placing::explain(command, &connect().await?).await?,
         Command::Pause(command) => placing::pause(command, &connect().await?).await?,

@@ -151,6 +151,7 @@ pub const VERBS: &[Verb] = &[
     changes("vm", "create", WRITE),
     reads("vm", "get", READ),
     reads("vm", "list", READ),
+    changes("vm", "update", WRITE),
     changes("vm", "delete", WRITE),
     reads("vm", "explain", READ),
     reads("worker", "get", READ),

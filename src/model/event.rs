@@ -24,8 +24,14 @@ pub enum EventType {
     Ready,
     /// The VM failed.
     Failed,
-    /// The VM starts over.
+    /// The VM starts over, or boots again.
     Restarting,
+    /// Its specification has changed.
+    Updated,
+    /// It is switched off, as was wished.
+    Stopped,
+    /// It is frozen into a file, as was wished.
+    Suspended,
     /// Deletion was asked for.
     Deleting,
     /// Nothing of the VM is left on any worker; or a worker was taken out of the cluster.
@@ -65,6 +71,9 @@ impl EventType {
         EventType::Ready,
         EventType::Failed,
         EventType::Restarting,
+        EventType::Updated,
+        EventType::Stopped,
+        EventType::Suspended,
         EventType::Deleting,
         EventType::Deleted,
         EventType::Log,
@@ -89,6 +98,9 @@ impl EventType {
             EventType::Ready => "ready",
             EventType::Failed => "failed",
             EventType::Restarting => "restarting",
+            EventType::Updated => "updated",
+            EventType::Stopped => "stopped",
+            EventType::Suspended => "suspended",
             EventType::Deleting => "deleting",
             EventType::Deleted => "deleted",
             EventType::Log => "log",

@@ -38,6 +38,7 @@ macro_rules! text_enum {
 pub mod access;
 pub mod account;
 pub mod audit;
+pub mod condition;
 pub mod error;
 pub mod event;
 pub mod network;

@@ -49,6 +49,12 @@ pub enum Bug {
     RestoredPlacesAtOnce,
     /// After a backup was restored attempts are given out that were given out before.
     RestoredAttemptsAgain,
+    /// A report of an earlier boot counts for the present one.
+    StaleBoot,
+    /// A VM that starts over has the specification with which it was made.
+    UpdateLost,
+    /// A request that comes again is done again.
+    KeyIgnored,
 }
 
 /// Whether this thread runs with `bug`.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::condition::{ConditionType, Conditions};
 use super::resources::{Labels, Resources};
 use super::secret::{Secret, redact_urls};
 use super::{AccountName, Attempt, Boot, CopyId, Timestamp, VmName, VmUid, WorkerName};
@@ -197,6 +198,9 @@ impl VmSpec {
 /// may not be done twice.
 pub const SCRIPT_INTERRUPTED: &str = "the startup script was interrupted by a restart of the worker";
 
+/// How the status message of a VM begins that shall be suspended and goes on running, as that fails.
+pub const SUSPEND_FAILED: &str = "cannot suspend it";
+
 /// Where a VM stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -234,6 +238,9 @@ pub struct Vm {
     pub observed_generation: u64,
     /// Where it stands.
     pub status: VmStatus,
+    /// What holds of it beside.
+    #[serde(default, skip_serializing_if = "Conditions::is_empty")]
+    pub conditions: Conditions,
     /// Why, or how far.
     #[serde(default)]
     pub status_message: String,
@@ -287,6 +294,18 @@ pub struct Vm {
     /// When it failed, while it is failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_at: Option<Timestamp>,
+    /// The request that it came from, if that bore a key. Not shown to readers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub once: Option<Once>,
+}
+
+/// A request that may come again and is to be done once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Once {
+    /// What the asker calls it.
+    pub key: String,
+    /// A digest of all that was asked for, in hex: a request that bears the same key must ask for the same.
+    pub digest: String,
 }
 
 impl Vm {
@@ -301,6 +320,7 @@ impl Vm {
             generation: 0,
             observed_generation: 0,
             status: VmStatus::Pending,
+            conditions: Conditions::none_hold(),
             status_message: String::new(),
             ready: false,
             worker: None,
@@ -318,7 +338,24 @@ impl Vm {
             scheduled_at: None,
             started_at: None,
             failed_at: None,
+            once: None,
         }
+    }
+
+    /// Whether it is wished to be switched off, with or without its memory.
+    pub fn is_to_be_off(&self) -> bool {
+        self.spec.power_state != PowerState::Running
+    }
+
+    /// Whether it is off as was wished, certainly.
+    pub fn is_off(&self) -> bool {
+        self.is_to_be_off() && self.status != VmStatus::Failed && !self.conditions.scheduled()
+    }
+
+    /// Notes whether it takes room on its worker, and whether its process runs.
+    pub fn set_conditions(&mut self, scheduled: bool, running: bool) {
+        self.conditions.set(ConditionType::Scheduled, scheduled);
+        self.conditions.set(ConditionType::Running, running);
     }
 
     /// The copy that is, or will be, placed.
@@ -330,6 +367,8 @@ impl Vm {
     #[must_use]
     pub fn redacted(mut self) -> Self {
         self.spec = self.spec.redacted();
+        // Passwords are part of what the digest is of, and can be guessed.
+        self.once = None;
         self.status_message = redact_urls(&self.status_message);
         self
     }

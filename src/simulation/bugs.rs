@@ -7,7 +7,7 @@ use super::run;
 use crate::model::planted::{Bug, plant};
 
 /// The bugs, what of the list of known weaknesses each is like, and what is wrong.
-const BUGS: [(Bug, &str, &str); 22] = [
+const BUGS: [(Bug, &str, &str); 25] = [
     (Bug::RestartDeadEnd, "C1", "a VM that fails again soon after its restart is never restarted"),
     (Bug::StaleAttempt, "C3", "a report of an earlier attempt counts for the present one"),
     (Bug::NameNotUid, "C3", "a report counts for whatever VM has the name now"),
@@ -29,6 +29,9 @@ const BUGS: [(Bug, &str, &str); 22] = [
     (Bug::LeaseFromAnswer, "–", "the worker counts its lease from the answer"),
     (Bug::StaleOrder, "–", "the worker starts by a new lease what was ordered under the one before"),
     (Bug::DrainedTooSoon, "–", "a VM that is moved starts elsewhere while it still runs"),
+    (Bug::StaleBoot, "C3", "a report of an earlier boot counts for the present one"),
+    (Bug::UpdateLost, "C2", "a VM that starts over has not all that it was changed to"),
+    (Bug::KeyIgnored, "–", "a create that comes again is done again"),
     (Bug::NotResent, "C36", "an assignment that was lost is not sent again"),
 ];
 /// Seeds that each may take.

@@ -1,11 +1,12 @@
 //! The bus: carries messages late, in another order, twice or not at all.
 //!
 //! What clients ask is carried at most once: a `vm.delete` that came again an hour later would rightly delete the VM that
-//! has the name then. What workers say carries uid, attempt and session, and must survive everything.
+//! has the name then. A create that bears a key may come twice. What workers say carries uid, attempt and session, and must survive everything.
 
 use super::clock::Millis;
 use super::dice::Dice;
 use super::world::{Event, World};
+use crate::bus::life::UpdateVm;
 use crate::bus::message::{Assignment, CreateVm, Heartbeat, Hello, LogLines, Report};
 use crate::model::VmName;
 use crate::model::error::ApiError;
@@ -27,6 +28,7 @@ pub(super) enum WorkerCall {
 #[derive(Clone, Debug)]
 pub(super) enum ApiCall {
     Create(Box<CreateVm>),
+    Update(Box<UpdateVm>),
     Delete(VmName),
     Pause(usize, bool),
     Drain(usize, Option<u64>),
@@ -104,7 +106,11 @@ impl World {
         if self.is_cut(&message) {
             return;
         }
-        let may_double = !matches!(message, Message::FromClient { .. } | Message::ToClient { .. });
+        let may_double = match &message {
+            Message::FromClient { body: ApiCall::Create(request), .. } => request.key.is_some(),
+            Message::FromClient { .. } | Message::ToClient { .. } => false,
+            Message::FromWorker { .. } | Message::ToWorker { .. } | Message::Assign { .. } => true,
+        };
         for delay in self.weather.delays(&mut self.dice, may_double) {
             self.agenda.after(delay, Event::Arrives(message.clone()));
         }

@@ -1,4 +1,4 @@
-//! People at their command lines: they create, delete, pause and drain, and remember what was acknowledged.
+//! People at their command lines: they create, change, switch, delete, pause and drain, and remember what was acknowledged.
 //!
 //! A client waits for longer than any message can be late, so an answer that has not come by then never will; and it asks
 //! nothing more about a name before that. So what it knows is exact: acknowledged, refused, or not known.
@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::bus::{Answer, ApiCall, Call, LATEST, Message, Reply};
 use super::clock::Millis;
 use super::world::{Event, World};
+use crate::bus::life::{SpecChange, UpdateVm};
 use crate::bus::message::CreateVm;
 use crate::model::error::ErrorCode;
-use crate::model::vm::{OnUnseen, RestartPolicy, StartupScript, VmSpec};
+use crate::model::vm::{OnUnseen, PowerState, RestartPolicy, StartupScript, VmSpec};
 use crate::model::{VmName, VmUid};
 
 /// When an answer will never come any more: there and back, and the longest that a controller stands still.
@@ -30,7 +31,7 @@ pub(super) struct Client {
     pub(super) pauses: BTreeMap<usize, bool>,
     /// The same of whether it is drained.
     pub(super) drains: BTreeMap<usize, bool>,
-    /// VMs that an outstanding or unanswered deletion may have hit.
+    /// VMs that an outstanding or unanswered deletion or change may have hit.
     doomed: BTreeMap<Call, BTreeMap<VmUid, (VmName, VmSpec)>>,
 }
 
@@ -38,6 +39,7 @@ impl Client {
     fn concerns(call: &ApiCall, name: &VmName) -> bool {
         match call {
             ApiCall::Create(request) => request.name == *name,
+            ApiCall::Update(request) => request.name == *name,
             ApiCall::Delete(deleted) => deleted == name,
             ApiCall::Pause(..) | ApiCall::Drain(..) | ApiCall::DeleteWorker(_) | ApiCall::Rejoin(_) => false,
         }
@@ -46,6 +48,11 @@ impl Client {
     /// Whether a VM of this name may rightly be deleted now.
     pub(super) fn may_be_deleting(&self, name: &VmName) -> bool {
         self.outstanding.values().any(|call| matches!(call, ApiCall::Delete(deleted) if deleted == name))
+    }
+
+    /// Whether what a VM of this name shall be may rightly change now.
+    pub(super) fn may_be_updating(&self, name: &VmName) -> bool {
+        self.outstanding.values().any(|call| matches!(call, ApiCall::Update(request) if request.name == *name))
     }
 
     /// Whether somebody is giving up this machine, or lets it join again.
@@ -77,11 +84,13 @@ impl World {
         let name: VmName = format!("vm{}", self.dice.range(1, NAMES)).parse().unwrap();
         let host = self.dice.below(self.hosts.len());
         match self.dice.range(0, 99) {
-            0..60 if !self.client.is_busy(&name) => {
-                let spec = self.any_spec();
-                self.ask(ApiCall::Create(Box::new(CreateVm { name, spec })));
+            0..45 if !self.client.is_busy(&name) => self.create(name),
+            45..72 if !self.client.is_busy(&name) => {
+                let change = self.any_change();
+                let if_generation = self.dice.chance(100).then(|| self.dice.range(0, 2));
+                self.ask(ApiCall::Update(Box::new(UpdateVm { name, if_generation, change })));
             }
-            60..92 if !self.client.is_busy(&name) => self.ask(ApiCall::Delete(name)),
+            72..92 if !self.client.is_busy(&name) => self.ask(ApiCall::Delete(name)),
             92..100 => {
                 if !self.client.outstanding.values().any(|call| call.is_pause_of(host)) {
                     let paused = self.dice.chance(500);
@@ -94,12 +103,37 @@ impl World {
         }
     }
 
+    fn create(&mut self, name: VmName) {
+        let spec = self.any_spec();
+        self.uids += 1;
+        let key = self.dice.chance(700).then(|| format!("k{}", self.uids));
+        self.ask(ApiCall::Create(Box::new(CreateVm { name, spec, key })));
+    }
+
+    fn any_change(&mut self) -> SpecChange {
+        let mut change = SpecChange::default();
+        match self.dice.range(0, 99) {
+            0..35 => change.power_state = Some(PowerState::Stopped),
+            35..60 => change.power_state = Some(PowerState::Running),
+            60..75 => change.power_state = Some(PowerState::Suspended),
+            75..82 => change.suspendable = Some(true),
+            82..90 => change.restart_policy = self.dice.pick(RestartPolicy::ALL),
+            90..94 => change.priority = Some(i32::try_from(self.dice.range(0, 2)).unwrap()),
+            94..97 => change.on_unseen = self.dice.pick(&[OnUnseen::Keep]),
+            _ => change.ttl_s = Some(self.dice.range(0, 200)),
+        }
+        change
+    }
+
     fn any_spec(&mut self) -> VmSpec {
         let image = self.dice.pick(&["a", "b", "c"]).unwrap().to_owned();
         let mut spec = VmSpec { image, ..VmSpec::default() };
         if self.dice.chance(600) {
             spec.restart_policy = RestartPolicy::OnFailure;
+        } else if self.dice.chance(600) {
+            spec.restart_policy = RestartPolicy::Always;
         }
+        spec.suspendable = self.dice.chance(300);
         spec.cpu = self.dice.pick(&[0, 1, 2, 4, 8]).unwrap();
         spec.memory = self.dice.pick(&[0, 1_024, 2_048]).unwrap();
         if self.dice.chance(100) {
@@ -136,9 +170,14 @@ impl World {
         let call = self.calls;
         self.note(|_| format!("client asks ({call}): {body:?}"));
         match &body {
-            ApiCall::Delete(name) => {
-                let doomed: Vec<VmUid> =
-                    self.client.expected.iter().filter(|(_, (of, _))| of == name).map(|(uid, _)| *uid).collect();
+            ApiCall::Delete(_) | ApiCall::Update(_) => {
+                let doomed: Vec<VmUid> = self
+                    .client
+                    .expected
+                    .iter()
+                    .filter(|(_, (of, _))| Client::concerns(&body, of))
+                    .map(|(uid, _)| *uid)
+                    .collect();
                 let taken = doomed.iter().filter_map(|uid| self.client.expected.remove_entry(uid)).collect();
                 self.client.doomed.insert(call, taken);
             }
@@ -156,8 +195,14 @@ impl World {
     }
 
     pub(super) fn client_gives_up(&mut self, call: Call) {
-        self.client.outstanding.remove(&call);
         self.client.doomed.remove(&call);
+        // Whoever has named his request can ask again.
+        if let Some(body @ ApiCall::Create(_)) = self.client.outstanding.remove(&call)
+            && matches!(&body, ApiCall::Create(request) if request.key.is_some())
+            && !self.calm
+        {
+            self.ask(body);
+        }
     }
 
     pub(super) fn client_hears(&mut self, call: Call, answer: Answer) {
@@ -174,16 +219,30 @@ impl World {
             {
                 self.client.expected.insert(vm.uid, (request.name, request.spec));
             }
+            (ApiCall::Create(request), Err(error)) if error.code == ErrorCode::Conflict => {
+                let made = |vm: &&crate::model::vm::Vm| {
+                    vm.once.as_ref().is_some_and(|once| Some(&once.key) == request.key.as_ref())
+                };
+                if let Some(vm) = self.disk.vms.values().find(made) {
+                    let what = format!("the request that has made {} was refused when it came again", vm.name);
+                    self.violated(what);
+                }
+            }
+            (ApiCall::Update(request), Ok(Reply::Created(vm))) => {
+                if vm.spec.ttl_s == 0 || self.disk.vms.contains_key(&vm.uid) {
+                    self.client.expected.insert(vm.uid, (request.name, vm.spec));
+                }
+            }
             (ApiCall::Delete(name), Ok(_)) => {
                 self.client.gone.extend(doomed.into_keys());
                 if !self.calm && self.dice.chance(300) {
                     // Who replaces a VM does so at once.
-                    let spec = self.any_spec();
-                    self.ask(ApiCall::Create(Box::new(CreateVm { name, spec })));
+                    self.create(name);
                 }
             }
             // Nothing was changed, so all of them are still there; unless their time was over meanwhile.
-            (ApiCall::Delete(_), Err(error)) if error.code == ErrorCode::Unavailable => {
+            (ApiCall::Delete(_), Err(error)) if error.code == ErrorCode::NotFound => {}
+            (ApiCall::Delete(_) | ApiCall::Update(_), Err(_)) => {
                 let living =
                     doomed.into_iter().filter(|(uid, (_, spec))| spec.ttl_s == 0 || self.disk.vms.contains_key(uid));
                 self.client.expected.extend(living);

@@ -267,12 +267,12 @@ impl World {
             WorkerCall::Log(log) => return cluster.log(&name, log, now, changes).map(|()| Reply::Done),
             WorkerCall::Heartbeat(beat) => cluster.heartbeat(&name, &beat, now, changes).map(|_| Reply::Ack),
             WorkerCall::Report(report) => {
-                let (id, what) =
-                    (crate::model::CopyId { uid: report.uid, attempt: report.attempt }, report.observation.clone());
+                let id = crate::model::CopyId { uid: report.uid, attempt: report.attempt };
+                let (boot, what) = (report.boot, report.observation.clone());
                 let done = cluster.report(&name, report, now, changes).map(|()| Reply::Done);
                 self.note(|world| {
                     let so = done.as_ref().map_or_else(|error| format!(" -> {:?}", error.code), |_| String::new());
-                    format!("controller hears from {name}: {} {what:?}{so}", world.short(id))
+                    format!("controller hears from {name}: {} boot {boot} {what:?}{so}", world.short(id))
                 });
                 return done;
             }
@@ -291,6 +291,9 @@ impl World {
                 self.uids += 1;
                 let uid = VmUid(uuid::Uuid::from_u128(u128::from(self.uids)));
                 cluster.create_vm(None, *request, uid, now, changes).map(|vm| Reply::Created(Box::new(vm)))
+            }
+            ApiCall::Update(request) => {
+                cluster.update_vm(*request, now, changes).map(|vm| Reply::Created(Box::new(vm)))
             }
             ApiCall::Delete(name) => cluster.delete_vm(&name, now, changes).map(|()| Reply::Done),
             ApiCall::Pause(host, paused) => {

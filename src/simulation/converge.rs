@@ -50,19 +50,34 @@ impl World {
 
     fn unsettled_vm(&self, vm: &Vm) -> Option<String> {
         let so = |what: &str| Some(format!("VM {} is {}, {what}: {}", vm.name, vm.status, vm.status_message));
+        let state = vm.worker.as_ref().and_then(|worker| {
+            let host = self.hosts.iter().find(|host| host.name == *worker)?;
+            Some(host.copies.get(&vm.copy_id())?.state)
+        });
+        if vm.is_to_be_off() && vm.status != VmStatus::Failed {
+            return match (vm.is_off(), state) {
+                (false, _) => so("but shall be off"),
+                (true, Some(FoundState::Running)) => so("and runs, although it is off"),
+                (true, _) if vm.observed_generation != vm.generation => so("and its last change is not in effect"),
+                (true, _) => None,
+            };
+        }
         match (vm.status, &vm.worker) {
+            (VmStatus::Running, _) if vm.observed_generation != vm.generation => {
+                so("and its last change is not in effect")
+            }
+            (VmStatus::Pending, Some(worker)) if !vm.conditions.scheduled() => {
+                let room = self.disk.workers.get(worker).filter(|worker| self.has_room(worker, vm));
+                room.and_then(|_| so("although its worker has room"))
+            }
             (VmStatus::Failed, _) if vm.spec.restart_policy == RestartPolicy::Never => None,
             (VmStatus::Failed, _) => so("although it shall start over"),
-            (VmStatus::Running, Some(worker)) => {
-                let host = self.hosts.iter().find(|host| host.name == *worker)?;
-                let runs = host.copies.get(&vm.copy_id()).is_some_and(|copy| copy.state == FoundState::Running);
-                match (runs, vm.ready) {
-                    (false, _) => so("but does not run"),
-                    (true, false) if vm.status_message == INTERRUPTED => None,
-                    (true, false) => so("but not ready"),
-                    (true, true) => None,
-                }
-            }
+            (VmStatus::Running, Some(worker)) => match (state == Some(FoundState::Running), vm.ready) {
+                (false, _) => so(&format!("but does not run on {worker}")),
+                (true, false) if vm.status_message == INTERRUPTED => None,
+                (true, false) => so("but not ready"),
+                (true, true) => None,
+            },
             (VmStatus::Running, None) => so("but nowhere"),
             (VmStatus::Pending, Some(worker)) => so(&format!("on {worker}")),
             (VmStatus::Pending, None) => {

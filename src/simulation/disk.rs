@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::clock::Millis;
-use crate::controller::cluster::{Changes, Cluster, GivenUp, Leaving, Records, Restoration};
+use crate::controller::cluster::{Changes, Cluster, GivenUp, Leaving, Records, Restoration, Spent, SpentKey};
 use crate::model::account::WorkerKey;
 use crate::model::event::{Event, EventNumber};
 use crate::model::vm::Vm;
@@ -18,6 +18,7 @@ pub(super) struct Disk {
     pub(super) workers: BTreeMap<WorkerName, Worker>,
     pub(super) leaving: BTreeMap<CopyId, Leaving>,
     pub(super) given_up: BTreeMap<CopyId, GivenUp>,
+    pub(super) spent: BTreeMap<SpentKey, Spent>,
     pub(super) keys: BTreeMap<WorkerName, WorkerKey>,
     pub(super) restored: Restoration,
     pub(super) last_event: EventNumber,
@@ -44,6 +45,7 @@ pub(super) struct Delta {
     pub(super) workers: Vec<(WorkerName, Option<Worker>)>,
     pub(super) leaving: Vec<(CopyId, Option<Leaving>)>,
     pub(super) given_up: Vec<(CopyId, Option<GivenUp>)>,
+    pub(super) spent: Vec<(SpentKey, Option<Spent>)>,
     pub(super) keys: Vec<(WorkerName, Option<WorkerKey>)>,
     pub(super) restored: Option<Restoration>,
     pub(super) events: Vec<Event>,
@@ -59,6 +61,7 @@ impl Delta {
             workers: changes.workers.iter().map(|name| (name.clone(), cluster.worker_record(name).cloned())).collect(),
             leaving: changes.leaving.iter().map(|id| (*id, cluster.leaving_record(*id).cloned())).collect(),
             given_up: changes.given_up.iter().map(|id| (*id, cluster.given_up_record(*id).cloned())).collect(),
+            spent: changes.spent.iter().map(|id| (id.clone(), cluster.spent_record(id).cloned())).collect(),
             keys: changes.keys.iter().map(|name| (name.clone(), cluster.key_record(name).cloned())).collect(),
             restored: changes.restored.then(|| cluster.restored_record().clone()),
             events: changes.events.clone(),
@@ -75,6 +78,7 @@ impl Disk {
             workers: self.workers.values().cloned().collect(),
             leaving: self.leaving.values().cloned().collect(),
             given_up: self.given_up.values().cloned().collect(),
+            spent: self.spent.values().cloned().collect(),
             keys: self.keys.values().cloned().collect(),
             restored: self.restored.clone(),
             last_event: self.last_event,
@@ -87,6 +91,7 @@ impl Disk {
         put(&mut self.workers, delta.workers);
         put(&mut self.leaving, delta.leaving);
         put(&mut self.given_up, delta.given_up);
+        put(&mut self.spent, delta.spent);
         put(&mut self.keys, delta.keys);
         if let Some(restored) = delta.restored {
             self.restored = restored;

@@ -211,6 +211,7 @@ impl World {
         self.disk = Disk { restored, ..backup };
         self.restored = true;
         self.client_forgets();
+        self.disk.vms.values().cloned().collect::<Vec<_>>().iter().for_each(|vm| self.note_wish(vm));
         for host in 0..self.hosts.len() {
             let unknown: Vec<_> =
                 self.hosts[host].copies.keys().filter(|id| !self.is_named(host, **id)).copied().collect();

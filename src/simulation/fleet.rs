@@ -9,9 +9,9 @@ use super::worker::{Alarm, Inventory};
 use super::world::World;
 use crate::bus::message::{DesiredCopy, Observation, Want};
 use crate::model::vm::OnUnseen;
-use crate::model::{CopyId, VmName};
+use crate::model::{Boot, CopyId, VmName};
 use crate::worker::fleet::seen_at_first;
-use crate::worker::plan::{self, Seen, Step, Wish};
+use crate::worker::plan::{self, Past, Seen, Step, Wish};
 use crate::worker::runtime::FoundState;
 
 /// As in `worker::fleet` and `worker::vm`.
@@ -26,6 +26,10 @@ pub(super) struct Task {
     pub(super) doing: Doing,
     /// Counts steps, so that the end of one that was given up is not taken for that of another.
     pub(super) number: u64,
+    /// The last boot that was begun, or failed to begin.
+    pub(super) boot: Boot,
+    /// Its process ran once.
+    started: bool,
     pause: Millis,
     /// When the step at hand began.
     pub(super) began: Millis,
@@ -36,7 +40,7 @@ pub(super) struct Task {
 impl Task {
     /// Whether the copy is being made or started.
     pub(super) fn prepares(&self) -> bool {
-        matches!(self.doing, Doing::Create | Doing::Start)
+        matches!(self.doing, Doing::Create(_) | Doing::Start(_))
     }
 
     pub(super) fn is_replaceable(&self) -> bool {
@@ -52,6 +56,8 @@ pub(super) struct Order {
     /// CPU and memory to give.
     size: (u64, u64),
     generation: u64,
+    pub(super) boot: Boot,
+    ran: bool,
     pub(super) scripted: bool,
     /// It runs only while there is a lease.
     replaceable: bool,
@@ -62,14 +68,15 @@ pub(super) struct Order {
 pub(super) enum Doing {
     /// Waits for another order.
     Rest,
-    Create,
-    Start,
+    Create(Boot),
+    Start(Boot),
     /// Whether it has started it itself.
     Watch(bool),
     Stop {
         /// The failure to tell of once it is stopped.
         failed: Option<String>,
     },
+    Suspend,
     Delete,
     /// Before another try.
     Pause {
@@ -120,12 +127,15 @@ impl World {
         for id in ids.difference(&busy).copied() {
             let (wish, found) = (wished.get(&id).copied(), found.get(&id));
             let Some(name) = wish.map(|wish| &wish.name).or(found.map(|found| &found.name)) else { continue };
-            let (order, seen) = (order(wish, name), seen_at_first(wish, found.map(|found| found.state)));
-            if plan::step(order.wish, seen) == Step::ReportAbsent {
-                self.observe(host, id, Observation::Absent);
+            let (order, seen) = (order(wish, name), seen_at_first(found.map(|found| found.state)));
+            if plan::step(order.wish, seen, Past::default()) == Step::ReportAbsent {
+                self.observe(host, id, 0, Observation::Absent);
                 continue;
             }
-            let task = Task { seen, order, doing: Doing::Rest, number: 0, pause: DELETE_PAUSE.0, began: 0, told };
+            let noted = self.hosts[host].boots.get(&id).copied();
+            let started = noted.is_some() || matches!(seen, Seen::Running | Seen::Ended);
+            let (doing, boot) = (Doing::Rest, noted.unwrap_or(0));
+            let task = Task { seen, order, doing, number: 0, boot, started, pause: DELETE_PAUSE.0, began: 0, told };
             self.hosts[host].process.as_mut().unwrap().tasks.insert(id, task);
             self.advance(host, id, false);
         }
@@ -138,7 +148,8 @@ impl World {
     /// Goes on with what waited for a lease.
     fn start_again(&mut self, host: usize, id: CopyId) {
         let waits = |task: &mut Task| {
-            let step = plan::step(task.order.wish, task.seen);
+            let past = Past { newer: task.order.boot > task.boot, ran: task.order.ran };
+            let step = plan::step(task.order.wish, task.seen, past);
             task.doing == Doing::Rest && matches!(step, Step::Create | Step::Start)
         };
         if self.task(host, id).is_some_and(waits) {
@@ -158,33 +169,63 @@ impl World {
         let Some(task) = self.task(host, id).filter(|task| task.order != order) else { return };
         task.order = order.clone();
         let unwanted = task.order.wish != Wish::Run;
+        if unwanted {
+            self.hosts[host].fenced.remove(&id);
+        }
         if let Some(copy) = self.hosts[host].copies.get_mut(&id).filter(|_| !unwanted) {
             copy.replaceable = order.replaceable;
         }
         let Some(task) = self.task(host, id) else { return };
+        let goes_on = !unwanted && task.order.boot <= task.boot;
         match &task.doing {
-            Doing::Create if unwanted => task.seen = Seen::Incomplete,
+            Doing::Watch(_) if goes_on => return self.now_at(host, id),
+            Doing::Create(_) if unwanted => task.seen = Seen::Incomplete,
             Doing::Pause { failed: Some(message) } if !unwanted => {
                 let failed = Some(message.clone());
                 return self.stop(host, id, failed);
             }
             Doing::Rest | Doing::Watch(_) | Doing::Pause { .. } => {}
-            Doing::Create | Doing::Start | Doing::Stop { .. } | Doing::Delete => return,
+            Doing::Create(_) | Doing::Start(_) | Doing::Stop { .. } | Doing::Suspend | Doing::Delete => return,
         }
         task.doing = Doing::Rest;
         task.number += 1;
         self.advance(host, id, false);
     }
 
+    /// What runs goes on under another generation, which is thereby in effect.
+    fn now_at(&mut self, host: usize, id: CopyId) {
+        let boot = self.task(host, id).unwrap().order.boot;
+        self.set_boot(host, id, boot);
+        if let Some(Observation::Running { message, ready, .. }) = self.told(host, id) {
+            self.tell_running(host, id, &message, ready);
+        }
+    }
+
+    /// The copy is at `boot`.
+    fn set_boot(&mut self, host: usize, id: CopyId, boot: Boot) {
+        self.task(host, id).unwrap().boot = boot;
+        self.hosts[host].boots.insert(id, boot);
+        if let Some(copy) = self.hosts[host].copies.get_mut(&id) {
+            copy.boot = boot;
+        }
+    }
+
     /// Begins the step that the table names.
     pub(super) fn advance(&mut self, host: usize, id: CopyId, fresh: bool) {
         let Some(task) = self.task(host, id) else { return };
         let (order, seen) = (task.order.clone(), task.seen);
-        let step = plan::step(order.wish, seen);
+        if order.wish == Wish::Run && order.boot < task.boot {
+            self.set_boot(host, id, order.boot);
+        }
+        let boot = self.task(host, id).unwrap().boot;
+        let step = plan::step(order.wish, seen, Past { newer: order.boot > boot, ran: order.ran });
         self.note(|world| {
-            format!("{}: {}: {:?}, {seen:?}: {step:?}", world.hosts[host].name, world.short(id), order.wish)
+            let (name, wish) = (&world.hosts[host].name, order.wish);
+            format!("{name}: {}: {wish:?} {}, {seen:?} {boot}: {step:?}", world.short(id), order.boot)
         });
         match step {
+            // As `worker::guard::lead`: it is not begun again, whatever boot is wished for.
+            Step::Create | Step::Start if self.hosts[host].fenced.contains(&id) => self.tell_fenced(host, id),
             Step::Create | Step::Start if !self.may_begin(host, id) => {
                 let _ = self.begin_silently(host, id, Doing::Rest);
             }
@@ -195,6 +236,7 @@ impl World {
                     state: FoundState::Incomplete,
                     cpu,
                     memory,
+                    boot: 0,
                     run: 0,
                     replaceable: order.replaceable,
                     orphan: false,
@@ -202,13 +244,19 @@ impl World {
                 };
                 self.put_copy(host, id, copy);
                 self.hosts[host].scripts.remove(&id);
-                self.observe(host, id, Observation::Preparing { message: "preparing".into() });
+                self.hosts[host].boots.remove(&id);
+                self.observe(host, id, order.boot, Observation::Preparing { message: "preparing".into() });
                 let takes = self.dice.delay(800, 150, 20_000);
-                self.begin(host, id, Doing::Create, takes);
+                self.begin(host, id, Doing::Create(order.boot), takes);
             }
             Step::Start => {
                 let takes = self.dice.delay(200, 50, 5_000);
-                self.begin(host, id, Doing::Start, takes);
+                self.hosts[host].scripts.remove(&id);
+                if let Some(copy) = self.hosts[host].copies.get_mut(&id) {
+                    (copy.cpu, copy.memory) = order.size;
+                }
+                self.begin(host, id, Doing::Start(order.boot), takes);
+                self.look_at_hosts = true;
             }
             Step::Watch => {
                 let message = if fresh { "booting" } else { "adopted by a new worker process" };
@@ -223,25 +271,38 @@ impl World {
                 }
             }
             Step::ReportEnded => self.stop(host, id, Some("the VM's process ended while nobody watched".into())),
+            Step::ReportLost => {
+                let task = self.task(host, id).unwrap();
+                (task.boot, task.seen) = (order.boot, Seen::Unmade);
+                let failed = Observation::Failed { message: "the VM's disk is lost".into(), disk: false };
+                self.observe(host, id, order.boot, failed);
+                self.advance(host, id, false);
+            }
             Step::Stop => self.stop(host, id, None),
+            Step::Suspend => {
+                self.check_rule(host, id, "suspended");
+                let takes = self.dice.delay(500, 100, 10_000);
+                self.begin(host, id, Doing::Suspend, takes);
+            }
+            Step::ReportStopped => {
+                self.check_off(host, id);
+                self.observe(host, id, order.boot, Observation::Stopped { message: "it is switched off".into() });
+                self.task(host, id).unwrap().seen = plan::forgotten(seen);
+                let _ = self.begin_silently(host, id, Doing::Rest);
+            }
             Step::Delete => {
                 self.check_rule(host, id, "deleted");
                 let takes = self.dice.delay(500, 100, 40_000);
                 self.begin(host, id, Doing::Delete, takes);
             }
             Step::ReportAbsent => {
-                self.observe(host, id, Observation::Absent);
+                self.observe(host, id, 0, Observation::Absent);
                 self.end_task(host, id);
             }
             Step::ReportStray => {
-                self.observe(
-                    host,
-                    id,
-                    Observation::Stray { name: order.name.to_string(), running: Some(seen == Seen::Running) },
-                );
-                if seen == Seen::Failed {
-                    self.task(host, id).unwrap().seen = Seen::Ended;
-                }
+                let stray = Observation::Stray { name: order.name.to_string(), running: Some(seen == Seen::Running) };
+                self.observe(host, id, 0, stray);
+                self.task(host, id).unwrap().seen = plan::forgotten(seen);
                 let _ = self.begin_silently(host, id, Doing::Rest);
             }
             Step::Forget => {
@@ -290,8 +351,10 @@ impl World {
         if self.hosts[host].fenced.contains(&id) {
             return self.tell_fenced(host, id);
         }
-        self.task(host, id).unwrap().seen = Seen::Failed;
-        self.observe(host, id, Observation::Failed { message: message.to_owned(), disk: false });
+        let task = self.task(host, id).unwrap();
+        task.seen = Seen::Failed;
+        let (boot, disk) = (task.boot, task.started);
+        self.observe(host, id, boot, Observation::Failed { message: message.to_owned(), disk });
         self.advance(host, id, false);
     }
 
@@ -304,16 +367,27 @@ impl World {
         let covered = !replaceable || self.hosts[host].covers(began, self.agenda.now());
         let failing = self.dice.chance(trouble);
         match doing {
-            Doing::Create if failing => self.fail(host, id, "cannot create the VM"),
-            Doing::Create => {
+            Doing::Create(boot) if failing => {
+                let task = self.task(host, id).unwrap();
+                (task.boot, task.seen) = (boot, Seen::Unmade);
+                let failed = Observation::Failed { message: "cannot create the VM".into(), disk: false };
+                self.observe(host, id, boot, failed);
+                self.advance(host, id, false);
+            }
+            Doing::Create(_) => {
                 self.task(host, id).unwrap().seen = Seen::Created;
                 self.advance(host, id, false);
             }
-            Doing::Start if failing => self.stop(host, id, Some("cannot start the VM".into())),
-            Doing::Start if !covered => self.tell_fenced(host, id),
-            Doing::Start => {
-                self.run_copy(host, id);
-                self.task(host, id).unwrap().seen = Seen::Running;
+            Doing::Start(boot) if failing => {
+                self.task(host, id).unwrap().boot = boot;
+                self.stop(host, id, Some("cannot start the VM".into()));
+            }
+            Doing::Start(_) if !covered => self.tell_fenced(host, id),
+            Doing::Start(boot) => {
+                self.run_copy(host, id, boot);
+                self.set_boot(host, id, boot);
+                let task = self.task(host, id).unwrap();
+                (task.seen, task.started) = (Seen::Running, true);
                 self.advance(host, id, true);
             }
             Doing::Stop { failed } if failing => {
@@ -332,10 +406,20 @@ impl World {
                     }
                 }
             }
+            Doing::Suspend if failing => {
+                self.tell_running(host, id, "cannot suspend it", false);
+                self.pause(host, id, None);
+            }
+            Doing::Suspend => {
+                self.halt_copy(host, id);
+                self.task(host, id).unwrap().seen = Seen::Ended;
+                self.advance(host, id, false);
+            }
             Doing::Delete if failing => self.pause(host, id, None),
             Doing::Delete => {
                 self.hosts[host].copies.remove(&id);
                 self.hosts[host].scripts.remove(&id);
+                self.hosts[host].boots.remove(&id);
                 self.task(host, id).unwrap().seen = Seen::Missing;
                 self.advance(host, id, false);
             }
@@ -359,15 +443,25 @@ impl World {
     }
 
     pub(super) fn tell_running(&mut self, host: usize, id: CopyId, message: &str, ready: bool) {
-        let generation = self.task(host, id).unwrap().order.generation;
-        self.observe(host, id, Observation::Running { message: message.to_owned(), ready, generation });
+        let task = self.task(host, id).unwrap();
+        let (generation, boot) = (task.order.generation, task.boot);
+        self.observe(host, id, boot, Observation::Running { message: message.to_owned(), ready, generation });
     }
 }
 
 /// As `fleet::order`.
 fn order(desired: Option<&DesiredCopy>, name: &VmName) -> Order {
-    let order =
-        |wish| Order { wish, name: name.clone(), size: (1, 1), generation: 0, scripted: false, replaceable: false };
+    let boot = desired.map_or(0, |desired| desired.boot);
+    let order = |wish| Order {
+        wish,
+        name: name.clone(),
+        size: (1, 1),
+        generation: 0,
+        boot,
+        ran: false,
+        scripted: false,
+        replaceable: false,
+    };
     match desired.map(|desired| &desired.want) {
         None => order(Wish::Unknown),
         Some(Want::Run(run)) => Order {
@@ -375,10 +469,13 @@ fn order(desired: Option<&DesiredCopy>, name: &VmName) -> Order {
             name: name.clone(),
             size: (run.cpu.max(1), run.memory.max(1)),
             generation: run.generation,
+            boot,
+            ran: run.ran,
             scripted: run.spec.startup_script.is_some(),
             replaceable: run.spec.on_unseen == OnUnseen::Replace,
         },
-        Some(Want::Keep | Want::Suspend) => order(Wish::Keep),
+        Some(Want::Keep) => order(Wish::Keep),
+        Some(Want::Suspend) => order(Wish::Suspend),
         Some(Want::Absent) => order(Wish::Absent),
     }
 }

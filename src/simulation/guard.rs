@@ -108,8 +108,11 @@ impl World {
 
     /// The worker says that a copy was stopped, or never started, as the lease was over.
     pub(super) fn tell_fenced(&mut self, host: usize, id: CopyId) {
-        self.task(host, id).unwrap().seen = Seen::Failed;
-        self.observe(host, id, Observation::Fenced { message: "the lease was over".into() });
+        let task = self.task(host, id).unwrap();
+        task.seen = Seen::Failed;
+        let boot = task.order.boot;
+        task.boot = task.boot.max(boot);
+        self.observe(host, id, boot, Observation::Fenced { message: "the lease was over".into() });
         self.advance(host, id, false);
     }
 

@@ -10,7 +10,7 @@ use super::worker::{Alarm, Process};
 use super::world::{Event, World};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use crate::model::worker::{WorkerInfo, sample};
-use crate::model::{CopyId, VmName, WorkerName};
+use crate::model::{Boot, CopyId, VmName, WorkerName};
 use crate::worker::runtime::FoundState;
 
 /// As the core's default: a worker that is silent for longer is unseen.
@@ -38,6 +38,8 @@ pub(super) struct Host {
     pub(super) copies: BTreeMap<CopyId, Copy>,
     /// It has had copies of which the controller did not know, and which so were in no books.
     pub(super) strayed: bool,
+    /// The last boot of each copy that was begun, as the worker's process has noted it.
+    pub(super) boots: BTreeMap<CopyId, Boot>,
     /// Startup scripts that were begun, and whether they are done.
     pub(super) scripts: BTreeMap<CopyId, bool>,
     pub(super) process: Option<Process>,
@@ -58,6 +60,8 @@ pub(super) struct Copy {
     pub(super) state: FoundState,
     pub(super) cpu: u64,
     pub(super) memory: u64,
+    /// Which boot of it ran last.
+    pub(super) boot: Boot,
     /// Which start of its process.
     pub(super) run: u64,
     /// The guard stops it when the lease is over.
@@ -85,6 +89,7 @@ impl Host {
             came_late: None,
             copies: BTreeMap::new(),
             strayed: false,
+            boots: BTreeMap::new(),
             scripts: BTreeMap::new(),
             process: None,
             lease: None,
@@ -130,8 +135,9 @@ impl World {
             let covered = !task.is_replaceable() || self.hosts[host].covers(task.began, now);
             let done = self.dice.chance(500);
             match task.doing {
-                Doing::Start if done && covered => self.run_copy(host, id),
-                Doing::Stop { .. } if done => self.halt_copy(host, id),
+                // It dies before it has noted that.
+                Doing::Start(boot) if done && covered => self.run_copy(host, id, boot),
+                Doing::Stop { .. } | Doing::Suspend if done => self.halt_copy(host, id),
                 Doing::Delete if done => drop(self.hosts[host].copies.remove(&id)),
                 _ => {}
             }
@@ -169,11 +175,11 @@ impl World {
     }
 
     /// The copy's process runs from now on.
-    pub(super) fn run_copy(&mut self, host: usize, id: CopyId) {
+    pub(super) fn run_copy(&mut self, host: usize, id: CopyId, boot: Boot) {
         self.uids += 1;
         let run = self.uids;
         let Some(copy) = self.hosts[host].copies.get_mut(&id) else { return };
-        (copy.state, copy.run) = (FoundState::Running, run);
+        (copy.state, copy.run, copy.boot) = (FoundState::Running, run, boot);
         self.truth.ran.insert(id);
         self.look_at_hosts = true;
         if !self.calm && self.dice.chance(self.crashes) {

@@ -14,14 +14,18 @@ use crate::model::event::{Event, EventObject, EventType};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB, Resources};
 use crate::model::vm::{OnUnseen, Vm, VmStatus};
 use crate::model::worker::Worker;
-use crate::model::{CopyId, VmUid, WorkerName};
+use crate::model::{Boot, CopyId, VmUid, WorkerName};
 use crate::worker::runtime::FoundState;
 
 /// What is true whatever anybody believes; only ever grows.
 #[derive(Default)]
 pub(super) struct Truth {
-    /// Copies of which their host has truly said that they failed.
-    pub(super) failed: BTreeSet<CopyId>,
+    /// Boots of copies of which their host has truly said that they failed.
+    pub(super) failed: BTreeSet<(CopyId, Boot)>,
+    /// Up to which boot each copy was to be off, or to boot again.
+    pub(super) halted: BTreeMap<CopyId, Boot>,
+    /// Which VM the request with each key has made.
+    pub(super) keyed: BTreeMap<String, VmUid>,
     /// Copies that ran.
     pub(super) ran: BTreeSet<CopyId>,
     /// Copies that were ever made.
@@ -92,6 +96,10 @@ impl World {
             self.check_line(event);
         }
         for (uid, new) in &delta.vms {
+            if let Some(new) = new {
+                self.note_wish(new);
+                self.check_once(new);
+            }
             match (self.disk.vms.get(uid).cloned(), new) {
                 (Some(old), None) => self.check_deletion(&old),
                 (Some(old), Some(new)) => self.check_vm(&old, new, delta),
@@ -134,6 +142,26 @@ impl World {
         }
     }
 
+    /// Which boots of its copy may be ended from now on, as its record says so.
+    pub(super) fn note_wish(&mut self, vm: &Vm) {
+        let waits = vm.worker.is_some() && vm.status == VmStatus::Pending && !vm.conditions.running();
+        let may_wait = waits && (vm.boot > 0 || !vm.conditions.scheduled());
+        let up_to = if vm.is_to_be_off() || may_wait { Some(vm.boot) } else { vm.boot.checked_sub(1) };
+        if let Some(up_to) = up_to {
+            let halted = self.truth.halted.entry(vm.copy_id()).or_default();
+            *halted = up_to.max(*halted);
+        }
+    }
+
+    /// A request with a key makes one VM.
+    fn check_once(&mut self, vm: &Vm) {
+        let Some(once) = &vm.once else { return };
+        let made = *self.truth.keyed.entry(once.key.clone()).or_insert(vm.uid);
+        if made != vm.uid && !self.restored {
+            self.violated(format!("the request with the key {} has made two VMs named {}", once.key, vm.name));
+        }
+    }
+
     fn check_deletion(&mut self, vm: &Vm) {
         let age = vm.created_at.until(self.controller_now().wall).as_secs();
         let over = vm.spec.ttl_s > 0 && (age + 1 >= vm.spec.ttl_s || self.truth.jumped);
@@ -155,11 +183,12 @@ impl World {
             if moved {
                 self.truth.moved.insert(id);
             }
-            if !self.truth.failed.contains(&id) && !on_lost && !moved {
+            let told = self.truth.failed.range((id, old.boot)..=(id, Boot::MAX)).next().is_some();
+            if !told && !on_lost && !moved {
                 let what = format!("{} counts as failed, and its host has not said so", self.short(id));
                 self.violated(what);
             }
-            self.truth.failed.insert(id);
+            self.truth.failed.insert((id, old.boot));
         }
         let starts = new.status == VmStatus::Running && (old.status != VmStatus::Running || new.copy_id() != id);
         if starts && !self.truth.ran.contains(&new.copy_id()) {
@@ -174,8 +203,31 @@ impl World {
         if !(old.restart_count..=most).contains(&new.restart_count) {
             self.violated(format!("attempt {} of {} follows {}", new.restart_count, new.name, old.restart_count));
         }
-        if new.spec != old.spec {
+        if new.spec != old.spec && !(self.client.may_be_updating(&new.name) && new.generation > old.generation) {
             self.violated(format!("the specification of {} has changed", new.name));
+        }
+        if new.copy_id() == id && new.boot < old.boot {
+            self.violated(format!("boot {} of {} follows {}", new.boot, self.short(id), old.boot));
+        }
+        let told = self.truth.failed.range((id, old.boot)..=(id, Boot::MAX)).next().is_some();
+        if new.copy_id() == id
+            && new.boot > old.boot
+            && !told
+            && !self.client.may_be_updating(&new.name)
+            && !self.restored
+        {
+            self.violated(format!("{} boots again, and nobody wants that", self.short(id)));
+        }
+        if new.is_off() && !old.is_off() {
+            let on = self.hosts.iter().filter(|host| Some(&host.name) == new.worker.as_ref());
+            let copies = on.filter_map(|host| host.copies.get(&new.copy_id())).filter(|copy| !copy.orphan);
+            if copies.into_iter().any(|copy| copy.state == FoundState::Running) {
+                self.violated(format!("{} counts as off, and it runs", self.short(id)));
+            }
+        }
+        if new.boot > old.boot {
+            // The script begins anew.
+            self.truth.logged.remove(&id);
         }
         let moved = new.worker.is_some() && new.worker != old.worker;
         if moved && old.worker.is_some() && new.copy_id() == id {
@@ -327,7 +379,9 @@ impl World {
     pub(super) fn check_rule(&mut self, host: usize, id: CopyId, what: &str) {
         let Some(copy) = self.hosts[host].copies.get(&id) else { return };
         let moved = self.truth.moved.contains(&id);
-        if self.truth.removed.contains(&id.uid) || self.truth.failed.contains(&id) || moved {
+        let told = self.truth.failed.contains(&(id, copy.boot)) || moved;
+        let halted = self.truth.halted.get(&id).is_some_and(|up_to| copy.boot <= *up_to);
+        if self.truth.removed.contains(&id.uid) || told || (halted && what != "deleted") {
             return;
         }
         let never_unknown = copy.orphan && what == "deleted";
@@ -338,11 +392,19 @@ impl World {
     }
 
     /// A host says that a copy failed: then it must not run, as another may be started on its word.
-    pub(super) fn check_failure(&mut self, host: usize, id: CopyId) {
+    pub(super) fn check_failure(&mut self, host: usize, id: CopyId, boot: Boot) {
         if self.hosts[host].copies.get(&id).is_some_and(|copy| copy.state == FoundState::Running) {
             let what = format!("w{host} says that {} failed, and it runs", self.short(id));
             self.violated(what);
         }
-        self.truth.failed.insert(id);
+        self.truth.failed.insert((id, boot));
+    }
+
+    /// A host says that a copy is off: then it must not run, as its room is given to others on its word.
+    pub(super) fn check_off(&mut self, host: usize, id: CopyId) {
+        if self.hosts[host].copies.get(&id).is_some_and(|copy| copy.state == FoundState::Running) {
+            let what = format!("w{host} says that {} is off, and it runs", self.short(id));
+            self.violated(what);
+        }
     }
 }

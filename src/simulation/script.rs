@@ -7,8 +7,8 @@ use super::fleet::Doing;
 use super::worker::{Alarm, is_final};
 use super::world::World;
 use crate::bus::message::{LogLine, LogLines};
-use crate::model::CopyId;
 use crate::model::event::LogStream;
+use crate::model::{Boot, CopyId};
 
 /// As in `worker::uplink`.
 const ACK_TIMEOUT: Millis = 10_000;
@@ -53,7 +53,7 @@ impl World {
     /// Sends the batch at hand, unless there is no session: the next one goes on with it.
     pub(super) fn carry(&mut self, host: usize, id: CopyId) {
         let process = self.hosts[host].process.as_mut().unwrap();
-        let step = process.tasks.get(&id).map(|task| task.number);
+        let (step, boot) = process.tasks.get(&id).map_or((None, 0), |task| (Some(task.number), task.boot));
         let Some(carry) = process.carries.get(&id).filter(|carry| step == Some(carry.step)).cloned() else {
             // The copy does not run any more, or is watched anew.
             process.carries.remove(&id);
@@ -62,7 +62,7 @@ impl World {
         let Some(session) = process.session().filter(|_| carry.call.is_none()) else { return };
         let numbers = carry.first..carry.first + carry.count;
         let lines = numbers.map(|number| LogLine { stream: LogStream::Stdout, text: number.to_string() }).collect();
-        let log = LogLines { session, uid: id.uid, attempt: id.attempt, first: carry.first, lines };
+        let log = LogLines { session, uid: id.uid, attempt: id.attempt, boot, first: carry.first, lines };
         let call = self.ask_controller(host, WorkerCall::Log(log));
         self.hosts[host].process.as_mut().unwrap().carries.get_mut(&id).unwrap().call = Some(call);
         self.alarm(host, ACK_TIMEOUT, Alarm::LogTimeout(id, call));
@@ -88,13 +88,16 @@ impl World {
         let process = self.hosts[host].process.as_mut().unwrap();
         let Some((id, carry)) = process.carries.iter_mut().find(|(_, carry)| carry.call == Some(call)) else { return };
         let id = *id;
+        let boot = process.tasks.get(&id).map(|task| task.boot);
         match answer {
             Err(error) if !is_final(error) => return self.alarm(host, RETRY, Alarm::LogAgain(id, call)),
             // They are not wanted any more; the script goes on.
             Err(_) => carry.left = 0,
             Ok(_) => {
                 let stored = carry.first + carry.count;
-                self.check_log(id, stored);
+                if let Some(boot) = boot {
+                    self.check_log(id, boot, stored);
+                }
             }
         }
         let carry = self.hosts[host].process.as_mut().unwrap().carries.get_mut(&id).unwrap();
@@ -113,8 +116,8 @@ impl World {
     }
 
     /// Lines below `stored` were acknowledged.
-    fn check_log(&mut self, id: CopyId, stored: u64) {
-        let vm = self.disk.vms.get(&id.uid).filter(|vm| vm.copy_id() == id && !self.restored);
+    fn check_log(&mut self, id: CopyId, boot: Boot, stored: u64) {
+        let vm = self.disk.vms.get(&id.uid).filter(|vm| vm.copy_id() == id && vm.boot == boot && !self.restored);
         if let Some(vm) = vm.filter(|vm| vm.log_lines < stored) {
             self.violated(format!("{stored} lines of {} were acknowledged, {} are stored", vm.name, vm.log_lines));
         }

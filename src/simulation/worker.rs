@@ -11,7 +11,7 @@ use super::world::{Event, World};
 use crate::bus::message::{Assignment, Heartbeat, Hello, Observation, Report};
 use crate::bus::parts::Collector;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::{CopyId, SessionId};
+use crate::model::{Boot, CopyId, SessionId};
 
 /// As in `worker::session` and `worker::uplink`.
 const HELLO_TIMEOUT: Millis = 10_000;
@@ -59,10 +59,11 @@ enum Phase {
 }
 
 struct Told {
+    boot: Boot,
     observation: Observation,
     acknowledged: bool,
     /// On its way, or paused after a failure; and what was sent.
-    busy: Option<(Call, Observation)>,
+    busy: Option<(Call, Boot, Observation)>,
 }
 
 /// What a worker's process waits for.
@@ -151,14 +152,14 @@ impl World {
             }
             Alarm::BeatTimeout(call) => self.beat_over(host, call),
             Alarm::ReportTimeout(id, call) => {
-                let waits = |told: &&mut Told| told.busy.as_ref().is_some_and(|(sent, _)| *sent == call);
+                let waits = |told: &&mut Told| told.busy.as_ref().is_some_and(|(sent, ..)| *sent == call);
                 if process.told.get_mut(&id).filter(waits).is_some() {
                     self.alarm(host, RETRY, Alarm::ReportAgain(id, call));
                 }
             }
             Alarm::ReportAgain(id, call) => {
                 if let Some(told) = process.told.get_mut(&id)
-                    && told.busy.as_ref().is_some_and(|(sent, _)| *sent == call)
+                    && told.busy.as_ref().is_some_and(|(sent, ..)| *sent == call)
                 {
                     told.busy = None;
                 }
@@ -226,9 +227,9 @@ impl World {
             return;
         }
         let sent = |(id, told): (&CopyId, &Told)| {
-            told.busy.as_ref().filter(|(sent, _)| *sent == call).map(|(_, what)| (*id, what.clone()))
+            told.busy.as_ref().filter(|(sent, ..)| *sent == call).map(|(_, boot, what)| (*id, *boot, what.clone()))
         };
-        let Some((id, observation)) = process.told.iter().find_map(sent) else {
+        let Some((id, boot, observation)) = process.told.iter().find_map(sent) else {
             return self.log_answered(host, call, &answer);
         };
         if over {
@@ -237,7 +238,7 @@ impl World {
         match answer {
             Err(error) if !is_final(&error) => self.alarm(host, RETRY, Alarm::ReportAgain(id, call)),
             _ => {
-                settle(&mut process.told, id, &observation);
+                settle(&mut process.told, id, boot, &observation);
                 self.send_reports(host);
             }
         }
@@ -316,17 +317,22 @@ impl World {
     }
 
     /// Tells what is the case with a copy; replaces what was told before.
-    pub(super) fn observe(&mut self, host: usize, id: CopyId, observation: Observation) {
+    pub(super) fn observe(&mut self, host: usize, id: CopyId, boot: Boot, observation: Observation) {
         if matches!(observation, Observation::Failed { .. } | Observation::Fenced { .. }) {
-            self.check_failure(host, id);
+            self.check_failure(host, id, boot);
         }
         let told = &mut self.hosts[host].process.as_mut().unwrap().told;
         match told.get_mut(&id) {
-            Some(told) if told.observation == observation => return,
-            Some(told) => (told.observation, told.acknowledged) = (observation, false),
-            None => drop(told.insert(id, Told { observation, acknowledged: false, busy: None })),
+            Some(told) if told.observation == observation && told.boot == boot => return,
+            Some(told) => (told.boot, told.observation, told.acknowledged) = (boot, observation, false),
+            None => drop(told.insert(id, Told { boot, observation, acknowledged: false, busy: None })),
         }
         self.send_reports(host);
+    }
+
+    /// What is told of a copy at present.
+    pub(super) fn told(&self, host: usize, id: CopyId) -> Option<Observation> {
+        self.hosts[host].process.as_ref()?.told.get(&id).map(|told| told.observation.clone())
     }
 
     pub(super) fn forget(&mut self, host: usize, id: CopyId) {
@@ -337,29 +343,28 @@ impl World {
         let process = self.hosts[host].process.as_ref().unwrap();
         let Some(session) = process.session() else { return };
         let busy = process.told.values().filter(|told| told.busy.is_some()).count();
-        let due: Vec<(CopyId, Observation)> = process
+        let due: Vec<(CopyId, Boot, Observation)> = process
             .told
             .iter()
             .filter(|(_, told)| !told.acknowledged && told.busy.is_none())
             .take(IN_FLIGHT.saturating_sub(busy))
-            .map(|(id, told)| (*id, told.observation.clone()))
+            .map(|(id, told)| (*id, told.boot, told.observation.clone()))
             .collect();
-        for (id, observation) in due {
-            let report =
-                Report { session, uid: id.uid, attempt: id.attempt, boot: 0, observation: observation.clone() };
+        for (id, boot, observation) in due {
+            let report = Report { session, uid: id.uid, attempt: id.attempt, boot, observation: observation.clone() };
             let call = self.ask_controller(host, WorkerCall::Report(report));
             let told = &mut self.hosts[host].process.as_mut().unwrap().told;
-            told.get_mut(&id).unwrap().busy = Some((call, observation));
+            told.get_mut(&id).unwrap().busy = Some((call, boot, observation));
             self.alarm(host, ACK_TIMEOUT, Alarm::ReportTimeout(id, call));
         }
     }
 }
 
 /// As `Uplink::settle`.
-fn settle(told: &mut BTreeMap<CopyId, Told>, id: CopyId, observation: &Observation) {
+fn settle(told: &mut BTreeMap<CopyId, Told>, id: CopyId, boot: Boot, observation: &Observation) {
     let Some(entry) = told.get_mut(&id) else { return };
     entry.busy = None;
-    if entry.observation == *observation {
+    if (entry.boot, &entry.observation) == (boot, observation) {
         entry.acknowledged = true;
         if *observation == Observation::Absent {
             told.remove(&id);

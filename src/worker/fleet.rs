@@ -9,7 +9,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use super::guard::{self, Keeper};
 use super::journal::Journal;
-use super::plan::{self, Seen, Step, Wish};
+use super::plan::{self, Past, Seen, Step, Wish};
 use super::runtime::{CopySpec, Found, FoundState, Runtime};
 use super::uplink::{Inventory, Uplink};
 use super::vm::{Host, Order};
@@ -129,10 +129,10 @@ impl Reconciler {
             }
             let (wish, found) = (wished.get(&id).copied(), found.get(&id));
             let Some(name) = wish.map(|wish| &wish.name).or(found.map(|found| &found.name)) else { continue };
-            let (order, seen) = (order(id, wish, name), seen_at_first(wish, found.map(|found| found.state)));
+            let (order, seen) = (order(id, wish, name), seen_at_first(found.map(|found| found.state)));
             // Not worth a task: its end would be the reason for the next pass, over and over, until the controller
             // has heard that nothing is left.
-            if plan::step(order.wish, seen) == Step::ReportAbsent {
+            if plan::step(order.wish, seen, Past::default()) == Step::ReportAbsent {
                 self.keeper.notes().forget(id);
                 self.host.uplink.observe(id, Observation::Absent);
                 continue;
@@ -163,11 +163,8 @@ impl Drop for Ended {
 }
 
 /// What a task that begins finds of its copy.
-pub(crate) fn seen_at_first(wish: Option<&DesiredCopy>, found: Option<FoundState>) -> Seen {
-    let ran = wish.is_some_and(|wish| matches!(&wish.want, Want::Run(run) if run.ran));
+pub(crate) fn seen_at_first(found: Option<FoundState>) -> Seen {
     match found {
-        // Its disk is lost. A new one under the old name would hide that from the user and from the restart policy.
-        None | Some(FoundState::Incomplete) if ran => Seen::Ended,
         None => Seen::Missing,
         Some(FoundState::Incomplete) => Seen::Incomplete,
         Some(FoundState::Stopped) => Seen::Ended,
@@ -177,7 +174,9 @@ pub(crate) fn seen_at_first(wish: Option<&DesiredCopy>, found: Option<FoundState
 
 fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
     let name = name.clone();
-    let Some(desired) = desired else { return Order { wish: Wish::Unknown, name, copy: None, generation: 0 } };
+    let boot = desired.map_or(0, |desired| desired.boot);
+    let plain = |wish, name| Order { wish, name, copy: None, generation: 0, boot, ran: false };
+    let Some(desired) = desired else { return plain(Wish::Unknown, name) };
     match &desired.want {
         Want::Run(run) => {
             let copy = CopySpec {
@@ -187,10 +186,11 @@ fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
                 cpu: run.cpu.max(1),
                 memory: run.memory.max(1),
             };
-            Order { wish: Wish::Run, name, copy: Some(Arc::new(copy)), generation: run.generation }
+            Order { copy: Some(Arc::new(copy)), generation: run.generation, ran: run.ran, ..plain(Wish::Run, name) }
         }
-        Want::Keep | Want::Suspend => Order { wish: Wish::Keep, name, copy: None, generation: 0 },
-        Want::Absent => Order { wish: Wish::Absent, name, copy: None, generation: 0 },
+        Want::Keep => plain(Wish::Keep, name),
+        Want::Suspend => plain(Wish::Suspend, name),
+        Want::Absent => plain(Wish::Absent, name),
     }
 }
 
@@ -220,22 +220,26 @@ mod tests {
     }
 
     fn assignment(want: Want) -> Assignment {
-        let copy = DesiredCopy { name: "a".parse().unwrap(), uid: id(1).uid, attempt: 0, want };
+        let copy = DesiredCopy { name: "a".parse().unwrap(), uid: id(1).uid, attempt: 0, boot: 0, want };
         Assignment { session: SessionId(uuid::Uuid::nil()), revision: 1, copies: vec![copy], part: 0, parts: 1 }
     }
 
     #[test]
     fn a_copy_that_ran_and_is_lost_has_failed_and_is_not_made_anew() {
-        let wish = |ran| {
-            let run = RunSpec { spec: VmSpec::default(), generation: 0, cpu: 1, memory: 1, ran, boot: 0 };
-            assignment(Want::Run(Box::new(run))).copies.remove(0)
+        let order = |ran| {
+            let run = RunSpec { spec: VmSpec::default(), generation: 0, cpu: 1, memory: 1, ran };
+            let wish = assignment(Want::Run(Box::new(run))).copies.remove(0);
+            order(wish.id(), Some(&wish), &wish.name)
         };
         for found in [None, Some(FoundState::Incomplete)] {
-            let next = |ran| plan::step(Wish::Run, seen_at_first(Some(&wish(ran)), found));
-            assert_eq!((next(false), next(true)), (Step::Create, Step::ReportEnded), "{found:?}");
+            let next = |ran: bool| {
+                let order = order(ran);
+                plan::step(order.wish, seen_at_first(found), Past { newer: false, ran: order.ran })
+            };
+            assert_eq!((next(false), next(true)), (Step::Create, Step::ReportLost), "{found:?}");
         }
-        assert_eq!(seen_at_first(Some(&wish(true)), Some(FoundState::Running)), Seen::Running);
-        assert_eq!(seen_at_first(None, None), Seen::Missing);
+        assert_eq!(seen_at_first(Some(FoundState::Running)), Seen::Running);
+        assert_eq!(seen_at_first(None), Seen::Missing);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
-//! What the worker must remember of a copy beyond what the runtime can tell: whether its startup script was begun and
-//! how it ended. One small file per copy; without it, adopting a VM would have to guess or run the script again.
+//! What the worker must remember of a copy beyond what the runtime can tell: which boot of it was begun last, whether its
+//! startup script was begun in that, and how it ended. Small files for each copy; without them, adopting a VM would have to
+//! guess, boot it or run the script again.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use super::StartError;
 use super::guard::Notes;
 use crate::identity;
 use crate::identity::folder::{self, FolderLock};
-use crate::model::CopyId;
+use crate::model::{Boot, CopyId};
 
 /// How far a copy's startup script is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,32 @@ impl Journal {
         self.folder.join(format!("{id}.script"))
     }
 
+    fn boot_path(&self, id: CopyId) -> PathBuf {
+        self.folder.join(format!("{id}.boot"))
+    }
+
+    /// The last boot of a copy that was begun; none if there was none, or it was not noted.
+    pub(super) fn boot(&self, id: CopyId) -> Option<Boot> {
+        std::fs::read_to_string(self.boot_path(id)).ok()?.trim().parse().ok()
+    }
+
+    /// Notes that `boot` has begun. If that cannot be noted, a worker that starts later has the copy boot once more.
+    pub(super) fn set_boot(&self, id: CopyId, boot: Boot) {
+        if let Err(error) = identity::write_private(&self.boot_path(id), boot.to_string().as_bytes()) {
+            tracing::warn!("cannot note the boot of {id}: {error}");
+        }
+    }
+
+    /// Forgets all of a copy.
+    pub(super) fn forget(&self, id: CopyId) {
+        self.set_script(id, ScriptState::Unstarted);
+        if let Err(error) = std::fs::remove_file(self.boot_path(id))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove the note of {id}'s boot: {error}");
+        }
+    }
+
     pub(super) fn script(&self, id: CopyId) -> ScriptState {
         match std::fs::read(self.path(id)).as_deref() {
             Ok(b"done") => ScriptState::Done,
@@ -106,7 +133,8 @@ mod tests {
         let id = CopyId { uid: VmUid(uuid::Uuid::now_v7()), attempt: 2 };
         let journal = Journal::at(dir.path());
         assert!(matches!(claim(dir.path()), Err(StartError::Lock(_))));
-        assert_eq!(journal.script(id), ScriptState::Unstarted);
+        assert_eq!((journal.script(id), journal.boot(id)), (ScriptState::Unstarted, None));
+        journal.set_boot(id, 7);
         for state in [ScriptState::Begun, ScriptState::Done, ScriptState::Unstarted] {
             journal.set_script(id, state);
             assert_eq!(journal.script(id), state);
@@ -117,7 +145,9 @@ mod tests {
         let next =
             Journal { folder: journal.folder.clone(), notes: journal.notes.clone(), _lock: journal._lock.clone() };
         drop(journal);
-        assert_eq!(next.script(id), ScriptState::Done);
+        assert_eq!((next.script(id), next.boot(id)), (ScriptState::Done, Some(7)));
+        next.forget(id);
+        assert_eq!((next.script(id), next.boot(id)), (ScriptState::Unstarted, None));
     }
 
     #[test]

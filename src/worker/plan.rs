@@ -1,4 +1,4 @@
-//! The table that decides: wish × what is seen → the next step for one copy. Pure and total.
+//! The table that decides: wish × what is seen × what was before → the next step for one copy. Pure and total.
 //!
 //! Each step changes what is seen, so following the table always ends in a step that waits or in the end of the copy.
 
@@ -11,6 +11,8 @@ pub enum Wish {
     Run,
     /// It shall not run; its disk stays.
     Keep,
+    /// It shall not run, and its memory is kept beside its disk.
+    Suspend,
     /// Nothing of it shall be left.
     Absent,
     /// The controller did not name it.
@@ -28,10 +30,22 @@ pub enum Seen {
     Created,
     /// Its process runs.
     Running,
-    /// It ran once and does not run now, and nobody saw how it ended.
+    /// It ran once and does not run now; if that was not wished, nobody saw how it ended.
     Ended,
-    /// It failed, certainly does not run, and that was reported.
+    /// It failed, certainly does not run, and that was reported; its disk may be there.
     Failed,
+    /// It could not be made, or its disk was lost, and that was reported.
+    Unmade,
+}
+
+/// What counts of the past.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Past {
+    /// The wish is for a later boot than the last that was begun, or failed to begin.
+    pub newer: bool,
+    /// The controller knows that it ran: if nothing of it is here, it was lost, and must not be made anew as if nothing had
+    /// happened.
+    pub ran: bool,
 }
 
 /// The next step.
@@ -45,8 +59,14 @@ pub enum Step {
     Watch,
     /// Report that it ended unseen.
     ReportEnded,
+    /// Report that its disk is lost.
+    ReportLost,
     /// Stop the process.
     Stop,
+    /// Freeze the process into a file.
+    Suspend,
+    /// See to it that it stays off, report that it is, and wait for another wish.
+    ReportStopped,
     /// Remove everything.
     Delete,
     /// Report that nothing is left; the copy's task ends.
@@ -60,29 +80,53 @@ pub enum Step {
 }
 
 /// Decides.
-pub fn step(wish: Wish, seen: Seen) -> Step {
+pub fn step(wish: Wish, seen: Seen, past: Past) -> Step {
     if planted(Bug::UnknownDeleted) && wish == Wish::Unknown {
-        return step(Wish::Absent, seen);
+        return step(Wish::Absent, seen, past);
     }
     match (wish, seen) {
+        (Wish::Run, Seen::Missing | Seen::Incomplete) if past.ran => Step::ReportLost,
         (Wish::Run, Seen::Missing | Seen::Incomplete) => Step::Create,
         (Wish::Run, Seen::Created) => Step::Start,
+        // What runs is of an earlier boot; once it has ended the next can begin.
+        (Wish::Run, Seen::Running) if past.newer => Step::Stop,
         (Wish::Run, Seen::Running) => Step::Watch,
+        (Wish::Run, Seen::Ended | Seen::Failed) if past.newer => Step::Start,
         // Starting it again would hide a crash from the restart policy, and a guest that switched itself off would
         // come back for ever.
         (Wish::Run, Seen::Ended) => Step::ReportEnded,
-        (Wish::Run, Seen::Failed) => Step::Rest,
+        (Wish::Run, Seen::Unmade) if past.newer && past.ran => Step::ReportLost,
+        (Wish::Run, Seen::Unmade) if past.newer => Step::Create,
+        (Wish::Run, Seen::Failed | Seen::Unmade) => Step::Rest,
 
         (Wish::Keep, Seen::Running) => Step::Stop,
-        (Wish::Keep, Seen::Missing | Seen::Incomplete | Seen::Created | Seen::Ended | Seen::Failed) => Step::Rest,
+        (Wish::Suspend, Seen::Running) => Step::Suspend,
+        (
+            Wish::Keep | Wish::Suspend,
+            Seen::Missing | Seen::Incomplete | Seen::Created | Seen::Ended | Seen::Failed | Seen::Unmade,
+        ) => Step::ReportStopped,
 
         (Wish::Absent, Seen::Missing) => Step::ReportAbsent,
-        (Wish::Absent, Seen::Incomplete | Seen::Created | Seen::Running | Seen::Ended | Seen::Failed) => Step::Delete,
+        (
+            Wish::Absent,
+            Seen::Incomplete | Seen::Created | Seen::Running | Seen::Ended | Seen::Failed | Seen::Unmade,
+        ) => Step::Delete,
 
         (Wish::Unknown, Seen::Missing) => Step::Forget,
-        (Wish::Unknown, Seen::Incomplete | Seen::Created | Seen::Running | Seen::Ended | Seen::Failed) => {
-            Step::ReportStray
-        }
+        (
+            Wish::Unknown,
+            Seen::Incomplete | Seen::Created | Seen::Running | Seen::Ended | Seen::Failed | Seen::Unmade,
+        ) => Step::ReportStray,
+    }
+}
+
+/// What is seen of a copy once something else than a failure was told of it last: should it be wished for again, the failure
+/// must be told again.
+pub fn forgotten(seen: Seen) -> Seen {
+    match seen {
+        Seen::Failed => Seen::Ended,
+        Seen::Unmade => Seen::Incomplete,
+        Seen::Missing | Seen::Incomplete | Seen::Created | Seen::Running | Seen::Ended => seen,
     }
 }
 
@@ -90,52 +134,92 @@ pub fn step(wish: Wish, seen: Seen) -> Step {
 mod tests {
     use super::*;
 
-    const WISHES: [Wish; 4] = [Wish::Run, Wish::Keep, Wish::Absent, Wish::Unknown];
-    const SEEN: [Seen; 6] = [Seen::Missing, Seen::Incomplete, Seen::Created, Seen::Running, Seen::Ended, Seen::Failed];
+    const WISHES: [Wish; 5] = [Wish::Run, Wish::Keep, Wish::Suspend, Wish::Absent, Wish::Unknown];
+    const SEEN: [Seen; 7] =
+        [Seen::Missing, Seen::Incomplete, Seen::Created, Seen::Running, Seen::Ended, Seen::Failed, Seen::Unmade];
+    const PASTS: [Past; 4] = [
+        Past { newer: false, ran: false },
+        Past { newer: false, ran: true },
+        Past { newer: true, ran: false },
+        Past { newer: true, ran: true },
+    ];
 
-    /// What is seen after a step that went well; `None` where the task waits or ends.
-    fn after(step: Step) -> Option<Seen> {
+    fn every() -> impl Iterator<Item = (Wish, Seen, Past)> {
+        let of = |wish| SEEN.into_iter().flat_map(move |seen| PASTS.into_iter().map(move |past| (wish, seen, past)));
+        WISHES.into_iter().flat_map(of)
+    }
+
+    /// What is seen after a step that went well, and whether the boot that is wished for is still to begin; `None` where the
+    /// task waits or ends.
+    fn after(step: Step, past: Past) -> Option<(Seen, Past)> {
+        let begun = Past { newer: false, ..past };
         match step {
-            Step::Create => Some(Seen::Created),
-            Step::Start => Some(Seen::Running),
-            Step::ReportEnded => Some(Seen::Failed),
-            Step::Stop => Some(Seen::Ended),
-            Step::Delete => Some(Seen::Missing),
-            Step::Watch | Step::ReportAbsent | Step::ReportStray | Step::Forget | Step::Rest => None,
+            Step::Create => Some((Seen::Created, past)),
+            Step::Start => Some((Seen::Running, begun)),
+            Step::ReportEnded => Some((Seen::Failed, begun)),
+            Step::ReportLost => Some((Seen::Unmade, begun)),
+            Step::Stop | Step::Suspend => Some((Seen::Ended, past)),
+            Step::Delete => Some((Seen::Missing, past)),
+            Step::Watch | Step::ReportStopped | Step::ReportAbsent | Step::ReportStray | Step::Forget | Step::Rest => {
+                None
+            }
         }
     }
 
     #[test]
-    fn every_pair_leads_to_rest_within_three_steps() {
-        for wish in WISHES {
-            for start in SEEN {
-                let mut seen = start;
-                let mut steps = 0;
-                while let Some(next) = after(step(wish, seen)) {
-                    seen = next;
-                    steps += 1;
-                    assert!(steps <= 3, "{wish:?} from {start:?} goes in circles");
-                }
+    fn every_case_leads_to_rest_within_three_steps() {
+        for (wish, start, before) in every() {
+            let (mut seen, mut past, mut steps) = (start, before, 0);
+            while let Some(next) = after(step(wish, seen, past), past) {
+                (seen, past) = next;
+                steps += 1;
+                assert!(steps <= 3, "{wish:?} from {start:?} {before:?} goes in circles");
             }
         }
     }
 
     #[test]
     fn nothing_is_removed_or_stopped_unless_it_was_asked_for() {
-        for wish in [Wish::Run, Wish::Unknown] {
-            for seen in SEEN {
-                assert!(!matches!(step(wish, seen), Step::Delete | Step::Stop), "{wish:?} {seen:?}");
-            }
+        for (wish, seen, past) in every() {
+            let next = step(wish, seen, past);
+            assert_eq!(next == Step::Delete, wish == Wish::Absent && seen != Seen::Missing, "{wish:?} {seen:?}");
+            let asked = match wish {
+                Wish::Run => past.newer,
+                Wish::Keep | Wish::Suspend => true,
+                Wish::Absent | Wish::Unknown => false,
+            };
+            let ends = matches!(next, Step::Stop | Step::Suspend);
+            assert_eq!(ends, asked && seen == Seen::Running, "{wish:?} {seen:?} {past:?}");
         }
-        assert!(SEEN.into_iter().all(|seen| step(Wish::Keep, seen) != Step::Delete));
     }
 
     #[test]
     fn absence_is_reported_only_when_nothing_is_there() {
-        for wish in WISHES {
-            for seen in SEEN {
-                assert_eq!(step(wish, seen) == Step::ReportAbsent, wish == Wish::Absent && seen == Seen::Missing);
-            }
+        for (wish, seen, past) in every() {
+            let absent = wish == Wish::Absent && seen == Seen::Missing;
+            assert_eq!(step(wish, seen, past) == Step::ReportAbsent, absent);
+        }
+    }
+
+    #[test]
+    fn a_disk_that_was_lost_is_never_made_anew() {
+        for (wish, seen, past) in every().filter(|(_, _, past)| past.ran) {
+            assert_ne!(step(wish, seen, past), Step::Create, "{wish:?} {seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_boot_that_has_ended_is_not_begun_again() {
+        for (wish, seen, past) in every().filter(|(_, _, past)| !past.newer) {
+            assert!(step(wish, seen, past) != Step::Start || seen == Seen::Created, "{wish:?} {seen:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_does_not_run_is_said_to_be_off() {
+        for (wish, seen, past) in every() {
+            let off = matches!(wish, Wish::Keep | Wish::Suspend) && seen != Seen::Running;
+            assert_eq!(step(wish, seen, past) == Step::ReportStopped, off);
         }
     }
 }

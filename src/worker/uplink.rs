@@ -14,7 +14,7 @@ use crate::bus::message::{Done, LogLine, LogLines, MAX_LOG_BATCH, Observation, R
 use crate::bus::subject::{self, WorkerVerb};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::LogStream;
-use crate::model::{CopyId, SessionId, WorkerName};
+use crate::model::{Boot, CopyId, SessionId, WorkerName};
 
 /// How long one message waits for its acknowledgement before it is sent again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,6 +58,7 @@ pub(super) struct Inventory {
 
 #[derive(Clone, Debug)]
 struct Entry {
+    boot: Boot,
     observation: Observation,
     acknowledged: bool,
 }
@@ -73,11 +74,16 @@ impl Uplink {
         self.shared.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells what is the case with a copy; replaces what was told before.
+    /// Tells what is the case with a copy as a whole; replaces what was told before.
     pub(super) fn observe(&self, id: CopyId, observation: Observation) {
+        self.tell(id, 0, observation);
+    }
+
+    /// The same for what concerns one boot of it.
+    pub(super) fn tell(&self, id: CopyId, boot: Boot, observation: Observation) {
         let mut copies = self.copies();
-        if copies.get(&id).is_none_or(|entry| entry.observation != observation) {
-            copies.insert(id, Entry { observation, acknowledged: false });
+        if copies.get(&id).is_none_or(|entry| (entry.boot, &entry.observation) != (boot, &observation)) {
+            copies.insert(id, Entry { boot, observation, acknowledged: false });
             drop(copies);
             self.shared.changed.notify_one();
         }
@@ -152,16 +158,16 @@ impl Uplink {
         let mut sending = FuturesUnordered::new();
         let mut busy = std::collections::BTreeSet::new();
         loop {
-            let due: Vec<(CopyId, Observation)> = self
+            let due: Vec<(CopyId, Boot, Observation)> = self
                 .copies()
                 .iter()
                 .filter(|(id, entry)| !entry.acknowledged && !busy.contains(*id))
                 .take(IN_FLIGHT.saturating_sub(busy.len()))
-                .map(|(id, entry)| (*id, entry.observation.clone()))
+                .map(|(id, entry)| (*id, entry.boot, entry.observation.clone()))
                 .collect();
-            for (id, observation) in due {
+            for (id, boot, observation) in due {
                 busy.insert(id);
-                sending.push(self.send_report(session, id, observation));
+                sending.push(self.send_report(session, (id, boot), observation));
             }
             // Cancel safe: a report that is dropped on the way is still unacknowledged and sent again.
             tokio::select! {
@@ -179,17 +185,17 @@ impl Uplink {
     async fn send_report(
         &self,
         session: SessionId,
-        id: CopyId,
+        (id, boot): (CopyId, Boot),
         observation: Observation,
     ) -> (CopyId, Result<(), SessionOver>) {
-        let report = Report { session, uid: id.uid, attempt: id.attempt, boot: 0, observation };
+        let report = Report { session, uid: id.uid, attempt: id.attempt, boot, observation };
         let sent = self.request(WorkerVerb::Report, &report).await;
         match sent {
-            Ok(Done {}) => self.settle(id, &report.observation),
+            Ok(Done {}) => self.settle(id, boot, &report.observation),
             Err(error) if error.code == ErrorCode::Unauthenticated => return (id, Err(SessionOver)),
             Err(error) if is_final(error.code) => {
                 tracing::debug!("report of {id} is not wanted: {error}");
-                self.settle(id, &report.observation);
+                self.settle(id, boot, &report.observation);
             }
             Err(error) => {
                 tracing::debug!("report of {id} not acknowledged: {error}");
@@ -201,9 +207,12 @@ impl Uplink {
 
     /// Notes that the controller has `observation`, unless there is a newer one by now. What is gone is forgotten: were
     /// it kept, every VM of a worker's life would be told of again in each session.
-    fn settle(&self, id: CopyId, observation: &Observation) {
+    fn settle(&self, id: CopyId, boot: Boot, observation: &Observation) {
         let mut copies = self.copies();
-        let Some(entry) = copies.get_mut(&id).filter(|entry| entry.observation == *observation) else { return };
+        let Some(entry) = copies.get_mut(&id) else { return };
+        if (entry.boot, &entry.observation) != (boot, observation) {
+            return;
+        }
         entry.acknowledged = true;
         if *observation == Observation::Absent {
             copies.remove(&id);
@@ -218,14 +227,14 @@ impl Uplink {
     /// lines acknowledged, or when the controller does not want them any more.
     pub(super) fn log(
         &self,
-        id: CopyId,
+        (id, boot): (CopyId, Boot),
     ) -> (mpsc::Sender<(LogStream, String)>, impl Future<Output = ()> + Send + use<>) {
         let (sender, receiver) = mpsc::channel(LOG_QUEUE);
         let uplink = self.clone();
-        (sender, async move { uplink.carry_log(id, receiver).await })
+        (sender, async move { uplink.carry_log((id, boot), receiver).await })
     }
 
-    async fn carry_log(&self, id: CopyId, mut lines: mpsc::Receiver<(LogStream, String)>) {
+    async fn carry_log(&self, (id, boot): (CopyId, Boot), mut lines: mpsc::Receiver<(LogStream, String)>) {
         let mut session = self.shared.session.subscribe();
         let mut first = 0u64;
         let mut batch = Vec::new();
@@ -236,7 +245,7 @@ impl Uplink {
                 let Ok(current) = session.wait_for(Option::is_some).await.map(|session| *session) else { return };
                 let Some(current) = current else { continue };
                 let message =
-                    LogLines { session: current, uid: id.uid, attempt: id.attempt, first, lines: lines.clone() };
+                    LogLines { session: current, uid: id.uid, attempt: id.attempt, boot, first, lines: lines.clone() };
                 match self.request(WorkerVerb::Log, &message).await {
                     Ok(Done {}) => break,
                     Err(error) if is_final(error.code) => {
@@ -281,9 +290,9 @@ mod tests {
         let preparing = Observation::Preparing { message: "x".into() };
         uplink.observe(id, preparing.clone());
         uplink.observe(id, Observation::Absent);
-        uplink.settle(id, &preparing);
+        uplink.settle(id, 0, &preparing);
         assert!(uplink.tells(id, &Observation::Absent), "only an older observation was acknowledged");
-        uplink.settle(id, &Observation::Absent);
+        uplink.settle(id, 0, &Observation::Absent);
         assert!(uplink.copies().is_empty());
     }
 
@@ -298,14 +307,14 @@ mod tests {
         uplink.has_found(Inventory { session: now, wished, unwished });
         uplink.observe(copy(1), preparing.clone());
         uplink.observe(copy(2), preparing.clone());
-        uplink.settle(copy(1), &preparing);
-        uplink.settle(copy(2), &preparing);
+        uplink.settle(copy(1), 0, &preparing);
+        uplink.settle(copy(2), 0, &preparing);
         assert!(!uplink.has_told(now), "nothing is served");
         uplink.shared.session.send_replace(Some(now));
         assert!(!uplink.has_told(now), "that it is a stray is still to come");
         uplink.observe(copy(2), stray.clone());
         assert!(!uplink.has_told(now), "nobody has acknowledged it");
-        uplink.settle(copy(2), &stray);
+        uplink.settle(copy(2), 0, &stray);
         assert!(uplink.has_told(now));
         uplink.shared.session.send_replace(Some(before));
         assert!(!uplink.has_told(before), "by the wishes of another session");

@@ -1,20 +1,21 @@
 //! One task per copy: asks the table in [`plan`] for the next step, does it, and again, until the copy is gone.
 //!
 //! A wish that changes interrupts creating, booting and waiting, but never stopping or deleting, which are short and
-//! bounded. Knows no runtime by name.
+//! bounded. One that only has another generation is put into effect by saying so: whatever needs another process comes as
+//! another boot. Knows no runtime by name.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::journal::{Journal, ScriptState};
-use super::plan::{self, Seen, Step, Wish};
+use super::plan::{self, Past, Seen, Step, Wish};
 use super::runtime::{CopySpec, Exit, Progress, Runtime, RuntimeError};
 use super::uplink::Uplink;
 use crate::bus::message::{MAX_LOG_LINE, Observation};
-use crate::model::vm::{SCRIPT_INTERRUPTED, StartupScript};
-use crate::model::{CopyId, VmName};
+use crate::model::vm::{SCRIPT_INTERRUPTED, SUSPEND_FAILED, StartupScript};
+use crate::model::{Boot, CopyId, VmName};
 use crate::ssh::client::Session;
 use crate::ssh::{AcceptAny, Login, banner, script};
 use crate::task;
@@ -48,6 +49,10 @@ pub(super) struct Order {
     /// What to run; present with [`Wish::Run`].
     pub(super) copy: Option<Arc<CopySpec>>,
     pub(super) generation: u64,
+    /// Which boot of the copy it is about.
+    pub(super) boot: Boot,
+    /// See [`Past::ran`].
+    pub(super) ran: bool,
 }
 
 /// Shared by all copies of a worker.
@@ -65,6 +70,14 @@ pub(super) struct CopyTask {
     pub(super) host: Host,
     pub(super) orders: watch::Receiver<Order>,
     pub(super) seen: Seen,
+    /// The last boot that was begun, or failed to begin.
+    boot: Boot,
+    /// Its process ran once, so that its disk is one to boot from.
+    started: bool,
+    /// It was suspended by this task.
+    suspended: bool,
+    /// The generation in effect.
+    generation: u64,
 }
 
 /// Why a running copy needs another step.
@@ -75,6 +88,13 @@ enum Watched {
 }
 
 impl CopyTask {
+    /// The task of a copy of which `seen` was found.
+    pub(super) fn new(id: CopyId, host: Host, orders: watch::Receiver<Order>, seen: Seen) -> Self {
+        let noted = host.journal.boot(id);
+        let started = noted.is_some() || matches!(seen, Seen::Running | Seen::Ended);
+        Self { id, host, orders, seen, boot: noted.unwrap_or(0), started, suspended: false, generation: 0 }
+    }
+
     /// Runs until the copy is gone or nobody owns the task any more.
     pub(super) async fn run(mut self) {
         let mut slot = None;
@@ -82,31 +102,50 @@ impl CopyTask {
         let mut delete_pause = DELETE_PAUSE.0;
         loop {
             let order = self.orders.borrow_and_update().clone();
-            let step = plan::step(order.wish, self.seen);
+            if order.wish == Wish::Run && order.boot < self.boot {
+                // The controller was set back to a time before what is the case here; what is, goes on under its number.
+                self.set_boot(order.boot);
+            }
+            let step = plan::step(order.wish, self.seen, Past { newer: order.boot > self.boot, ran: order.ran });
             tracing::debug!(copy = %self.id, vm = %order.name, ?step, seen = ?self.seen, "next step");
             if step != Step::Watch {
                 // Only a guest that boots holds a slot, not one that cannot be stopped or deleted.
                 slot = None;
             }
             match (step, order.copy.clone()) {
-                (Step::Create, Some(copy)) => self.create(&copy).await,
+                (Step::Create, Some(copy)) => self.create(&order, &copy).await,
                 (Step::Start, Some(copy)) => {
-                    slot = self.start(&copy).await;
+                    slot = self.start(&order, &copy).await;
                     fresh = true;
                 }
                 (Step::Watch, Some(copy)) => self.watch(&order, &copy, std::mem::take(&mut fresh), slot.take()).await,
                 (Step::Create | Step::Start | Step::Watch | Step::Rest, _) => self.rest().await,
                 (Step::ReportEnded, _) => {
-                    let message = "the VM's process ended, or its disk was lost, while nobody watched";
-                    self.fail_stopped(FAILED_GRACE, message.to_owned()).await;
+                    self.fail_stopped(FAILED_GRACE, "the VM's process ended while nobody watched".to_owned()).await;
+                }
+                (Step::ReportLost, _) => {
+                    self.boot = order.boot;
+                    self.seen = Seen::Unmade;
+                    let message = "the VM's disk is lost: nothing of it is on its worker".to_owned();
+                    self.tell(Observation::Failed { message, disk: false });
                 }
                 (Step::Stop, _) => match self.host.runtime.stop(self.id, STOP_GRACE).await {
                     Ok(()) => self.seen = Seen::Ended,
                     Err(error) => self.pause(&mut delete_pause, &format!("cannot stop it: {error}")).await,
                 },
+                (Step::Suspend, _) => match self.host.runtime.suspend(self.id).await {
+                    Ok(()) => (self.seen, self.suspended) = (Seen::Ended, true),
+                    Err(error) => {
+                        let message = format!("{SUSPEND_FAILED}, and it goes on running: {error}");
+                        let generation = self.generation;
+                        self.tell(Observation::Running { message: message.clone(), ready: false, generation });
+                        self.pause(&mut delete_pause, &message).await;
+                    }
+                },
+                (Step::ReportStopped, _) => self.report_stopped(&order, &mut delete_pause).await,
                 (Step::Delete, _) => match self.host.runtime.delete(self.id).await {
                     Ok(()) => {
-                        self.host.journal.set_script(self.id, ScriptState::Unstarted);
+                        self.host.journal.forget(self.id);
                         self.seen = Seen::Missing;
                     }
                     Err(error) => self.pause(&mut delete_pause, &format!("cannot delete it: {error}")).await,
@@ -114,14 +153,9 @@ impl CopyTask {
                 (Step::ReportAbsent, _) => return self.host.uplink.observe(self.id, Observation::Absent),
                 (Step::ReportStray, _) => {
                     tracing::warn!(copy = %self.id, vm = %order.name, "the controller did not ask for this VM; it is left alone");
-                    self.host.uplink.observe(
-                        self.id,
-                        Observation::Stray { name: order.name.to_string(), running: Some(self.seen == Seen::Running) },
-                    );
-                    if self.seen == Seen::Failed {
-                        // That it failed is not told any more: should it be wished for again, it must be.
-                        self.seen = Seen::Ended;
-                    }
+                    let (name, running) = (order.name.to_string(), Some(self.seen == Seen::Running));
+                    self.host.uplink.observe(self.id, Observation::Stray { name, running });
+                    self.seen = plan::forgotten(self.seen);
                     self.rest().await;
                 }
                 (Step::Forget, _) => return self.host.uplink.forget(self.id),
@@ -146,20 +180,48 @@ impl CopyTask {
         }
     }
 
+    /// Tells what is the case in the present boot.
+    fn tell(&self, observation: Observation) {
+        self.host.uplink.tell(self.id, self.boot, observation);
+    }
+
+    fn set_boot(&mut self, boot: Boot) {
+        self.boot = boot;
+        self.host.journal.set_boot(self.id, boot);
+    }
+
+    /// It does not run, as is wished: sees to it that it stays so, and tells it.
+    async fn report_stopped(&mut self, order: &Order, pause: &mut Duration) {
+        if order.wish == Wish::Keep && matches!(self.seen, Seen::Ended | Seen::Failed) {
+            // Memory of a time when it was suspended is not wanted any more.
+            if let Err(error) = self.host.runtime.stop(self.id, FAILED_GRACE).await {
+                return self.pause(pause, &format!("cannot keep it switched off: {error}")).await;
+            }
+            self.suspended = false;
+        }
+        let message = match (order.wish, self.suspended, self.started) {
+            (Wish::Suspend, true, _) => "its memory is kept beside its disk",
+            (_, _, false) => "it has not run yet",
+            _ => "it is switched off",
+        };
+        self.host.uplink.tell(self.id, order.boot, Observation::Stopped { message: message.to_owned() });
+        self.seen = plan::forgotten(self.seen);
+        self.rest().await;
+    }
+
     async fn fail(&mut self, message: impl Into<String>) {
         self.seen = Seen::Failed;
         // The guard may have ended it while this process stood still.
-        let observation = match self.host.journal.fenced(self.id) {
+        self.tell(match self.host.journal.fenced(self.id) {
             Some(message) => Observation::Fenced { message },
-            None => Observation::Failed { message: message.into(), disk: false },
-        };
-        self.host.uplink.observe(self.id, observation);
+            None => Observation::Failed { message: message.into(), disk: self.started },
+        });
     }
 
-    async fn create(&mut self, copy: &CopySpec) {
+    async fn create(&mut self, order: &Order, copy: &CopySpec) {
         let (progress, told) = Progress::new();
         progress.say("preparing");
-        self.host.journal.set_script(self.id, ScriptState::Unstarted);
+        self.host.journal.forget(self.id);
         let runtime = self.host.runtime.clone();
         let creation = runtime.create(copy, &progress);
         tokio::pin!(creation);
@@ -170,12 +232,17 @@ impl CopyTask {
                 created = &mut creation => {
                     return match created {
                         Ok(()) => self.seen = Seen::Created,
-                        Err(error) => self.fail(format!("cannot create the VM: {error}")).await,
+                        Err(error) => {
+                            self.boot = order.boot;
+                            self.seen = Seen::Unmade;
+                            let message = format!("cannot create the VM: {error}");
+                            self.tell(Observation::Failed { message, disk: false });
+                        }
                     };
                 }
                 _ = look.tick() => {
                     let message = told.borrow().clone();
-                    self.host.uplink.observe(self.id, Observation::Preparing { message });
+                    self.host.uplink.tell(self.id, order.boot, Observation::Preparing { message });
                 }
                 () = unwanted(&mut self.orders) => {
                     self.seen = Seen::Incomplete;
@@ -185,26 +252,34 @@ impl CopyTask {
         }
     }
 
-    async fn start(&mut self, copy: &CopySpec) -> Option<OwnedSemaphorePermit> {
+    async fn start(&mut self, order: &Order, copy: &CopySpec) -> Option<OwnedSemaphorePermit> {
         let slots = self.host.boot_slots.clone();
         let slot = match slots.clone().try_acquire_owned() {
             Ok(slot) => slot,
             Err(_) => {
                 let message = "waiting until another VM on the worker has booted".to_owned();
-                self.host.uplink.observe(self.id, Observation::Preparing { message });
+                self.host.uplink.tell(self.id, order.boot, Observation::Preparing { message });
                 tokio::select! {
                     slot = slots.acquire_owned() => slot.ok()?,
                     () = unwanted(&mut self.orders) => return None,
                 }
             }
         };
+        // It runs after each boot.
+        self.host.journal.set_script(self.id, ScriptState::Unstarted);
         match self.host.runtime.start(copy).await {
             Ok(()) => {
                 self.seen = Seen::Running;
+                (self.started, self.suspended, self.generation) = (true, false, order.generation);
+                // Not before it has begun: a worker that dies in between has the copy boot once more, which is no loss, while
+                // one that took a boot for done that never was would call it failed.
+                self.set_boot(order.boot);
                 Some(slot)
             }
             Err(error) => {
                 drop(slot);
+                self.boot = order.boot;
+                self.started &= !matches!(error, RuntimeError::NotFound);
                 self.fail_stopped(FAILED_GRACE, format!("cannot start the VM: {error}")).await;
                 None
             }
@@ -232,7 +307,8 @@ impl CopyTask {
     /// Watches a running copy until it ends, fails or is no longer wished for. `fresh` when this task started it.
     async fn watch(&mut self, order: &Order, copy: &CopySpec, fresh: bool, slot: Option<OwnedSemaphorePermit>) {
         let host = self.host.clone();
-        let reporter = Reporter { uplink: host.uplink.clone(), id: self.id, generation: order.generation };
+        self.generation = order.generation;
+        let reporter = Reporter::new(host.uplink.clone(), (self.id, self.boot), order.generation);
         reporter.running(if fresh { "booting" } else { "adopted by a new worker process" }, false);
         let outcome = {
             let exit = host.runtime.wait_exit(self.id);
@@ -249,7 +325,14 @@ impl CopyTask {
                             break Watched::ScriptFailed(message);
                         }
                     }
-                    () = changed_wish(&mut self.orders, order) => break Watched::OrderChanged,
+                    newer = next_order(&mut self.orders) => {
+                        if newer.wish != Wish::Run || newer.boot > self.boot {
+                            break Watched::OrderChanged;
+                        }
+                        // Nothing in it needs another process, so it is in effect; what goes on is not disturbed.
+                        (self.generation, self.boot) = (newer.generation, newer.boot);
+                        reporter.now_at(newer.boot, newer.generation);
+                    }
                 }
             }
         };
@@ -269,23 +352,60 @@ async fn unwanted(orders: &mut watch::Receiver<Order>) {
     }
 }
 
-/// Returns once there is an order that differs from `order`.
-async fn changed_wish(orders: &mut watch::Receiver<Order>, order: &Order) {
-    if orders.wait_for(|newer| newer != order).await.is_err() {
+/// The next order, once there is one. Cancel safe.
+async fn next_order(orders: &mut watch::Receiver<Order>) -> Order {
+    if orders.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
+    orders.borrow_and_update().clone()
 }
 
+/// Tells of a copy that runs.
 struct Reporter {
     uplink: Uplink,
     id: CopyId,
+    told: Mutex<Told>,
+}
+
+/// What was told last.
+struct Told {
+    boot: Boot,
+    message: String,
+    ready: bool,
     generation: u64,
 }
 
 impl Reporter {
+    fn new(uplink: Uplink, (id, boot): (CopyId, Boot), generation: u64) -> Self {
+        Self { uplink, id, told: Mutex::new(Told { boot, message: String::new(), ready: false, generation }) }
+    }
+
     fn running(&self, message: &str, ready: bool) {
-        let observation = Observation::Running { message: message.to_owned(), ready, generation: self.generation };
-        self.uplink.observe(self.id, observation);
+        let mut told = self.told();
+        (told.message, told.ready) = (message.to_owned(), ready);
+        self.tell(&told);
+    }
+
+    /// Tells the same again, as that of another generation.
+    fn now_at(&self, boot: Boot, generation: u64) {
+        let mut told = self.told();
+        (told.boot, told.generation) = (boot, generation);
+        self.tell(&told);
+    }
+
+    fn boot(&self) -> Boot {
+        self.told().boot
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        // Nothing panics while it is held.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, told: &Told) {
+        let Told { message, ready, generation, boot } = told;
+        let observation = Observation::Running { message: message.clone(), ready: *ready, generation: *generation };
+        self.uplink.tell(self.id, *boot, observation);
     }
 }
 
@@ -323,7 +443,7 @@ async fn bring_up(
         _ => {
             reporter.running("running the startup script", false);
             host.journal.set_script(copy.id, ScriptState::Begun);
-            run_script(host, copy, script).await?;
+            run_script(host, copy, reporter.boot(), script).await?;
             host.journal.set_script(copy.id, ScriptState::Done);
             reporter.running("ready", true);
         }
@@ -341,9 +461,9 @@ async fn answers(host: &Host, id: CopyId) -> bool {
 /// Where guests listen for SSH.
 const SSH_PORT: u16 = 22;
 
-async fn run_script(host: &Host, copy: &CopySpec, script: &StartupScript) -> Result<(), String> {
+async fn run_script(host: &Host, copy: &CopySpec, boot: Boot, script: &StartupScript) -> Result<(), String> {
     let session = log_in(host, copy).await.map_err(|error| format!("cannot run the startup script: {error}"))?;
-    let (lines, carry) = host.uplink.log(copy.id);
+    let (lines, carry) = host.uplink.log((copy.id, boot));
     let carrier = task::spawn(carry);
     let ended = script::run(&session, script, MAX_LOG_LINE, lines).await;
     // Every line is acknowledged before the outcome is told, so whoever sees the outcome sees the log.

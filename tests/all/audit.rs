@@ -54,7 +54,7 @@ fn is_loopback(address: &str) -> bool {
 }
 
 fn vm(name: &str) -> CreateVm {
-    CreateVm { name: name.parse().unwrap(), spec: VmSpec { image: "any".into(), ..VmSpec::default() } }
+    CreateVm { name: name.parse().unwrap(), spec: VmSpec { image: "any".into(), ..VmSpec::default() }, key: None }
 }
 
 #[tokio::test(flavor = "multi_thread")]

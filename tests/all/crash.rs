@@ -39,7 +39,7 @@ async fn killed_in_the_middle_of_fifty_creates_the_controller_keeps_each_acknowl
         let (bus, account) = (bus.clone(), access.account());
         calls.spawn(async move {
             let spec = VmSpec { image: "any".into(), cpu: 1, memory: 1, ..VmSpec::default() };
-            let request = CreateVm { name: format!("vm{n}").parse().unwrap(), spec };
+            let request = CreateVm { name: format!("vm{n}").parse().unwrap(), spec, key: None };
             bus.call(&account, &request, CALL).await.map(|vm| vm.uid)
         });
     }
@@ -86,7 +86,7 @@ async fn neither_a_dead_controller_nor_a_dead_worker_stops_a_vm() {
     let worker_dir = dir.path().join("worker");
     let worker = access.worker("w", &worker_dir, Arc::new(Synthetic::on(host.clone()))).await;
     let spec = VmSpec { image: "any".into(), cpu: 1, memory: 1, ..VmSpec::default() };
-    let request = CreateVm { name: "a".parse().unwrap(), spec };
+    let request = CreateVm { name: "a".parse().unwrap(), spec, key: None };
     let uid = access.bus().await.call(&access.account(), &request, CALL).await.unwrap().uid;
     let running = async |access: &Access| {
         wait::until("the VM to be ready on a worker that is heard", LIMIT, || async {

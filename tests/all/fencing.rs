@@ -56,7 +56,7 @@ impl World {
     async fn vm(&self, name: &str, on_unseen: OnUnseen) -> (Vm, i32) {
         let image = guest_image().to_str().unwrap().to_owned();
         let spec = VmSpec { image, on_unseen, ..VmSpec::default() };
-        self.access.call(&CreateVm { name: name.parse().unwrap(), spec }).await.unwrap();
+        self.access.call(&CreateVm { name: name.parse().unwrap(), spec, key: None }).await.unwrap();
         let vm = self.until(name, |vm| vm.status == VmStatus::Running).await;
         let pid = self.pid_of(&vm).expect("a VM that runs has a process");
         (vm, pid)

@@ -29,6 +29,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 /// Files (or folders) of pure code.
 const PURE: &[&str] = &[
     "model/access.rs",
+    "model/condition.rs",
     "model/account.rs",
     "model/audit.rs",
     "model/event.rs",
@@ -38,6 +39,7 @@ const PURE: &[&str] = &[
     "model/vm.rs",
     "model/worker.rs",
     "bus/access.rs",
+    "bus/life.rs",
     "bus/placing.rs",
     "bus/subject.rs",
     "bus/message.rs",

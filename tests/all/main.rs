@@ -19,6 +19,7 @@ mod harness;
 mod images;
 mod joining;
 mod layers;
+mod life;
 mod netns;
 mod placing;
 mod processes;

@@ -96,7 +96,7 @@ async fn no_log_holds_a_secret() {
     secrets.push(("a guest's password", password));
     secrets.push(("a script's environment", hidden));
     let user = admin.of("user", &token);
-    user.call(&CreateVm { name: "box".parse().unwrap(), spec }).await.unwrap();
+    user.call(&CreateVm { name: "box".parse().unwrap(), spec, key: None }).await.unwrap();
     until("the VM", LIMIT, || async {
         let vm = user.call(&GetVm { name: "box".parse().unwrap() }).await.unwrap();
         if vm.status == VmStatus::Running { Ok(()) } else { Err(vm.status_message) }

@@ -25,7 +25,7 @@ async fn create(access: &Access, name: &str, script: usize) -> Result<(), ApiErr
     let startup_script =
         (script > 0).then(|| StartupScript { script_content: "x".repeat(script), env: Default::default() });
     let spec = VmSpec { image: "any".into(), cpu: 1, memory: 1, startup_script, ..VmSpec::default() };
-    let request = CreateVm { name: name.parse().unwrap(), spec };
+    let request = CreateVm { name: name.parse().unwrap(), spec, key: None };
     access.try_bus().await?.call(&access.account(), &request, CALL).await.map(drop)
 }
 

@@ -11,6 +11,7 @@ use orchard::bus::access::{
     GetAccount, Join, JoinTokenPage, Joined, ListAccounts, ListAudit, ListJoinTokens, NewJoinToken, NewToken,
     RotateAccount, UpdateAccount,
 };
+use orchard::bus::life::{SpecChange, UpdateVm};
 use orchard::bus::message::{
     Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
     HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, LogLine, LogLines, Observation, OpenTunnel, Report, RunSpec,
@@ -24,7 +25,9 @@ use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::{Event, EventObject, EventType, LogStream};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use orchard::model::secret::Secret;
-use orchard::model::vm::{Arch, Os, RestartPolicy, RuntimeKind, StartupScript, VmSpec, VmStatus};
+use orchard::model::vm::{
+    Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec, VmStatus,
+};
 use orchard::model::worker::WorkerInfo;
 use orchard::model::{AccountName, SessionId, Timestamp, VmUid, WorkerName};
 use serde::Serialize;
@@ -82,8 +85,8 @@ fn endpoint() -> TunnelEndpoint {
 }
 
 fn assignment() -> Assignment {
-    let run = RunSpec { spec: spec(), generation: 1, cpu: 2, memory: 512, ran: true, boot: 1 };
-    let copy = |attempt, want| DesiredCopy { name: "a".parse().unwrap(), uid: uid(), attempt, want };
+    let run = RunSpec { spec: spec(), generation: 1, cpu: 2, memory: 512, ran: true };
+    let copy = |attempt, want| DesiredCopy { name: "a".parse().unwrap(), uid: uid(), attempt, boot: 1, want };
     let wishes = [Want::Run(Box::new(run)), Want::Suspend, Want::Keep, Want::Absent];
     let copies = (0..).zip(wishes).map(|(attempt, want)| copy(attempt, want)).collect();
     Assignment { session: session(), revision: 3, part: 0, parts: 1, copies }
@@ -173,12 +176,34 @@ fn access(file: &mut String) {
 fn the_bytes_of_every_message_are_as_written_down() {
     let mut file = String::new();
     let vm: orchard::model::VmName = "a".parse().unwrap();
-    line(&mut file, "vm.create", &CreateVm { name: vm.clone(), spec: spec() });
+    line(&mut file, "vm.create", &CreateVm { name: vm.clone(), spec: spec(), key: None });
     line(
         &mut file,
         "vm.create/least",
-        &CreateVm { name: vm.clone(), spec: VmSpec { image: "i".into(), ..VmSpec::default() } },
+        &CreateVm { name: vm.clone(), spec: VmSpec { image: "i".into(), ..VmSpec::default() }, key: None },
     );
+    let keyed = CreateVm { name: vm.clone(), spec: VmSpec::default(), key: Some("k".into()) };
+    line(&mut file, "vm.create/key", &keyed);
+    let change = SpecChange {
+        os: Some(Os::Linux),
+        arch: Some(Arch::Amd64),
+        runtime: Some(RuntimeKind::Qemu),
+        power_state: Some(PowerState::Stopped),
+        suspendable: Some(true),
+        restart_policy: Some(RestartPolicy::Always),
+        on_unseen: Some(OnUnseen::Replace),
+        priority: Some(-1),
+        ttl_s: Some(60),
+    };
+    line(&mut file, "vm.update", &UpdateVm { name: vm.clone(), if_generation: Some(3), change });
+    line(
+        &mut file,
+        "vm.update/least",
+        &UpdateVm { name: vm.clone(), if_generation: None, change: SpecChange::default() },
+    );
+    let mut made = Vm::requested(vm.clone(), uid(), Timestamp::from_millis(1_700_000_000_123), VmSpec::default());
+    made.boot = 2;
+    line(&mut file, "answer/vm.update", &Answer::Ok(made));
     line(&mut file, "vm.get", &GetVm { name: vm.clone() });
     line(&mut file, "vm.list", &ListVms { after: Some(vm.clone()), limit: 10 });
     line(&mut file, "vm.delete", &DeleteVm { name: vm.clone() });
@@ -227,7 +252,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
         line(&mut file, &format!("worker/report/{name}"), &report);
     }
     let lines = vec![LogLine { stream: LogStream::Stdout, text: "hello".into() }];
-    line(&mut file, "worker/log", &LogLines { session: session(), uid: uid(), attempt: 2, first: 9, lines });
+    line(&mut file, "worker/log", &LogLines { session: session(), uid: uid(), attempt: 2, boot: 1, first: 9, lines });
     let of_vm = EventObject::Vm { name: "a".parse().unwrap(), uid: uid(), attempt: 2 };
     line(&mut file, "event/vm", &event(EventType::Log, of_vm.clone()));
     line(&mut file, "event/worker", &event(EventType::Online, EventObject::Worker { name: "w".parse().unwrap() }));
@@ -237,6 +262,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
     let placed = CreateVm {
         name: "a".parse().unwrap(),
         spec: VmSpec { image: "i".into(), priority: -1, ttl_s: 60, ..VmSpec::default() },
+        key: None,
     };
     line(&mut file, "vm.create/placed", &placed);
     line(&mut file, "vm.explain", &ExplainVm { name: placed.name.clone() });

@@ -161,7 +161,7 @@ async fn create_to_running(bus: &Bus, name: String) -> (Duration, Duration) {
     let mut events = bus.subscribe(&subject::events_of_vm(&name)).await.unwrap();
     let spec = VmSpec { image: "any".into(), cpu: 1, memory: 1, ..VmSpec::default() };
     let started = Instant::now();
-    bus.call(&account(), &CreateVm { name, spec }, CALL).await.unwrap();
+    bus.call(&account(), &CreateVm { name, spec, key: None }, CALL).await.unwrap();
     let acknowledged = started.elapsed();
     let running = async {
         while let Some(message) = events.next().await {

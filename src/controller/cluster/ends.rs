@@ -32,11 +32,14 @@ impl Cluster {
     }
 
     /// Has those wait for a worker again whose pause is over.
-    pub(super) fn end_pauses(&mut self, now: Now) {
+    pub(super) fn end_pauses(&mut self, now: Now, changes: &mut Changes) {
         let due: Vec<VmUid> =
             self.held_back.iter().filter(|(_, until)| **until <= now.mono).map(|(uid, _)| *uid).collect();
         for uid in due {
             self.held_back.remove(&uid);
+            if self.boots_where_it_is(uid, changes) {
+                continue;
+            }
             if !planted(Bug::RestartDeadEnd) {
                 self.consider(uid);
             }

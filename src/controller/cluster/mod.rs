@@ -17,9 +17,11 @@ mod ends;
 mod given_up;
 mod join;
 mod liveness;
+mod once;
 mod placing;
 #[cfg(test)]
 mod planted;
+mod power;
 mod quota;
 mod reading;
 mod removal;
@@ -27,6 +29,7 @@ mod replace;
 mod restored;
 mod spec;
 mod strays;
+mod update;
 mod vm;
 mod worker;
 
@@ -41,12 +44,14 @@ pub use self::changes::{Changes, Said};
 pub use self::given_up::GivenUp;
 use self::given_up::GivenUps;
 pub use self::liveness::Timing;
+use self::once::SpentKeys;
+pub use self::once::{Spent, SpentKey};
 use self::quota::Usage;
 pub use self::restored::Restoration;
 use self::restored::Restored;
 use self::strays::Stray;
 use super::scheduler::{Policy, Scheduler, Standing};
-use crate::bus::message::{Assignment, DesiredCopy, RunSpec, Want};
+use crate::bus::message::{Assignment, DesiredCopy, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
@@ -88,6 +93,8 @@ pub struct Records {
     pub given_up: Vec<GivenUp>,
     /// What is known of the last restoring.
     pub restored: Restoration,
+    /// Keys of requests whose VMs were deleted.
+    pub spent: Vec<Spent>,
     /// All service accounts.
     pub accounts: Vec<Account>,
     /// All join tokens.
@@ -140,6 +147,8 @@ pub struct Cluster {
     names: HashMap<VmUid, VmName>,
     leaving: BTreeMap<CopyId, Leaving>,
     given_up: GivenUps,
+    keys: once::Keys,
+    spent: SpentKeys,
     workers: BTreeMap<WorkerName, WorkerEntry>,
     /// What is held since a backup was restored.
     restored: Restored,
@@ -168,6 +177,8 @@ impl Cluster {
             names: HashMap::new(),
             leaving: BTreeMap::new(),
             given_up: GivenUps::load(records.given_up),
+            keys: once::Keys::default(),
+            spent: SpentKeys::load(records.spent),
             workers: BTreeMap::new(),
             restored: Restored::load(records.restored),
             access: Access::load(records.accounts, records.joins, records.keys),
@@ -189,9 +200,15 @@ impl Cluster {
         for leaving in records.leaving {
             cluster.insert_leaving(leaving);
         }
-        for vm in records.vms {
+        for mut vm in records.vms {
+            if vm.conditions.is_empty() {
+                // Stored by an earlier release.
+                let placed = vm.worker.is_some() && vm.status != VmStatus::Failed;
+                vm.set_conditions(placed, placed && vm.status == VmStatus::Running);
+            }
             let left = ends::pause_left(&vm, now.wall);
-            if vm.worker.is_none() && !left.is_zero() {
+            let waits = vm.worker.is_none() || power::may_wait_to_boot(&vm);
+            if waits && !left.is_zero() {
                 cluster.held_back.insert(vm.uid, now.mono.saturating_add(left));
             }
             cluster.note_end(&vm, now);
@@ -204,16 +221,23 @@ impl Cluster {
     /// stored state after a commit that failed.
     pub fn keep_liveness_of(&mut self, other: &Cluster) {
         // What the failed batch has taken out of these stands as it was loaded: it is still to come.
-        let unplaced = |vm: &&Vm| vm.worker.is_none() && vm.status == VmStatus::Pending;
+        let waits = |vm: &&Vm| vm.status == VmStatus::Pending && (vm.worker.is_none() || power::may_wait_to_boot(vm));
+        let start = |vm: &Vm| (vm.copy_id(), vm.boot);
         for (uid, until) in &other.held_back {
-            if self.vm_record(*uid).filter(unplaced).is_some() {
+            let same = self.vm_record(*uid).filter(waits).map(start);
+            if same.is_some() && same == other.vm_record(*uid).map(start) {
                 self.held_back.insert(*uid, *until);
                 self.scheduler.withdraw(*uid);
             }
         }
+        // An end that was changed in what failed is still the stored one.
+        let ttl = |of: &Cluster, uid| of.vm_record(uid).map(|vm| vm.spec.ttl_s);
         let noted: BTreeSet<VmUid> = other.ends.iter().map(|(_, uid)| *uid).collect();
+        let noted: BTreeSet<VmUid> =
+            noted.into_iter().filter(|uid| ttl(other, *uid).is_none() || ttl(other, *uid) == ttl(self, *uid)).collect();
         self.ends.retain(|(_, uid)| !noted.contains(uid));
-        self.ends.extend(other.ends.iter().filter(|(_, uid)| self.names.contains_key(uid)));
+        let known = |uid: &VmUid| noted.contains(uid) && self.names.contains_key(uid);
+        self.ends.extend(other.ends.iter().filter(|(_, uid)| known(uid)));
         self.ticked = other.ticked;
         self.restored.keep_memory_of(&other.restored);
         if planted(Bug::EventSkipped) {
@@ -266,26 +290,15 @@ impl Cluster {
         let entry = self.workers.get(worker)?;
         let live = entry.live.as_ref()?;
         let placed = entry.vms.iter().filter_map(|uid| self.vm_record(*uid)).filter(|vm| !self.is_kept_from_worker(vm));
-        let placed = placed.map(|vm| DesiredCopy {
-            name: vm.name.clone(),
-            uid: vm.uid,
-            attempt: vm.copy_id().attempt,
-            want: match vm.status {
-                VmStatus::Pending | VmStatus::Running => Want::Run(Box::new(RunSpec {
-                    spec: vm.spec.clone(),
-                    generation: vm.generation,
-                    cpu: vm.assigned_cpu,
-                    memory: vm.assigned_memory,
-                    ran: vm.started_at.is_some(),
-                    boot: vm.boot,
-                })),
-                VmStatus::Failed => Want::Keep,
-            },
+        let placed = placed.map(|vm| {
+            let (boot, want) = self.wish_for(vm);
+            DesiredCopy { name: vm.name.clone(), uid: vm.uid, attempt: vm.copy_id().attempt, boot, want }
         });
         let leaving = entry.leaving.iter().filter_map(|id| self.leaving.get(id)).map(|leaving| DesiredCopy {
             name: leaving.name.clone(),
             uid: leaving.id.uid,
             attempt: leaving.id.attempt,
+            boot: 0,
             want: Want::Absent,
         });
         let copies = placed.chain(leaving).collect();
@@ -310,6 +323,7 @@ impl Cluster {
             }
         }
         self.usage.add(&vm);
+        self.keys.insert(&vm);
         self.names.insert(uid, vm.name.clone());
         self.vms.insert(vm.name.clone(), vm);
         self.consider(uid);

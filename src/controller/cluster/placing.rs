@@ -5,6 +5,7 @@ use crate::bus::placing::{Explained, Obstacle};
 use crate::controller::scheduler::{Placement, Shape};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
+use crate::model::resources::Resources;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::{Attempt, CopyId, Now, VmName, VmUid, WorkerName};
 
@@ -20,14 +21,26 @@ impl Cluster {
     fn assign(&mut self, uid: VmUid, placement: Placement, now: Now, changes: &mut Changes) {
         let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
         let Placement { worker, cpu, memory, taken, why } = placement;
-        self.restored.lift(vm);
-        vm.worker = Some(worker.clone());
+        if vm.worker.is_none() {
+            // One whose disk is there already goes on as the copy that it is.
+            self.restored.lift(vm);
+        }
+        let was_there = vm.worker.replace(worker.clone()).is_some();
+        if was_there {
+            // It counts there already.
+            self.scheduler.release(&worker, &Resources::default(), 1);
+        }
+        vm.set_conditions(true, false);
         vm.assigned_cpu = cpu;
         vm.assigned_memory = memory;
         vm.assigned = taken;
         vm.scheduled_at = Some(now.wall);
-        vm.placed_because = why.to_string();
-        vm.status_message = format!("placed on {worker}, {why}");
+        if was_there {
+            vm.status_message = format!("switched on, with room on {worker}");
+        } else {
+            vm.placed_because = why.to_string();
+            vm.status_message = format!("placed on {worker}, {why}");
+        }
         if let Some(entry) = self.workers.get_mut(&worker) {
             entry.vms.insert(uid);
         }
@@ -42,8 +55,9 @@ impl Cluster {
         let copies = CopyId { uid, attempt: 0 }..=CopyId { uid, attempt: Attempt::MAX };
         let elsewhere = self.leaving.range(copies).any(|(_, leaving)| !leaving.held.is_empty());
         let held = self.held_back.contains_key(&uid) || self.is_held(uid);
-        if vm.status == VmStatus::Pending && vm.worker.is_none() && !elsewhere && !held {
-            let shape = Shape::of(&vm.spec);
+        let waits = vm.status == VmStatus::Pending && !vm.is_to_be_off() && !vm.conditions.scheduled();
+        if waits && !elsewhere && !held {
+            let shape = shape_of(vm);
             self.scheduler.enqueue(uid, shape);
         }
     }
@@ -61,10 +75,18 @@ impl Cluster {
     /// [`ErrorCode::NotFound`].
     pub fn explain(&self, name: &VmName, now: Now) -> Result<Explained, ApiError> {
         let vm = self.known_vm(name)?;
-        let explanation = self.scheduler.explain(&Shape::of(&vm.spec));
+        let explanation = self.scheduler.explain(&shape_of(vm));
         let held = self.why_held(vm);
+        let bound =
+            |worker: &WorkerName| format!("it is switched on, and waits for room on {worker}, where its disk is");
         let reason = match (&vm.worker, vm.status) {
             _ if held.is_some() => held.unwrap_or_default(),
+            (_, VmStatus::Pending | VmStatus::Running) if vm.is_off() => match &vm.worker {
+                Some(worker) => format!("it waits for nothing: it is {}; its disk is on {worker}", vm.spec.power_state),
+                None => format!("it waits for nothing: it is {} and was not placed yet", vm.spec.power_state),
+            },
+            (Some(worker), _) if self.scheduler.is_waiting(vm.uid) => format!("{}: {explanation}", bound(worker)),
+            (Some(_), VmStatus::Pending) if self.held_back.contains_key(&vm.uid) => vm.status_message.clone(),
             (Some(worker), _) => self.why_on(worker, vm, now),
             (None, VmStatus::Pending) if self.scheduler.is_waiting(vm.uid) => explanation.to_string(),
             (None, VmStatus::Pending) if self.held_back.contains_key(&vm.uid) => vm.status_message.clone(),
@@ -121,4 +143,9 @@ impl Cluster {
 pub(super) fn unknown_worker(name: &WorkerName) -> ApiError {
     let hint = "`orchard list workers` shows those there are";
     ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
+}
+
+/// What a VM wants of a worker. One whose disk is on a worker already wants that one.
+pub(super) fn shape_of(vm: &Vm) -> Shape {
+    Shape { worker: vm.worker.clone(), ..Shape::of(&vm.spec) }
 }

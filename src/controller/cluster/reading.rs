@@ -6,6 +6,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use serde::Serialize;
 
 use super::Cluster;
+use super::placing::shape_of;
 use crate::bus::message;
 use crate::controller::scheduler::Shape;
 use crate::model::error::{ApiError, ErrorCode};
@@ -69,9 +70,12 @@ impl Cluster {
     fn view(&self, vm: &Vm, reasons: &mut Reasons, now: Now) -> Vm {
         let mut seen = vm.clone().redacted();
         if self.scheduler.is_waiting(vm.uid) {
-            let shape = Shape::of(&vm.spec);
+            let shape = shape_of(vm);
             let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
-            seen.status_message.clone_from(reason);
+            seen.status_message = match &vm.worker {
+                Some(worker) => format!("switched on; waiting for room on {worker}, where its disk is: {reason}"),
+                None => reason.clone(),
+            };
         }
         if let Some(why) = self.why_held(vm) {
             seen.status_message =

@@ -5,7 +5,7 @@
 //! What was told to which copy matters here, not what was wished since: a worker goes by what it has put into effect. One that
 //! has not yet heard that a VM may be replaced goes on running it, so that VM is kept until the worker has said otherwise.
 
-use super::vm::placed;
+use super::vm::{at_boot, placed};
 use super::{Changes, Cluster};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
@@ -13,7 +13,7 @@ use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
 use crate::model::vm::{OnUnseen, PowerState, Vm, VmStatus};
 use crate::model::worker::WorkerState;
-use crate::model::{CopyId, Now, VmUid, WorkerName};
+use crate::model::{Boot, CopyId, Now, VmUid, WorkerName};
 
 /// Whether its worker stops the VM, as it is placed, when its lease is over.
 pub(super) fn is_replaceable(vm: &Vm) -> bool {
@@ -27,6 +27,8 @@ pub(super) fn begin_attempt(vm: &mut Vm) {
     vm.status = VmStatus::Pending;
     vm.ready = false;
     vm.worker = None;
+    vm.boot = 0;
+    vm.set_conditions(false, false);
     vm.assigned = Resources::default();
     vm.placed_because.clear();
     vm.assigned_cpu = 0;
@@ -37,6 +39,10 @@ pub(super) fn begin_attempt(vm: &mut Vm) {
     vm.log_lines = 0;
     // Whoever gets the new copy is told from the start.
     vm.replace_since = 0;
+    if vm.is_to_be_off() {
+        // Nothing has to be put into effect anywhere.
+        vm.observed_generation = vm.generation;
+    }
 }
 
 impl Cluster {
@@ -85,12 +91,12 @@ impl Cluster {
     pub(super) fn fenced(
         &mut self,
         worker: &WorkerName,
-        id: CopyId,
+        (id, boot): (CopyId, Boot),
         message: &str,
         now: Now,
         changes: &mut Changes,
     ) -> Result<(), ApiError> {
-        let vm = placed(&self.names, &mut self.vms, worker, id)?;
+        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
         let ended = vm.status == VmStatus::Failed || vm.spec.power_state != PowerState::Running;
         if !ended && self.is_held(id.uid) {
             // Told again until it is known that no other copy runs.

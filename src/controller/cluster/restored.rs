@@ -252,6 +252,8 @@ impl Cluster {
         let Some(worker) = vm.worker.take() else { return };
         let assigned = std::mem::take(&mut vm.assigned);
         (vm.assigned_cpu, vm.assigned_memory, vm.scheduled_at) = (0, 0, None);
+        (vm.boot, vm.started_at) = (0, None);
+        vm.set_conditions(false, false);
         vm.placed_because.clear();
         "waiting for a worker".clone_into(&mut vm.status_message);
         let message = format!("{worker} has nothing of it");
@@ -309,6 +311,8 @@ impl Cluster {
         let Some(old) = self.vm_record(uid).cloned() else { return };
         let Some(info) = self.workers.get(worker).map(|entry| entry.record.info.clone()) else { return };
         let same = old.copy_id().attempt == attempt && old.worker.as_ref() == Some(worker);
+        // One that was switched off, or is to boot again, may have no room there.
+        let takes = !same || (running && !old.conditions.scheduled());
         let (cpu, memory, taken) = demand(&Shape::of(&old.spec), &info);
         if !same {
             // It certainly does not run: it has failed, or its worker has nothing of it.
@@ -325,19 +329,20 @@ impl Cluster {
         vm.status_message = format!("found on {worker} after a backup was restored");
         vm.started_at = running.then_some(now.wall);
         (vm.failed_at, vm.log_lines) = (None, 0);
-        if !same {
+        if takes {
             vm.worker = Some(worker.clone());
             "it was found there after a backup was restored".clone_into(&mut vm.placed_because);
             (vm.assigned_cpu, vm.assigned_memory, vm.scheduled_at) = (cpu, memory, Some(now.wall));
             vm.assigned.clone_from(&taken);
         }
+        vm.set_conditions(takes || vm.conditions.scheduled(), running);
         let what = format!("on {worker}: it was found there, {}", if running { "running" } else { "not running" });
         changes.vm_event(&mut self.last_event, now, vm, EventType::Scheduled, what);
-        if !same {
+        if takes {
             if let Some(entry) = self.workers.get_mut(worker) {
                 entry.vms.insert(uid);
             }
-            self.scheduler.hold(worker, &taken, 1);
+            self.scheduler.hold(worker, &taken, usize::from(!same));
         }
         if running {
             self.seen_running(uid);

@@ -8,8 +8,11 @@ mod given_up;
 mod going_back;
 mod hostile;
 mod liveness;
+mod once;
 mod placing;
+mod power;
 mod restored;
+mod update;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +72,13 @@ impl World {
     fn create(&mut self, vm: &str, spec: VmSpec) -> Result<VmUid, ApiError> {
         let uid = VmUid(self.id());
         let spec = VmSpec { image: "img".into(), ..spec };
-        let created = self.cluster.create_vm(None, CreateVm { name: name(vm), spec }, uid, self.now, &mut self.changes);
+        let created = self.cluster.create_vm(
+            None,
+            CreateVm { name: name(vm), spec, key: None },
+            uid,
+            self.now,
+            &mut self.changes,
+        );
         self.cluster.place(self.now, &mut self.changes);
         created.map(|vm| vm.uid)
     }
@@ -104,7 +113,17 @@ impl World {
         id: CopyId,
         observation: Observation,
     ) -> Result<(), ApiError> {
-        let report = Report { session, uid: id.uid, attempt: id.attempt, boot: 0, observation };
+        self.report_boot(worker, session, (id, 0), observation)
+    }
+
+    fn report_boot(
+        &mut self,
+        worker: &str,
+        session: SessionId,
+        (id, boot): (CopyId, u32),
+        observation: Observation,
+    ) -> Result<(), ApiError> {
+        let report = Report { session, uid: id.uid, attempt: id.attempt, boot, observation };
         let done = self.cluster.report(&name(worker), report, self.now, &mut self.changes);
         self.cluster.place(self.now, &mut self.changes);
         done
@@ -119,6 +138,7 @@ impl World {
             leaving: cluster.leaving.values().cloned().collect(),
             given_up: cluster.given_up_records().cloned().collect(),
             restored: cluster.restored_record().clone(),
+            spent: cluster.spent_records().cloned().collect(),
             last_event: cluster.last_event,
             ..Records::default()
         }
@@ -336,7 +356,7 @@ fn repeated_log_lines_are_stored_once() {
     let uid = world.create("a", VmSpec::default()).unwrap();
     let mut log = |first: u64, lines: &[&str]| {
         let lines = lines.iter().map(|text| LogLine { stream: LogStream::Stdout, text: (*text).into() }).collect();
-        let log = LogLines { session, uid, attempt: 0, first, lines };
+        let log = LogLines { session, uid, attempt: 0, boot: 0, first, lines };
         world.cluster.log(&name("w"), log, world.now, &mut world.changes).unwrap();
     };
     log(0, &["1", "2"]);
@@ -352,7 +372,8 @@ fn repeated_log_lines_are_stored_once() {
 fn specifications_that_cannot_work_are_refused_and_change_nothing() {
     let mut world = World::new();
     for image in ["", "-rf", "a\nb"] {
-        let request = CreateVm { name: name("a"), spec: VmSpec { image: image.into(), ..VmSpec::default() } };
+        let request =
+            CreateVm { name: name("a"), spec: VmSpec { image: image.into(), ..VmSpec::default() }, key: None };
         let refused = world.cluster.create_vm(None, request, VmUid(uuid::Uuid::nil()), world.now, &mut world.changes);
         assert_eq!(refused.unwrap_err().code, ErrorCode::Invalid);
     }

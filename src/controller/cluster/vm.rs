@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::once::digest_of;
 use super::spec::check_spec;
 use super::{Changes, Cluster, Leaving, replace};
 use crate::bus::message::{CreateVm, LogLines, Observation, Report};
@@ -9,15 +10,15 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
-use crate::model::vm::{RestartPolicy, Vm, VmStatus};
-use crate::model::{AccountName, CopyId, Now, VmName, VmUid, WorkerName};
+use crate::model::vm::{Once, RestartPolicy, Vm, VmStatus};
+use crate::model::{AccountName, Boot, CopyId, Now, VmName, VmUid, WorkerName};
 
 /// The pause before the second restart in a row; doubled for each further one. The first comes at once.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause between restarts: a broken image costs little, a mended one is noticed soon.
 const MAX_RESTART_PAUSE: Duration = Duration::from_secs(300);
 /// A VM that ran this long has proved itself: its next failure counts as the first again.
-const PROVEN_AFTER: Duration = Duration::from_secs(600);
+pub(super) const PROVEN_AFTER: Duration = Duration::from_secs(600);
 /// Lines of output of one copy: at a million a second, two weeks.
 const MAX_LOG_LINES: u64 = 1 << 40;
 /// A status message is a line or a few; more belongs in the log.
@@ -27,7 +28,8 @@ impl Cluster {
     /// A new VM, pending; [`Cluster::place`] finds its worker.
     ///
     /// # Errors
-    /// [`ErrorCode::Conflict`] when the name is taken, [`ErrorCode::Invalid`] when the specification cannot work,
+    /// [`ErrorCode::Conflict`] when the name is taken, or the request's key was used for another one or for a VM that is
+    /// deleted, [`ErrorCode::Invalid`] when the specification cannot work,
     /// [`ErrorCode::LimitExceeded`] when there are too many VMs or they are too large together, or the store is full.
     pub fn create_vm(
         &mut self,
@@ -38,6 +40,10 @@ impl Cluster {
         changes: &mut Changes,
     ) -> Result<Vm, ApiError> {
         check_spec(&request.spec)?;
+        if let Some(made) = self.made_before(by.as_ref(), &request)? {
+            changes.say(format!("uid {}; it was made by an earlier try of the same request", made.uid));
+            return Ok(made);
+        }
         if self.vms.contains_key(&request.name) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -49,10 +55,17 @@ impl Cluster {
         }
         self.check_room()?;
         self.usage.check(by.as_ref(), &request.spec)?;
+        let once = request.key.as_ref().map(|key| Once { key: key.clone(), digest: digest_of(&request) });
         let mut vm = Vm::requested(request.name, uid, now.wall, request.spec);
         vm.attempts_from = self.restored.first_attempt();
-        vm.created_by = by;
-        "waiting for a worker".clone_into(&mut vm.status_message);
+        (vm.created_by, vm.once) = (by, once);
+        // A VM may be made to be switched on later.
+        if vm.is_to_be_off() {
+            "switched off before it was placed; `orchard start vm` has it wait for a worker"
+                .clone_into(&mut vm.status_message);
+        } else {
+            "waiting for a worker".clone_into(&mut vm.status_message);
+        }
         changes.vm_event(&mut self.last_event, now, &vm, EventType::Created, format!("image {}", vm.spec.image));
         let view = vm.clone().redacted();
         self.note_end(&vm, now);
@@ -83,6 +96,7 @@ impl Cluster {
             return Err(ApiError::new(ErrorCode::NotFound, format!("there is no VM named {name} to delete")));
         };
         self.usage.remove(&vm);
+        self.spend_key(&vm, now, changes);
         if !planted(Bug::NameNotUid) {
             self.names.remove(&vm.uid);
         }
@@ -139,14 +153,17 @@ impl Cluster {
         match report.observation {
             Observation::Absent => self.copy_gone(worker, id, now, changes),
             Observation::Stray { name, running } => self.stray(worker, id, (&name, running), now, changes),
-            Observation::Preparing { message } => self.preparing(worker, id, bounded(message), now, changes),
-            Observation::Running { message, ready, generation } => {
-                self.running(worker, id, (bounded(message), ready, generation), now, changes)
+            Observation::Preparing { message } => {
+                self.preparing(worker, (id, report.boot), bounded(message), now, changes)
             }
-            Observation::Failed { message, .. } => self.failed(worker, id, bounded(message), now, changes),
-            Observation::Fenced { message } => self.fenced(worker, id, &bounded(message), now, changes),
-            // Nothing asks for it yet.
-            Observation::Stopped { .. } => Ok(()),
+            Observation::Running { message, ready, generation } => {
+                self.running(worker, (id, report.boot), (bounded(message), ready, generation), now, changes)
+            }
+            Observation::Failed { message, disk } => {
+                self.ended(worker, (id, report.boot), (bounded(message), disk), now, changes)
+            }
+            Observation::Fenced { message } => self.fenced(worker, (id, report.boot), &bounded(message), now, changes),
+            Observation::Stopped { message } => self.stopped(worker, (id, report.boot), bounded(message), now, changes),
         }
     }
 
@@ -157,7 +174,8 @@ impl Cluster {
     pub fn log(&mut self, worker: &WorkerName, log: LogLines, now: Now, changes: &mut Changes) -> Result<(), ApiError> {
         self.check_session(worker, log.session)?;
         let last_event = &mut self.last_event;
-        let vm = placed(&self.names, &mut self.vms, worker, CopyId { uid: log.uid, attempt: log.attempt })?;
+        let id = CopyId { uid: log.uid, attempt: log.attempt };
+        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, log.boot))?;
         if log.first > MAX_LOG_LINES {
             let what = format!("line {} cannot be: a copy has at most {MAX_LOG_LINES} lines", log.first);
             return Err(ApiError::new(ErrorCode::Invalid, what));
@@ -178,14 +196,14 @@ impl Cluster {
     fn preparing(
         &mut self,
         worker: &WorkerName,
-        id: CopyId,
+        (id, boot): (CopyId, Boot),
         message: String,
         now: Now,
         changes: &mut Changes,
     ) -> Result<(), ApiError> {
         let last_event = &mut self.last_event;
-        let vm = placed(&self.names, &mut self.vms, worker, id)?;
-        if vm.status == VmStatus::Pending && vm.status_message != message {
+        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
+        if vm.status == VmStatus::Pending && vm.conditions.scheduled() && vm.status_message != message {
             vm.status_message.clone_from(&message);
             changes.vm_event(last_event, now, vm, EventType::Progress, message);
         }
@@ -195,21 +213,30 @@ impl Cluster {
     fn running(
         &mut self,
         worker: &WorkerName,
-        id: CopyId,
+        (id, boot): (CopyId, Boot),
         (message, ready, generation): (String, bool, u64),
         now: Now,
         changes: &mut Changes,
     ) -> Result<(), ApiError> {
         let kept_back = self.vm_record(id.uid).is_some_and(|vm| self.is_kept_from_worker(vm));
         let last_event = &mut self.last_event;
-        let vm = placed(&self.names, &mut self.vms, worker, id)?;
-        if vm.status == VmStatus::Failed {
-            // Its worker is about to stop it; a failure is not taken back.
+        let waits = self.held_back.contains_key(&id.uid);
+        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
+        if vm.status == VmStatus::Failed || !vm.conditions.scheduled() || waits {
+            // Its worker is about to stop it, or has since; what was told after this is not taken back.
             return Ok(());
         }
+        // One that comes late may tell of less than is known already; and after a backup was restored, of more than there is.
+        let generation = generation.min(vm.generation).max(vm.observed_generation);
         let (starts, uid) = (vm.status == VmStatus::Pending, vm.uid);
         let becomes_ready = ready && !vm.ready;
-        if starts || becomes_ready || vm.status_message != message || vm.observed_generation != generation {
+        if starts
+            || becomes_ready
+            || vm.status_message != message
+            || vm.observed_generation != generation
+            || !vm.conditions.running()
+        {
+            vm.set_conditions(true, true);
             vm.status = VmStatus::Running;
             vm.started_at.get_or_insert(now.wall);
             vm.ready |= ready;
@@ -246,7 +273,10 @@ impl Cluster {
             return Ok(());
         }
         self.scheduler.release(worker, &std::mem::take(&mut vm.assigned), 0);
+        // It may wait for room there, to be switched on.
+        self.scheduler.withdraw(id.uid);
         vm.status = VmStatus::Failed;
+        vm.set_conditions(false, false);
         vm.ready = false;
         vm.status_message.clone_from(&message);
         vm.failed_at = Some(now.wall);
@@ -274,7 +304,11 @@ impl Cluster {
         let quick = if proven { 0 } else { vm.quick_failures };
         let pause = restart_pause(quick);
         let cause = std::mem::take(&mut vm.status_message);
-        vm.status_message = if pause.is_zero() {
+        vm.status_message = if vm.is_to_be_off() {
+            format!(
+                "switched off; its disk is not to be had any more, and it starts over from its image when it is switched on: {cause}"
+            )
+        } else if pause.is_zero() {
             "starting over".to_owned()
         } else {
             format!("starting over in {} s, after: {cause}", pause.as_secs())
@@ -283,6 +317,9 @@ impl Cluster {
         vm.restarted_at = Some(now.wall);
         replace::begin_attempt(vm);
         self.restored.lift(vm);
+        if planted(Bug::UpdateLost) {
+            vm.spec.priority = 0;
+        }
         changes.vm_event(&mut self.last_event, now, vm, EventType::Restarting, format!("in {} s", pause.as_secs()));
         if pause.is_zero() {
             self.consider(uid);
@@ -332,6 +369,20 @@ pub(super) fn placed<'a>(
         .and_then(|name| vms.get_mut(name))
         .filter(|vm| (vm.copy_id() == id || mistaken(vm, id)) && vm.worker.as_ref() == Some(worker))
         .ok_or_else(|| stale(worker, id))
+}
+
+/// `vm`, if `boot` is its present one: what was true of an earlier process on the same disk says nothing of this one.
+pub(super) fn at_boot<'a>(
+    vm: &'a mut Vm,
+    worker: &WorkerName,
+    (id, boot): (CopyId, Boot),
+) -> Result<&'a mut Vm, ApiError> {
+    if vm.boot == boot || planted(Bug::StaleBoot) {
+        return Ok(vm);
+    }
+    let what =
+        format!("{worker} tells of boot {boot} of copy {id}, which is at boot {} now: the report is stale", vm.boot);
+    Err(ApiError::new(ErrorCode::Conflict, what))
 }
 
 /// Whether a planted bug takes `id` for the copy of `vm`.

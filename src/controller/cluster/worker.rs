@@ -126,7 +126,8 @@ impl Cluster {
         self.replace_on_gone(now, changes);
         self.drop_expired_joins(now, changes);
         self.end_of_time(now, changes);
-        self.end_pauses(now);
+        self.end_pauses(now, changes);
+        self.forget_spent(now, changes);
         self.forget_given_up(now, changes);
         self.go_on_draining(now, changes);
         self.end_hold(now, changes);

@@ -5,6 +5,7 @@ use crate::bus::access::{
     AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, ListAccounts,
     ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
 };
+use crate::bus::life::UpdateVm;
 use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
     ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
@@ -45,7 +46,7 @@ macro_rules! verbs {
 }
 
 verbs! {
-    CreateVm => create_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
+    CreateVm => create_vm, UpdateVm => update_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
     GetWorker => get_worker, ListWorkers => list_workers, DeleteWorker => delete_worker,
     ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
     CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
@@ -92,6 +93,14 @@ async fn create_vm(
     // Version 7: sorts by age, which the scheduler and the store's key order both use.
     let uid = VmUid(uuid::Uuid::now_v7());
     context.writer.submit(move |step| step.cluster.create_vm(Some(by), request, uid, step.now, step.changes)).await
+}
+
+async fn update_vm(
+    context: &Context,
+    _: AccountName,
+    request: UpdateVm,
+) -> Result<<UpdateVm as ApiCall>::Reply, ApiError> {
+    context.writer.submit(move |step| step.cluster.update_vm(request, step.now, step.changes)).await
 }
 
 async fn get_vm(context: &Context, _: AccountName, request: GetVm) -> Result<<GetVm as ApiCall>::Reply, ApiError> {

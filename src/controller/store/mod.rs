@@ -36,7 +36,7 @@ use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
     AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, RESTORED_KEY, SCHEMA, Table,
-    Tables, VMS, all, copy_key, decode, put_or_delete, read_all,
+    Tables, VMS, all, copy_key, decode, put_or_delete, read_all, spent_key,
 };
 use self::trail::Kept;
 use super::cluster::{Changes, Cluster, Records};
@@ -178,6 +178,7 @@ impl Store {
             leaving: all(&txn, tables.leaving, "leaving")?,
             given_up: all(&txn, tables.given_up, "given-up")?,
             restored: tables.record(&txn, RESTORED_KEY)?,
+            spent: all(&txn, tables.spent, "spent-keys")?,
             accounts: all(&txn, tables.accounts, "accounts")?,
             joins: all(&txn, tables.joins, "joins")?,
             keys: all(&txn, tables.keys, "worker-keys")?,
@@ -225,6 +226,9 @@ impl Store {
         }
         for id in &changes.leaving {
             put_or_delete(&mut txn, tables.leaving, &copy_key(*id), cluster.leaving_record(*id))?;
+        }
+        for id in &changes.spent {
+            put_or_delete(&mut txn, tables.spent, &spent_key(id), cluster.spent_record(id))?;
         }
         for id in &changes.given_up {
             put_or_delete(&mut txn, tables.given_up, &copy_key(*id), cluster.given_up_record(*id))?;

@@ -7,8 +7,10 @@ use heed::types::{Bytes, Str};
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::Digest as _;
 
 use super::StoreError;
+use crate::controller::cluster::SpentKey;
 use crate::model::CopyId;
 
 /// The version of what the tables hold; raised with every change that an older release cannot read.
@@ -47,6 +49,7 @@ pub(super) struct Tables {
     pub(super) workers: Table,
     pub(super) leaving: Table,
     pub(super) given_up: Table,
+    pub(super) spent: Table,
     pub(super) events: Table,
     pub(super) events_of_vm: Table,
     pub(super) audit: Table,
@@ -125,7 +128,7 @@ pub(super) fn open(folder: &Path, map_size: usize) -> Result<(Env, Tables), heed
     let tables = env.create_databases_and_commit(wtxn, |open, wtxn| {
         let meta = open.create_database::<Str, Bytes>(wtxn, Some(META))?;
         let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
-        let objects = (table(VMS)?, table("workers")?, table("leaving")?, table("given-up")?);
+        let objects = (table(VMS)?, table("workers")?, table("leaving")?, table("given-up")?, table("spent-keys")?);
         let told = (table("events")?, table("events-of-vm")?, table("audit")?, table("audit-of")?);
         let access = (table("accounts")?, table("joins")?, table("worker-keys")?);
         Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((meta, objects, told, access)))
@@ -133,11 +136,25 @@ pub(super) fn open(folder: &Path, map_size: usize) -> Result<(Env, Tables), heed
     let CommitOrAbort::Commit((meta, objects, told, access)) = tables else {
         return Err(heed::Error::Io(std::io::Error::other("no tables")));
     };
-    let ((vms, workers, leaving, given_up), (events, events_of_vm, audit, audit_of)) = (objects, told);
+    let ((vms, workers, leaving, given_up, spent), (events, events_of_vm, audit, audit_of)) = (objects, told);
     let (accounts, joins, keys) = access;
     Ok((
         env,
-        Tables { meta, vms, workers, leaving, given_up, events, events_of_vm, audit, audit_of, accounts, joins, keys },
+        Tables {
+            meta,
+            vms,
+            workers,
+            leaving,
+            given_up,
+            spent,
+            events,
+            events_of_vm,
+            audit,
+            audit_of,
+            accounts,
+            joins,
+            keys,
+        },
     ))
 }
 
@@ -189,6 +206,7 @@ impl Tables {
             self.workers,
             self.leaving,
             self.given_up,
+            self.spent,
             self.events,
             self.events_of_vm,
             self.audit,
@@ -207,6 +225,13 @@ impl Tables {
 
 pub(super) fn copy_key(id: CopyId) -> Vec<u8> {
     [id.uid.0.as_bytes().as_slice(), &id.attempt.to_be_bytes()].concat()
+}
+
+/// Keys are bounded, and LMDB takes 511 bytes: the digest, as accounts may have long names, too.
+pub(super) fn spent_key((account, key): &SpentKey) -> Vec<u8> {
+    let account = account.as_ref().map_or("", |account| account.as_str());
+    // No account's name holds the separator.
+    sha2::Sha256::digest([account.as_bytes(), b"\0", key.as_bytes()].concat()).to_vec()
 }
 
 pub(super) fn decode<T: DeserializeOwned>(table: &'static str, key: &[u8], bytes: &[u8]) -> Result<T, StoreError> {

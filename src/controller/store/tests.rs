@@ -26,7 +26,7 @@ fn request(n: usize, filler: usize) -> CreateVm {
         startup_script: Some(script),
         ..VmSpec::default()
     };
-    CreateVm { name: format!("vm{n}").parse().unwrap(), spec }
+    CreateVm { name: format!("vm{n}").parse().unwrap(), spec, key: None }
 }
 
 fn cluster(store: &Store) -> Cluster {

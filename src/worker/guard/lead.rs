@@ -63,7 +63,7 @@ pub(in crate::worker) async fn lead(
             () = changed(&mut orders) => continue,
         };
         if let Err(why) = prepared {
-            led.host.uplink.observe(id, Observation::Failed { message: why, disk: false });
+            led.host.uplink.tell(id, order.boot, Observation::Failed { message: why, disk: false });
             changed(&mut orders).await;
             continue;
         }
@@ -116,7 +116,7 @@ impl Led {
     async fn escort(&self, orders: &mut watch::Receiver<Order>, first: Order, seen: Seen) -> Outcome {
         let fenceable = AtomicBool::new(self.is_fenceable(&first));
         let (to, inner) = watch::channel(first);
-        let work = CopyTask { id: self.id, host: self.host.clone(), orders: inner, seen };
+        let work = CopyTask::new(self.id, self.host.clone(), inner, seen);
         tokio::select! {
             biased;
             () = self.lease_over(&fenceable) => Outcome::LeaseOver,
@@ -167,7 +167,7 @@ impl Led {
                     to.send_replace(order);
                 }
                 Err(why) => {
-                    self.host.uplink.observe(self.id, Observation::Failed { message: why, disk: false });
+                    self.host.uplink.tell(self.id, order.boot, Observation::Failed { message: why, disk: false });
                 }
             }
         }
@@ -176,7 +176,9 @@ impl Led {
     fn is_fenceable(&self, order: &Order) -> bool {
         match order.wish {
             // Whether it is stopped or suspended, it may still run for a while.
-            Wish::Run | Wish::Keep => replaceable(order).unwrap_or_else(|| self.keeper.notes().is_marked(self.id)),
+            Wish::Run | Wish::Keep | Wish::Suspend => {
+                replaceable(order).unwrap_or_else(|| self.keeper.notes().is_marked(self.id))
+            }
             // It is being removed, or nobody would start it elsewhere.
             Wish::Absent | Wish::Unknown => false,
         }
@@ -191,8 +193,12 @@ impl Led {
                 return;
             }
         }
-        while orders.borrow_and_update().wish == Wish::Run {
-            self.host.uplink.observe(self.id, Observation::Fenced { message: why.to_owned() });
+        loop {
+            let order = orders.borrow_and_update().clone();
+            if order.wish != Wish::Run {
+                return;
+            }
+            self.host.uplink.tell(self.id, order.boot, Observation::Fenced { message: why.to_owned() });
             changed(orders).await;
         }
     }
@@ -202,7 +208,7 @@ impl Led {
 fn replaceable(order: &Order) -> Option<bool> {
     match (order.wish, &order.copy) {
         (Wish::Run, Some(copy)) => Some(copy.spec.on_unseen == OnUnseen::Replace),
-        (Wish::Run | Wish::Keep | Wish::Absent, _) => None,
+        (Wish::Run | Wish::Keep | Wish::Suspend | Wish::Absent, _) => None,
         // The controller does not know it, so it starts it nowhere.
         (Wish::Unknown, _) => Some(false),
     }

@@ -33,7 +33,7 @@ fn order(n: u128, on_unseen: OnUnseen) -> Order {
     let name = format!("vm-{n}").parse().unwrap();
     let spec = VmSpec { on_unseen, ..VmSpec::default() };
     let copy = CopySpec { id: id(n), name, spec, cpu: 1, memory: 1 };
-    Order { wish: Wish::Run, name: copy.name.clone(), copy: Some(Arc::new(copy)), generation: 0 }
+    Order { wish: Wish::Run, name: copy.name.clone(), copy: Some(Arc::new(copy)), generation: 0, boot: 0, ran: false }
 }
 
 /// A worker's process on a synthetic host, without controller and reconciler.

@@ -152,7 +152,8 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Makes the copy's disk and settings, without running it. What an interrupted creation left is removed first.
     async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError>;
 
-    /// Starts the process of a created copy and returns once it runs, detached from this process.
+    /// Starts the process of a created copy and returns once it runs, detached from this process. One that was suspended
+    /// goes on where it was.
     async fn start(&self, copy: &CopySpec) -> Result<(), RuntimeError>;
 
     /// Returns when the guest's network is likely up, or at once if that cannot be known. Only a hint about when to
@@ -169,6 +170,14 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// it was. May be called while a [`Runtime::stop`] of another process hangs.
     async fn kill(&self, id: CopyId) -> Result<(), RuntimeError> {
         self.stop(id, Duration::ZERO).await
+    }
+
+    /// Freezes the guest, memory and all, into a file beside its disk, and ends the process; the next start goes on from
+    /// there, and a stop, also of what does not run, removes the file. Returns once the process is gone; fine if it was.
+    /// After an error the guest runs as before.
+    async fn suspend(&self, id: CopyId) -> Result<(), RuntimeError> {
+        let _ = id;
+        Err(RuntimeError::State(format!("the runtime {} cannot suspend VMs", self.kind())))
     }
 
     /// Ends the process at once and removes all that is left of the copy; fine if there is nothing.

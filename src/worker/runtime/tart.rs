@@ -32,6 +32,8 @@ const CLONE_LIMIT: Duration = Duration::from_secs(6 * 3600);
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// How long `run` may take until the tool lists the VM as running.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long writing a guest's memory may take.
+const SUSPEND_LIMIT: Duration = Duration::from_secs(300);
 /// How often the tool is asked about it.
 const START_PAUSE: Duration = Duration::from_millis(200);
 /// The same for a VM whose `run` we do not know.
@@ -89,7 +91,12 @@ struct Listed {
     name: String,
     #[serde(default)]
     running: bool,
+    #[serde(default)]
+    state: String,
 }
+
+/// The state of a VM whose memory lies beside its disk, as the tool calls it.
+const SUSPENDED: &str = "suspended";
 
 impl Tart {
     /// Prepares the folder for our notes. Touches no VM.
@@ -258,6 +265,9 @@ impl Runtime for Tart {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let mut args = vec!["-c".to_owned(), KEEP_EXIT_CODE.to_owned(), "sh".to_owned()];
         args.extend([text(&self.note(&name, "exit")), text(&self.options.program), "run".to_owned()]);
+        if copy.spec.suspendable && self.options.kind == RuntimeKind::Tart {
+            args.push("--suspendable".to_owned());
+        }
         if copy.spec.headless && self.options.kind == RuntimeKind::Tart {
             args.push("--no-graphics".to_owned());
         }
@@ -309,7 +319,8 @@ impl Runtime for Tart {
 
     async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError> {
         let Some(vm) = self.find(id).await? else { return Ok(()) };
-        if vm.running {
+        // Of one that is suspended the tool drops the memory.
+        if vm.running || vm.state == SUSPENDED {
             let seconds = grace.as_secs().to_string();
             let stopped = self.tool(&["stop", "--timeout", &seconds, &vm.name], grace + COMMAND_LIMIT).await;
             if let Err(error) = stopped {
@@ -333,6 +344,27 @@ impl Runtime for Tart {
             }
             None => self.stop(id, Duration::ZERO).await,
         }
+    }
+
+    async fn suspend(&self, id: CopyId) -> Result<(), RuntimeError> {
+        let Some(vm) = self.find(id).await?.filter(|vm| vm.running) else { return Ok(()) };
+        if self.options.kind != RuntimeKind::Tart {
+            return Err(RuntimeError::State(format!("{} cannot suspend VMs", self.options.kind)));
+        }
+        self.tool(&["suspend", &vm.name], COMMAND_LIMIT).await?;
+        // The tool only signals the process of `run`, which then writes the memory.
+        let deadline = Instant::now() + SUSPEND_LIMIT;
+        while self.find(id).await?.is_some_and(|vm| vm.running) {
+            if Instant::now() > deadline {
+                let seconds = SUSPEND_LIMIT.as_secs();
+                return Err(RuntimeError::Timeout(format!(
+                    "{} still runs {seconds} s after it was suspended",
+                    vm.name
+                )));
+            }
+            tokio::time::sleep(START_PAUSE).await;
+        }
+        self.end_process(&vm.name).await
     }
 
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError> {

@@ -22,9 +22,16 @@ async fn host(runtime: Synthetic, dir: &std::path::Path) -> Host {
 }
 
 fn task_for(host: &Host, copy: &CopySpec, seen: Seen) -> (watch::Sender<Order>, CopyTask) {
-    let order = Order { wish: Wish::Run, name: copy.name.clone(), copy: Some(Arc::new(copy.clone())), generation: 0 };
+    let order = Order {
+        wish: Wish::Run,
+        name: copy.name.clone(),
+        copy: Some(Arc::new(copy.clone())),
+        generation: 0,
+        boot: 0,
+        ran: false,
+    };
     let (sender, orders) = watch::channel(order);
-    (sender, CopyTask { id: copy.id, host: host.clone(), orders, seen })
+    (sender, CopyTask::new(copy.id, host.clone(), orders, seen))
 }
 
 /// Waits until this is told of a copy.
@@ -85,6 +92,6 @@ async fn a_failure_is_told_again_to_a_controller_that_had_forgotten_the_copy() {
     let _task = task::spawn(task.run());
     told(&host, copy.id, &Observation::Stray { name: "a".into(), running: Some(true) }).await;
     orders.send_replace(wished);
-    let message = "the VM's process ended, or its disk was lost, while nobody watched".into();
+    let message = "the VM's process ended while nobody watched".into();
     told(&host, copy.id, &Observation::Failed { message, disk: false }).await;
 }

@@ -25,7 +25,7 @@ pub async fn cluster() -> (Cluster, Access) {
     let mut cluster = Cluster::start().await;
     cluster.add_worker("w1", Arc::new(Synthetic::new())).await;
     let spec = VmSpec { image: "any".into(), ..VmSpec::default() };
-    cluster.access.call(&CreateVm { name: "box".parse().unwrap(), spec }).await.unwrap();
+    cluster.access.call(&CreateVm { name: "box".parse().unwrap(), spec, key: None }).await.unwrap();
     let user = account(&cluster, "user", &[Role::ComputeConnect]).await;
     until("the VM", LIMIT, || async {
         let vm = cluster.access.call(&GetVm { name: "box".parse().unwrap() }).await.unwrap();

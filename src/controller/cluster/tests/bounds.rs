@@ -17,7 +17,7 @@ impl World {
         let startup_script = Some(StartupScript { script_content: "x".repeat(script), env: BTreeMap::new() });
         let spec = VmSpec { image: "img".into(), startup_script, ..VmSpec::default() };
         let uid = VmUid(self.id());
-        let request = CreateVm { name: name(vm), spec };
+        let request = CreateVm { name: name(vm), spec, key: None };
         self.cluster.create_vm(Some(name(by)), request, uid, self.now, &mut self.changes)
     }
 

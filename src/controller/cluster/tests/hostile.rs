@@ -13,7 +13,7 @@ fn a_number_of_a_log_line_that_cannot_be_is_refused() {
     let uid = world.create("a", VmSpec::default()).unwrap();
     let line = || LogLine { stream: LogStream::Stdout, text: "x".into() };
     let mut log = |first: u64| {
-        let lines = LogLines { session, uid, attempt: 0, first, lines: vec![line(), line()] };
+        let lines = LogLines { session, uid, attempt: 0, boot: 0, first, lines: vec![line(), line()] };
         world.cluster.log(&name("w"), lines, world.now, &mut world.changes)
     };
     for first in [u64::MAX, u64::MAX - 1, 1 << 60] {
@@ -138,7 +138,7 @@ proptest! {
             // In another's session, and with another's name in none.
             let _ = world.report("evil", other, id, observation);
             let line = LogLine { stream: LogStream::Stdout, text: "x".into() };
-            let log = LogLines { session: evil, uid: id.uid, attempt, first: number, lines: vec![line] };
+            let log = LogLines { session: evil, uid: id.uid, attempt, boot: 0, first: number, lines: vec![line] };
             let _ = world.cluster.log(&name("evil"), log, world.now, &mut world.changes);
             let beat = Heartbeat { session: evil, revision: number, told: None };
             let _ = world.cluster.heartbeat(&name("evil"), &beat, world.now, &mut world.changes);

@@ -30,8 +30,11 @@ fn controller(folder: &Path, vms: &[&str]) -> Fingerprint {
 fn create(store: &Store, vms: &[&str]) {
     let mut cluster = Cluster::load(store.records().unwrap(), Timing::default(), Clock::start().now());
     for name in vms {
-        let request =
-            CreateVm { name: name.parse().unwrap(), spec: VmSpec { image: "img".into(), ..VmSpec::default() } };
+        let request = CreateVm {
+            name: name.parse().unwrap(),
+            spec: VmSpec { image: "img".into(), ..VmSpec::default() },
+            key: None,
+        };
         let mut changes = Changes::default();
         let uid = VmUid(uuid::Uuid::now_v7());
         cluster.create_vm(None, request, uid, Clock::start().now(), &mut changes).unwrap();

@@ -13,7 +13,7 @@ use crate::model::{SessionId, Timestamp, VmUid};
 fn create(name: String) -> impl FnOnce(&mut Step<'_>) -> Result<VmUid, ApiError> {
     move |step| {
         let spec = VmSpec { image: "img".into(), ..VmSpec::default() };
-        let request = CreateVm { name: name.parse()?, spec };
+        let request = CreateVm { name: name.parse()?, spec, key: None };
         step.cluster.create_vm(None, request, VmUid(uuid::Uuid::now_v7()), step.now, step.changes).map(|vm| vm.uid)
     }
 }
@@ -141,7 +141,7 @@ async fn loop_until_refused(writer: &Writer) -> (usize, ApiError) {
         let made = writer.submit(move |step| {
             let script = StartupScript { script_content: "x".repeat(50_000), env: Default::default() };
             let spec = VmSpec { image: "img".into(), startup_script: Some(script), ..VmSpec::default() };
-            let request = CreateVm { name: format!("vm{n}").parse()?, spec };
+            let request = CreateVm { name: format!("vm{n}").parse()?, spec, key: None };
             step.cluster.create_vm(None, request, VmUid(uuid::Uuid::now_v7()), step.now, step.changes)
         });
         if let Err(error) = made.await {

@@ -15,6 +15,8 @@ pub enum Step {
     Boot,
     /// From the request to switch off to the end of the process.
     Stop,
+    /// From the request to suspend to the end of the process.
+    Suspend,
     /// Removing everything.
     Delete,
 }
@@ -57,7 +59,7 @@ pub struct Behaviour {
     pub start: Delay,
     /// How long [`Step::Boot`] takes.
     pub boot: Delay,
-    /// How long [`Step::Stop`] takes; the grace given ends it in any case.
+    /// How long [`Step::Stop`] and [`Step::Suspend`] take; the grace given ends it in any case.
     pub stop: Delay,
     /// How long [`Step::Delete`] takes.
     pub delete: Delay,
@@ -97,7 +99,7 @@ impl Behaviour {
             Step::Create => self.create,
             Step::Start => self.start,
             Step::Boot => self.boot,
-            Step::Stop => self.stop,
+            Step::Stop | Step::Suspend => self.stop,
             Step::Delete => self.delete,
         };
         (!self.hang.contains(&step)).then(|| delay.draw(dice))

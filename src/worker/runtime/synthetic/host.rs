@@ -38,6 +38,8 @@ struct Copy {
     spec: CopySpec,
     complete: bool,
     started: bool,
+    /// Its memory is kept.
+    frozen: bool,
     /// The newest, also after its end.
     process: Option<Arc<Process>>,
     /// The guest's identity, made when first needed and kept as on a disk.
@@ -175,7 +177,14 @@ impl SyntheticHost {
         if state.copies.get(&spec.id).is_some_and(Copy::running) {
             return Err(RuntimeError::State(format!("VM {} runs already, so it cannot be created", spec.name)));
         }
-        let copy = Copy { spec: spec.clone(), complete: false, started: false, process: None, server: Arc::default() };
+        let copy = Copy {
+            spec: spec.clone(),
+            complete: false,
+            started: false,
+            frozen: false,
+            process: None,
+            server: Arc::default(),
+        };
         state.copies.insert(spec.id, copy);
         drop(state);
         self.ledger.created();
@@ -206,6 +215,8 @@ impl SyntheticHost {
         }
         copy.spec = spec.clone();
         copy.started = true;
+        // One that goes on where it was need not boot.
+        let boot = if std::mem::take(&mut copy.frozen) { Some(Duration::ZERO) } else { boot };
         copy.process = Some(Arc::new(Process {
             gone: self.power.child_token(),
             exit: OnceLock::new(),
@@ -230,6 +241,27 @@ impl SyntheticHost {
         let not_running = || RuntimeError::Refused(format!("VM {} does not run", copy.spec.name));
         let process = copy.process.clone().filter(|_| copy.running()).ok_or_else(not_running)?;
         Ok(Guest { spec: copy.spec.clone(), process, server: copy.server.clone() })
+    }
+
+    /// Ends the process and keeps its memory; nothing if it does not run.
+    pub(super) fn freeze(&self, id: CopyId) {
+        if self.end(id, Exit::PoweredOff)
+            && let Some(copy) = self.lock().copies.get_mut(&id)
+        {
+            copy.frozen = true;
+        }
+    }
+
+    /// Drops its memory, if it is kept.
+    pub(super) fn thaw(&self, id: CopyId) {
+        if let Some(copy) = self.lock().copies.get_mut(&id) {
+            copy.frozen = false;
+        }
+    }
+
+    /// Whether a copy's memory is kept.
+    pub fn is_frozen(&self, id: CopyId) -> bool {
+        self.lock().copies.get(&id).is_some_and(|copy| copy.frozen)
     }
 
     pub(super) fn remove(&self, id: CopyId) {

@@ -99,6 +99,7 @@ impl Runtime for Synthetic {
 
     async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError> {
         let Some(process) = self.host.process(id) else { return Ok(()) };
+        self.host.thaw(id);
         let asked = tokio::select! {
             biased; // not to ask one that is gone
             _ = process.exited() => return Ok(()),
@@ -110,6 +111,12 @@ impl Runtime for Synthetic {
             Ok(Err(error)) => return Err(error),
         };
         self.host.end(id, exit);
+        Ok(())
+    }
+
+    async fn suspend(&self, id: CopyId) -> Result<(), RuntimeError> {
+        self.host.take(Step::Suspend).await?;
+        self.host.freeze(id);
         Ok(())
     }
 
