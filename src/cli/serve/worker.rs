@@ -43,7 +43,7 @@ exchanges it for a key of its own, which it keeps in its data folder.
 The worker only dials out: it needs no open port. Stopping it stops no VM; the next start finds
 them again. Only VMs created with --on-unseen replace are ended when it is not back in time (a
 minute, unless the controller says otherwise), as they may then start elsewhere.")]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// End the VMs that may be started elsewhere when the worker cannot; the worker starts this by itself
     #[command(hide = true)]
     Guard(GuardArgs),
@@ -102,7 +102,7 @@ pub(in crate::cli) struct RunArgs {
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
     let arguments = match command {
-        WorkerCommand::Run(arguments) => arguments,
+        WorkerCommand::Run(arguments) => *arguments,
         WorkerCommand::Guard(arguments) => return guard::run(arguments).await.map(|()| 0),
     };
     let entry = entry(&arguments)?;
