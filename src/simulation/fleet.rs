@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::clock::Millis;
+use super::guard::LEASE;
 use super::host::Copy;
 use super::worker::Alarm;
 use super::world::World;
@@ -195,7 +196,7 @@ impl World {
                 self.put_copy(host, id, copy);
                 self.hosts[host].scripts.remove(&id);
                 self.observe(host, id, Observation::Preparing { message: "preparing".into() });
-                let takes = self.dice.delay(800, 150, 20_000);
+                let takes = self.dice.delay(800, 150, 2 * LEASE);
                 self.begin(host, id, Doing::Create, takes);
             }
             Step::Start => {
