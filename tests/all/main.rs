@@ -18,6 +18,7 @@ mod harness;
 mod images;
 mod joining;
 mod layers;
+mod liveness;
 mod netns;
 mod placing;
 mod processes;
