@@ -35,7 +35,7 @@ const BUGS: [(Bug, &str, &str); 25] = [
     (Bug::NotResent, "C36", "an assignment that was lost is not sent again"),
 ];
 /// Seeds that each may take.
-const BOUND: u64 = 400;
+const BOUND: u64 = 1_000;
 
 #[test]
 fn every_planted_bug_is_found() {

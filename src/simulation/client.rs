@@ -91,13 +91,11 @@ impl World {
                 self.ask(ApiCall::Update(Box::new(UpdateVm { name, if_generation, change })));
             }
             72..92 if !self.client.is_busy(&name) => self.ask(ApiCall::Delete(name)),
-            92..100 => {
-                if !self.client.outstanding.values().any(|call| call.is_pause_of(host)) {
-                    let paused = self.dice.chance(500);
-                    let deadline = self.dice.pick(&[None, Some(0), Some(5), Some(30)]).unwrap();
-                    let drains = paused && self.dice.chance(600);
-                    self.ask(if drains { ApiCall::Drain(host, deadline) } else { ApiCall::Pause(host, paused) });
-                }
+            92..100 if !self.client.outstanding.values().any(|call| call.is_pause_of(host)) => {
+                let paused = self.dice.chance(500);
+                let deadline = self.dice.pick(&[None, Some(0), Some(5), Some(30)]).unwrap();
+                let drains = paused && self.dice.chance(600);
+                self.ask(if drains { ApiCall::Drain(host, deadline) } else { ApiCall::Pause(host, paused) });
             }
             _ => {}
         }

@@ -1,6 +1,8 @@
 //! What goes wrong, and when. Each run has its own selection, so that some runs see much of one thing and none of another:
 //! faults that always come together hide what each alone would show.
 
+use std::ops::Range;
+
 use super::bus::{LATEST, Weather};
 use super::clock::Millis;
 use super::dice::Dice;
@@ -8,6 +10,7 @@ use super::disk::{Disk, Health};
 use super::guard::LEASE;
 use super::world::{Event, World};
 use crate::controller::cluster::Restoration;
+use crate::model::CopyId;
 
 /// The longest that the controller's process stands still.
 const FREEZE: Millis = 30_000;
@@ -116,12 +119,14 @@ impl World {
         let now = self.agenda.now();
         self.note(|_| format!("fault: {fault:?} (w{host}, {lasts} ms)"));
         match fault {
-            Fault::Partition | Fault::LongPartition => self.hosts[host].cut_until = now + lasts,
+            Fault::Partition => self.hosts[host].cut_until = now + lasts,
+            Fault::LongPartition => self.cut_slowly(host..host + 1, now + lasts),
+            Fault::LongOutage => self.cut_slowly(0..self.hosts.len(), now + lasts),
             Fault::BusLoss => {
                 (self.bus_cut_until, self.bus_disturbed) = (now + lasts, true);
             }
             Fault::Sleep => self.fall_asleep(host, lasts),
-            Fault::Outage | Fault::LongOutage => self.hosts.iter_mut().for_each(|host| host.cut_until = now + lasts),
+            Fault::Outage => self.hosts.iter_mut().for_each(|host| host.cut_until = now + lasts),
             Fault::Storm => {
                 self.weather = Weather {
                     lost: self.dice.range(0, 300),
@@ -184,11 +189,21 @@ impl World {
 
     pub(super) fn fault_over(&mut self, fault: Fault, host: usize) {
         match fault {
-            Fault::Storm => self.weather = Weather::default(),
+            Fault::Storm | Fault::LongPartition | Fault::LongOutage => self.weather = Weather::default(),
             Fault::Trouble => self.hosts[host].trouble = 0,
             Fault::DiskFull | Fault::DiskBroken | Fault::SlowDisk => self.health = Health::default(),
             _ => {}
         }
+    }
+
+    /// A network often becomes slow before it breaks.
+    fn cut_slowly(&mut self, hosts: Range<usize>, until: Millis) {
+        let slow = self.dice.chance(500);
+        if slow {
+            self.weather = Weather { late: 600, how_late: 6_000, ..self.weather };
+        }
+        let left = if slow { self.dice.range(1_000, 10_000) } else { 0 };
+        self.agenda.after(left, Event::Cut { hosts, until });
     }
 
     pub(super) fn crash_controller(&mut self) {
@@ -214,7 +229,7 @@ impl World {
         self.disk.vms.values().cloned().collect::<Vec<_>>().iter().for_each(|vm| self.note_wish(vm));
         for host in 0..self.hosts.len() {
             let unknown: Vec<_> =
-                self.hosts[host].copies.keys().filter(|id| !self.is_named(host, **id)).copied().collect();
+                self.hosts[host].copies.keys().filter(|id| !self.is_known(host, **id)).copied().collect();
             let foreign = self.is_foreign(host);
             for id in unknown {
                 if let Some(copy) = self.hosts[host].copies.get_mut(&id) {
@@ -223,5 +238,10 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether the controller knows of a copy: as one that is wanted, to be removed, or was given up.
+    fn is_known(&self, host: usize, id: CopyId) -> bool {
+        self.is_named(host, id) || self.disk.given_up.contains_key(&id)
     }
 }

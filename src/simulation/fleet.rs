@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::clock::Millis;
+use super::guard::LEASE;
 use super::host::Copy;
 use super::worker::{Alarm, Inventory};
 use super::world::World;
@@ -246,7 +247,7 @@ impl World {
                 self.hosts[host].scripts.remove(&id);
                 self.hosts[host].boots.remove(&id);
                 self.observe(host, id, order.boot, Observation::Preparing { message: "preparing".into() });
-                let takes = self.dice.delay(800, 150, 20_000);
+                let takes = self.dice.delay(800, 150, 2 * LEASE);
                 self.begin(host, id, Doing::Create(order.boot), takes);
             }
             Step::Start => {

@@ -54,6 +54,11 @@ pub(super) enum Event {
         doomed: Vec<(CopyId, u64)>,
     },
     Wake(usize),
+    /// These hosts are cut off.
+    Cut {
+        hosts: std::ops::Range<usize>,
+        until: Millis,
+    },
     Rejoin(usize),
     KillController,
     StartController,
@@ -242,6 +247,10 @@ impl World {
             Event::LeaseOver { host, until } => self.lease_over(host, until),
             Event::Fence { host, doomed } => self.fence(host, doomed),
             Event::Wake(host) => self.wake(host),
+            Event::Cut { hosts, until } if !self.calm => {
+                self.hosts[hosts].iter_mut().for_each(|host| host.cut_until = until);
+            }
+            Event::Cut { .. } => {}
             Event::Rejoin(host) => self.rejoin(host),
             Event::KillController => self.crash_controller(),
             Event::StartController => self.start_controller(),

@@ -20,6 +20,7 @@ mod images;
 mod joining;
 mod layers;
 mod life;
+mod liveness;
 mod netns;
 mod placing;
 mod processes;
