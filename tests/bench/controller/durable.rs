@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use heed::CommitOrAbort;
 use heed::types::Bytes;
+use orchard::bus::access::CreateAccount;
 use orchard::bus::client::{Bus, BusOptions, Login, Trust};
 use orchard::bus::message::CreateVm;
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
@@ -16,6 +17,7 @@ use orchard::controller::store::Store;
 use orchard::controller::store::writer::{self, Writer};
 use orchard::controller::{BusSource, Controller, ControllerOptions};
 use orchard::identity;
+use orchard::model::access::Roles;
 use orchard::model::{AccountName, Clock, VmUid};
 
 use super::ground::{CALL, at, at_least, at_most, millis, spec};
@@ -26,6 +28,8 @@ const LONE: usize = 1_500;
 const CROWD: usize = 40_000;
 /// Callers at once.
 const CALLERS: usize = 64;
+/// Accounts that they share on the bus.
+const ACCOUNTS: usize = 8;
 /// What a VM is on the disk, as in `controller::store`.
 const RECORD: usize = 600;
 /// Each is measured so often, in turns; the median counts, as a neighbour's burst would ruin one.
@@ -150,10 +154,23 @@ async fn through_the_bus(folder: &Path) -> ((f64, Vec<Duration>), Vec<Duration>)
         client_name: "bench".into(),
         patient: false,
     };
-    let bus = Arc::new(Bus::connect(login).await.unwrap());
+    // The controller lets one account do 5,000 things a second, so there are some.
+    let mut buses = vec![(BOOTSTRAP_ADMIN.parse().unwrap(), Bus::connect(login.clone()).await.unwrap())];
+    for n in 1..ACCOUNTS {
+        let name: AccountName = format!("account-{n}").parse().unwrap();
+        let request = CreateAccount { name: name.clone(), roles: Roles::all(), expires_at: None, token: None };
+        let made = buses[0].1.call(&buses[0].0, &request, CALL).await.unwrap();
+        let login = BusOptions { user: name.to_string(), login: Login::Password(made.token), ..login.clone() };
+        buses.push((name, Bus::connect(login).await.unwrap()));
+    }
+    let buses = Arc::new(buses);
     let create = |n: usize| {
-        let bus = bus.clone();
-        async move { create_over(&bus, n).await }
+        let buses = buses.clone();
+        async move {
+            let (account, bus) = &buses[if n < CROWD { n % ACCOUNTS } else { 0 }];
+            let request = CreateVm { name: format!("vm-{n}").parse().unwrap(), spec: spec() };
+            bus.call(account, &request, CALL).await.unwrap();
+        }
     };
     create(usize::MAX).await;
     let mut lone = Vec::new();
@@ -165,11 +182,6 @@ async fn through_the_bus(folder: &Path) -> ((f64, Vec<Duration>), Vec<Duration>)
     let rate = crowd(create).await;
     controller.shutdown().await;
     (rate, lone)
-}
-
-async fn create_over(bus: &Bus, n: usize) {
-    let request = CreateVm { name: format!("vm-{n}").parse().unwrap(), spec: spec() };
-    bus.call(&BOOTSTRAP_ADMIN.parse().unwrap(), &request, CALL).await.unwrap();
 }
 
 /// [`CROWD`] creates, [`CALLERS`] at once: how many a second, and how long each took.

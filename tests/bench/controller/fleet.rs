@@ -50,7 +50,7 @@ pub async fn run() {
     let began = Instant::now();
     create_all(&bus, &account, "vm", VMS).await;
     let acknowledged = began.elapsed();
-    stories.until(EventType::Running, VMS).await;
+    stories.until(VMS).await;
     println!("  {VMS} creates, {IN_FLIGHT} at once, were acknowledged in {acknowledged:.1?}");
     at_most("until they all ran", began.elapsed().as_secs_f64(), 30.0, "s");
     println!("  memory after that: {:.1} MiB", server.memory().0);
@@ -72,7 +72,7 @@ pub async fn run() {
     while bus.call(&account, &GetInfo {}, CALL).await.unwrap().last_event < EVENTS {
         let prefix = format!("more-{batch}");
         create_all(&bus, &account, &prefix, 1_000).await;
-        stories.until(EventType::Running, 1_000).await;
+        stories.until(1_000).await;
         delete_all(&bus, &account, &prefix, 1_000).await;
         batch += 1;
     }
@@ -80,7 +80,7 @@ pub async fn run() {
     quiet(&bus, &account, &server).await;
 
     let before = fleet.tally().await;
-    restart_with_fleet(&place, server, &account, &mut fleet).await;
+    restart_with_fleet(&place, server, &account).await;
     assert_eq!(before, fleet.tally().await, "a restart of the controller touched VMs");
     println!("  not one VM was touched: {before:?}");
     drop(fleet);
@@ -101,7 +101,7 @@ async fn quiet(bus: &Bus, account: &AccountName, server: &Server) {
     println!("  memory at its highest: {highest:.1} MiB");
 }
 
-async fn restart_with_fleet(place: &Place, server: Server, account: &AccountName, _fleet: &mut Fleet) {
+async fn restart_with_fleet(place: &Place, server: Server, account: &AccountName) {
     let (_, login) = server.login();
     server.kill().await;
     let mut server = place.start();
@@ -220,7 +220,7 @@ impl Stories {
         tokio::time::timeout(LIMIT, self.running.recv()).await.expect("VMs do not run").expect("the bus is gone")
     }
 
-    async fn until(&mut self, _kind: EventType, count: usize) {
+    async fn until(&mut self, count: usize) {
         for _ in 0..count {
             self.next().await;
         }
