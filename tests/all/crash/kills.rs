@@ -93,7 +93,7 @@ async fn killed_two_hundred_times_under_load_the_controller_keeps_every_acknowle
     );
     // What proves nothing is no proof: there must have been load, and kills that met it.
     assert!(busy > KILLS / 2 && reached > KILLS / 3, "no load: {busy} busy, {reached} reached");
-    assert!(checker.acknowledged > 10 * KILLS as u64, "little load: {} acknowledged", checker.acknowledged);
+    assert!(checker.acknowledged > 5 * KILLS as u64, "little load: {} acknowledged", checker.acknowledged);
     for worker in ground.workers {
         worker.stop().await;
     }
