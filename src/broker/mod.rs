@@ -207,7 +207,7 @@ impl Builder {
         self
     }
 
-    /// Has every connection be TLS. Without, none is.
+    /// Has every connection be TLS, but those through the private door. Without, none is.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
         self
@@ -215,7 +215,7 @@ impl Builder {
 
     /// Also listens on a free port of the loopback address, see [`Broker::private_addr`]: for the embedder's own
     /// connections, which strangers at the public one then cannot keep out. Who connects there must say who it is as
-    /// anywhere else.
+    /// anywhere else. It is in plain text, also where everything else is TLS.
     pub fn private_door(mut self) -> Self {
         self.private_door = true;
         self

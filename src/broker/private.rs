@@ -1,5 +1,7 @@
 //! The private door: a second listener, on loopback, that only the embedder is told of, for its own connections. Strangers
 //! cannot take the places of those who come through it, as they can at the public one. Used by `accept` and `connection`.
+//! It is in plain text: what goes through it goes from this process to this process, and only root may listen in on the
+//! loopback interface.
 //!
 //! Its port is no secret to users of the same machine. So here nobody is turned away: with all places taken, whoever has
 //! waited longest makes room for whoever comes next. To keep somebody out it takes as many connections as there are

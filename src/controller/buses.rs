@@ -152,7 +152,10 @@ pub(super) async fn open_bus(
         fingerprint: fingerprint.filter(|_| !vouched_for),
     };
     let (url, user) = (format!("{scheme}://{dialled}"), auth::CONTROLLER_USER.to_owned());
-    let own_url = broker.private_addr().map_or_else(|| url.clone(), |private| format!("{scheme}://{private}"));
+    let (own_url, trust) = match broker.private_addr() {
+        Some(private) => (format!("nats://{private}"), Trust::Plain),
+        None => (url.clone(), trust),
+    };
     let login = BusOptions { url: own_url, trust, user, login: Login::Password(own), client_name, patient: false };
     let patience = OWN_PATIENCE;
     Ok(OpenBus { broker: Some(Arc::new(broker)), fingerprint, login, patience, url, address })

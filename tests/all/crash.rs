@@ -1,5 +1,9 @@
 //! Promises 1 to 3: a controller that is killed loses nothing it acknowledged, stops no VM and starts none twice.
 
+mod checker;
+mod kills;
+mod load;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;

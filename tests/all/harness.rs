@@ -163,7 +163,7 @@ pub async fn succeed(command: tokio::process::Command) -> String {
 }
 
 /// A worker that gives up soon once its key is refused.
-fn worker_options(bus: BusOptions, data_dir: PathBuf, name: &WorkerName, runtime: Arc<dyn Runtime>) -> WorkerOptions {
+pub fn worker_options(bus: BusOptions, data_dir: PathBuf, name: &WorkerName, runtime: Arc<dyn Runtime>) -> WorkerOptions {
     let give_up_after = Duration::from_millis(200);
     WorkerOptions { bus, data_dir, info: info(name, &*runtime), runtime, guard: None, give_up_after }
 }

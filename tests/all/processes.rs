@@ -90,6 +90,12 @@ pub fn within(prefix: &[&str]) -> Command {
 
 /// `orchard controller run` on `data`, with these addresses.
 pub async fn controller(home: &Path, data: &Path, bus: &str, tunnels: &str) -> (Server, Access) {
+    let server = Server::start(controller_command(home, data, bus, tunnels)).await;
+    (server, access(home))
+}
+
+/// The same, not yet started.
+pub fn controller_command(home: &Path, data: &Path, bus: &str, tunnels: &str) -> Command {
     let mut command = within(&[]);
     command.env("ORCHARD_HOME", home).args([
         "controller",
@@ -101,8 +107,7 @@ pub async fn controller(home: &Path, data: &Path, bus: &str, tunnels: &str) -> (
         "--data-dir",
     ]);
     command.arg(data);
-    let server = Server::start(command).await;
-    (server, access(home))
+    command
 }
 
 /// What `orchard controller run` has saved for the user with this home folder.

@@ -81,7 +81,9 @@ pub async fn serve(router: Arc<Router>, stream: TcpStream, peer: Peer, stop: Can
     let patience = if crowded { CROWDED_TIMEOUT } else { router.limits.auth_timeout };
     let deadline = after(Instant::now(), patience.min(router.limits.auth_timeout));
     let nonce = router.authenticator.as_ref().filter(|a| a.wants_nonce()).map(|_| new_nonce());
-    let tls = router.tls();
+    // What never leaves this machine, and this process, needs no encryption, at four handshakes for each start and twice the
+    // work for each message of a worker.
+    let tls = router.tls().filter(|_| !peer.is_private);
     let greeting = Greeting { client: router.next_id(), ip: ip.to_canonical(), nonce, tls: tls.is_some() };
     let mut hello = Vec::new();
     encode::info(&mut hello, &router.info_for(&greeting));

@@ -68,6 +68,19 @@ async fn dial(broker: &Broker) -> TcpStream {
     TcpStream::connect(broker.local_addr()).await.unwrap()
 }
 
+#[tokio::test]
+async fn only_the_private_door_is_in_plain_text() {
+    let authority = Authority::new();
+    let broker = start(Broker::builder().tls(authority.tls(None)).private_door()).await;
+    let mut own = Raw::at(broker.private_addr().unwrap()).await;
+    own.send(QUIET.as_bytes()).await;
+    assert_eq!(own.until_pong().await, "");
+    let mut stranger = dial(&broker).await;
+    assert!(plain_info(&mut stranger).await.contains("\"tls_required\":true"));
+    secure(stranger, &authority.connector(None)).await.unwrap();
+    broker.shutdown().await;
+}
+
 /// Reads the line in front of the handshake and nothing behind it.
 async fn plain_info(stream: &mut TcpStream) -> String {
     let mut line = Vec::new();

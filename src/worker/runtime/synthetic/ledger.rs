@@ -16,6 +16,8 @@ pub struct Counts {
     pub creates: u64,
     /// Processes started.
     pub starts: u64,
+    /// The same, by VM.
+    pub starts_of: BTreeMap<VmUid, u64>,
     /// Connections made into guests.
     pub dials: u64,
     /// Copies running now, by VM.
@@ -43,6 +45,7 @@ impl Ledger {
     pub(super) fn started(&self, uid: VmUid) {
         let mut counts = self.lock();
         counts.starts += 1;
+        *counts.starts_of.entry(uid).or_default() += 1;
         let copies = counts.running.entry(uid).or_default();
         *copies += 1;
         let copies = *copies;
