@@ -25,6 +25,7 @@ mod pairs;
 mod placing;
 mod prompt;
 mod serve;
+mod settings;
 mod ssh;
 mod wait;
 
@@ -80,18 +81,21 @@ enum Command {
     /// Create a VM or a service account
     #[command(subcommand)]
     Create(create::Create),
-    /// List VMs, workers, service accounts or bootstrap tokens
+    /// List VMs, workers, stray copies, service accounts or bootstrap tokens
     #[command(subcommand)]
     List(list::List),
-    /// Show one VM, worker or service account, or make a bootstrap token
+    /// Show one VM, worker or service account or the cluster's settings, or make a bootstrap token
     #[command(subcommand)]
     Get(get::Get),
-    /// Delete VMs, workers, service accounts or bootstrap tokens
+    /// Delete VMs, workers, stray copies, service accounts or bootstrap tokens
     #[command(subcommand)]
     Delete(delete::Delete),
     /// Change the roles or the end of a service account
     #[command(subcommand)]
     Update(accounts::Update),
+    /// Change the settings of the whole cluster
+    #[command(subcommand)]
+    Set(settings::Set),
     /// Give a service account a new token
     #[command(subcommand)]
     Rotate(accounts::Rotate),
@@ -194,6 +198,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Get(command) => get::run(command, &connect().await?).await?,
         Command::Delete(command) => delete::run(command, &connect().await?).await?,
         Command::Update(command) => accounts::update(command, &connect().await?).await?,
+        Command::Set(command) => settings::set(command, &connect().await?).await?,
         Command::Rotate(command) => accounts::rotate(command, &connect().await?).await?,
         Command::Explain(command) => placing::explain(command, &connect().await?).await?,
         Command::Pause(command) => placing::pause(command, &connect().await?).await?,

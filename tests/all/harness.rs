@@ -13,6 +13,7 @@ use orchard::bus::subject;
 use orchard::config::join::BootstrapToken;
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
 use orchard::controller::cluster::Timing;
+use orchard::controller::store::Retention;
 use orchard::controller::{BusSource, Controller, ControllerOptions};
 use orchard::identity;
 use orchard::model::error::ApiError;
@@ -176,6 +177,7 @@ pub fn controller_options(data_dir: &Path) -> ControllerOptions {
         tunnel_host: None,
         timing: TIMING,
         certificate: None,
+        events_kept: Retention::default(),
         bootstrap_token: None,
     }
 }

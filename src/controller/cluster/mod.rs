@@ -22,6 +22,7 @@ mod quota;
 mod reading;
 mod removal;
 mod restored;
+mod settings;
 mod spec;
 mod strays;
 mod vm;
@@ -41,7 +42,7 @@ use self::quota::Usage;
 pub use self::restored::Restoration;
 use self::restored::Restored;
 use self::strays::Stray;
-use super::scheduler::{Policy, Scheduler, Standing};
+use super::scheduler::{Scheduler, Standing};
 use crate::bus::message::{Assignment, DesiredCopy, RunSpec, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
@@ -49,6 +50,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventNumber;
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
+use crate::model::settings::ClusterSettings;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{Worker, WorkerState, WorkerView};
 use crate::model::{CopyId, Now, SessionId, VmName, VmUid, WorkerName};
@@ -97,6 +99,8 @@ pub struct Records {
     pub given_up: Vec<GivenUp>,
     /// What is known of the last restoring.
     pub restored: Restoration,
+    /// The settings of the cluster.
+    pub settings: ClusterSettings,
     /// All service accounts.
     pub accounts: Vec<Account>,
     /// All join tokens.
@@ -143,6 +147,7 @@ pub struct Cluster {
     workers: BTreeMap<WorkerName, WorkerEntry>,
     /// What is held since a backup was restored.
     restored: Restored,
+    settings: ClusterSettings,
     access: Access,
     /// Knows what each worker holds, and which VMs wait for one.
     scheduler: Scheduler,
@@ -170,8 +175,9 @@ impl Cluster {
             given_up: GivenUps::load(records.given_up),
             workers: BTreeMap::new(),
             restored: Restored::load(records.restored),
+            scheduler: Scheduler::new(settings::policy_of(&records.settings)),
+            settings: records.settings,
             access: Access::load(records.accounts, records.joins, records.keys),
-            scheduler: Scheduler::new(Policy::default()),
             ends: BTreeSet::new(),
             usage: Usage::default(),
             full: None,
@@ -358,6 +364,7 @@ impl WorkerEntry {
             last_seen: self.live.as_ref().map(|live| live.seen.wall),
             used: used.cloned().unwrap_or_default(),
             vms: u64::try_from(self.vms.len()).unwrap_or(u64::MAX),
+            strays: u64::try_from(self.strays.len()).unwrap_or(u64::MAX),
         }
     }
 }

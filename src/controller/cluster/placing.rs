@@ -5,7 +5,7 @@ use crate::bus::placing::{Explained, Obstacle};
 use crate::controller::scheduler::{Placement, Shape};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
-use crate::model::vm::VmStatus;
+use crate::model::vm::{Vm, VmStatus};
 use crate::model::{Attempt, CopyId, Now, VmName, VmUid, WorkerName};
 
 impl Cluster {
@@ -22,6 +22,7 @@ impl Cluster {
         let Placement { worker, cpu, memory, taken, why } = placement;
         self.restored.lift(vm);
         vm.worker = Some(worker.clone());
+        bind(vm, &worker);
         vm.assigned_cpu = cpu;
         vm.assigned_memory = memory;
         vm.assigned = taken;
@@ -43,7 +44,7 @@ impl Cluster {
         let elsewhere = self.leaving.range(copies).any(|(_, leaving)| !leaving.held.is_empty());
         let held = self.held_back.contains_key(&uid) || self.is_held(uid);
         if vm.status == VmStatus::Pending && vm.worker.is_none() && !elsewhere && !held {
-            let shape = Shape::of(&vm.spec);
+            let shape = Shape::of_vm(vm);
             self.scheduler.enqueue(uid, shape);
         }
     }
@@ -61,7 +62,7 @@ impl Cluster {
     /// [`ErrorCode::NotFound`].
     pub fn explain(&self, name: &VmName) -> Result<Explained, ApiError> {
         let vm = self.known_vm(name)?;
-        let explanation = self.scheduler.explain(&Shape::of(&vm.spec));
+        let explanation = self.scheduler.explain(&Shape::of_vm(vm));
         let held = self.why_held(vm);
         let reason = match (&vm.worker, vm.status) {
             _ if held.is_some() => held.unwrap_or_default(),
@@ -109,5 +110,12 @@ impl Cluster {
         changes.worker_event(&mut self.last_event, now, name, kind, String::new());
         self.tell_scheduler(name);
         Ok(())
+    }
+}
+
+/// A VM with folders of a host stays there: elsewhere they are others, or none.
+pub(super) fn bind(vm: &mut Vm, worker: &WorkerName) {
+    if !vm.spec.host_dirs.is_empty() {
+        vm.bound_to = Some(worker.clone());
     }
 }

@@ -69,7 +69,7 @@ impl Cluster {
     fn view(&self, vm: &Vm, reasons: &mut Reasons, now: Now) -> Vm {
         let mut seen = vm.clone().redacted();
         if self.scheduler.is_waiting(vm.uid) {
-            let shape = Shape::of(&vm.spec);
+            let shape = Shape::of_vm(vm);
             let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
             seen.status_message.clone_from(reason);
         }

@@ -38,6 +38,7 @@ impl Cluster {
         changes: &mut Changes,
     ) -> Result<Vm, ApiError> {
         check_spec(&request.spec)?;
+        self.check_host_dirs(&request.spec)?;
         if self.vms.contains_key(&request.name) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
