@@ -138,7 +138,7 @@ fn vm_table(vm: &Vm, now: Timestamp) -> Table {
     row("Restarted", vm.restarted_at.map_or_else(|| "never".to_owned(), |then| output::ago(then, now)));
     row("Restart count", vm.restart_count.to_string());
     let dirs: Vec<String> = vm.spec.host_dirs.iter().map(ToString::to_string).collect();
-    row("Host directories", or_none(dirs.join(", ")));
+    row("Host dirs", or_none(dirs.join(", ")));
     row("Resources", show_resources(&vm.spec.resources));
     row("Labels", show_labels(&vm.spec.labels));
     table

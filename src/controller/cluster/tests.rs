@@ -8,6 +8,8 @@ mod going_back;
 mod hostile;
 mod placing;
 mod restored;
+mod settings;
+mod strays;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +22,7 @@ use crate::bus::message::{CreateVm, Heartbeat, Hello, LogLine, LogLines, Observa
 use crate::model::Timestamp;
 use crate::model::event::{EventObject, EventType, LogStream};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
-use crate::model::vm::{RestartPolicy, StartupScript, VmSpec};
+use crate::model::vm::{RestartPolicy, RuntimeKind, StartupScript, VmSpec};
 use crate::model::worker::WorkerInfo;
 
 struct World {

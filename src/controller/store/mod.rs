@@ -365,4 +365,6 @@ fn has_records(env: &Env, table: Table) -> Result<bool, StoreError> {
 }
 
 #[cfg(test)]
+mod older;
+#[cfg(test)]
 mod tests;
