@@ -9,5 +9,7 @@ pub mod parts;
 pub mod placing;
 pub mod probe;
 mod refusal;
+pub mod settings;
 mod shut_out;
+pub mod strays;
 pub mod subject;

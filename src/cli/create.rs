@@ -16,6 +16,7 @@ use crate::config::duration;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::resources::WORKER_NAME_LABEL;
 use crate::model::secret::{Secret, redact_urls};
+use crate::model::settings::HostDir;
 use crate::model::vm::{Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec};
 use crate::model::{VmName, WorkerName};
 
@@ -80,6 +81,10 @@ pub(super) struct CreateVmArgs {
     /// Labels that the worker must have
     #[arg(long, value_name = "K=V,…", value_delimiter = ',', value_parser = pairs::label)]
     labels: Vec<(String, String)>,
+    /// Folders of the worker's host that the guest sees, as policies allow (`orchard get cluster-settings`). With QEMU
+    /// the guest mounts one with `mount -t 9p -o trans=virtio NAME /mnt`
+    #[arg(long, value_name = "NAME:PATH[:ro],…", value_delimiter = ',', value_parser = pairs::one_of::<HostDir>)]
+    host_dirs: Vec<HostDir>,
     /// The only worker that will do; the same as --labels worker-name=NAME
     #[arg(long, value_name = "NAME")]
     worker: Option<WorkerName>,
@@ -218,6 +223,7 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
         suspendable: arguments.suspendable,
         resources: pairs::resources(arguments.resources).map_err(UsageError)?,
         labels,
+        host_dirs: arguments.host_dirs,
         priority: arguments.priority,
         ttl_s: arguments.ttl.map_or(0, |ttl| ttl.as_secs()),
     };

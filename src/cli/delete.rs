@@ -1,4 +1,4 @@
-//! `orchard delete`: VMs, workers and service accounts by name, bootstrap tokens by id.
+//! `orchard delete`: VMs, workers and service accounts by name, bootstrap tokens by id, stray copies by worker and copy.
 
 use clap::Subcommand;
 
@@ -6,9 +6,10 @@ use super::UsageError;
 use super::client::Client;
 use crate::bus::access::{DeleteAccount, DeleteJoinToken, DeleteWorker};
 use crate::bus::message::DeleteVm;
+use crate::bus::strays::DeleteStray;
 use crate::model::account::JoinId;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::{AccountName, VmName, WorkerName};
+use crate::model::{AccountName, CopyId, VmName, WorkerName};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Delete {
@@ -50,6 +51,18 @@ To come back, the machine needs a new `orchard get bootstrap-token`.")]
         #[arg(long)]
         ignore_missing: bool,
     },
+    /// Delete stray copies on their worker, disks included; never what a VM wants
+    #[command(after_help = "\
+Examples:
+  orchard delete stray mini-1 0193f0a2-7c55-7b33-9f0e-5b1f2f3a4d5e/0
+  orchard list strays --worker mini-1 -q | xargs orchard delete stray mini-1")]
+    Stray {
+        /// The worker that has them
+        worker: WorkerName,
+        /// The copies, as `orchard list strays` shows them
+        #[arg(required = true, value_name = "UID/ATTEMPT", value_parser = copy)]
+        copies: Vec<CopyId>,
+    },
     /// Take bootstrap tokens back: no machine joins with them any more; workers that have joined stay
     #[command(after_help = "\
 Examples:
@@ -83,6 +96,11 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
             };
             each("worker", &names, ignore_missing, delete).await
         }
+        Delete::Stray { worker, copies } => {
+            let delete =
+                async |copy: &CopyId| client.call(&DeleteStray { name: worker.clone(), copy: *copy }).await.map(drop);
+            each("stray copy", &copies, false, delete).await
+        }
         Delete::ServiceAccount { names, ignore_missing } => {
             let outside = client.is_bus_outside().await;
             let delete = async |name: &AccountName| {
@@ -101,6 +119,13 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
             each("bootstrap token", &ids, ignore_missing, delete).await
         }
     }
+}
+
+/// Reads a copy.
+fn copy(text: &str) -> Result<CopyId, String> {
+    let read = text.split_once('/').and_then(|(uid, attempt)| Some((uid.parse().ok()?, attempt.parse().ok()?)));
+    let (uid, attempt) = read.ok_or("write UID/ATTEMPT, as `orchard list strays` shows it")?;
+    Ok(CopyId { uid, attempt })
 }
 
 /// Reads a token's id. Not for clap, which shows what is wrong: it may be the token itself, which is a secret.

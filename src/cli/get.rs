@@ -7,9 +7,10 @@ use clap::{Args, Subcommand};
 use super::bootstrap::{self, BootstrapTokenArgs};
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
-use super::{accounts, list};
+use super::{accounts, list, settings};
 use crate::bus::access::GetAccount;
 use crate::bus::message::{GetInfo, GetWorker};
+use crate::bus::settings::GetSettings;
 use crate::config::duration;
 use crate::model::condition::{ConditionState, ConditionType};
 use crate::model::resources::{Labels, Resources};
@@ -43,6 +44,9 @@ pub(super) enum Get {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Show where VMs go, how many cores are given out, and which folders of hosts VMs may be given
+    #[command(after_help = "Example:\n  orchard get cluster-settings")]
+    ClusterSettings(OutputArgs),
     /// Make a token with which machines can join as workers, and print it
     BootstrapToken(BootstrapTokenArgs),
 }
@@ -71,6 +75,10 @@ pub(super) async fn run(command: Get, client: &Client) -> anyhow::Result<()> {
         Get::ServiceAccount { name, output } => {
             let account = client.call(&GetAccount { name }).await?;
             print(output, &account, |account| accounts::details(account, now))
+        }
+        Get::ClusterSettings(output) => {
+            let found = client.call(&GetSettings {}).await?;
+            print(output, &found, settings::table)
         }
         Get::BootstrapToken(arguments) => bootstrap::run(arguments, client).await,
     }
@@ -140,6 +148,8 @@ fn vm_table(vm: &Vm, now: Timestamp) -> Table {
     row("Restart policy", vm.spec.restart_policy.to_string());
     row("Restarted", vm.restarted_at.map_or_else(|| "never".to_owned(), |then| output::ago(then, now)));
     row("Restart count", vm.restart_count.to_string());
+    let dirs: Vec<String> = vm.spec.host_dirs.iter().map(ToString::to_string).collect();
+    row("Host dirs", or_none(dirs.join(", ")));
     row("Resources", show_resources(&vm.spec.resources));
     row("Labels", show_labels(&vm.spec.labels));
     table
@@ -166,6 +176,8 @@ fn worker_table(view: &WorkerView, now: Timestamp) -> Table {
     row("Resources", show_resources(&info.resources));
     row("Resources in use", show_resources(&view.used));
     row("VMs", view.vms.to_string());
+    let hint = if view.strays == 0 { "" } else { " (`orchard list strays` shows them)" };
+    row("Stray copies", format!("{}{hint}", view.strays));
     row("Labels", show_labels(&info.labels));
     table
 }

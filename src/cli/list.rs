@@ -1,4 +1,4 @@
-//! `orchard list`: all VMs, workers, service accounts or bootstrap tokens, page by page to the end.
+//! `orchard list`: all VMs, workers, stray copies, service accounts or bootstrap tokens, page by page to the end.
 
 use clap::{Args, Subcommand};
 
@@ -6,9 +6,10 @@ use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
 use super::{accounts, bootstrap};
 use crate::bus::message::{ListVms, ListWorkers};
+use crate::bus::strays::{ListStrays, StrayView};
 use crate::model::vm::Vm;
 use crate::model::worker::WorkerView;
-use crate::model::{Clock, Timestamp};
+use crate::model::{Clock, CopyId, Timestamp, WorkerName};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum List {
@@ -18,6 +19,24 @@ pub(super) enum List {
     /// List all workers
     #[command(visible_alias = "worker", after_help = "Example:\n  orchard list workers")]
     Workers(ListArgs),
+    /// List what workers have on their machines although nobody wishes for it; see `orchard delete stray`
+    #[command(
+        visible_alias = "stray",
+        after_help = "\
+Examples:
+  orchard list strays
+  orchard list strays --worker mini-1 -q | xargs orchard delete stray mini-1
+
+A copy of a VM becomes a stray when the controller knows nothing of it, as after a restored backup. It
+runs on until somebody deletes it."
+    )]
+    Strays {
+        /// Only those of this worker
+        #[arg(long, value_name = "NAME")]
+        worker: Option<WorkerName>,
+        #[command(flatten)]
+        list: ListArgs,
+    },
     /// List all service accounts and their roles
     #[command(visible_alias = "service-account", after_help = "Example:\n  orchard list service-accounts")]
     ServiceAccounts(ListArgs),
@@ -30,7 +49,7 @@ pub(super) enum List {
 pub(super) struct ListArgs {
     #[command(flatten)]
     output: OutputArgs,
-    /// Print the names only (of bootstrap tokens, the ids)
+    /// Print the names only (of bootstrap tokens, the ids; of strays, what `delete stray` takes)
     #[arg(long, short, conflicts_with = "output")]
     quiet: bool,
 }
@@ -46,6 +65,10 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
             let workers = all_workers(client).await?;
             let name = |worker: &WorkerView| worker.worker.info.name.to_string();
             print(&arguments, &workers, name, |workers| worker_table(workers, now))
+        }
+        List::Strays { worker, list } => {
+            let all = all_strays(client, worker).await?;
+            print(&list, &all, |stray| show_copy(stray.id), strays_table)
         }
         List::ServiceAccounts(arguments) => {
             let all = accounts::all(client).await?;
@@ -96,6 +119,38 @@ async fn all_workers(client: &Client) -> anyhow::Result<Vec<WorkerView>> {
             return Ok(all);
         }
     }
+}
+
+async fn all_strays(client: &Client, worker: Option<WorkerName>) -> anyhow::Result<Vec<StrayView>> {
+    let mut all: Vec<StrayView> = Vec::new();
+    loop {
+        let after = all.last().map(|stray| (stray.worker.clone(), stray.id));
+        let page = client.call(&ListStrays { worker: worker.clone(), after, limit: 0 }).await?;
+        let more = page.more && !page.strays.is_empty();
+        all.extend(page.strays);
+        if !more {
+            return Ok(all);
+        }
+    }
+}
+
+/// A copy as the command line takes and shows it.
+fn show_copy(id: CopyId) -> String {
+    format!("{}/{}", id.uid, id.attempt)
+}
+
+fn strays_table(strays: &[StrayView]) -> Table {
+    let mut table = Table::with_titles(["Worker", "VM", "Copy", "Running", "State"]);
+    for stray in strays {
+        table.row([
+            stray.worker.to_string(),
+            stray.name.clone(),
+            show_copy(stray.id),
+            stray.running.to_string(),
+            if stray.deleting { "being deleted".to_owned() } else { "left alone".to_owned() },
+        ]);
+    }
+    table
 }
 
 fn vm_table(vms: &[Vm], now: Timestamp) -> Table {
@@ -184,6 +239,7 @@ pub(super) mod tests {
             last_seen: Some(Timestamp::from_millis(55_000)),
             used: Resources::from([("org.cirruslabs.logical-cores", 3)]),
             vms: 2,
+            strays: 1,
         }
     }
 

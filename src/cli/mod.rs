@@ -27,6 +27,7 @@ mod placing;
 mod power;
 mod prompt;
 mod serve;
+mod settings;
 mod ssh;
 mod wait;
 
@@ -82,13 +83,13 @@ enum Command {
     /// Create a VM or a service account
     #[command(subcommand)]
     Create(create::Create),
-    /// List VMs, workers, service accounts or bootstrap tokens
+    /// List VMs, workers, stray copies, service accounts or bootstrap tokens
     #[command(subcommand)]
     List(list::List),
-    /// Show one VM, worker or service account, or make a bootstrap token
+    /// Show one VM, worker or service account or the cluster's settings, or make a bootstrap token
     #[command(subcommand)]
     Get(get::Get),
-    /// Delete VMs, workers, service accounts or bootstrap tokens
+    /// Delete VMs, workers, stray copies, service accounts or bootstrap tokens
     #[command(subcommand)]
     Delete(delete::Delete),
     /// Change a VM, or the roles or the end of a service account
@@ -103,6 +104,9 @@ enum Command {
     /// Freeze a VM into a file on its worker
     #[command(subcommand)]
     Suspend(power::Suspend),
+    /// Change the settings of the whole cluster
+    #[command(subcommand)]
+    Set(settings::Set),
     /// Give a service account a new token
     #[command(subcommand)]
     Rotate(accounts::Rotate),
@@ -211,6 +215,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Stop(command) => power::stop(command, &connect().await?).await?,
         Command::Start(command) => power::start(command, &connect().await?).await?,
         Command::Suspend(command) => power::suspend(command, &connect().await?).await?,
+        Command::Set(command) => settings::set(command, &connect().await?).await?,
         Command::Rotate(command) => accounts::rotate(command, &connect().await?).await?,
         Command::Explain(command) => placing::explain(command, &connect().await?).await?,
         Command::Pause(command) => placing::pause(command, &connect().await?).await?,

@@ -32,7 +32,7 @@ use self::publisher::{Feed, publish, send_assignments};
 use self::pulse::Pulse;
 use self::service::{BusAddress, Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
-use self::store::{OpenError, Store, StoreError};
+use self::store::{Bounds, OpenError, Retention, Store, StoreError};
 use crate::broker::Broker;
 use crate::bus::access::{CreateJoinToken, NewJoinToken};
 use crate::bus::message::TunnelEndpoint;
@@ -86,6 +86,8 @@ pub struct ControllerOptions {
     pub timing: Timing,
     /// Files with a certificate, behind it those that lead to its CA, and its key; none = the controller makes its own.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// How long events are kept.
+    pub events_kept: Retention,
     /// The token of the first account from this start on, whatever it was; none = one is made at the first start.
     pub bootstrap_token: Option<Secret>,
 }
@@ -158,7 +160,8 @@ impl Controller {
         for folder in [options.data_dir.clone(), options.data_dir.join("db")] {
             identity::refuse_foreign(&folder).map_err(|source| StartError::Folder { path: folder, source })?;
         }
-        let store = Store::open(&options.data_dir)?;
+        let bounds = Bounds { kept: options.events_kept, ..Bounds::default() };
+        let store = Store::open_with(&options.data_dir, bounds)?;
         let certificate = match &options.certificate {
             Some((certificate, key)) => Identity::read(certificate, key)?,
             None => Identity::load_or_create(&options.data_dir, &local_names())?,

@@ -46,6 +46,7 @@ pub mod place;
 pub mod planted;
 pub mod resources;
 pub mod secret;
+pub mod settings;
 pub mod vm;
 pub mod worker;
 

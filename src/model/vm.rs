@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::condition::{ConditionType, Conditions};
 use super::resources::{Labels, Resources};
 use super::secret::{Secret, redact_urls};
+use super::settings::HostDir;
 use super::{AccountName, Attempt, Boot, CopyId, Timestamp, VmName, VmUid, WorkerName};
 
 /// The guest's operating system.
@@ -155,6 +156,9 @@ pub struct VmSpec {
     /// Further resources taken from the worker.
     #[serde(skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
+    /// Folders of the worker's host that the guest sees. A VM with any stays on its worker once it is placed.
+    #[serde(rename = "hostDirs", skip_serializing_if = "Vec::is_empty")]
+    pub host_dirs: Vec<HostDir>,
     /// Labels the worker must have.
     #[serde(skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
@@ -187,6 +191,7 @@ impl VmSpec {
     pub fn redacted(mut self) -> Self {
         self.password = None;
         self.image = redact_urls(&self.image);
+        self.host_dirs.iter_mut().for_each(|dir| dir.path = redact_urls(&dir.path));
         if let Some(script) = &mut self.startup_script {
             script.env.values_mut().for_each(|value| *value = Secret::new("***"));
         }
@@ -250,6 +255,9 @@ pub struct Vm {
     /// The worker it is placed on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerName>,
+    /// The only worker that will do from now on, as folders of that host are its own.
+    #[serde(default, rename = "boundTo", skip_serializing_if = "Option::is_none")]
+    pub bound_to: Option<WorkerName>,
     /// What it takes from that worker; empty while unplaced or after failure.
     #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub assigned: Resources,
@@ -324,6 +332,7 @@ impl Vm {
             status_message: String::new(),
             ready: false,
             worker: None,
+            bound_to: None,
             assigned: Resources::default(),
             placed_because: String::new(),
             assigned_cpu: 0,

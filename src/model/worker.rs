@@ -95,6 +95,9 @@ pub struct WorkerView {
     pub used: Resources,
     /// How many VMs are placed on it.
     pub vms: u64,
+    /// How many stray copies it has told of: on its machine, and wished for by nobody.
+    #[serde(default)]
+    pub strays: u64,
 }
 
 /// A worker of tests within the crate: a Linux machine called `name` with `cores` and `memory` MiB.

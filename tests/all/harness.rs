@@ -13,6 +13,7 @@ use orchard::bus::subject;
 use orchard::config::join::BootstrapToken;
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
 use orchard::controller::cluster::Timing;
+use orchard::controller::store::Retention;
 use orchard::controller::{BusSource, Controller, ControllerOptions};
 use orchard::identity;
 use orchard::model::error::ApiError;
@@ -163,7 +164,12 @@ pub async fn succeed(command: tokio::process::Command) -> String {
 }
 
 /// A worker that gives up soon once its key is refused.
-pub fn worker_options(bus: BusOptions, data_dir: PathBuf, name: &WorkerName, runtime: Arc<dyn Runtime>) -> WorkerOptions {
+pub fn worker_options(
+    bus: BusOptions,
+    data_dir: PathBuf,
+    name: &WorkerName,
+    runtime: Arc<dyn Runtime>,
+) -> WorkerOptions {
     let give_up_after = Duration::from_millis(200);
     WorkerOptions { bus, data_dir, info: info(name, &*runtime), runtime, guard: None, give_up_after }
 }
@@ -177,6 +183,7 @@ pub fn controller_options(data_dir: &Path) -> ControllerOptions {
         tunnel_host: None,
         timing: TIMING,
         certificate: None,
+        events_kept: Retention::default(),
         bootstrap_token: None,
     }
 }

@@ -123,6 +123,25 @@ async fn a_restored_controller_is_the_same_one_and_later_vms_are_told_of_and_kep
     // Whoever had seen all there was goes on without a look back.
     let after = events(&access, &home, &["--after", &last.to_string()]).await;
     assert!(!after.is_empty() && after.iter().all(|(number, _)| *number > last), "{after:?}");
+
+    // It runs until somebody says otherwise.
+    let listed = succeed(access.cli(&home, &["list", "strays"])).await;
+    assert!(listed.contains("after") && listed.contains("left alone"), "{listed}");
+    let worker = succeed(access.cli(&home, &["get", "worker", "w"])).await;
+    assert!(worker.contains("Stray copies") && worker.contains("1 (`orchard list strays`"), "{worker}");
+    let copy = succeed(access.cli(&home, &["list", "strays", "-q"])).await;
+    succeed(access.cli(&home, &["delete", "stray", "w", copy.trim()])).await;
+    until("the stray to be gone", LIMIT, || async {
+        let (left, running) =
+            (succeed(access.cli(&home, &["list", "strays", "-q"])).await, host.ledger().counts().running);
+        if left.is_empty() && running.len() == 2 { Ok(()) } else { Err(format!("{left} {running:?}")) }
+    })
+    .await;
+    let again = finish(access.cli(&home, &["delete", "stray", "w", copy.trim()])).await;
+    assert!(String::from_utf8_lossy(&again.stderr).contains("has told of no stray copy"), "{again:?}");
+    ready(&["before", "third"]).await;
+    let trail = succeed(access.cli(&home, &["audit"])).await;
+    assert!(trail.contains("worker.delete-stray") && trail.contains("of VM after"), "{trail}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -290,4 +309,78 @@ async fn a_read_only_disk_a_cut_and_a_changed_database_are_told_as_such_and_a_ba
     succeed(operate(&home, &data, &["restore", file.to_str().unwrap(), "--force"])).await;
     let (_server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
     assert_eq!(names(&access).await.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_may_not_be_written_for_a_while_is_told_as_such_and_served_again_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
+    let (server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
+    create(&access, "a", 0).await.unwrap();
+    let database = data.join("db/data.mdb");
+    // For a file that is open already neither its mode nor a mount that others write to can be changed under root; this can.
+    let Some(immutable) = Immutable::make(&database) else { return };
+    let refused = create(&access, "b", 0).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable, "{refused:?}");
+    assert!(refused.message.contains("cannot be written") && refused.message.contains("by itself"), "{refused}");
+    assert_eq!(names(&access).await, ["a"], "what there was is served");
+    drop(immutable);
+    create(&access, "c", 0).await.unwrap();
+    server.kill().await;
+    let (_server, access) = controller(&home, &data, &bus_address, &tunnels).await;
+    assert_eq!(names(&access).await, ["a", "c"]);
+    let numbers: Vec<u64> = events(&access, &home, &[]).await.into_iter().map(|(number, _)| number).collect();
+    assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "{numbers:?}");
+}
+
+/// A file that nobody can write, whoever has it open.
+struct Immutable(PathBuf);
+
+impl Immutable {
+    fn make(path: &Path) -> Option<Self> {
+        let set = Command::new("chattr").arg("+i").arg(path).output();
+        if set.as_ref().is_ok_and(|set| set.status.success()) {
+            return Some(Self(path.to_owned()));
+        }
+        eprintln!("SKIPPED, NOT PASSED: no file can be made immutable here (root, and ext4 or xfs): {set:?}");
+        None
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").arg("-i").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_the_cluster_are_kept_and_host_directories_follow_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
+    let (server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
+    let shown = succeed(access.cli(&home, &["get", "cluster-settings"])).await;
+    assert!(shown.contains("optimize-utilization") && shown.contains("none"), "{shown}");
+    let vm = ["create", "vm", "a", "--image", "any", "--host-dirs", "src:/srv/builds/src:ro"];
+    let refused = finish(access.cli(&home, &vm)).await;
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.contains("no policy allows") && refused.contains("orchard set cluster-settings"), "{refused}");
+    let set =
+        ["set", "cluster-settings", "--host-dir-policies", "/srv/builds:ro", "--scheduler-profile", "distribute-load"];
+    succeed(access.cli(&home, &set)).await;
+    succeed(access.cli(&home, &["set", "cluster-settings", "--cpu-overcommit", "2"])).await;
+    assert_eq!(finish(access.cli(&home, &["set", "cluster-settings"])).await.status.code(), Some(2));
+    succeed(access.cli(&home, &vm)).await;
+    server.kill().await;
+    let (_server, access) = controller(&home, &data, &bus_address, &tunnels).await;
+    let text = succeed(access.cli(&home, &["get", "cluster-settings", "-o", "json"])).await;
+    let settings: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expected = serde_json::json!({
+        "schedulerProfile": "distribute-load", "cpuOvercommit": 2,
+        "hostDirPolicies": [{"pathPrefix": "/srv/builds", "ro": true}],
+    });
+    assert_eq!(settings, expected);
+    let trail = succeed(access.cli(&home, &["audit"])).await;
+    assert!(trail.contains("cluster-settings.set") && trail.contains("/srv/builds:ro"), "{trail}");
 }

@@ -18,6 +18,9 @@ use orchard::bus::message::{
     TunnelEndpoint, TunnelTicket, Want, Welcome, decode, encode,
 };
 use orchard::bus::placing::{DrainWorker, ExplainVm, Explained, Obstacle, PauseWorker, ResumeWorker};
+use orchard::bus::settings::{GetSettings, SetSettings};
+use orchard::bus::strays::{DeleteStray, ListStrays, StrayPage, StrayView};
+use orchard::model::CopyId;
 use orchard::model::access::{Role, Roles};
 use orchard::model::account::{AccountView, JoinId, JoinTokenView};
 use orchard::model::audit::{AuditRecord, AuditType, Deed, Outcome};
@@ -25,6 +28,7 @@ use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::{Event, EventObject, EventType, LogStream};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use orchard::model::secret::Secret;
+use orchard::model::settings::{ClusterSettings, HostDirPolicy, Profile};
 use orchard::model::vm::{
     Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec, VmStatus,
 };
@@ -279,6 +283,26 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "worker.drain", &DrainWorker { name: "w".parse().unwrap(), deadline_s: Some(60) });
     line(&mut file, "worker.pause", &PauseWorker { name: "w".parse().unwrap() });
     line(&mut file, "worker.resume", &ResumeWorker { name: "w".parse().unwrap() });
+
+    let copy = CopyId { uid: uid(), attempt: 2 };
+    let strays = ListStrays { worker: Some("w".parse().unwrap()), after: Some(("w".parse().unwrap(), copy)), limit: 5 };
+    line(&mut file, "worker.list-strays", &strays);
+    let stray = StrayView { worker: "w".parse().unwrap(), id: copy, name: "a".into(), running: true, deleting: false };
+    line(&mut file, "answer/worker.list-strays", &Answer::Ok(StrayPage { strays: vec![stray], more: true }));
+    line(&mut file, "worker.delete-stray", &DeleteStray { name: "w".parse().unwrap(), copy });
+    line(&mut file, "cluster-settings.get", &GetSettings {});
+    let policy: HostDirPolicy = "/srv:ro".parse().unwrap();
+    let set = SetSettings {
+        profile: Some(Profile::DistributeLoad),
+        cpu_overcommit: Some(2),
+        host_dir_policies: Some(Vec::new()),
+        add_host_dir_policies: vec![policy.clone()],
+    };
+    line(&mut file, "cluster-settings.set", &set);
+    let settings = ClusterSettings { host_dir_policies: vec![policy], ..ClusterSettings::default() };
+    line(&mut file, "answer/cluster-settings.get", &Answer::Ok(settings));
+    let shared = VmSpec { image: "i".into(), host_dirs: vec!["a:/srv/x:ro".parse().unwrap()], ..VmSpec::default() };
+    line(&mut file, "vm.create/host-dirs", &CreateVm { name: "a".parse().unwrap(), spec: shared });
 
     access(&mut file);
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas/messages.txt");

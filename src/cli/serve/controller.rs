@@ -19,6 +19,7 @@ use crate::config::file::ContextFile;
 use crate::config::{Home, duration, variable};
 use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::controller::cluster::{self, Timing};
+use crate::controller::store::Retention;
 use crate::controller::store::backup::restore::finish_interrupted;
 use crate::model::AccountName;
 use crate::model::secret::Secret;
@@ -93,6 +94,15 @@ pub(in crate::cli) struct RunArgs {
     /// cannot be reached go on by the longer one.
     #[arg(long, value_name = "DURATION", value_parser = lease)]
     lease: Option<Duration>,
+    /// Keep events for so many days
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=36_500))]
+    events_keep_days: u64,
+    /// Keep at most so many events
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    events_keep_count: u64,
+    /// Keep at most so many MiB of events
+    #[arg(long, value_name = "MIB", default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(1..=16_384))]
+    events_keep_mib: u64,
 }
 
 /// Shorter, and a busy moment ends VMs; longer, and nobody waits for a replacement.
@@ -106,6 +116,17 @@ fn lease(text: &str) -> Result<Duration, String> {
     }
 }
 
+impl RunArgs {
+    /// How long events are kept: all three hold.
+    fn events_kept(&self) -> Retention {
+        Retention {
+            events: self.events_keep_count,
+            bytes: self.events_keep_mib << 20,
+            age: Duration::from_secs(self.events_keep_days * 24 * 3600),
+        }
+    }
+}
+
 pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyhow::Result<u8> {
     let arguments = match command {
         ControllerCommand::Run(arguments) => arguments,
@@ -113,6 +134,7 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         ControllerCommand::Restore(arguments) => return backup::restore(arguments, home).await.map(|()| 0),
     };
     let outside_bus = outside_bus(&arguments)?;
+    let events_kept = arguments.events_kept();
     let bootstrap_token = bootstrap_token()?;
     let bus_listen = arguments.bus_listen.unwrap_or(match arguments.insecure_no_tls {
         true => PLAIN_BUS_LISTEN,
@@ -137,6 +159,7 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         host::name().filter(|_| all_interfaces).map(String::from)
     });
     let start = parts::start_controller(ControllerSetup {
+        events_kept,
         data_dir: folder.path().to_owned(),
         listen: arguments.listen,
         bus_listen,

@@ -17,6 +17,7 @@ use crate::config::address::parse_listen;
 use crate::config::file::ContextFile;
 use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::controller::cluster::Timing;
+use crate::controller::store::Retention;
 use crate::model::WorkerName;
 use crate::model::secret::Secret;
 use crate::model::vm::RuntimeKind;
@@ -114,6 +115,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         tls: true,
         bus_host: None,
         certificate: None,
+        events_kept: Retention::default(),
         bootstrap_token: Some(token),
         timing: Timing::default(),
     })

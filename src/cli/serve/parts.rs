@@ -12,6 +12,7 @@ use crate::bus::client::BusOptions;
 use crate::config::context::Context;
 use crate::config::join::BootstrapToken;
 use crate::controller::cluster::Timing;
+use crate::controller::store::Retention;
 use crate::controller::{BusSource, Controller, ControllerOptions, StartError};
 use crate::identity;
 use crate::identity::ca::Fingerprint;
@@ -46,6 +47,8 @@ pub(super) struct ControllerSetup {
     pub(super) bus_host: Option<String>,
     /// Certificate and key to use in place of the controller's own.
     pub(super) certificate: Option<(PathBuf, PathBuf)>,
+    /// How long events are kept.
+    pub(super) events_kept: Retention,
     /// The first account's token from now on; none = the one it has.
     pub(super) bootstrap_token: Option<Secret>,
     /// How liveness is judged.
@@ -112,6 +115,7 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         tunnel_host: setup.tunnel_host,
         timing: setup.timing,
         certificate: setup.certificate,
+        events_kept: setup.events_kept,
         bootstrap_token: setup.bootstrap_token,
     })
     .await

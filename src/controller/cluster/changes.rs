@@ -27,6 +27,8 @@ pub struct Changes {
     pub restored: bool,
     /// Keys of requests whose VMs were deleted, new or no longer remembered.
     pub spent: BTreeSet<SpentKey>,
+    /// The settings of the cluster changed.
+    pub settings: bool,
     /// Accounts that came, went, or have another token, other roles or another end.
     pub accounts: BTreeSet<AccountName>,
     /// Join tokens that came, went or were used.
@@ -59,7 +61,11 @@ const MAX_TEXT: usize = 3 * MAX_LOG_LINE;
 impl Changes {
     /// Whether anything must be stored.
     pub fn is_empty(&self) -> bool {
-        let copies = self.leaving.is_empty() && self.given_up.is_empty() && self.spent.is_empty() && !self.restored;
+        let copies = self.leaving.is_empty()
+            && self.given_up.is_empty()
+            && self.spent.is_empty()
+            && !self.restored
+            && !self.settings;
         let objects = self.vms.is_empty() && self.workers.is_empty();
         copies && objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
     }

@@ -27,6 +27,7 @@ mod reading;
 mod removal;
 mod replace;
 mod restored;
+mod settings;
 mod spec;
 mod strays;
 mod update;
@@ -50,7 +51,7 @@ use self::quota::Usage;
 pub use self::restored::Restoration;
 use self::restored::Restored;
 use self::strays::Stray;
-use super::scheduler::{Policy, Scheduler, Standing};
+use super::scheduler::{Scheduler, Standing};
 use crate::bus::message::{Assignment, DesiredCopy, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
@@ -58,6 +59,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventNumber;
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
+use crate::model::settings::ClusterSettings;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{Worker, WorkerState, WorkerView};
 use crate::model::{CopyId, Now, SessionId, Timestamp, VmName, VmUid, WorkerName};
@@ -95,6 +97,8 @@ pub struct Records {
     pub restored: Restoration,
     /// Keys of requests whose VMs were deleted.
     pub spent: Vec<Spent>,
+    /// The settings of the cluster.
+    pub settings: ClusterSettings,
     /// All service accounts.
     pub accounts: Vec<Account>,
     /// All join tokens.
@@ -152,6 +156,7 @@ pub struct Cluster {
     workers: BTreeMap<WorkerName, WorkerEntry>,
     /// What is held since a backup was restored.
     restored: Restored,
+    settings: ClusterSettings,
     access: Access,
     /// Knows what each worker holds, and which VMs wait for one.
     scheduler: Scheduler,
@@ -181,8 +186,9 @@ impl Cluster {
             spent: SpentKeys::load(records.spent),
             workers: BTreeMap::new(),
             restored: Restored::load(records.restored),
+            scheduler: Scheduler::new(settings::policy_of(&records.settings)),
+            settings: records.settings,
             access: Access::load(records.accounts, records.joins, records.keys),
-            scheduler: Scheduler::new(Policy::default()),
             ends: BTreeSet::new(),
             usage: Usage::default(),
             full: None,
@@ -378,6 +384,7 @@ impl WorkerEntry {
             last_seen: self.last_seen,
             used: used.cloned().unwrap_or_default(),
             vms: u64::try_from(self.vms.len()).unwrap_or(u64::MAX),
+            strays: u64::try_from(self.strays.len()).unwrap_or(u64::MAX),
         }
     }
 }

@@ -30,6 +30,7 @@ impl Cluster {
             // It counts there already.
             self.scheduler.release(&worker, &Resources::default(), 1);
         }
+        bind(vm, &worker);
         vm.set_conditions(true, false);
         vm.assigned_cpu = cpu;
         vm.assigned_memory = memory;
@@ -57,7 +58,7 @@ impl Cluster {
         let held = self.held_back.contains_key(&uid) || self.is_held(uid);
         let waits = vm.status == VmStatus::Pending && !vm.is_to_be_off() && !vm.conditions.scheduled();
         if waits && !elsewhere && !held {
-            let shape = shape_of(vm);
+            let shape = Shape::of_vm(vm);
             self.scheduler.enqueue(uid, shape);
         }
     }
@@ -75,7 +76,7 @@ impl Cluster {
     /// [`ErrorCode::NotFound`].
     pub fn explain(&self, name: &VmName, now: Now) -> Result<Explained, ApiError> {
         let vm = self.known_vm(name)?;
-        let explanation = self.scheduler.explain(&shape_of(vm));
+        let explanation = self.scheduler.explain(&Shape::of_vm(vm));
         let held = self.why_held(vm);
         let bound =
             |worker: &WorkerName| format!("it is switched on, and waits for room on {worker}, where its disk is");
@@ -145,7 +146,9 @@ pub(super) fn unknown_worker(name: &WorkerName) -> ApiError {
     ApiError::new(ErrorCode::NotFound, format!("there is no worker named {name}; {hint}"))
 }
 
-/// What a VM wants of a worker. One whose disk is on a worker already wants that one.
-pub(super) fn shape_of(vm: &Vm) -> Shape {
-    Shape { worker: vm.worker.clone(), ..Shape::of(&vm.spec) }
+/// A VM with folders of a host stays there: elsewhere they are others, or none.
+pub(super) fn bind(vm: &mut Vm, worker: &WorkerName) {
+    if !vm.spec.host_dirs.is_empty() {
+        vm.bound_to = Some(worker.clone());
+    }
 }

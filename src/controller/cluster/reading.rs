@@ -6,7 +6,6 @@ use std::ops::Bound::{Excluded, Unbounded};
 use serde::Serialize;
 
 use super::Cluster;
-use super::placing::shape_of;
 use crate::bus::message;
 use crate::controller::scheduler::Shape;
 use crate::model::error::{ApiError, ErrorCode};
@@ -70,7 +69,7 @@ impl Cluster {
     fn view(&self, vm: &Vm, reasons: &mut Reasons, now: Now) -> Vm {
         let mut seen = vm.clone().redacted();
         if self.scheduler.is_waiting(vm.uid) {
-            let shape = shape_of(vm);
+            let shape = Shape::of_vm(vm);
             let reason = reasons.entry(shape).or_insert_with_key(|shape| self.scheduler.explain(shape).to_string());
             seen.status_message = match &vm.worker {
                 Some(worker) => format!("switched on; waiting for room on {worker}, where its disk is: {reason}"),

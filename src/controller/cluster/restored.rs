@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::placing::bind;
 use super::{Changes, Cluster, Records};
 use crate::controller::scheduler::{Shape, demand};
 use crate::model::event::EventType;
@@ -331,6 +332,7 @@ impl Cluster {
         (vm.failed_at, vm.log_lines) = (None, 0);
         if takes {
             vm.worker = Some(worker.clone());
+            bind(vm, worker);
             "it was found there after a backup was restored".clone_into(&mut vm.placed_because);
             (vm.assigned_cpu, vm.assigned_memory, vm.scheduled_at) = (cpu, memory, Some(now.wall));
             vm.assigned.clone_from(&taken);

@@ -1,13 +1,17 @@
 //! What a VM's specification may be. Called for each VM that is asked for.
 
+use std::collections::BTreeSet;
+
 use crate::bus::message;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::vm::VmSpec;
+use crate::model::vm::{RuntimeKind, VmSpec};
 
 /// Bounds of a specification: generous for people, small against the broker's payload limit.
 const MAX_TEXT: usize = 4 * 1024;
 const MAX_SCRIPT: usize = 256 * 1024;
 const MAX_PAIRS: usize = 64;
+/// Each is a device in the guest.
+const MAX_HOST_DIRS: usize = 16;
 /// All of it together: one VM must fit into one message to its worker.
 const MAX_SPEC: usize = 512 * 1024;
 
@@ -50,6 +54,16 @@ pub(super) fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
                 "a label or resource name is empty, or it or its value is longer than {MAX_TEXT} bytes"
             ));
         }
+    }
+    if spec.host_dirs.len() > MAX_HOST_DIRS {
+        return refuse(format!("{} host directories; at most {MAX_HOST_DIRS} are allowed", spec.host_dirs.len()));
+    }
+    let names: BTreeSet<&str> = spec.host_dirs.iter().map(|dir| dir.name.as_str()).collect();
+    if names.len() < spec.host_dirs.len() {
+        return refuse("two host directories have the same name; the guest knows them by it".to_owned());
+    }
+    if spec.runtime == Some(RuntimeKind::Vetu) && !spec.host_dirs.is_empty() {
+        return refuse("runtime vetu cannot give a VM host directories (hostDirs); leave them out".to_owned());
     }
     let size = message::encode(spec)?.len();
     if size > MAX_SPEC {

@@ -1,8 +1,12 @@
 //! Copies that a worker has found on its machine although nobody here wishes for them: told of, and left alone.
 
-use super::{Changes, Cluster};
-use crate::model::error::ApiError;
+use std::ops::Bound::{Included, Unbounded};
+
+use super::{Changes, Cluster, Leaving};
+use crate::bus::strays::StrayView;
+use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
+use crate::model::resources::Resources;
 use crate::model::vm::Vm;
 use crate::model::{CopyId, Now, WorkerName};
 
@@ -62,5 +66,76 @@ impl Cluster {
         if let Some(entry) = self.workers.get_mut(worker) {
             entry.strays.remove(&id);
         }
+    }
+
+    /// At most `limit` stray copies, of `worker` or of all, after `after`, and whether there are more.
+    pub fn strays(
+        &self,
+        worker: Option<&WorkerName>,
+        after: Option<&(WorkerName, CopyId)>,
+        limit: usize,
+    ) -> (Vec<StrayView>, bool) {
+        let from = worker.or(after.map(|(name, _)| name)).map_or(Unbounded, |name| Included(name.clone()));
+        let workers =
+            self.workers.range((from, Unbounded)).take_while(|(name, _)| worker.is_none_or(|only| only == *name));
+        let all = workers.flat_map(|(name, entry)| entry.strays.iter().map(move |(id, stray)| (name, *id, stray)));
+        let mut rest = all.filter(|(name, id, _)| after.is_none_or(|(last, copy)| (last, copy) < (*name, id)));
+        let view = |(name, id, stray): (&WorkerName, CopyId, &Stray)| StrayView {
+            worker: name.clone(),
+            id,
+            name: stray.name.clone(),
+            running: stray.running,
+            deleting: self.leaving.contains_key(&id),
+        };
+        let page = rest.by_ref().take(limit).map(view).collect();
+        (page, rest.next().is_some())
+    }
+
+    /// Has `worker` remove a stray copy. One that a VM wants, or may want while it is held, is none.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`] when the worker has told of no such copy; [`ErrorCode::Conflict`] when a VM may want it.
+    pub fn delete_stray(
+        &mut self,
+        worker: &WorkerName,
+        id: CopyId,
+        now: Now,
+        changes: &mut Changes,
+    ) -> Result<(), ApiError> {
+        let stray = self.workers.get(worker).and_then(|entry| entry.strays.get(&id)).cloned();
+        let Some(stray) = stray else {
+            let what = format!(
+                "worker {worker} has told of no stray copy {}/{}; `orchard list strays` shows those there are. What a worker \
+                 has is known once it has registered",
+                id.uid, id.attempt
+            );
+            return Err(ApiError::new(ErrorCode::NotFound, what));
+        };
+        if let Some(vm) = self.vm_record(id.uid).filter(|vm| self.may_want(vm, id)) {
+            let name = &vm.name;
+            let what = format!(
+                "VM {name} may go on with this copy once all workers have told what they have (`orchard explain vm {name}`); \
+                 wait for that, or delete the VM first"
+            );
+            return Err(ApiError::new(ErrorCode::Conflict, what));
+        }
+        changes.say(format!("copy {id} of VM {}", stray.name));
+        if self.leaving.contains_key(&id) {
+            return Ok(());
+        }
+        let message = format!("is to delete its stray copy of VM {} ({id})", stray.name);
+        changes.worker_event(&mut self.last_event, now, worker, EventType::Stray, message);
+        // The name is the worker's word; where it cannot be one, the copy's uid stands for it.
+        let name = stray.name.parse().or_else(|_| id.uid.to_string().parse())?;
+        // That a VM is gone is told of those that were known.
+        self.insert_leaving(Leaving { name, id, worker: worker.clone(), held: Resources::default(), deleted: false, replaceable: false });
+        changes.leaving.insert(id);
+        self.reassign(worker, changes);
+        Ok(())
+    }
+
+    /// Whether the copy is the VM's, or may become it.
+    fn may_want(&self, vm: &Vm, id: CopyId) -> bool {
+        vm.copy_id() == id && vm.worker.is_some() || self.is_held(vm.uid) && id.attempt >= vm.copy_id().attempt
     }
 }

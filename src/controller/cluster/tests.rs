@@ -12,6 +12,8 @@ mod once;
 mod placing;
 mod power;
 mod restored;
+mod settings;
+mod strays;
 mod update;
 mod walk;
 
@@ -25,7 +27,7 @@ use crate::bus::message::{CreateVm, Heartbeat, Hello, LogLine, LogLines, Observa
 use crate::model::Timestamp;
 use crate::model::event::{EventObject, EventType, LogStream};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
-use crate::model::vm::{RestartPolicy, StartupScript, VmSpec};
+use crate::model::vm::{RestartPolicy, RuntimeKind, StartupScript, VmSpec};
 use crate::model::worker::WorkerInfo;
 
 struct World {

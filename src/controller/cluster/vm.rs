@@ -44,6 +44,7 @@ impl Cluster {
             changes.say(format!("uid {}; it was made by an earlier try of the same request", made.uid));
             return Ok(made);
         }
+        self.check_host_dirs(&request.spec)?;
         if self.vms.contains_key(&request.name) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::Profile;
+use crate::model::settings::Profile;
 
 /// Why a worker cannot take a VM. In this order they are told.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,6 +14,7 @@ pub(super) enum Obstacle<'a> {
     Runtime,
     Arch,
     GuestOs,
+    HostDirs,
     Label(&'a str, &'a str),
     TooSmall(&'a str, u64),
     Lacks(&'a str, u64),
@@ -79,6 +80,7 @@ impl fmt::Display for Obstacle<'_> {
             Obstacle::OtherWorker => f.write_str("other than the one it is bound to"),
             Obstacle::Runtime => f.write_str("with another runtime"),
             Obstacle::Arch => f.write_str("of another architecture"),
+            Obstacle::HostDirs => f.write_str("unable to share host directories"),
             Obstacle::GuestOs => f.write_str("unable to run macOS"),
             Obstacle::Label(name, value) => write!(f, "without label {name}={value}"),
             Obstacle::TooSmall(resource, asked) => write!(f, "too small for {asked} {resource}"),

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Place;
 use super::node::{Node, Rank};
 use super::shape::Shape;
-use super::{Place, Profile};
+use crate::model::settings::Profile;
 use crate::model::{VmUid, WorkerName};
 
 /// See the module.

@@ -27,12 +27,10 @@ pub use self::node::Standing;
 use self::node::{Node, Reservation};
 pub use self::shape::{Shape, demand};
 use crate::model::resources::Resources;
+use crate::model::settings::{CPU_OVERCOMMIT, Profile};
 use crate::model::worker::WorkerInfo;
 use crate::model::{VmUid, WorkerName};
 
-/// How many virtual cores are given out for each real one unless the operator says otherwise: build machines wait for disks
-/// and networks most of the time.
-pub const CPU_OVERCOMMIT: u64 = 4;
 /// A VM that could run on some worker is passed there by this many that came later, at most, before a worker is kept free
 /// for it.
 pub const MAX_OVERTAKEN: u32 = 64;
@@ -40,16 +38,6 @@ pub const MAX_OVERTAKEN: u32 = 64;
 const WORKERS_PER_RESERVATION: usize = 8;
 /// Shapes that are remembered although no VM of theirs waits.
 const IDLE_SHAPES: usize = 64;
-
-/// Which of the workers that fit is preferred.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Profile {
-    /// One that has the image, then the one with the most VMs: others stay empty for big VMs, or can be switched off.
-    #[default]
-    OptimizeUtilization,
-    /// The one with the fewest VMs, then one that has the image.
-    DistributeLoad,
-}
 
 /// What the operator decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::Profile;
 use super::explain::Obstacle;
 use super::shape::{Shape, each_demand};
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::{LOGICAL_CORES, Resources, WORKER_NAME_LABEL};
+use crate::model::settings::Profile;
 use crate::model::vm::{Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
 
@@ -130,6 +130,9 @@ impl Node {
         // No macOS but on a Mac; guests that are not real do not mind.
         if shape.os == Some(Os::Darwin) && info.os != Os::Darwin && info.runtime != RuntimeKind::Synthetic {
             return Err(Obstacle::GuestOs);
+        }
+        if shape.host_dirs && info.runtime == RuntimeKind::Vetu {
+            return Err(Obstacle::HostDirs);
         }
         if let Some((name, value)) = shape.labels.iter().find(|(name, value)| self.label(name) != value.as_str()) {
             return Err(Obstacle::Label(name, value));

@@ -2,7 +2,7 @@
 
 use crate::model::WorkerName;
 use crate::model::resources::{LOGICAL_CORES, Labels, MEMORY_MIB, Resources, TART_VMS};
-use crate::model::vm::{Arch, Os, RuntimeKind, VmSpec};
+use crate::model::vm::{Arch, Os, RuntimeKind, Vm, VmSpec};
 use crate::model::worker::WorkerInfo;
 
 /// See the module.
@@ -20,6 +20,8 @@ pub struct Shape {
     pub runtime: Option<RuntimeKind>,
     /// Labels its worker must have.
     pub labels: Labels,
+    /// It sees folders of the host, which not every runtime can give.
+    pub host_dirs: bool,
     /// CPU cores; 0 = the worker's default.
     pub cpu: u64,
     /// Memory in MiB; 0 = the worker's default.
@@ -31,6 +33,11 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// That of a VM, bound to the worker where its disk is, or which it must stay on for another reason, if there is one.
+    pub fn of_vm(vm: &Vm) -> Self {
+        Self { worker: vm.worker.as_ref().or(vm.bound_to.as_ref()).cloned(), ..Self::of(&vm.spec) }
+    }
+
     /// That of a VM as it was asked for, bound to no worker.
     pub fn of(spec: &VmSpec) -> Self {
         Self {
@@ -40,6 +47,7 @@ impl Shape {
             arch: spec.arch,
             runtime: spec.runtime,
             labels: spec.labels.clone(),
+            host_dirs: !spec.host_dirs.is_empty(),
             cpu: spec.cpu,
             memory: spec.memory,
             resources: spec.resources.clone(),

@@ -1,6 +1,6 @@
 //! API verbs: decode, do, encode.
 
-use super::{Context, access, placing};
+use super::{Context, access, placing, settings};
 use crate::bus::access::{
     AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, ListAccounts,
     ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
@@ -11,6 +11,8 @@ use crate::bus::message::{
     ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
 };
 use crate::bus::placing::{DrainWorker, ExplainVm, PauseWorker, ResumeWorker};
+use crate::bus::settings::{GetSettings, SetSettings};
+use crate::bus::strays::{DeleteStray, ListStrays};
 use crate::controller::store::{Room, StoreError};
 use crate::identity;
 use crate::model::access::rule;
@@ -53,6 +55,8 @@ verbs! {
     UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
     CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
     DeleteJoinToken => access::delete_join_token, ListAudit => list_audit,
+    GetSettings => settings::get, SetSettings => settings::set,
+    ListStrays => settings::list_strays, DeleteStray => settings::delete_stray,
     ExplainVm => placing::explain, PauseWorker => placing::pause, ResumeWorker => placing::resume,
     DrainWorker => placing::drain,
 }

@@ -9,6 +9,7 @@ mod api;
 mod guard;
 mod join;
 mod placing;
+mod settings;
 mod worker;
 
 use std::future::Future;

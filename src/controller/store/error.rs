@@ -86,6 +86,14 @@ pub enum StoreError {
         /// What is left there, in bytes.
         left: u64,
     },
+    /// It may not be written now.
+    #[error("the database in {} cannot be written: {why}; make it writable again (mount the disk to write, mend its permissions), and it goes on by itself", path.display())]
+    NotWritable {
+        /// Where the database is.
+        path: PathBuf,
+        /// What the system said.
+        why: String,
+    },
     /// A record is not what this release expects.
     #[error("record {key} of table {table} is damaged or of another release")]
     Damaged {
@@ -121,6 +129,9 @@ impl StoreError {
     /// input/output error.
     pub(super) fn at(self, folder: &Path) -> Self {
         let Self::Lmdb(heed::Error::Io(error)) = &self else { return self };
+        if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) {
+            return Self::NotWritable { path: folder.to_owned(), why: error.to_string() };
+        }
         let left = rustix::fs::statvfs(folder).map_or(u64::MAX, |about| about.f_bavail.saturating_mul(about.f_frsize));
         let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
         let cut_short = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) && left < NO_ROOM;

@@ -1,7 +1,10 @@
 //! The LMDB environment: typed tables, opened once, read by anyone, written by [`writer`] alone.
 //!
 //! LMDB over a log-structured store: one file, readers that never block, a commit that is one `fdatasync`, nothing to
-//! repair after a crash. On Apple systems the LMDB that heed builds syncs with `F_FULLFSYNC`, which forces the drive.
+//! repair after a crash. On Apple systems a plain sync leaves data in the drive's cache: there LMDB, as heed builds it, syncs
+//! the pages with `F_FULLFSYNC`, but writes its meta page, with which a commit counts, through a file that is opened with
+//! `O_DSYNC`, which does not force the drive. So after each commit the whole file is synced once more in that way
+//! (`force_drive`), and only then is anything answered.
 //! The map is opened far larger than it will get: it is address space, not memory or disk, so the file grows by itself up to
 //! 64 GiB and the map need never be resized, which LMDB can only do while nothing is read. Where a process may not have so
 //! much (a limit, 32 bits), it takes half of what there is; the rest stays for everything else, so growing later could not
@@ -35,8 +38,8 @@ pub use self::pages::PagesError;
 use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
-    AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, RESTORED_KEY, SCHEMA, Table,
-    Tables, VMS, all, copy_key, decode, put_or_delete, read_all, spent_key,
+    AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, RESTORED_KEY, SCHEMA,
+    SETTINGS_KEY, Table, Tables, VMS, all, copy_key, decode, put_or_delete, read_all, spent_key,
 };
 use self::trail::Kept;
 use super::cluster::{Changes, Cluster, Records};
@@ -138,6 +141,10 @@ impl Store {
         } else {
             (env, tables)
         };
+        if found > PLAIN_SCHEMA && found < SCHEMA {
+            // Its records are read as they are; from here on releases that would misread what is added leave it alone.
+            tables.stamp(&env).map_err(database_error)?;
+        }
         // LMDB syncs what is in its file, and not that there is one.
         identity::sync_folder(&path).map_err(folder_error)?;
         let shares = trail::shares(&env, &tables).map_err(database_error)?;
@@ -179,6 +186,7 @@ impl Store {
             given_up: all(&txn, tables.given_up, "given-up")?,
             restored: tables.record(&txn, RESTORED_KEY)?,
             spent: all(&txn, tables.spent, "spent-keys")?,
+            settings: tables.record(&txn, SETTINGS_KEY)?,
             accounts: all(&txn, tables.accounts, "accounts")?,
             joins: all(&txn, tables.joins, "joins")?,
             keys: all(&txn, tables.keys, "worker-keys")?,
@@ -236,6 +244,9 @@ impl Store {
         if changes.restored {
             tables.put_record(&mut txn, RESTORED_KEY, cluster.restored_record())?;
         }
+        if changes.settings {
+            tables.put_record(&mut txn, SETTINGS_KEY, cluster.settings_record())?;
+        }
         for name in &changes.accounts {
             put_or_delete(&mut txn, tables.accounts, name.as_str().as_bytes(), cluster.account_record(name))?;
         }
@@ -260,6 +271,7 @@ impl Store {
         tables.put_number(&mut txn, AUDIT_PUBLISHED_KEY, published.audit)?;
         let used = tables.used(&txn)?;
         txn.commit()?;
+        force_drive(&self.env)?;
         self.used.store(used, Ordering::Relaxed);
         *held = Some(shares);
         Ok(())
@@ -337,10 +349,26 @@ impl Store {
     }
 }
 
+/// Has the drive itself write what LMDB has just committed; see the module.
+#[cfg(target_os = "macos")]
+fn force_drive(env: &Env) -> Result<(), StoreError> {
+    // `F_FULLFSYNC` of LMDB's own file, whatever the flags of the environment.
+    Ok(env.force_sync()?)
+}
+
+/// Elsewhere `fdatasync` and `O_DSYNC` do that already.
+#[cfg(not(target_os = "macos"))]
+#[allow(clippy::unnecessary_wraps)] // as on macOS
+fn force_drive(_: &Env) -> Result<(), StoreError> {
+    Ok(())
+}
+
 fn has_records(env: &Env, table: Table) -> Result<bool, StoreError> {
     let txn = env.read_txn()?;
     Ok(table.first(&txn)?.is_some())
 }
 
+#[cfg(test)]
+mod older;
 #[cfg(test)]
 mod tests;

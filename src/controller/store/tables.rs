@@ -14,7 +14,10 @@ use crate::controller::cluster::SpentKey;
 use crate::model::CopyId;
 
 /// The version of what the tables hold; raised with every change that an older release cannot read.
-pub(super) const SCHEMA: u32 = 2;
+///
+/// 1: VMs in plain text. 2: VMs are sealed. 3: copies are known by `attemptsFrom` and `restart_count` of their VM together,
+/// what is held since a restored backup, the cluster's settings, VMs bound to a worker.
+pub(super) const SCHEMA: u32 = 3;
 
 /// The schema before VMs were sealed.
 pub(super) const PLAIN_SCHEMA: u32 = 1;
@@ -37,6 +40,8 @@ pub(super) const PUBLISHED_KEY: &str = "published";
 pub(super) const LAST_AUDIT_KEY: &str = "last-audit";
 /// What is known of the last restoring.
 pub(super) const RESTORED_KEY: &str = "restored";
+/// The settings of the cluster.
+pub(super) const SETTINGS_KEY: &str = "settings";
 pub(super) const AUDIT_PUBLISHED_KEY: &str = "audit-published";
 
 pub(super) type Table = Database<'static, Bytes, Bytes>;
@@ -168,6 +173,13 @@ impl Tables {
         self.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&SCHEMA)?)?;
         txn.commit()?;
         Ok(SCHEMA)
+    }
+
+    /// Notes that what is stored is of the present schema.
+    pub(super) fn stamp(&self, env: &Env) -> Result<(), StoreError> {
+        let mut txn = env.write_txn()?;
+        self.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&SCHEMA)?)?;
+        Ok(txn.commit()?)
     }
 
     /// A record that is kept under `key`; its default if none is.

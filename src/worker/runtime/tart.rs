@@ -231,6 +231,10 @@ impl Runtime for Tart {
         if image.is_empty() || image.starts_with('-') {
             return Err(RuntimeError::Image(format!("{image:?} is not the name of an image")));
         }
+        if self.options.kind == RuntimeKind::Vetu && !copy.spec.host_dirs.is_empty() {
+            let why = "vetu cannot share host directories; give --runtime tart or qemu, or leave --host-dirs out";
+            return Err(RuntimeError::State(why.to_owned()));
+        }
         let name = disk_name(&copy.name, copy.id);
         self.write_note(&name, "unstarted", b"")?;
         self.names().insert(copy.id, name.clone());
@@ -271,6 +275,8 @@ impl Runtime for Tart {
         if copy.spec.headless && self.options.kind == RuntimeKind::Tart {
             args.push("--no-graphics".to_owned());
         }
+        // One word each, so that no path is taken for an option.
+        args.extend(copy.spec.host_dirs.iter().map(|dir| format!("--dir={dir}")));
         args.push(name.clone());
         let path = self.note(&name, "log");
         let log = File::options().append(true).create(true).open(&path);

@@ -90,7 +90,7 @@ async fn a_failure_is_told_again_to_a_controller_that_had_forgotten_the_copy() {
     let wished = orders.borrow().clone();
     orders.send_replace(Order { wish: Wish::Unknown, copy: None, ..wished.clone() });
     let _task = task::spawn(task.run());
-    told(&host, copy.id, &Observation::Stray { name: "a".into(), running: Some(true) }).await;
+    told(&host, copy.id, &Observation::Stray { name: "a".into(), running: Some(false) }).await;
     orders.send_replace(wished);
     let message = "the VM's process ended while nobody watched".into();
     told(&host, copy.id, &Observation::Failed { message, disk: false }).await;

@@ -4,8 +4,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use orchard::controller::scheduler::{Policy, Profile, Scheduler, Shape, Standing, demand};
+use orchard::controller::scheduler::{Policy, Scheduler, Shape, Standing, demand};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB, Resources};
+use orchard::model::settings::Profile;
 use orchard::model::vm::{Arch, Os, RuntimeKind, VmSpec};
 use orchard::model::worker::WorkerInfo;
 use orchard::model::{VmUid, WorkerName};

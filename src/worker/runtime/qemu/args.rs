@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use super::folder::{CONSOLE_LOG, DISK, PID_FILE, QMP_SOCKET, VNC_SOCKET};
 use crate::model::CopyId;
+use crate::model::settings::HostDir;
 use crate::model::vm::Arch;
 
 /// How guest instructions are executed.
@@ -63,6 +64,8 @@ pub struct Parameters<'a> {
     pub accel: Accel,
     /// UEFI firmware in the folder's parent chain or the system; only arm64 needs one.
     pub firmware: Option<&'a str>,
+    /// Folders of the host that the guest sees, each by its name as a 9p mount tag.
+    pub host_dirs: &'a [HostDir],
     /// Whether this QEMU was built with seccomp.
     pub sandbox: bool,
 }
@@ -102,6 +105,14 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     match machine.arch {
         Arch::Amd64 => add("-vga", "std".to_owned()),
         Arch::Arm64 => add("-device", "ramfb".to_owned()),
+    }
+    for (number, dir) in machine.host_dirs.iter().enumerate() {
+        // The path is the one text of a user here that may hold commas; QEMU reads two as one.
+        let (path, name) = (dir.path.replace(',', ",,"), &dir.name);
+        let access = if dir.ro { ",readonly=on" } else { "" };
+        let share =
+            format!("local,id=dir{number},path={path},mount_tag={name},security_model=none,multidevs=remap{access}");
+        add("-virtfs", share);
     }
     add("-vnc", format!("unix:{VNC_SOCKET}"));
     add("-smbios", format!("type=1,serial=ds=nocloud;h={};i={}", host_name(machine.name), machine.id));
@@ -163,8 +174,28 @@ mod tests {
             arch: Arch::Amd64,
             accel,
             firmware: None,
+            host_dirs: &[],
             sandbox: true,
         }
+    }
+
+    #[test]
+    fn folders_are_shared_by_name_and_no_path_adds_an_option() {
+        let dirs: Vec<HostDir> = ["a:/srv/x,readonly=off:ro", "b:/srv/y"].map(|dir| dir.parse().unwrap()).into();
+        let args = run(&Parameters { host_dirs: &dirs, ..machine(Accel::Tcg) });
+        let shares: Vec<&str> = args
+            .iter()
+            .zip(&args[1..])
+            .filter(|(option, _)| *option == "-virtfs")
+            .map(|(_, value)| value.as_str())
+            .collect();
+        assert_eq!(
+            shares,
+            [
+                "local,id=dir0,path=/srv/x,,readonly=off,mount_tag=a,security_model=none,multidevs=remap,readonly=on",
+                "local,id=dir1,path=/srv/y,mount_tag=b,security_model=none,multidevs=remap",
+            ]
+        );
     }
 
     #[test]

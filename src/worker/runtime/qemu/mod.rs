@@ -45,6 +45,7 @@ use super::process::{Reaper, raise_file_limit, spawn_detached};
 use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, tool};
 use crate::identity::make_private_dir;
 use crate::model::CopyId;
+use crate::model::settings::HostDir;
 use crate::model::vm::{Arch, RuntimeKind};
 
 /// Forces an accelerator (`kvm`, `hvf`, `tcg`), for hosts where the trial is wrong and for tests.
@@ -183,6 +184,7 @@ impl Qemu {
             arch: Arch::HOST,
             accel: self.accel,
             firmware: host::firmware().map_err(RuntimeError::Tool)?,
+            host_dirs: &copy.spec.host_dirs,
             sandbox: self.sandbox,
         });
         let path = folder.file(QEMU_LOG);
@@ -260,6 +262,7 @@ impl Runtime for Qemu {
         if folder.process().await.is_some() {
             return Err(RuntimeError::State("the VM runs already".to_owned()));
         }
+        check_host_dirs(&copy.spec.host_dirs)?;
         let image = self.images.get(&copy.spec.image, progress).await?;
         let size = match copy.spec.disk_size {
             0 => None,
@@ -378,4 +381,17 @@ impl Runtime for Qemu {
         }
         Ok(Box::new(machine.dial(port).await?))
     }
+}
+
+/// Whether the guest can be given these folders.
+fn check_host_dirs(dirs: &[HostDir]) -> Result<(), RuntimeError> {
+    for dir in dirs {
+        let why = match Path::new(&dir.path) {
+            path if !path.is_absolute() => "QEMU shares folders of the host only, no archives",
+            path if !path.is_dir() => "there is no such folder on this host",
+            _ => continue,
+        };
+        return Err(RuntimeError::State(format!("host directory {}: {}: {why}", dir.name, dir.path)));
+    }
+    Ok(())
 }
