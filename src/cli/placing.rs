@@ -108,13 +108,16 @@ async fn emptied(name: &WorkerName, limit: Duration, client: &Client) -> anyhow:
     }
 }
 
-/// VMs on a worker that run or will. Those that failed stay there until they are deleted, and need nothing of it.
+/// VMs on a worker that run or will. Those that failed or are switched off stay there, and need nothing of it now.
 async fn left_on(name: &WorkerName, client: &Client) -> anyhow::Result<usize> {
     if client.call(&GetWorker { name: name.clone() }).await?.vms == 0 {
         return Ok(0);
     }
     let all = list::all_vms(client).await?;
-    Ok(all.iter().filter(|vm| vm.worker.as_ref() == Some(name) && vm.status != VmStatus::Failed).count())
+    Ok(all
+        .iter()
+        .filter(|vm| vm.worker.as_ref() == Some(name) && vm.status != VmStatus::Failed && !vm.is_off())
+        .count())
 }
 
 fn table(explained: &Explained) -> Table {

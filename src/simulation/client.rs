@@ -226,10 +226,10 @@ impl World {
                     self.violated(what);
                 }
             }
-            (ApiCall::Update(request), Ok(Reply::Created(vm))) => {
-                if vm.spec.ttl_s == 0 || self.disk.vms.contains_key(&vm.uid) {
-                    self.client.expected.insert(vm.uid, (request.name, vm.spec));
-                }
+            (ApiCall::Update(request), Ok(Reply::Created(vm)))
+                if vm.spec.ttl_s == 0 || self.disk.vms.contains_key(&vm.uid) =>
+            {
+                self.client.expected.insert(vm.uid, (request.name, vm.spec));
             }
             (ApiCall::Delete(name), Ok(_)) => {
                 self.client.gone.extend(doomed.into_keys());
