@@ -112,6 +112,8 @@ impl Reconciler {
                 changed
             });
         }
+        // All that have a task know this assignment now, and all that get one will begin with it.
+        self.keeper.has_ordered(assignment.session);
         let Some(found) = found else { return };
         let found: BTreeMap<CopyId, &Found> = found.iter().map(|found| (found.id, found)).collect();
         let ids: BTreeSet<CopyId> = wished.keys().chain(found.keys()).copied().collect();

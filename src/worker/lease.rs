@@ -9,6 +9,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::model::SessionId;
+
 /// Within this after the end of its lease a worker, or its guard, has ended every VM that may be started elsewhere: the
 /// controller waits for that long before it does so. See [`LOOK`] and the limits of `guard::end`, which add up to less.
 pub const FENCE_TIME: Duration = Duration::from_secs(10);
@@ -49,32 +51,50 @@ pub struct Lease {
     until: Moment,
     over: bool,
     lapses: u64,
+    /// The session in which it was granted, while it is valid; none if that was in an earlier process.
+    session: Option<SessionId>,
 }
 
 impl Lease {
     /// One that is over: what a worker has that was never let in.
     pub fn none() -> Self {
-        Self { sent: Moment::default(), until: Moment::default(), over: true, lapses: 0 }
+        Self { sent: Moment::default(), until: Moment::default(), over: true, lapses: 0, session: None }
     }
 
     /// The one that an earlier process of this worker had.
     pub fn restored(until: Moment, now: Moment) -> Self {
-        Self { sent: Moment::default(), until, over: until <= now, lapses: 0 }
+        Self { sent: Moment::default(), until, over: until <= now, lapses: 0, session: None }
     }
 
     /// Whether it is valid; notes its end, for good until it is renewed.
     pub fn look(&mut self, now: Moment) -> bool {
         if !self.over && self.until <= now {
             self.over = true;
+            self.session = None;
             self.lapses = self.lapses.saturating_add(1);
         }
         !self.over
     }
 
-    /// Takes in that the controller has acknowledged a message sent at `sent`, for `length`. An earlier message than the
-    /// last one changes nothing. The length counts even when it makes the lease shorter than it was: a controller that was
+    /// Takes in that the controller has let the worker in, in `session`, by a message sent at `sent`, for `length`.
+    pub fn grant(&mut self, session: SessionId, sent: Moment, length: Duration, now: Moment) {
+        self.extend(sent, length, now);
+        self.session = Some(session).filter(|_| !self.over);
+    }
+
+    /// Takes in that the controller has acknowledged a message of `session` sent at `sent`, for `length`; says whether the
+    /// lease is valid in that session. One that was over is not revived by this: what the worker was told under it may
+    /// be out of date, so it has to register again and to hear what it shall run now.
+    pub fn renew(&mut self, session: SessionId, sent: Moment, length: Duration, now: Moment) -> bool {
+        if self.look(now) && self.session == Some(session) {
+            self.extend(sent, length, now);
+        }
+        self.session == Some(session)
+    }
+
+    /// An earlier message than the last one changes nothing. The length counts even when it makes the lease shorter than it was: a controller that was
     /// started anew with shorter leases counts by those.
-    pub fn renew(&mut self, sent: Moment, length: Duration, now: Moment) {
+    fn extend(&mut self, sent: Moment, length: Duration, now: Moment) {
         self.look(now);
         if sent >= self.sent {
             self.sent = sent;
@@ -82,6 +102,11 @@ impl Lease {
             self.over = self.over && self.until <= now;
             self.look(now);
         }
+    }
+
+    /// The session in which it is valid.
+    pub fn session(&self) -> Option<SessionId> {
+        self.session
     }
 
     /// When it is over, or was.
@@ -154,19 +179,20 @@ mod tests {
     }
 
     const LENGTH: Duration = Duration::from_secs(60);
+    const SESSION: SessionId = SessionId(uuid::Uuid::from_u128(1));
 
     #[test]
     fn it_is_counted_from_the_sending_and_not_from_the_answer() {
         let mut lease = Lease::none();
         assert!(!lease.look(at(1)));
-        lease.renew(at(100), LENGTH, at(150));
+        lease.grant(SESSION, at(100), LENGTH, at(150));
         assert!(lease.look(at(159)) && !lease.look(at(160)));
     }
 
     #[test]
     fn an_answer_that_comes_after_the_end_renews_nothing() {
         let mut lease = Lease::none();
-        lease.renew(at(100), LENGTH, at(200));
+        lease.grant(SESSION, at(100), LENGTH, at(200));
         assert!(!lease.look(at(200)));
         assert_eq!(lease.lapses(), 0, "it never was valid");
     }
@@ -174,10 +200,10 @@ mod tests {
     #[test]
     fn an_end_is_seen_although_it_was_renewed_before_anybody_looked() {
         let mut lease = Lease::none();
-        lease.renew(at(0), LENGTH, at(0));
+        lease.grant(SESSION, at(0), LENGTH, at(0));
         let before = lease.lapses();
         // The process stood still for two minutes, and the first thing it does is to take in an answer.
-        lease.renew(at(119), LENGTH, at(120));
+        lease.grant(SESSION, at(119), LENGTH, at(120));
         assert!(lease.look(at(120)));
         assert_eq!(lease.lapses(), before + 1);
         assert!(lease.look(at(178)) && !lease.look(at(179)));
@@ -190,7 +216,7 @@ mod tests {
     fn what_is_renewed_in_time_never_ends() {
         let mut lease = Lease::none();
         for now in (0..10_000).step_by(55) {
-            lease.renew(at(now), LENGTH, at(now + 1));
+            lease.grant(SESSION, at(now), LENGTH, at(now + 1));
             assert!(lease.look(at(now + 54)));
         }
         assert_eq!(lease.lapses(), 0);
@@ -199,11 +225,24 @@ mod tests {
     #[test]
     fn a_controller_with_shorter_leases_is_followed_at_once_and_an_old_answer_is_not() {
         let mut lease = Lease::none();
-        lease.renew(at(100), LENGTH, at(101));
-        lease.renew(at(103), Duration::from_secs(5), at(103));
+        lease.grant(SESSION, at(100), LENGTH, at(101));
+        lease.grant(SESSION, at(103), Duration::from_secs(5), at(103));
         assert_eq!(lease.until(), at(108));
-        lease.renew(at(102), LENGTH, at(104));
+        lease.grant(SESSION, at(102), LENGTH, at(104));
         assert_eq!(lease.until(), at(108));
+    }
+
+    #[test]
+    fn only_a_registration_revives_one_that_was_over() {
+        let mut lease = Lease::none();
+        lease.grant(SESSION, at(0), LENGTH, at(0));
+        assert!(lease.renew(SESSION, at(59), LENGTH, at(59)));
+        assert!(!lease.renew(SESSION, at(119), LENGTH, at(120)), "it was over at 119");
+        assert!(!lease.renew(SESSION, at(121), LENGTH, at(121)) && !lease.look(at(121)));
+        let next = SessionId(uuid::Uuid::from_u128(2));
+        lease.grant(next, at(122), LENGTH, at(122));
+        assert!(!lease.renew(SESSION, at(123), LENGTH, at(123)), "a late answer of the session before");
+        assert_eq!((lease.session(), lease.until()), (Some(next), at(182)));
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Agent {
         let welcome: Welcome =
             self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
         let lease = Duration::from_millis(welcome.lease_ms);
-        self.keeper.renewed(sent, lease);
+        self.keeper.granted(session, sent, lease);
         tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");
         self.link(link, session, &welcome)?;
         let mut collector = Collector::default();
@@ -117,7 +117,8 @@ impl Agent {
             let subject = subject::worker(&self.info.name, WorkerVerb::Heartbeat);
             let sent = self.keeper.now();
             match self.bus.request::<_, HeartbeatAck>(subject, &beat, every.saturating_mul(2)).await {
-                Ok(_) => self.keeper.renewed(sent, lease),
+                Ok(_) if self.keeper.renewed(session, sent, lease) => {}
+                Ok(_) => return SessionOver,
                 Err(error) if error.code == ErrorCode::Unauthenticated => return SessionOver,
                 Err(error) => tracing::debug!("heartbeat: {error}"),
             }

@@ -10,7 +10,7 @@ use super::clock::{self, Clock};
 use super::end;
 use super::notes::{FENCED_MESSAGE, Notes};
 use super::supervisor::{GuardCommand, Supervisor};
-use crate::model::CopyId;
+use crate::model::{CopyId, SessionId};
 use crate::worker::lease::{LOOK, Lease, Moment, Written};
 use crate::worker::runtime::Runtime;
 
@@ -25,6 +25,8 @@ struct Shared {
     boot: String,
     notes: Notes,
     lease: Mutex<Lease>,
+    /// The session whose orders all copies have.
+    ordered: Mutex<Option<SessionId>>,
     state: watch::Sender<State>,
     supervisor: Supervisor,
 }
@@ -35,6 +37,8 @@ pub(in crate::worker) struct State {
     pub(super) valid: bool,
     /// See [`Lease::lapses`].
     pub(super) lapses: u64,
+    /// The orders are of the session in which the lease is valid, so they were given under it.
+    pub(super) may_begin: bool,
 }
 
 impl Keeper {
@@ -50,9 +54,9 @@ impl Keeper {
             Some(until) => Lease::restored(until, clock.now()),
             None => Lease::none(),
         };
-        let state = State { valid: lease.look(clock.now()), lapses: lease.lapses() };
+        let state = State { valid: lease.look(clock.now()), lapses: lease.lapses(), may_begin: false };
         let state = watch::Sender::new(state);
-        Self(Arc::new(Shared { clock, boot, notes, lease: Mutex::new(lease), state, supervisor }))
+        Self(Arc::new(Shared { clock, boot, notes, lease: Mutex::new(lease), ordered: Mutex::default(), state, supervisor }))
     }
 
     /// One that needs no guard, by the clock that tests may stop; it has no lease yet.
@@ -81,25 +85,38 @@ impl Keeper {
         self.0.clock.now()
     }
 
-    /// The controller has acknowledged a message that was sent at `sent`: the lease lasts for `length` from then on.
-    pub(in crate::worker) fn renewed(&self, sent: Moment, length: Duration) {
+    /// The controller has let the worker in, by a message that was sent at `sent`: the lease lasts for `length` from then on.
+    pub(in crate::worker) fn granted(&self, session: SessionId, sent: Moment, length: Duration) {
+        self.change(|lease, now| lease.grant(session, sent, length, now));
+    }
+
+    /// The controller has acknowledged a message of `session` that was sent at `sent`: the lease lasts for `length` from then
+    /// on. False when it was over before; then only another session helps.
+    pub(in crate::worker) fn renewed(&self, session: SessionId, sent: Moment, length: Duration) -> bool {
+        self.change(|lease, now| lease.renew(session, sent, length, now))
+    }
+
+    fn change<T>(&self, change: impl Fn(&mut Lease, Moment) -> T) -> T {
         let mut renewed = *self.lease();
-        renewed.renew(sent, length, self.now());
+        change(&mut renewed, self.now());
         // The guard must never believe in an earlier end than this process does: it would end VMs whose worker, seeing
         // them end, takes it for a crash. Only one session at a time comes here.
         let written = Written { boot: self.0.boot.clone(), until: renewed.until() };
         if let Err(error) = self.0.notes.write_lease(&written) {
             tracing::warn!("cannot write the lease down, so VMs that may be replaced will be ended: {error}");
         }
-        self.lease().renew(sent, length, self.now());
+        let changed = change(&mut self.lease(), self.now());
         self.look();
+        changed
     }
 
     /// How the lease stands now.
     pub(super) fn look(&self) -> State {
         let state = {
             let mut lease = self.lease();
-            State { valid: lease.look(self.now()), lapses: lease.lapses() }
+            let valid = lease.look(self.now());
+            let may_begin = lease.session().is_some() && lease.session() == *self.ordered();
+            State { valid, lapses: lease.lapses(), may_begin }
         };
         self.0.state.send_if_modified(|known| {
             let changed = *known != state;
@@ -107,6 +124,27 @@ impl Keeper {
             changed
         });
         state
+    }
+
+    /// Every copy has the orders of `session`, or is about to get them before any others.
+    pub(in crate::worker) fn has_ordered(&self, session: SessionId) {
+        *self.ordered() = Some(session);
+        self.look();
+    }
+
+    /// Waits until what was ordered may be begun, and yields how often the lease was over until then. What was ordered in
+    /// an earlier session may since have been started elsewhere. Cancel safe.
+    pub(super) async fn allowed(&self) -> u64 {
+        let mut changes = self.changes();
+        loop {
+            let state = self.look();
+            if state.may_begin {
+                return state.lapses;
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Tells of each change.
@@ -148,6 +186,10 @@ impl Keeper {
     /// Marks a copy; see [`Notes::mark`].
     pub(super) fn mark(&self, id: CopyId, replaceable: bool) -> io::Result<()> {
         self.notes().mark(id, replaceable)
+    }
+
+    fn ordered(&self) -> MutexGuard<'_, Option<SessionId>> {
+        self.0.ordered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {

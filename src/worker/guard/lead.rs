@@ -1,12 +1,15 @@
 //! Leads the task of one copy: it is marked and guarded before anything of it is made, and given up and ended in the very
 //! moment in which the lease is seen to be over. The task itself (`worker::vm`) knows nothing of leases.
 //!
+//! Nothing of it is begun by orders of another session than that in which the lease is valid: while the worker was cut off
+//! the controller may have started the VM elsewhere, and these orders do not know.
+//!
 //! Every time anything moves in a replaceable copy, the clock is looked at first: a process that stood still and goes on
 //! does not start what its lease no longer allows.
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -30,6 +33,16 @@ enum Outcome {
     Gone,
     /// The lease is over.
     LeaseOver,
+}
+
+/// What is seen of a copy's orders by those who watch its lease.
+struct Watched {
+    /// It must not outlive the lease.
+    fenceable: AtomicBool,
+    /// It was told to begin, and has not told of it yet.
+    begins: AtomicBool,
+    /// How often the lease was over when that was allowed.
+    lapses: AtomicU64,
 }
 
 struct Led {
@@ -62,12 +75,15 @@ pub(in crate::worker) async fn lead(
             prepared = led.prepare(&order, seen == Seen::Running) => prepared,
             () = changed(&mut orders) => continue,
         };
-        if let Err(why) = prepared {
-            led.host.uplink.tell(id, order.boot, Observation::Failed { message: why, disk: false });
-            changed(&mut orders).await;
-            continue;
-        }
-        match led.escort(&mut orders, order, seen).await {
+        let lapses = match prepared {
+            Ok(lapses) => lapses,
+            Err(why) => {
+                led.host.uplink.tell(id, order.boot, Observation::Failed { message: why, disk: false });
+                changed(&mut orders).await;
+                continue;
+            }
+        };
+        match led.escort(&mut orders, order, seen, lapses).await {
             Outcome::Gone => return led.keeper.notes().forget(id),
             Outcome::LeaseOver => {
                 if orders.borrow().wish == Wish::Run
@@ -83,15 +99,16 @@ pub(in crate::worker) async fn lead(
 
 impl Led {
     /// Marks the copy as the order says, and sees that it is guarded if it needs to be. One that runs already goes on without
-    /// a guard until there is one.
-    async fn prepare(&self, order: &Order, runs: bool) -> Result<(), String> {
-        let Some(replaceable) = replaceable(order) else { return Ok(()) };
+    /// a guard until there is one. Yields how often the lease was over until then.
+    async fn prepare(&self, order: &Order, runs: bool) -> Result<u64, String> {
+        let lapses = self.keeper.look().lapses;
+        let Some(replaceable) = replaceable(order) else { return Ok(lapses) };
         let marked = self.keeper.mark(self.id, replaceable);
         if !replaceable {
             if let Err(error) = marked {
                 tracing::warn!(copy = %self.id, "cannot note that it is to be kept: {error}");
             }
-            return Ok(());
+            return Ok(lapses);
         }
         let cannot =
             |why: String| format!("a VM with --on-unseen replace is started only where it can be ended in time: {why}");
@@ -105,39 +122,47 @@ impl Led {
         }
         if runs {
             self.keeper.supervisor().wake();
-            return Ok(());
+            return Ok(lapses);
         }
         let guarded = self.keeper.supervisor().ready().await;
-        guarded.map_err(|why| cannot(format!("the worker's guard (orchard worker guard) is not to be had: {why}")))
+        guarded.map_err(|why| cannot(format!("the worker's guard (orchard worker guard) is not to be had: {why}")))?;
+        Ok(self.keeper.allowed().await)
     }
 
     /// Runs the copy's task under `first` and the orders after it. Dropping the task where it stands is safe: all steps of
     /// a runtime are, and what a start left half-done is found at the next look.
-    async fn escort(&self, orders: &mut watch::Receiver<Order>, first: Order, seen: Seen) -> Outcome {
-        let fenceable = AtomicBool::new(self.is_fenceable(&first));
+    async fn escort(&self, orders: &mut watch::Receiver<Order>, first: Order, seen: Seen, lapses: u64) -> Outcome {
+        let watched = Watched {
+            fenceable: AtomicBool::new(self.is_fenceable(&first)),
+            begins: AtomicBool::new(first.wish == Wish::Run),
+            lapses: AtomicU64::new(lapses),
+        };
         let (to, inner) = watch::channel(first);
         let work = CopyTask::new(self.id, self.host.clone(), inner, seen);
         tokio::select! {
             biased;
-            () = self.lease_over(&fenceable) => Outcome::LeaseOver,
-            () = self.relay(orders, &to, &fenceable) => Outcome::Gone,
+            () = self.lease_over(&watched) => Outcome::LeaseOver,
+            () = self.relay(orders, &to, &watched) => Outcome::Gone,
             () = work.run() => Outcome::Gone,
         }
     }
 
     /// Returns when the lease is over, or was since this began. Not while nothing runs or is made anyhow: a VM that has
     /// failed has failed.
-    async fn lease_over(&self, fenceable: &AtomicBool) {
+    async fn lease_over(&self, watched: &Watched) {
         let mut changes = self.keeper.changes();
-        let mut lapses = self.keeper.look().lapses;
         loop {
             let mut changed = pin!(changes.changed());
             let over = poll_fn(|context| {
-                if fenceable.load(Ordering::Relaxed) {
+                if watched.fenceable.load(Ordering::Relaxed) {
                     let state = self.keeper.look();
-                    if self.host.uplink.rests(self.id) {
-                        lapses = state.lapses;
-                    } else if !state.valid || state.lapses != lapses {
+                    let rests = self.host.uplink.rests(self.id);
+                    if !rests {
+                        watched.begins.store(false, Ordering::Relaxed);
+                    }
+                    if rests && !watched.begins.load(Ordering::Relaxed) {
+                        watched.lapses.store(state.lapses, Ordering::Relaxed);
+                    } else if !state.valid || state.lapses != watched.lapses.load(Ordering::Relaxed) {
                         return Poll::Ready(true);
                     }
                 }
@@ -150,7 +175,7 @@ impl Led {
     }
 
     /// Hands orders on, each once the copy is prepared for it. Never returns.
-    async fn relay(&self, orders: &mut watch::Receiver<Order>, to: &watch::Sender<Order>, fenceable: &AtomicBool) {
+    async fn relay(&self, orders: &mut watch::Receiver<Order>, to: &watch::Sender<Order>, watched: &Watched) {
         loop {
             changed(orders).await;
             let order = orders.borrow_and_update().clone();
@@ -162,8 +187,12 @@ impl Led {
                 () = changed(&mut newer) => continue,
             };
             match prepared {
-                Ok(()) => {
-                    fenceable.store(self.is_fenceable(&order), Ordering::Relaxed);
+                Ok(lapses) => {
+                    if order.wish == Wish::Run && !runs {
+                        watched.begins.store(true, Ordering::Relaxed);
+                        watched.lapses.store(lapses, Ordering::Relaxed);
+                    }
+                    watched.fenceable.store(self.is_fenceable(&order), Ordering::Relaxed);
                     to.send_replace(order);
                 }
                 Err(why) => {

@@ -11,7 +11,7 @@ use super::supervisor::Supervisor;
 use super::{Keeper, Notes, lead};
 use crate::bus::message::Observation;
 use crate::model::vm::{OnUnseen, VmSpec};
-use crate::model::{CopyId, VmUid};
+use crate::model::{CopyId, SessionId, VmUid};
 use crate::task::{self, Task};
 use crate::worker::journal::Journal;
 use crate::worker::lease::{FENCE_TIME, LOOK};
@@ -24,6 +24,7 @@ use crate::worker::uplink::Uplink;
 use crate::worker::vm::{Host, Order};
 
 const LEASE: Duration = Duration::from_secs(60);
+const SESSION: SessionId = SessionId(uuid::Uuid::from_u128(9));
 
 fn id(n: u128) -> CopyId {
     CopyId { uid: VmUid(uuid::Uuid::from_u128(n)), attempt: 0 }
@@ -63,9 +64,16 @@ impl World {
         };
         let notes = host.journal.notes().clone();
         let keeper = Keeper::new(notes, "test".to_owned(), Clock::of_test(), supervisor(dir.path()));
-        keeper.renewed(keeper.now(), LEASE);
         let (_looks, _supervises) = (task::spawn(keeper.clone().run()), task::spawn(keeper.clone().keep_guard()));
-        Self { dir, on, host, keeper, _looks, _supervises }
+        let world = Self { dir, on, host, keeper, _looks, _supervises };
+        world.register();
+        world
+    }
+
+    /// The controller lets it in, and its copies have their orders of that session.
+    fn register(&self) {
+        self.keeper.granted(SESSION, self.keeper.now(), LEASE);
+        self.keeper.has_ordered(SESSION);
     }
 
     fn notes(&self) -> Notes {
@@ -122,7 +130,7 @@ async fn at_the_end_of_the_lease_what_may_run_elsewhere_is_ended_and_all_else_go
     assert_eq!(world.notes().marked().unwrap(), [id(1)].into());
     // Renewed in time, nothing happens.
     tokio::time::sleep(LEASE - Duration::from_secs(5)).await;
-    world.keeper.renewed(world.keeper.now(), LEASE);
+    world.register();
     tokio::time::sleep(LEASE - LOOK).await;
     assert_eq!(world.state(1), Some(FoundState::Running));
 
@@ -132,7 +140,7 @@ async fn at_the_end_of_the_lease_what_may_run_elsewhere_is_ended_and_all_else_go
     assert!(world.notes().fenced(id(1)).is_some());
 
     // It is for the controller to say what follows.
-    world.keeper.renewed(world.keeper.now(), LEASE);
+    world.register();
     tokio::time::sleep(LEASE / 2).await;
     assert!(world.tells_fenced(1));
     assert_eq!((world.state(1), world.starts()), (Some(FoundState::Stopped), 2));
@@ -146,7 +154,7 @@ async fn an_end_that_nobody_saw_ends_it_all_the_same() {
     world.runs(1).await;
     // As after a standstill of the process: the first thing that it does is to take in an answer.
     tokio::time::advance(2 * LEASE).await;
-    world.keeper.renewed(world.keeper.now(), LEASE);
+    world.register();
     until("it is ended", || world.state(1) == Some(FoundState::Stopped)).await;
     until("it is told", || world.tells_fenced(1)).await;
 }
