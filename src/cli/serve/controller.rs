@@ -47,7 +47,7 @@ The first start makes the account bootstrap-admin, shows its token on the termin
 it in the context bootstrap-context of the user who runs this. With ORCHARD_BOOTSTRAP_ADMIN_TOKEN
 set, that account has all roles and this token from then on: a way in when all others are lost.
 Restarting or killing the controller stops no VM and forgets nothing.")]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Copy a controller, running or not, into one file
     Backup(BackupArgs),
     /// Bring a controller back from such a file
@@ -129,7 +129,7 @@ impl RunArgs {
 
 pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyhow::Result<u8> {
     let arguments = match command {
-        ControllerCommand::Run(arguments) => arguments,
+        ControllerCommand::Run(arguments) => *arguments,
         ControllerCommand::Backup(arguments) => return backup::backup(arguments, home).await.map(|()| 0),
         ControllerCommand::Restore(arguments) => return backup::restore(arguments, home).await.map(|()| 0),
     };

@@ -128,7 +128,14 @@ impl Cluster {
         // The name is the worker's word; where it cannot be one, the copy's uid stands for it.
         let name = stray.name.parse().or_else(|_| id.uid.to_string().parse())?;
         // That a VM is gone is told of those that were known.
-        self.insert_leaving(Leaving { name, id, worker: worker.clone(), held: Resources::default(), deleted: false, replaceable: false });
+        self.insert_leaving(Leaving {
+            name,
+            id,
+            worker: worker.clone(),
+            held: Resources::default(),
+            deleted: false,
+            replaceable: false,
+        });
         changes.leaving.insert(id);
         self.reassign(worker, changes);
         Ok(())

@@ -56,7 +56,15 @@ impl Keeper {
         };
         let state = State { valid: lease.look(clock.now()), lapses: lease.lapses(), may_begin: false };
         let state = watch::Sender::new(state);
-        Self(Arc::new(Shared { clock, boot, notes, lease: Mutex::new(lease), ordered: Mutex::default(), state, supervisor }))
+        Self(Arc::new(Shared {
+            clock,
+            boot,
+            notes,
+            lease: Mutex::new(lease),
+            ordered: Mutex::default(),
+            state,
+            supervisor,
+        }))
     }
 
     /// One that needs no guard, by the clock that tests may stop; it has no lease yet.
