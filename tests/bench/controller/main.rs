@@ -27,8 +27,8 @@
 //! | all 2,000 workers back | 48 s, 83 s | 5 s | 13, 16 |
 //! | VMs touched by that | none | none | |
 //!
-//! All workers have one address here, so that the broker lets 256 of them begin at a time: when all come back at once most of
-//! them wait for their turn while the processors idle, which is what the 48 s are spent with as far as is known.
+//! All workers have one address here, so that the broker lets 256 of them begin at a time. Why their return takes so long is
+//! not known yet: in its first twelve seconds the controller took a tenth of the processors, and other builds half.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a bench that cannot run panics
 
 mod durable;
