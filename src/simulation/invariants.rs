@@ -174,11 +174,13 @@ impl World {
 
     fn check_vm(&mut self, old: &Vm, new: &Vm, delta: &Delta) {
         let id = old.copy_id();
+        let lost = delta.workers.iter().filter(|(_, worker)| worker.is_none()).count();
         let fails = new.status == VmStatus::Failed && old.status != VmStatus::Failed;
         if fails || new.restart_count > old.restart_count {
             let given_up =
                 |world: &World, name: &WorkerName| world.hosts.iter().any(|host| host.name == *name && host.given_up);
-            let on_lost = old.worker.as_ref().is_some_and(|name| given_up(self, name));
+            // It may have been put on a worker in the very batch in which that is given up.
+            let on_lost = old.worker.as_ref().is_some_and(|name| given_up(self, name)) || lost > 0;
             let moved = new.restart_count > old.restart_count && (self.is_replaced(old) || self.is_moved(old, delta));
             if moved {
                 self.truth.moved.insert(id);
@@ -195,7 +197,6 @@ impl World {
             self.violated(format!("{} counts as running, and never ran", self.short(new.copy_id())));
         }
         // Beside its own failure: workers may be given up in the same batch, and each a start in between with it.
-        let lost = delta.workers.iter().filter(|(_, worker)| worker.is_none()).count();
         let drains = |worker: &Worker| worker.drain.is_some();
         let drained = self.disk.workers.values().filter(|worker| drains(worker)).count()
             + delta.workers.iter().filter(|(_, worker)| worker.as_ref().is_some_and(drains)).count();

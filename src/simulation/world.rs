@@ -14,7 +14,7 @@ use super::host::Host;
 use super::invariants::Truth;
 use super::worker::Alarm;
 use crate::model::account::{JoinId, WorkerKey};
-use crate::model::vm::{OnUnseen, Vm, VmStatus};
+use crate::model::vm::{OnUnseen, PowerState, Vm, VmStatus};
 use crate::model::{CopyId, Timestamp};
 
 /// How long everything may take to be as it should once faults have stopped: the longest pause before a restart, and the
@@ -322,7 +322,12 @@ impl World {
             return false;
         }
         let on = |vm: &&Vm| vm.worker.as_ref() == Some(&self.hosts[host].name) && vm.status != VmStatus::Failed;
-        let left = self.disk.vms.values().filter(on).find(|vm| vm.spec.on_unseen == OnUnseen::Replace);
+        // One that its worker was not yet told of as replaceable is kept, and one that is off or held is no matter of a lease.
+        let told = |vm: &&Vm| vm.observed_generation >= vm.replace_since;
+        let runs = |vm: &&Vm| vm.spec.power_state == PowerState::Running && self.disk.restored.waiting.is_empty();
+        let left = self.disk.vms.values().filter(on).filter(told).filter(runs);
+        let mut left = left;
+        let left = left.find(|vm| vm.spec.on_unseen == OnUnseen::Replace);
         if let Some(left) = left {
             let what = format!("{} waits for w{host}, which has been dead for {waited} ms at least", left.name);
             self.violated(what);

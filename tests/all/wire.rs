@@ -302,7 +302,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
     let settings = ClusterSettings { host_dir_policies: vec![policy], ..ClusterSettings::default() };
     line(&mut file, "answer/cluster-settings.get", &Answer::Ok(settings));
     let shared = VmSpec { image: "i".into(), host_dirs: vec!["a:/srv/x:ro".parse().unwrap()], ..VmSpec::default() };
-    line(&mut file, "vm.create/host-dirs", &CreateVm { name: "a".parse().unwrap(), spec: shared });
+    line(&mut file, "vm.create/host-dirs", &CreateVm { name: "a".parse().unwrap(), spec: shared, key: None });
 
     access(&mut file);
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas/messages.txt");

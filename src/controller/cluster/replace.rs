@@ -7,7 +7,7 @@
 
 use super::vm::{at_boot, placed};
 use super::{Changes, Cluster};
-use crate::model::error::{ApiError, ErrorCode};
+use crate::model::error::ApiError;
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
@@ -24,6 +24,11 @@ pub(super) fn is_replaceable(vm: &Vm) -> bool {
 /// Makes the record that of a next attempt, which is nowhere yet. Everything but why and when it starts over.
 pub(super) fn begin_attempt(vm: &mut Vm) {
     vm.restart_count = vm.restart_count.saturating_add(1);
+    be_nowhere(vm);
+}
+
+/// Makes the record that of a VM of which nothing is on any worker.
+pub(super) fn be_nowhere(vm: &mut Vm) {
     vm.status = VmStatus::Pending;
     vm.ready = false;
     vm.worker = None;
@@ -99,9 +104,9 @@ impl Cluster {
         let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
         let ended = vm.status == VmStatus::Failed || vm.spec.power_state != PowerState::Running;
         if !ended && self.is_held(id.uid) {
-            // Told again until it is known that no other copy runs.
-            let what = format!("{id} is held since a backup was restored; what becomes of it is not known yet");
-            return Err(ApiError::new(ErrorCode::Unavailable, what));
+            // It starts over once it is known that no other copy runs.
+            self.was_fenced(id.uid, changes);
+            return self.failed(worker, id, format!("stopped as its worker's lease was over: {message}"), now, changes);
         }
         if !ended {
             let why = format!("worker {worker} stopped it as its lease was over: {message}");

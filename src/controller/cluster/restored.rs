@@ -16,6 +16,7 @@ use std::collections::{BTreeSet, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::placing::bind;
+use super::replace::be_nowhere;
 use super::{Changes, Cluster, Records};
 use crate::controller::scheduler::{Shape, demand};
 use crate::model::event::EventType;
@@ -45,6 +46,9 @@ pub struct Restoration {
     pub backup: Timestamp,
     /// Workers that the backup knows, and that had not all told what they have when this was written.
     pub waiting: BTreeSet<WorkerName>,
+    /// VMs that were stopped with a lease while they were held, and so start over whatever their policy is.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub fenced: BTreeSet<VmUid>,
 }
 
 impl Restoration {
@@ -59,7 +63,8 @@ impl Restoration {
         let workers = records.workers.iter().map(|worker| worker.info.name.clone());
         let keys = records.keys.iter().map(|key| key.worker.clone());
         let waiting = workers.chain(keys).chain(records.restored.waiting.iter().cloned()).collect();
-        Self { floor: clock.max(highest.saturating_add(FLOOR_LEAP)), backup, waiting }
+        let fenced = records.restored.fenced.clone();
+        Self { floor: clock.max(highest.saturating_add(FLOOR_LEAP)), backup, waiting, fenced }
     }
 }
 
@@ -166,6 +171,12 @@ impl Cluster {
         }
     }
 
+    /// A copy of a VM that is held was stopped with its worker's lease.
+    pub(super) fn was_fenced(&mut self, uid: VmUid, changes: &mut Changes) {
+        self.restored.record.fenced.insert(uid);
+        changes.restored = true;
+    }
+
     /// A worker has renewed its lease, and says whether all that was found on its host has been told in this session; none
     /// from a release that does not say.
     pub(super) fn has_told(
@@ -233,11 +244,17 @@ impl Cluster {
         let older: Vec<VmUid> = self.vms.values().filter(|vm| self.restored.is_older(vm)).map(|vm| vm.uid).collect();
         for uid in older {
             if self.restored.seen_running.contains(&uid) || self.adopt(uid, now, changes) {
+                // It may wait for room on its worker.
+                self.consider(uid);
                 continue;
             }
             let Some(vm) = self.vm_record(uid) else { continue };
             match (vm.status, vm.worker.is_some()) {
                 (VmStatus::Pending, true) => self.take_back(uid, now, changes),
+                (VmStatus::Failed, _) if self.restored.record.fenced.contains(&uid) => {
+                    let why = "its worker stopped it as its lease was over";
+                    self.start_elsewhere(uid, Resources::default(), why, now, changes);
+                }
                 (VmStatus::Failed, _) if starts_over(vm.spec.restart_policy) => self.start_over(uid, now, changes),
                 _ => {}
             }
@@ -245,17 +262,15 @@ impl Cluster {
         }
         self.restored.heard.clear();
         self.restored.seen_running.clear();
+        self.restored.record.fenced.clear();
     }
 
     /// A VM that the backup has placed, but whose worker has nothing of it, waits for a worker again.
     fn take_back(&mut self, uid: VmUid, now: Now, changes: &mut Changes) {
         let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
-        let Some(worker) = vm.worker.take() else { return };
+        let Some(worker) = vm.worker.clone() else { return };
         let assigned = std::mem::take(&mut vm.assigned);
-        (vm.assigned_cpu, vm.assigned_memory, vm.scheduled_at) = (0, 0, None);
-        (vm.boot, vm.started_at) = (0, None);
-        vm.set_conditions(false, false);
-        vm.placed_because.clear();
+        be_nowhere(vm);
         "waiting for a worker".clone_into(&mut vm.status_message);
         let message = format!("{worker} has nothing of it");
         changes.vm_event(&mut self.last_event, now, vm, EventType::Progress, message);
@@ -323,9 +338,11 @@ impl Cluster {
         self.held_back.remove(&uid);
         let Some(vm) = self.vms.get_mut(&old.name) else { return };
         vm.attempts_from = attempt.saturating_sub(vm.restart_count);
-        // What its worker was told last is not known: nothing is built on it before it has this.
-        vm.generation = vm.generation.saturating_add(1);
-        vm.replace_since = vm.generation;
+        if takes {
+            // What its worker was told last is not known: nothing is built on it before it has this.
+            vm.generation = vm.generation.saturating_add(1);
+            vm.replace_since = vm.generation;
+        }
         vm.status = if running { VmStatus::Running } else { VmStatus::Pending };
         vm.status_message = format!("found on {worker} after a backup was restored");
         vm.started_at = running.then_some(now.wall);

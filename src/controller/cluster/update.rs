@@ -12,7 +12,7 @@ use super::{Changes, Cluster};
 use crate::bus::life::{SpecChange, UpdateVm};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
-use crate::model::vm::{PowerState, Vm, VmSpec, VmStatus};
+use crate::model::vm::{OnUnseen, PowerState, Vm, VmSpec, VmStatus};
 use crate::model::{Now, VmUid};
 
 impl Cluster {
@@ -46,6 +46,10 @@ impl Cluster {
         let before = std::mem::replace(&mut vm.spec, spec);
         self.usage.add(vm);
         vm.generation = vm.generation.saturating_add(1);
+        if vm.spec.on_unseen == OnUnseen::Replace && before.on_unseen == OnUnseen::Keep && vm.worker.is_some() {
+            // Not before its worker has told that it knows: it goes on running it otherwise.
+            vm.replace_since = vm.generation;
+        }
         let differences = differences(&before, &vm.spec);
         changes.say(format!("uid {uid}, generation {}: {differences}", vm.generation));
         let (was_off, is_off) = (before.power_state != PowerState::Running, vm.is_to_be_off());

@@ -52,7 +52,7 @@ impl Thing {
         let absent = state == State::Absent;
         match self {
             Self::Vm(name) if absent => {
-                let request = CreateVm { name: name.clone(), spec: spec(name) };
+                let request = CreateVm { name: name.clone(), spec: spec(name), key: None };
                 bus.call(by, &request, CALL).await.map(|vm| State::Vm(vm.uid))
             }
             Self::Vm(name) => bus.call(by, &DeleteVm { name: name.clone() }, CALL).await.map(|_| State::Absent),

@@ -123,7 +123,7 @@ async fn through_the_writer(folder: &Path) -> (f64, Vec<Duration>) {
 }
 
 async fn create_in(writer: &Writer, n: usize) {
-    let request = CreateVm { name: format!("vm-{n}").parse().unwrap(), spec: spec() };
+    let request = CreateVm { name: format!("vm-{n}").parse().unwrap(), spec: spec(), key: None };
     let by: AccountName = BOOTSTRAP_ADMIN.parse().unwrap();
     let uid = VmUid(uuid::Uuid::now_v7());
     let step =
@@ -141,6 +141,7 @@ async fn through_the_bus(folder: &Path) -> ((f64, Vec<Duration>), Vec<Duration>)
         listen: local,
         tunnel_host: None,
         timing: Timing::default(),
+        events_kept: orchard::controller::store::Retention::default(),
         certificate: None,
         bootstrap_token: Some(token.clone()),
     })
@@ -168,7 +169,7 @@ async fn through_the_bus(folder: &Path) -> ((f64, Vec<Duration>), Vec<Duration>)
         let buses = buses.clone();
         async move {
             let (account, bus) = &buses[if n < CROWD { n % ACCOUNTS } else { 0 }];
-            let request = CreateVm { name: format!("vm-{n}").parse().unwrap(), spec: spec() };
+            let request = CreateVm { name: format!("vm-{n}").parse().unwrap(), spec: spec(), key: None };
             bus.call(account, &request, CALL).await.unwrap();
         }
     };

@@ -60,7 +60,7 @@ pub async fn run() {
     for n in 0..LONE {
         let name: VmName = format!("lone-{n}").parse().unwrap();
         let began = Instant::now();
-        bus.call(&account, &CreateVm { name: name.clone(), spec: spec() }, CALL).await.unwrap();
+        bus.call(&account, &CreateVm { name: name.clone(), spec: spec(), key: None }, CALL).await.unwrap();
         stories.until_running(&name).await;
         times.push(began.elapsed());
         bus.call(&account, &DeleteVm { name }, CALL).await.unwrap();
@@ -174,7 +174,7 @@ async fn all_online(bus: &Bus, account: &AccountName, wanted: usize) {
 
 async fn create_all(bus: &Bus, account: &AccountName, prefix: &str, count: usize) {
     let create = |n: usize| {
-        let request = CreateVm { name: format!("{prefix}-{n}").parse().unwrap(), spec: spec() };
+        let request = CreateVm { name: format!("{prefix}-{n}").parse().unwrap(), spec: spec(), key: None };
         async move { bus.call(account, &request, CALL).await.unwrap() }
     };
     futures_util::stream::iter(0..count).map(create).buffer_unordered(IN_FLIGHT).for_each(async |_| ()).await;

@@ -143,6 +143,7 @@ fn a_failure_that_is_told_while_others_have_not_is_made_good_later() {
     let (mut world, copy, mut backup) = waiting(RestartPolicy::OnFailure);
     let vm = &mut backup.vms[0];
     (vm.worker, vm.status, vm.started_at) = (Some(name("v")), VmStatus::Running, Some(world.now.wall));
+    vm.set_conditions(true, true);
     world.restore(backup);
     let v = world.comes("v");
     assert_eq!(world.wants("v"), [(copy, "run")]);
