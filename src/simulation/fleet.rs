@@ -217,7 +217,9 @@ impl World {
         let (order, seen) = (task.order.clone(), task.seen);
         if order.wish == Wish::Run && order.boot < task.boot {
             self.set_boot(host, id, order.boot);
+            self.task(host, id).unwrap().seen = plan::forgotten(seen);
         }
+        let seen = self.task(host, id).unwrap().seen;
         let boot = self.task(host, id).unwrap().boot;
         let step = plan::step(order.wish, seen, Past { newer: order.boot > boot, ran: order.ran });
         self.note(|world| {

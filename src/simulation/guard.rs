@@ -84,9 +84,20 @@ impl World {
             return;
         }
         self.note(|world| format!("{}: the lease is over", world.hosts[host].name));
+        self.give_up_what_is_begun(host);
         let doomed = self.hosts[host].running_replaceable();
         let takes = self.dice.range(0, FENCE);
         self.agenda.after(takes, Event::Fence { host, doomed });
+    }
+
+    /// As `worker::guard::lead`: what is being made or started is given up in the moment in which the lease is seen to be over.
+    fn give_up_what_is_begun(&mut self, host: usize) {
+        let tasks = self.hosts[host].process.iter().flat_map(|process| &process.tasks);
+        let begun = tasks.filter(|(_, task)| task.is_replaceable() && task.prepares()).map(|(id, _)| *id);
+        for id in begun.collect::<Vec<_>>() {
+            self.hosts[host].fenced.insert(id);
+            self.tell_fenced(host, id);
+        }
     }
 
     /// The guard has stopped these, unless they ended by themselves.
@@ -134,6 +145,9 @@ impl World {
         let over = here.lease.is_none_or(|lease| lease.until <= now);
         let doomed = if over { here.running_replaceable() } else { Vec::new() };
         self.note(|world| format!("{}: wakes", world.hosts[host].name));
+        if over {
+            self.give_up_what_is_begun(host);
+        }
         self.fence(host, doomed);
     }
 

@@ -207,7 +207,7 @@ impl World {
         if new.spec != old.spec && !(self.client.may_be_updating(&new.name) && new.generation > old.generation) {
             self.violated(format!("the specification of {} has changed", new.name));
         }
-        if new.copy_id() == id && new.boot < old.boot {
+        if new.copy_id() == id && new.worker.is_some() && new.boot < old.boot {
             self.violated(format!("boot {} of {} follows {}", new.boot, self.short(id), old.boot));
         }
         let told = self.truth.failed.range((id, old.boot)..=(id, Boot::MAX)).next().is_some();

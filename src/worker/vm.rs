@@ -105,6 +105,7 @@ impl CopyTask {
             if order.wish == Wish::Run && order.boot < self.boot {
                 // The controller was set back to a time before what is the case here; what is, goes on under its number.
                 self.set_boot(order.boot);
+                self.seen = plan::forgotten(self.seen);
             }
             let step = plan::step(order.wish, self.seen, Past { newer: order.boot > self.boot, ran: order.ran });
             tracing::debug!(copy = %self.id, vm = %order.name, ?step, seen = ?self.seen, "next step");

@@ -82,7 +82,9 @@ impl Cluster {
         };
         let placed = self.workers.get(name).filter(due).into_iter().flat_map(|entry| &entry.vms);
         let runs = |vm: &&Vm| vm.status != VmStatus::Failed && vm.spec.power_state == PowerState::Running;
-        placed.filter_map(|uid| self.vm_record(*uid)).filter(runs).map(|vm| vm.uid).collect()
+        // One that is held since a backup was restored may run elsewhere already.
+        let moves = |vm: &&Vm| runs(vm) && !self.is_held(vm.uid);
+        placed.filter_map(|uid| self.vm_record(*uid)).filter(moves).map(|vm| vm.uid).collect()
     }
 
     fn note_whether_drained(&mut self, name: &WorkerName, now: Now, changes: &mut Changes) {
