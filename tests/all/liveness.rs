@@ -57,7 +57,10 @@ impl Cable {
 }
 
 async fn state_of(cluster: &Cluster, worker: &str) -> String {
-    cluster.json(&["get", "worker", worker]).await["state"].as_str().unwrap().to_owned()
+    let shown = cluster.cli(&["get", "worker", worker, "--output", "json"]).output().await.unwrap();
+    // It may not have registered yet.
+    let view: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap_or_default();
+    view["state"].as_str().unwrap_or_default().to_owned()
 }
 
 async fn until_state(cluster: &Cluster, worker: &str, wanted: &str) {
