@@ -92,6 +92,9 @@ impl World {
 
     /// As `worker::guard::lead`: what is being made or started is given up in the moment in which the lease is seen to be over.
     fn give_up_what_is_begun(&mut self, host: usize) {
+        if planted(Bug::StaleOrder) {
+            return;
+        }
         let tasks = self.hosts[host].process.iter().flat_map(|process| &process.tasks);
         let begun = tasks.filter(|(_, task)| task.is_replaceable() && task.prepares()).map(|(id, _)| *id);
         for id in begun.collect::<Vec<_>>() {
