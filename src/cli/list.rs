@@ -233,6 +233,7 @@ pub(super) mod tests {
                 created_at: Timestamp::from_millis(0),
                 scheduling_paused: false,
                 drain: None,
+                lease_ms: 0,
             },
             state: WorkerState::Online,
             connectable: true,

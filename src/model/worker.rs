@@ -63,6 +63,14 @@ pub struct Worker {
     /// It shall be rid of its VMs, and takes no new ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
+    /// The longest lease that it may hold, in milliseconds; a controller that was started with shorter ones goes by this until
+    /// the worker certainly has one of those.
+    #[serde(default, rename = "leaseMs", skip_serializing_if = "is_zero")]
+    pub lease_ms: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// A worker is to be rid of its VMs: for an upgrade, or to be taken away.

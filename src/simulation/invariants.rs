@@ -73,7 +73,7 @@ impl World {
                 self.violated(format!("{name} is called unseen, but was heard of {silent} ms ago"));
             }
         }
-        let over = Millis::try_from(timing().certainly_over().as_millis()).unwrap();
+        let over = Millis::try_from(timing().certainly_over(timing().lease).as_millis()).unwrap();
         for event in changes.events.iter().filter(|event| event.kind == EventType::Gone) {
             let EventObject::Worker { name } = &event.object else { continue };
             let host = self.hosts.iter().find(|host| host.name == *name).unwrap();

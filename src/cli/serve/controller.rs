@@ -90,8 +90,7 @@ pub(in crate::cli) struct RunArgs {
     /// [default: 1m]
     ///
     /// All other VMs are left alone however long that is. A short lease brings replacements sooner; a long one lets VMs go on
-    /// through longer failures of the network. Before it is made shorter, let all workers be online: those that
-    /// cannot be reached go on by the longer one.
+    /// through longer failures of the network. A worker that is cut off with a longer one is waited for as long.
     #[arg(long, value_name = "DURATION", value_parser = lease)]
     lease: Option<Duration>,
     /// Keep events for so many days

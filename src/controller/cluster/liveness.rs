@@ -63,13 +63,13 @@ impl Timing {
         Self { heartbeat: usual.heartbeat.min(lease / 5), unseen: usual.unseen.min(lease), lease, ..usual }
     }
 
-    /// After so much silence the lease is over, and what it covered is stopped, even if the clocks of controller and
+    /// After so much silence a lease of that length is over, and what it covered is stopped, even if the clocks of controller and
     /// worker differ in pace by one part in a hundred; those of real machines differ by one in ten thousand at most.
-    pub fn certainly_over(&self) -> Duration {
+    pub fn certainly_over(&self, lease: Duration) -> Duration {
         if planted(Bug::NoMargin) {
-            return self.lease;
+            return lease;
         }
-        self.lease.saturating_add(self.lease / 100).saturating_add(self.fence)
+        lease.saturating_add(lease / 100).saturating_add(self.fence)
     }
 }
 
@@ -86,6 +86,29 @@ impl Cluster {
             self.tell_scheduler(name);
             changes.worker_event(&mut self.last_event, now, name, EventType::Online, String::new());
         }
+    }
+
+    /// `name` is about to be told of its lease. What it may hold is written down first: whoever is started with shorter leases
+    /// must not take a worker for gone that was cut off with a longer one.
+    pub(super) fn grant_lease(&mut self, name: &WorkerName, changes: &mut Changes) {
+        let lease = self.lease_ms();
+        if let Some(entry) = self.workers.get_mut(name).filter(|entry| entry.record.lease_ms < lease) {
+            entry.record.lease_ms = lease;
+            changes.workers.insert(name.clone());
+        }
+    }
+
+    /// `name` speaks in a session of this controller, so it has a lease of the present length, and no longer one.
+    pub(super) fn has_lease(&mut self, name: &WorkerName, changes: &mut Changes) {
+        let lease = self.lease_ms();
+        if let Some(entry) = self.workers.get_mut(name).filter(|entry| entry.record.lease_ms > lease) {
+            entry.record.lease_ms = lease;
+            changes.workers.insert(name.clone());
+        }
+    }
+
+    fn lease_ms(&self) -> u64 {
+        u64::try_from(self.timing.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The controller cannot hear its workers, or could not for a moment before `now`: whatever they said since was perhaps
@@ -109,7 +132,6 @@ impl Cluster {
         }
         let mut silent = Vec::new();
         let mut gone = Vec::new();
-        let over = self.timing.certainly_over();
         for (name, entry) in &mut self.workers {
             // What came before the last tick has been taken in since; what came later may still wait behind this one.
             if entry.state == WorkerState::Online && before.saturating_sub(entry.heard) > unseen {
@@ -118,6 +140,8 @@ impl Cluster {
                 changes.worker_event(&mut self.last_event, now, name, EventType::Unseen, message);
                 silent.push(name.clone());
             }
+            let granted = Duration::from_millis(entry.record.lease_ms);
+            let over = self.timing.certainly_over(self.timing.lease.max(granted));
             let at_once = planted(Bug::GoneAtStart) && entry.live.is_none();
             if entry.state == WorkerState::Unseen && (before.saturating_sub(entry.lease_from) > over || at_once) {
                 entry.state = WorkerState::Gone;

@@ -56,7 +56,13 @@ impl Cluster {
         }
         match self.workers.get_mut(&name) {
             None => {
-                let record = Worker { info: hello.info, created_at: now.wall, scheduling_paused: false, drain: None };
+                let record = Worker {
+                    info: hello.info,
+                    created_at: now.wall,
+                    scheduling_paused: false,
+                    drain: None,
+                    lease_ms: 0,
+                };
                 self.workers.insert(name.clone(), WorkerEntry::new(record, now));
                 changes.workers.insert(name.clone());
                 changes.worker_event(&mut self.last_event, now, &name, EventType::Registered, String::new());
@@ -85,6 +91,7 @@ impl Cluster {
             key.place = hello.place;
             changes.keys.insert(name.clone());
         }
+        self.grant_lease(&name, changes);
         self.heard_of(&name, now, changes);
         self.tell_scheduler(&name);
         self.reclaim(&name, now, changes);
@@ -107,6 +114,7 @@ impl Cluster {
     ) -> Result<HeartbeatAck, ApiError> {
         self.check_session(worker, beat.session)?;
         self.heard_of(worker, now, changes);
+        self.has_lease(worker, changes);
         self.has_told(worker, beat.session, beat.told, now, changes);
         let revision = self.workers.get(worker).and_then(|entry| entry.live.as_ref()).map_or(0, |live| live.revision);
         if beat.revision < revision && !planted(Bug::NotResent) {

@@ -182,3 +182,21 @@ fn a_worker_found_gone_is_found_so_again_when_that_could_not_be_stored() {
     world.pass(250);
     assert_eq!((world.state("w1"), world.vm("a").restart_count), (WorkerState::Gone, 1));
 }
+
+#[test]
+fn a_controller_with_shorter_leases_waits_for_the_longer_one_that_a_worker_may_hold() {
+    let mut world = World::new();
+    let session = world.join("w1", 4);
+    let records = world.records();
+    let short = Timing { lease: Duration::from_secs(5), unseen: Duration::from_secs(5), ..Timing::default() };
+    world.cluster = Cluster::load(records, short, world.now);
+    let held = |world: &World| world.cluster.worker_record(&name("w1")).unwrap().lease_ms;
+    world.pass(40_000);
+    assert_eq!(world.state("w1"), WorkerState::Unseen);
+    // Once it speaks in a session of this controller it has one of the shorter leases.
+    assert_eq!(world.beat("w1", session).unwrap_err().code, ErrorCode::Unauthenticated);
+    let session = world.join("w1", 4);
+    assert_eq!(held(&world), 60_000);
+    world.beat("w1", session).unwrap();
+    assert_eq!(held(&world), 5_000);
+}
