@@ -170,7 +170,7 @@ impl World {
         let Some(task) = self.task(host, id).filter(|task| task.order != order) else { return };
         task.order = order.clone();
         let unwanted = task.order.wish != Wish::Run;
-        if unwanted {
+        if unwanted && task.order.wish != Wish::Unknown {
             self.hosts[host].fenced.remove(&id);
         }
         if let Some(copy) = self.hosts[host].copies.get_mut(&id).filter(|_| !unwanted) {

@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::guard::{self, Keeper};
+use super::host::Host;
 use super::journal::Journal;
 use super::plan::{self, Past, Seen, Step, Wish};
 use super::runtime::{CopySpec, Found, FoundState, Runtime};
 use super::uplink::{Inventory, Uplink};
-use super::vm::{Host, Order};
+use super::vm::Order;
 use crate::bus::message::{Assignment, DesiredCopy, Observation, Want};
 use crate::model::{CopyId, VmName};
 use crate::task::{self, Task};

@@ -6,8 +6,10 @@
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
+mod bring_up;
 pub(crate) mod fleet;
 pub mod guard;
+mod host;
 pub mod join;
 mod journal;
 pub mod lease;

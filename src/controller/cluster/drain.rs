@@ -83,7 +83,8 @@ impl Cluster {
         let placed = self.workers.get(name).filter(due).into_iter().flat_map(|entry| &entry.vms);
         let runs = |vm: &&Vm| vm.status != VmStatus::Failed && vm.spec.power_state == PowerState::Running;
         // One that is held since a backup was restored may run elsewhere already.
-        let moves = |vm: &&Vm| runs(vm) && !self.is_held(vm.uid);
+        // And one with folders of this host can run nowhere else.
+        let moves = |vm: &&Vm| runs(vm) && !self.is_held(vm.uid) && vm.bound_to.as_ref() != Some(name);
         placed.filter_map(|uid| self.vm_record(*uid)).filter(moves).map(|vm| vm.uid).collect()
     }
 

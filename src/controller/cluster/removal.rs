@@ -36,6 +36,17 @@ impl Cluster {
         if !placed.is_empty() && !force {
             return Err(ApiError::new(ErrorCode::Conflict, self.still_placed(worker, &placed)));
         }
+        let leaving = entry.into_iter().flat_map(|entry| &entry.leaving).filter_map(|id| self.leaving.get(id));
+        let running: Vec<&str> = leaving.filter(|l| !l.held.is_empty()).map(|l| l.name.as_str()).collect();
+        if !running.is_empty() && !force {
+            let (count, named) = (running.len(), running.get(..NAMED).unwrap_or(&running).join(", "));
+            let what = format!(
+                "{count} copies of VMs that were moved away or deleted may still run on worker {worker} ({named}), which has not \
+                 said that they ended; wait until it is heard of, or give them up with `orchard delete worker {worker} \
+                 --force`: VMs among them then start elsewhere, even if this machine goes on running them"
+            );
+            return Err(ApiError::new(ErrorCode::Conflict, what));
+        }
         if !force && self.restored.waits_for(worker) {
             let what = format!(
                 "a backup was restored, and worker {worker} has not told since what it has: VMs that run there may start \

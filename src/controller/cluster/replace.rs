@@ -5,7 +5,7 @@
 //! What was told to which copy matters here, not what was wished since: a worker goes by what it has put into effect. One that
 //! has not yet heard that a VM may be replaced goes on running it, so that VM is kept until the worker has said otherwise.
 
-use super::vm::{at_boot, placed};
+use super::vm::{PROVEN_AFTER, at_boot, placed, restart_pause};
 use super::{Changes, Cluster};
 use crate::model::error::ApiError;
 use crate::model::event::EventType;
@@ -103,6 +103,8 @@ impl Cluster {
     ) -> Result<(), ApiError> {
         let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
         let ended = vm.status == VmStatus::Failed || vm.spec.power_state != PowerState::Running;
+        let proven = vm.started_at.is_some_and(|started| started.until(now.wall) >= PROVEN_AFTER);
+        let quick = if proven { 0 } else { vm.quick_failures };
         if !ended && self.is_held(id.uid) {
             // It starts over once it is known that no other copy runs.
             self.was_fenced(id.uid, changes);
@@ -111,8 +113,22 @@ impl Cluster {
         if !ended {
             let why = format!("worker {worker} stopped it as its lease was over: {message}");
             self.start_elsewhere(id.uid, Resources::default(), &why, now, changes);
+            self.slow_down(id.uid, quick, now);
         }
         Ok(())
+    }
+
+    /// The first time it starts over at once. A worker that stops a VM again and again, as it cannot keep its lease, must not
+    /// make it do so without end.
+    fn slow_down(&mut self, uid: VmUid, quick: u32, now: Now) {
+        let pause = restart_pause(quick);
+        let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
+        vm.quick_failures = quick.saturating_add(1);
+        vm.restarted_at = Some(now.wall);
+        if !pause.is_zero() {
+            self.scheduler.withdraw(uid);
+            self.held_back.insert(uid, now.mono.saturating_add(pause));
+        }
     }
 
     /// Starts a placed VM over, as soon as nothing of its present copy runs any more: at once if that holds nothing.

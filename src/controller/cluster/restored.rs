@@ -97,6 +97,11 @@ impl Restored {
         self.record.waiting.contains(worker) && !self.heard.contains(worker)
     }
 
+    /// Whether it counts what `worker` has to tell.
+    fn is_asked(&self, worker: &WorkerName) -> bool {
+        self.record.waiting.contains(worker) || self.heard.contains(worker)
+    }
+
     /// Whether this VM is held.
     pub(super) fn holds(&self, vm: &Vm) -> bool {
         !self.record.waiting.is_empty() && self.is_older(vm) && !self.seen_running.contains(&vm.uid)
@@ -292,7 +297,9 @@ impl Cluster {
         // What a worker claims of an attempt that was never given out by then is not believed: it would be told the VM's
         // secrets.
         let copies = CopyId { uid, attempt: known }..CopyId { uid, attempt: self.restored.record.floor };
-        let found = self.workers.iter().flat_map(|(name, entry)| {
+        // Nor is one that was not waited for, or that comes when nobody waits any more.
+        let asked = |name: &WorkerName| self.restored.is_asked(name);
+        let found = self.workers.iter().filter(|(name, _)| asked(name)).flat_map(|(name, entry)| {
             entry.strays.range(copies.clone()).map(move |(id, stray)| (id.attempt, stray.running, name))
         });
         let fits = |attempt: Attempt, worker: &WorkerName| match (status, &holder) {

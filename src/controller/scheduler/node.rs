@@ -146,11 +146,11 @@ impl Node {
     /// As in the system users come from, an empty required value is satisfied by an absent label, and every worker has its
     /// name as one.
     fn label(&self, name: &str) -> &str {
-        match self.info.labels.get(name) {
-            Some(value) => value,
-            None if name == WORKER_NAME_LABEL => self.info.name.as_str(),
-            None => "",
+        // Whatever it says of itself: VMs that are bound to another worker are not for it.
+        if name == WORKER_NAME_LABEL {
+            return self.info.name.as_str();
         }
+        self.info.labels.get(name).map_or("", String::as_str)
     }
 
     /// How much is missing for a VM of `shape`: the largest share of what the worker offers, in millionths, then its VMs.

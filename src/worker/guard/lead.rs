@@ -21,8 +21,9 @@ use super::notes::FENCED_MESSAGE;
 use crate::bus::message::Observation;
 use crate::model::CopyId;
 use crate::model::vm::OnUnseen;
+use crate::worker::host::Host;
 use crate::worker::plan::{Seen, Wish};
-use crate::worker::vm::{CopyTask, Host, Order};
+use crate::worker::vm::{CopyTask, Order};
 
 /// Pause before another try to end a copy that does not end.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -67,8 +68,11 @@ pub(in crate::worker) async fn lead(
             if order.wish == Wish::Run {
                 return led.fence(&mut orders, &why).await;
             }
-            // Nobody starts it as if it had not been; what becomes of its disk is another matter.
-            led.keeper.notes().forget_fenced(id);
+            // Nobody starts it as if it had not been; what becomes of its disk is another matter. One that the controller
+            // does not know now it may come to know again, after a backup was restored.
+            if order.wish != Wish::Unknown {
+                led.keeper.notes().forget_fenced(id);
+            }
         }
         // Cancel safe: it is prepared anew for the other order.
         let prepared = tokio::select! {

@@ -13,6 +13,7 @@ use crate::bus::message::Observation;
 use crate::model::vm::{OnUnseen, VmSpec};
 use crate::model::{CopyId, SessionId, VmUid};
 use crate::task::{self, Task};
+use crate::worker::host::Host;
 use crate::worker::journal::Journal;
 use crate::worker::lease::{FENCE_TIME, LOOK};
 use crate::worker::plan::{Seen, Wish};
@@ -21,7 +22,7 @@ use crate::worker::runtime::synthetic::behaviour::Delay;
 use crate::worker::runtime::synthetic::host::SyntheticHost;
 use crate::worker::runtime::{CopySpec, FoundState, Progress};
 use crate::worker::uplink::Uplink;
-use crate::worker::vm::{Host, Order};
+use crate::worker::vm::Order;
 
 const LEASE: Duration = Duration::from_secs(60);
 const SESSION: SessionId = SessionId(uuid::Uuid::from_u128(9));

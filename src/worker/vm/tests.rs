@@ -1,11 +1,19 @@
 //! A copy's task on a synthetic host, without a controller.
 
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
 use super::*;
 use crate::model::VmUid;
 use crate::model::vm::{SCRIPT_INTERRUPTED, StartupScript, VmSpec};
+use crate::task;
+use crate::worker::journal::Journal;
+use crate::worker::runtime::Runtime;
 use crate::worker::runtime::synthetic::Synthetic;
 use crate::worker::runtime::synthetic::behaviour::Step as HostStep;
 use crate::worker::runtime::synthetic::host::SyntheticHost;
+use crate::worker::uplink::Uplink;
 
 fn spec() -> CopySpec {
     let id = CopyId { uid: VmUid(uuid::Uuid::from_u128(1)), attempt: 0 };

@@ -65,7 +65,7 @@ fn what_was_still_to_be_removed_is_remembered_too_and_its_end_is_told_once() {
     world.report("w", session, copy, running()).unwrap();
     world.cluster.delete_vm(&name("a"), world.now, &mut world.changes).unwrap();
     // No VM is placed on it any more, so no force is needed.
-    world.cluster.delete_worker(&name("w"), false, world.now, &mut world.changes).unwrap();
+    world.cluster.delete_worker(&name("w"), true, world.now, &mut world.changes).unwrap();
     let session = world.join("w", 4);
     assert_eq!(world.wants("w"), [(copy, "absent")]);
     world.report("w", session, copy, Observation::Absent).unwrap();

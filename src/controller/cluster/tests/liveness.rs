@@ -141,7 +141,7 @@ fn a_fenced_copy_starts_over_whatever_its_policy_and_counts_as_no_failure() {
     let fenced = Observation::Fenced { message: "no answer for 60 s".into() };
     world.report("w1", session, id, fenced.clone()).unwrap();
     let vm = world.vm("a");
-    assert_eq!((vm.status, vm.restart_count, vm.quick_failures), (VmStatus::Pending, 1, 0));
+    assert_eq!((vm.status, vm.restart_count, vm.quick_failures), (VmStatus::Pending, 1, 1));
     assert_eq!(world.wants("w1"), [(CopyId { attempt: 1, ..id }, "run"), (id, "absent")]);
     assert_eq!(world.report("w1", session, id, fenced).unwrap_err().code, ErrorCode::Conflict);
 }
@@ -199,4 +199,31 @@ fn a_controller_with_shorter_leases_waits_for_the_longer_one_that_a_worker_may_h
     assert_eq!(held(&world), 60_000);
     world.beat("w1", session).unwrap();
     assert_eq!(held(&world), 5_000);
+}
+
+#[test]
+fn a_worker_that_stops_a_vm_again_and_again_does_not_make_it_start_without_end() {
+    let mut world = World::new();
+    let session = world.join("w1", 8);
+    let id = world.running("a", on_unseen(OnUnseen::Replace), session);
+    let fenced = Observation::Fenced { message: "the lease cannot be written down".into() };
+    world.report("w1", session, id, fenced.clone()).unwrap();
+    world.report("w1", session, CopyId { attempt: 1, ..id }, fenced).unwrap();
+    assert_eq!((world.vm("a").restart_count, world.vm("a").worker), (2, None));
+    world.pass(6_000);
+    assert_eq!(world.vm("a").worker, Some(name("w1")));
+}
+
+#[test]
+fn a_worker_where_a_moved_or_deleted_vm_may_still_run_is_taken_out_by_force_only() {
+    let mut world = World::new();
+    let session = world.join("w1", 8);
+    world.running("a", VmSpec::default(), session);
+    world.cluster.drain_worker(&name("w1"), Some(0), world.now, &mut world.changes).unwrap();
+    world.pass(250);
+    world.join("w2", 8);
+    let mut remove =
+        |force| world.cluster.delete_worker(&name("w1"), force, world.now, &mut world.changes).map_err(|e| e.code);
+    assert_eq!(remove(false), Err(ErrorCode::Conflict));
+    assert_eq!(remove(true), Ok(()));
 }

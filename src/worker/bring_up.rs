@@ -1,0 +1,183 @@
+//! From a process that runs to a VM that is ready: waits until the guest answers, runs its startup script, and tells how far
+//! it is. Called by the copy's task (`worker::vm`), which drops it when something else is to be done.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::host::Host;
+use super::journal::ScriptState;
+use super::runtime::CopySpec;
+use super::uplink::Uplink;
+use crate::bus::message::{MAX_LOG_LINE, Observation};
+use crate::model::vm::{SCRIPT_INTERRUPTED, StartupScript};
+use crate::model::{Boot, CopyId};
+use crate::ssh::client::Session;
+use crate::ssh::{AcceptAny, Login, banner, script};
+use crate::task;
+
+/// How long a boot may keep others of the same host waiting.
+const BOOT_SLOT: Duration = Duration::from_secs(60);
+/// Pause between readiness probes while a guest boots.
+const PROBE_PAUSE: Duration = Duration::from_millis(250);
+/// The same once it has not answered for long: it may run no SSH server at all.
+const SLOW_PROBE_PAUSE: Duration = Duration::from_secs(10);
+/// After how long a guest that does not answer counts as such.
+const SILENT_AFTER: Duration = Duration::from_secs(120);
+/// How long one login for the startup script may take: key exchange is slow without hardware virtualisation.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(20);
+/// How often that is tried: the server may answer before it lets anybody in.
+const LOGIN_TRIES: u32 = 6;
+
+/// Tells of a copy that runs.
+pub(super) struct Reporter {
+    uplink: Uplink,
+    id: CopyId,
+    told: Mutex<Told>,
+}
+
+/// What was told last.
+struct Told {
+    boot: Boot,
+    message: String,
+    ready: bool,
+    generation: u64,
+}
+
+impl Reporter {
+    pub(super) fn new(uplink: Uplink, (id, boot): (CopyId, Boot), generation: u64) -> Self {
+        Self { uplink, id, told: Mutex::new(Told { boot, message: String::new(), ready: false, generation }) }
+    }
+
+    pub(super) fn running(&self, message: &str, ready: bool) {
+        let mut told = self.told();
+        (told.message, told.ready) = (message.to_owned(), ready);
+        self.tell(&told);
+    }
+
+    /// Tells the same again, as that of another generation.
+    pub(super) fn now_at(&self, boot: Boot, generation: u64) {
+        let mut told = self.told();
+        (told.boot, told.generation) = (boot, generation);
+        self.tell(&told);
+    }
+
+    fn boot(&self) -> Boot {
+        self.told().boot
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        // Nothing panics while it is held.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, told: &Told) {
+        let Told { message, ready, generation, boot } = told;
+        let observation = Observation::Running { message: message.clone(), ready: *ready, generation: *generation };
+        self.uplink.tell(self.id, *boot, observation);
+    }
+}
+
+/// Waits for the guest and runs its startup script. An error is the script's.
+pub(super) async fn bring_up(
+    host: &Host,
+    copy: &CopySpec,
+    fresh: bool,
+    mut slot: Option<OwnedSemaphorePermit>,
+    reporter: &Reporter,
+) -> Result<(), String> {
+    let started = Instant::now();
+    if fresh {
+        host.runtime.booted(copy.id).await;
+    }
+    while !answers(host, copy.id).await {
+        let waited = started.elapsed();
+        if waited > BOOT_SLOT {
+            slot = None;
+        }
+        if waited > SILENT_AFTER {
+            reporter.running("running; the guest does not answer on port 22", false);
+        }
+        tokio::time::sleep(if waited > SILENT_AFTER { SLOW_PROBE_PAUSE } else { PROBE_PAUSE }).await;
+    }
+    drop(slot);
+    let Some(script) = &copy.spec.startup_script else {
+        reporter.running("ready", true);
+        return Ok(());
+    };
+    match (host.journal.script(copy.id), fresh) {
+        (ScriptState::Done, false) => reporter.running("ready", true),
+        // Ready would mean that the script ended well; half of it may be missing.
+        (ScriptState::Begun, false) => reporter.running(SCRIPT_INTERRUPTED, false),
+        _ => {
+            reporter.running("running the startup script", false);
+            host.journal.set_script(copy.id, ScriptState::Begun);
+            run_script(host, copy, reporter.boot(), script).await?;
+            host.journal.set_script(copy.id, ScriptState::Done);
+            reporter.running("ready", true);
+        }
+    }
+    Ok(())
+}
+
+async fn answers(host: &Host, id: CopyId) -> bool {
+    match host.runtime.dial(id, SSH_PORT).await {
+        Ok(mut stream) => banner::probe(&mut stream, banner::PROBE_WAIT).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Where guests listen for SSH.
+const SSH_PORT: u16 = 22;
+
+async fn run_script(host: &Host, copy: &CopySpec, boot: Boot, script: &StartupScript) -> Result<(), String> {
+    let session = log_in(host, copy).await.map_err(|error| format!("cannot run the startup script: {error}"))?;
+    let (lines, carry) = host.uplink.log((copy.id, boot));
+    let carrier = task::spawn(carry);
+    let ended = script::run(&session, script, MAX_LOG_LINE, lines).await;
+    // Every line is acknowledged before the outcome is told, so whoever sees the outcome sees the log.
+    carrier.join().await;
+    match ended {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => {
+            Err(format!("the startup script failed: {status}; `orchard logs vm {}` shows its output", copy.name))
+        }
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+async fn log_in(host: &Host, copy: &CopySpec) -> Result<Session, String> {
+    let mut last = String::new();
+    for attempt in 0..LOGIN_TRIES {
+        if attempt > 0 {
+            tokio::time::sleep(Duration::from_secs(1 << attempt.min(3))).await;
+        }
+        let login = Login { user: copy.spec.guest_user().to_owned(), password: copy.spec.guest_password() };
+        let stream = match host.runtime.dial(copy.id, SSH_PORT).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                last = error.to_string();
+                continue;
+            }
+        };
+        match Session::connect(stream, login, AcceptAny, LOGIN_DEADLINE).await {
+            Ok(session) => return Ok(session),
+            Err(error @ crate::ssh::SshError::AuthRefused { .. }) => return Err(chain(&error)),
+            Err(error) => last = chain(&error),
+        }
+    }
+    Err(format!("{last} ({LOGIN_TRIES} tries)"))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
