@@ -54,4 +54,7 @@ fn main() {
     if wanted("fleet") {
         runtime.block_on(fleet::run());
     }
+    if named.contains(&"return") {
+        runtime.block_on(fleet::come_back());
+    }
 }
