@@ -242,8 +242,12 @@ impl Bus {
             .request_timeout(Some(REQUEST_TIMEOUT))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .reconnect_delay_callback({
-                let shut_out = row.clone();
-                move |attempt| reconnect_pause(attempt, shut_out.borrow().is_some())
+                let (shut_out, connections) = (row.clone(), connections.clone());
+                // The library pauses before the very first attempt, too, for which nobody should wait.
+                move |attempt| match (attempt, *connections.borrow()) {
+                    (0 | 1, 0) => Duration::ZERO,
+                    _ => reconnect_pause(attempt, shut_out.borrow().is_some()),
+                }
             })
             .event_callback(tell(
                 options.url.clone(),
