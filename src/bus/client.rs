@@ -99,7 +99,7 @@ fn tell(
     refused: &'static str,
     refusals: broadcast::Sender<String>,
     shut_out: Arc<watch::Sender<Option<Row>>>,
-    disturbances: Arc<AtomicU64>,
+    (disturbances, connections): (Arc<AtomicU64>, watch::Sender<u64>),
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     let told = AtomicBool::new(false);
     move |event| {
@@ -110,6 +110,7 @@ fn tell(
             Event::Connected => {
                 told.store(false, Ordering::Relaxed);
                 shut_out.send_replace(None);
+                connections.send_modify(|count| *count = count.saturating_add(1));
                 tracing::debug!("connected to the bus at {url}");
             }
             Event::Closed => tracing::debug!("the connection to the bus at {url} is closed"),
@@ -151,6 +152,8 @@ pub struct Bus {
     shut_out: watch::Receiver<Option<Row>>,
     /// How often messages may have been lost.
     disturbances: Arc<AtomicU64>,
+    /// How often it was made.
+    connections: watch::Receiver<u64>,
     /// What to tell then.
     refused: Arc<str>,
 }
@@ -225,6 +228,7 @@ impl Bus {
         let (shut_out, row) = watch::channel(None);
         let shut_out = Arc::new(shut_out);
         let disturbances = Arc::new(AtomicU64::new(0));
+        let (connected, connections) = watch::channel(0);
         let login = match &options.login {
             Login::Password(password) => {
                 async_nats::ConnectOptions::with_user_and_password(options.user.clone(), password.expose().to_owned())
@@ -238,15 +242,19 @@ impl Bus {
             .request_timeout(Some(REQUEST_TIMEOUT))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .reconnect_delay_callback({
-                let shut_out = row.clone();
-                move |attempt| reconnect_pause(attempt, shut_out.borrow().is_some())
+                let (shut_out, connections) = (row.clone(), connections.clone());
+                // The library pauses before the very first attempt, too, for which nobody should wait.
+                move |attempt| match (attempt, *connections.borrow()) {
+                    (0 | 1, 0) => Duration::ZERO,
+                    _ => reconnect_pause(attempt, shut_out.borrow().is_some()),
+                }
             })
             .event_callback(tell(
                 options.url.clone(),
                 refused(&options.login),
                 refusals.clone(),
                 shut_out,
-                disturbances.clone(),
+                (disturbances.clone(), connected),
             ));
         let config = options.trust.client_config().map_err(|error| {
             ApiError::new(ErrorCode::Internal, format!("cannot set up TLS for {}: {error}", options.url))
@@ -264,7 +272,7 @@ impl Bus {
         };
         let client = connect.connect(&options.url).await.map_err(|error| unreachable(&options, &error))?;
         let refused = refused_text(&options).into();
-        Ok(Self { client, refusals, shut_out: row, disturbances, refused })
+        Ok(Self { client, refusals, shut_out: row, disturbances, connections, refused })
     }
 
     /// The client library's own handle, for what needs no typing: the service API, raw subscriptions.
@@ -292,6 +300,13 @@ impl Bus {
     /// anywhere; what matters is whether it has changed.
     pub fn disturbances(&self) -> u64 {
         self.disturbances.load(Ordering::Relaxed)
+    }
+
+    /// Changes whenever the connection was made anew, from now on: what was asked before may get no answer.
+    pub fn connections(&self) -> watch::Receiver<u64> {
+        let mut connections = self.connections.clone();
+        connections.mark_unchanged();
+        connections
     }
 
     /// The largest payload that the broker takes, in bytes.

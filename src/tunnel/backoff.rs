@@ -29,6 +29,11 @@ impl Backoff {
         wait
     }
 
+    /// From here on only the longest waits: something else than time must come first.
+    pub fn exhaust(&mut self) {
+        self.ceiling = LONGEST;
+    }
+
     /// Starts over: the last dial led to a connection that held.
     pub fn reset(&mut self) {
         *self = Self::default();
@@ -47,6 +52,8 @@ mod tests {
             assert!(waits.iter().all(|wait| *wait >= FIRST / 2 && *wait <= LONGEST));
             assert!(waits.windows(2).all(|pair| pair[0] <= pair[1]));
             assert!(waits[19] >= LONGEST / 2);
+            backoff.exhaust();
+            assert!(backoff.next(random) >= LONGEST / 2);
             backoff.reset();
             assert!(backoff.next(random) <= FIRST);
         }

@@ -117,6 +117,20 @@ impl fmt::Debug for WorkerLink {
     }
 }
 
+/// Why there is no connection.
+enum Failure {
+    /// The relay knows no such session: no dial leads anywhere until there is another one.
+    Refused(ApiError),
+    /// Anything else, which may be over at the next dial.
+    Other(ApiError),
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self::Other(error)
+    }
+}
+
 struct Keeper {
     options: LinkOptions,
     dialer: Arc<dyn Attach>,
@@ -158,7 +172,12 @@ impl Keeper {
                     }
                     why
                 }
-                Err(error) => error.to_string(),
+                Err(Failure::Refused(error)) => {
+                    // Each dial is a handshake for the relay, to which a whole fleet may come back now.
+                    backoff.exhaust();
+                    error.to_string()
+                }
+                Err(Failure::Other(error)) => error.to_string(),
             };
             let wait = backoff.next(random());
             warn!(%why, again_in_ms = wait.as_millis(), "not connected to the tunnel endpoint");
@@ -172,17 +191,20 @@ impl Keeper {
     }
 
     /// Dials and is admitted.
-    async fn connect(&mut self) -> Result<(Dialled, TunnelStream), ApiError> {
+    async fn connect(&mut self) -> Result<(Dialled, TunnelStream), Failure> {
         let hello = self.hello.borrow_and_update().clone();
-        let dialled = dial(&self.options.address, self.options.fingerprint, self.options.transport).await?;
+        let dialled = dial(&self.options.address, self.options.fingerprint, self.options.transport)
+            .await
+            .map_err(ApiError::from)?;
         let connection = &dialled.connection;
         let lost = |error: &quinn::ConnectionError| ApiError::new(ErrorCode::Unavailable, reason::describe(error));
         let (outgoing, incoming) = connection.open_bi().await.map_err(|error| lost(&error))?;
         let mut control = TunnelStream::new(outgoing, incoming);
         let proven = prove(self.options.key.as_ref(), connection, hello)?;
         say_hello(&mut control, proven).await.map_err(|error| match connection.close_reason() {
-            Some(closed) if error.code == ErrorCode::Unavailable => lost(&closed),
-            _ => error,
+            Some(closed) if error.code == ErrorCode::Unavailable => Failure::Other(lost(&closed)),
+            _ if error.code == ErrorCode::Unauthenticated => Failure::Refused(error),
+            _ => Failure::Other(error),
         })?;
         Ok((dialled, control))
     }

@@ -110,13 +110,26 @@ impl Agent {
     async fn beat(&self, session: SessionId, every: Duration, lease: Duration) -> SessionOver {
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut connections = self.bus.connections();
         loop {
-            interval.tick().await;
+            // Behind a new connection there may be another controller, which knows no session: whoever asks it at once is
+            // back at once. All of these are cancel safe.
+            tokio::select! {
+                _ = interval.tick() => {}
+                Ok(()) = connections.changed() => interval.reset(),
+            }
             let revision = held_revision(self.assignments.borrow().as_ref(), session);
             let beat = Heartbeat { session, revision, told: Some(self.uplink.has_told(session)) };
             let subject = subject::worker(&self.info.name, WorkerVerb::Heartbeat);
             let sent = self.keeper.now();
-            match self.bus.request::<_, HeartbeatAck>(subject, &beat, every.saturating_mul(2)).await {
+            let answer = tokio::select! {
+                answer = self.bus.request::<_, HeartbeatAck>(subject, &beat, every.saturating_mul(2)) => answer,
+                Ok(()) = connections.changed() => {
+                    interval.reset_immediately(); // the answer went with the connection
+                    continue;
+                }
+            };
+            match answer {
                 Ok(_) if self.keeper.renewed(session, sent, lease) => {}
                 Ok(_) => return SessionOver,
                 Err(error) if error.code == ErrorCode::Unauthenticated => return SessionOver,

@@ -39,7 +39,7 @@ use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
     AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, RESTORED_KEY, SCHEMA,
-    SETTINGS_KEY, Table, Tables, VMS, all, copy_key, decode, put_or_delete, read_all, spent_key,
+    SETTINGS_KEY, Table, Tables, VMS, all, copy_key, decode, put_or_delete, read_all_at_once, spent_key,
 };
 use self::trail::Kept;
 use super::cluster::{Changes, Cluster, Records};
@@ -300,13 +300,13 @@ impl Store {
         used.saturating_mul(100) / size
     }
 
-    fn all_sealed<T: DeserializeOwned>(
+    fn all_sealed<T: DeserializeOwned + Send>(
         &self,
         txn: &RoTxn<'_>,
         table: Table,
         name: &'static str,
     ) -> Result<Vec<T>, StoreError> {
-        read_all(txn, table, |key, bytes| {
+        read_all_at_once(txn, table, |key, bytes| {
             let opened = self.seal.open(name, key, bytes).map_err(|source| StoreError::Sealed {
                 table: name,
                 key: data_encoding::HEXLOWER.encode(key),

@@ -14,8 +14,13 @@ pub(super) struct Shares {
 impl Shares {
     /// One more of `holder`.
     pub(super) fn add(&mut self, holder: &str) {
-        self.change(holder, |count| count.saturating_add(1));
-        self.total = self.total.saturating_add(1);
+        self.add_many(holder, 1);
+    }
+
+    /// So many more.
+    pub(super) fn add_many(&mut self, holder: &str, more: u64) {
+        self.change(holder, |count| count.saturating_add(more));
+        self.total = self.total.saturating_add(more);
     }
 
     /// One less.

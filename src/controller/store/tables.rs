@@ -65,6 +65,11 @@ pub(super) struct Tables {
     pub(super) keys: Table,
 }
 
+/// Threads that open records at the same time: beyond, the disk is what they wait for.
+const MOST_AT_ONCE: usize = 4;
+/// Records that are worth a thread of their own.
+const LEAST_SHARE: usize = 512;
+
 /// The least map that is worth having: some 100,000 small VMs.
 const LEAST_MAP: usize = 256 << 20;
 
@@ -272,6 +277,29 @@ pub(super) fn read_all<T>(
         found.push(read(key, bytes)?);
     }
     Ok(found)
+}
+
+/// The same on several processors, for records that take work to open, in their order.
+pub(super) fn read_all_at_once<T: Send>(
+    txn: &RoTxn<'_>,
+    table: Table,
+    read: impl Fn(&[u8], &[u8]) -> Result<T, StoreError> + Sync,
+) -> Result<Vec<T>, StoreError> {
+    let entries = table.iter(txn)?.collect::<Result<Vec<_>, _>>()?;
+    let readers = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_AT_ONCE);
+    let share = entries.len().div_ceil(readers).max(LEAST_SHARE);
+    let mut found = Vec::with_capacity(entries.len());
+    std::thread::scope(|scope| {
+        let shares = entries.chunks(share).map(|share| {
+            scope.spawn(|| share.iter().map(|(key, bytes)| read(key, bytes)).collect::<Result<Vec<T>, StoreError>>())
+        });
+        // All of them begin before the first is waited for.
+        for share in shares.collect::<Vec<_>>() {
+            let share = share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            found.append(&mut share?);
+        }
+        Ok(found)
+    })
 }
 
 /// Stores `record` under `key`; without one, what is stored there goes.

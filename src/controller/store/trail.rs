@@ -105,11 +105,18 @@ pub(super) fn shares_in(tables: &Tables, txn: &mut RwTxn<'_>) -> Result<Shares, 
         }
     }
     let mut shares = Shares::default();
+    // In the order of holders, so that each is looked up once, however many records there are.
+    let (mut holder, mut count) = (Vec::new(), 0);
     for entry in tables.audit_of.iter(txn)? {
         let (key, _) = entry?;
-        let holder = key.len().checked_sub(NUMBER_LEN + 1).and_then(|len| key.get(..len)).unwrap_or_default();
-        shares.add(&String::from_utf8_lossy(holder));
+        let next = key.len().checked_sub(NUMBER_LEN + 1).and_then(|len| key.get(..len)).unwrap_or_default();
+        if holder != next {
+            shares.add_many(&String::from_utf8_lossy(&holder), count);
+            (holder, count) = (next.to_vec(), 0);
+        }
+        count += 1;
     }
+    shares.add_many(&String::from_utf8_lossy(&holder), count);
     Ok(shares)
 }
 

@@ -88,6 +88,46 @@ pub async fn run() {
     restarts_alone(&place).await;
 }
 
+/// Only the workers, without VMs: how they come back, second by second. For whoever looks for what keeps them.
+pub async fn come_back() {
+    println!("{WORKERS} workers come back (load average before: {}):", load_average());
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new(dir.path());
+    let mut server = place.start();
+    server.ready().await;
+    let (account, bus) = server.bus().await;
+    let began = Instant::now();
+    let mut fleet = Fleet::start(&bus, &account, server.login().1.url.as_str(), &dir.path().join("workers")).await;
+    all_online(&bus, &account, WORKERS).await;
+    println!("  they have joined in {:.1?}", began.elapsed());
+    println!("  memory with them: {:.1} MiB", server.memory().0);
+    for _ in 0..3 {
+        let (login, before) = (server.login().1, fleet.tally().await);
+        server.kill().await;
+        let fleet_cpu = fleet.cpu();
+        server = place.start();
+        let (bus, answered) = first_answer(&login, &account).await;
+        println!("  first answer after {:.1?}", answered.duration_since(server.began));
+        let mut next = Duration::from_secs(1);
+        loop {
+            let online = online(&bus, &account).await;
+            let elapsed = server.began.elapsed();
+            if elapsed >= next || online == WORKERS {
+                let (cpu, fleet_cpu) = (server.cpu(), fleet.cpu() - fleet_cpu);
+                println!("  {elapsed:.1?}: {online} are back; CPU so far {cpu:.1?}, the workers' {fleet_cpu:.1?}");
+                next = elapsed + Duration::from_secs(1);
+            }
+            if online == WORKERS {
+                break;
+            }
+            assert!(elapsed < LIMIT, "they do not come back");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(before, fleet.tally().await);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
 /// What heartbeats cost, and nothing else.
 async fn quiet(bus: &Bus, account: &AccountName, server: &Server) {
     all_online(bus, account, WORKERS).await;
@@ -153,22 +193,27 @@ async fn first_answer(login: &BusOptions, account: &AccountName) -> (Bus, Instan
 async fn all_online(bus: &Bus, account: &AccountName, wanted: usize) {
     let began = Instant::now();
     loop {
-        let mut online = 0;
-        let mut request = ListWorkers::default();
-        loop {
-            let Ok(page) = bus.call(account, &request, CALL).await else { break };
-            // A session of this controller: after its restart, all are unseen until they have said hello.
-            online += page.workers.iter().filter(|view| view.state == WorkerState::Online).count();
-            request.after = page.workers.last().map(|view| view.worker.info.name.clone());
-            if !page.more {
-                break;
-            }
-        }
+        let online = online(bus, account).await;
         if online >= wanted {
             return;
         }
         assert!(began.elapsed() < LIMIT, "{online} of {wanted} workers are online");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How many are.
+async fn online(bus: &Bus, account: &AccountName) -> usize {
+    let mut online = 0;
+    let mut request = ListWorkers::default();
+    loop {
+        let Ok(page) = bus.call(account, &request, CALL).await else { return online };
+        // A session of this controller: after its restart, all are unseen until they have said hello.
+        online += page.workers.iter().filter(|view| view.state == WorkerState::Online).count();
+        request.after = page.workers.last().map(|view| view.worker.info.name.clone());
+        if !page.more {
+            return online;
+        }
     }
 }
 

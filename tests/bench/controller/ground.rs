@@ -129,10 +129,7 @@ impl Server {
 
     /// CPU time used so far.
     pub fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id().unwrap())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        Duration::from_millis(ticks * 10) // a hundred ticks a second, on every Linux there is
+        cpu_of(self.child.id().unwrap())
     }
 
     /// Memory in MiB: now, and at its highest.
@@ -144,4 +141,12 @@ impl Server {
         };
         (value("VmRSS:"), value("VmHWM:"))
     }
+}
+
+/// CPU time that a process has used so far.
+pub fn cpu_of(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10) // a hundred ticks a second, on every Linux there is
 }

@@ -6,6 +6,7 @@ use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use orchard::bus::access::CreateJoinToken;
@@ -24,7 +25,7 @@ use orchard::worker::{GIVE_UP_AFTER, Worker, WorkerOptions};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use super::ground::CALL;
+use super::ground::{CALL, cpu_of};
 
 pub const WORKERS: usize = 2_000;
 /// The argument that makes the bench this process.
@@ -35,7 +36,7 @@ const PER_TOKEN: usize = 100;
 
 /// The process, as the bench holds it.
 pub struct Fleet {
-    _child: Child,
+    child: Child,
     input: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
 }
@@ -73,9 +74,14 @@ impl Fleet {
             };
             input.write_all(format!("{}\n", token.to_text().expose()).as_bytes()).await.unwrap();
         }
-        let mut fleet = Self { _child: child, input, lines: BufReader::new(output).lines() };
+        let mut fleet = Self { child, input, lines: BufReader::new(output).lines() };
         assert_eq!(fleet.lines.next_line().await.unwrap().as_deref(), Some("all are workers"));
         fleet
+    }
+
+    /// CPU time used so far.
+    pub fn cpu(&self) -> Duration {
+        cpu_of(self.child.id().unwrap())
     }
 
     /// What has happened on its hosts.
