@@ -64,7 +64,7 @@ fn what_was_still_to_be_removed_is_remembered_too_and_its_end_is_told_once() {
     let copy = CopyId { uid, attempt: 0 };
     world.report("w", session, copy, running()).unwrap();
     world.cluster.delete_vm(&name("a"), world.now, &mut world.changes).unwrap();
-    // No VM is placed on it any more, so no force is needed.
+    // No VM is placed on it any more, but one may still run there.
     world.cluster.delete_worker(&name("w"), true, world.now, &mut world.changes).unwrap();
     let session = world.join("w", 4);
     assert_eq!(world.wants("w"), [(copy, "absent")]);
