@@ -25,7 +25,7 @@
 //! | with 10,000 VMs and 100,000 events, first answer | 277 to 370 ms, of it some 120 ms of CPU | 150 ms | 9 to 13 |
 //! | the same with 2,000 workers at the door | 1.6 s | 150 ms | 16 |
 //! | all 2,000 workers back | 48 s, 83 s | 5 s | 13, 16 |
-//! | the same without VMs, since the mend told below | 15 s, half of them in 3.2 s | 5 s | 4 to 5 |
+//! | the same without VMs, since the mend told below | 15 s, 32 s | 5 s | 4 to 5 |
 //! | first answer then, 2,000 workers at the door | 119 ms, 95 ms | 150 ms | 4 to 5 |
 //! | VMs touched by that | none | none | |
 //!
@@ -38,7 +38,7 @@
 //! most handshakes came to nothing on a busy machine: of the TLS ones more ended after the three seconds that strangers of
 //! a crowded network have than came in, and of those with the relay nearly all were refused, as there was no session yet.
 //! Since then workers leave the relay alone until it can know them, and ask at once behind a new connection. What
-//! limits it now is the two processors: the return of 2,000 took 8 s of the controller and 11 s of the workers.
+//! limits it now is the two processors: the return of 2,000 took 8 to 14 s of the controller and 11 to 20 s of the workers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a bench that cannot run panics
 
 mod durable;
