@@ -133,7 +133,7 @@ fn vm_table(vm: &Vm, now: Timestamp) -> Table {
     row("Memory", amount(vm.spec.memory, vm.assigned_memory));
     row("Disk size", if vm.spec.disk_size == 0 { "the image's own".into() } else { vm.spec.disk_size.to_string() });
     row("Headless mode", vm.spec.headless.to_string());
-    row("Status", vm.status.to_string());
+    row("Status", list::shown_status(vm));
     row("Status message", or_none(vm.status_message.clone()));
     row("Ready", vm.ready.to_string());
     let conditions = vm.conditions.iter().filter(|condition| condition.kind != ConditionType::Unknown);

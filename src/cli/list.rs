@@ -160,7 +160,7 @@ fn vm_table(vms: &[Vm], now: Timestamp) -> Table {
             vm.name.to_string(),
             output::ago(vm.created_at, now),
             vm.spec.image.clone(),
-            vm.status.to_string(),
+            shown_status(vm),
             format!("{} ({} restarts)", vm.spec.restart_policy, vm.restart_count),
             vm.worker.as_ref().map(ToString::to_string).unwrap_or_default(),
         ]);
@@ -190,6 +190,12 @@ pub(super) fn last_seen(view: &WorkerView, now: Timestamp) -> String {
     }
 }
 
+/// Where a VM stands, for people. One that is off has the status it had, as in the system users come from; that says too
+/// little in a table.
+pub(super) fn shown_status(vm: &Vm) -> String {
+    if vm.is_off() { vm.spec.power_state.to_string() } else { vm.status.to_string() }
+}
+
 /// A worker's liveness, for people; heartbeat and data path are told apart.
 pub(super) fn state(view: &WorkerView) -> String {
     use crate::model::worker::WorkerState;
@@ -210,7 +216,7 @@ pub(super) fn state(view: &WorkerView) -> String {
 pub(super) mod tests {
     use super::*;
     use crate::model::resources::Resources;
-    use crate::model::vm::{RuntimeKind, VmSpec, VmStatus};
+    use crate::model::vm::{PowerState, RuntimeKind, VmSpec, VmStatus};
     use crate::model::worker::{Worker, WorkerInfo, WorkerState, sample};
 
     /// A VM as a controller would send it.
@@ -259,6 +265,15 @@ pub(super) mod tests {
                 "b     2 minutes ago  /images/tiny.qcow2  running  Never (2 restarts)  mini",
             ]
         );
+    }
+
+    #[test]
+    fn a_vm_that_is_off_shows_as_such_whatever_its_status() {
+        let mut off = vm("a", VmStatus::Running);
+        off.spec.power_state = PowerState::Stopped;
+        assert_eq!(shown_status(&off), "stopped");
+        off.set_conditions(true, true);
+        assert_eq!(shown_status(&off), "running", "it is still being stopped");
     }
 
     #[test]
