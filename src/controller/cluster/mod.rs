@@ -238,9 +238,8 @@ impl Cluster {
         }
         // An end that was changed in what failed is still the stored one.
         let ttl = |of: &Cluster, uid| of.vm_record(uid).map(|vm| vm.spec.ttl_s);
-        let noted: BTreeSet<VmUid> = other.ends.iter().map(|(_, uid)| *uid).collect();
-        let noted: BTreeSet<VmUid> =
-            noted.into_iter().filter(|uid| ttl(other, *uid).is_none() || ttl(other, *uid) == ttl(self, *uid)).collect();
+        let same = |uid: &VmUid| ttl(other, *uid).is_none() || ttl(other, *uid) == ttl(self, *uid);
+        let noted: BTreeSet<VmUid> = other.ends.iter().map(|(_, uid)| *uid).filter(same).collect();
         self.ends.retain(|(_, uid)| !noted.contains(uid));
         let known = |uid: &VmUid| noted.contains(uid) && self.names.contains_key(uid);
         self.ends.extend(other.ends.iter().filter(|(_, uid)| known(uid)));
