@@ -4,6 +4,7 @@
 pub mod access;
 pub mod client;
 pub mod life;
+pub mod measure;
 pub mod message;
 pub mod parts;
 pub mod placing;

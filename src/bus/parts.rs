@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::message::{self, Assignment, DesiredCopy};
+use super::measure::encoded_len;
+use super::message::{Assignment, DesiredCopy};
 use crate::model::SessionId;
 use crate::model::error::ApiError;
 
@@ -22,7 +23,7 @@ pub fn split(assignment: Assignment) -> Result<Vec<Assignment>, ApiError> {
     let mut parts: Vec<Vec<DesiredCopy>> = vec![Vec::new()];
     let mut room = PART_SIZE;
     for copy in assignment.copies {
-        let size = message::encode(&copy)?.len();
+        let size = encoded_len(&copy);
         if size > room && parts.last().is_some_and(|part| !part.is_empty()) {
             parts.push(Vec::new());
             room = PART_SIZE;
@@ -94,7 +95,7 @@ mod tests {
         let whole = assignment(3, &[256 * 1024; 9]);
         let mut parts = split(whole.clone()).unwrap();
         assert!(parts.len() > 1);
-        assert!(parts.iter().all(|part| message::encode(part).unwrap().len() < PART_SIZE + 1024));
+        assert!(parts.iter().all(|part| encoded_len(part) < PART_SIZE + 1024));
         let mut collector = Collector::default();
         parts.swap(0, 2);
         let last = parts.pop().unwrap();

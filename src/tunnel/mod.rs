@@ -12,6 +12,7 @@
 //! [`stream::TunnelStream`], [`relay::Relay`] with its [`relay::Gatekeeper`], and [`worker::WorkerLink`] with its
 //! [`worker::Attach`]: nothing of QUIC shows in them, so that another transport can stand behind.
 
+mod allowance;
 pub mod backoff;
 pub mod client;
 mod dial;

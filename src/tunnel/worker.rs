@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use super::allowance::Allowance;
 use super::backoff::Backoff;
 use super::dial::{Dialled, dial};
 use super::endpoint::Transport;
@@ -19,7 +20,7 @@ use super::header::{Frame, WorkerHello};
 use super::proof::{self, Exported};
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;
-use super::{ATTACH_DEADLINE, Address, HEADER_DEADLINE, splice};
+use super::{ATTACH_DEADLINE, Address, HEADER_DEADLINE, MAX_SESSIONS, splice};
 use crate::duplex::BoxedStream;
 use crate::identity::ca::Fingerprint;
 use crate::model::CopyId;
@@ -213,6 +214,7 @@ impl Keeper {
     async fn serve(&mut self, connection: &Connection, mut control: TunnelStream) -> String {
         let mut hello = self.hello.clone();
         let key = self.options.key.clone();
+        let mut allowance = Allowance::up_to(MAX_SESSIONS);
         // Neither `accept_bi` nor `renewals` may be dropped half-way, so that renewals run in a future of their own.
         let renewals = async {
             while hello.changed().await.is_ok() {
@@ -235,6 +237,7 @@ impl Keeper {
                     Ok((outgoing, incoming)) => {
                         let stream = TunnelStream::new(outgoing, incoming);
                         self.sessions.spawn(session(stream, self.dialer.clone()).instrument(tracing::Span::current()));
+                        allowance.fit(self.sessions.len(), connection);
                     }
                     Err(error) => break reason::describe(&error),
                 },

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::bus::message;
+use crate::bus::measure::encoded_len;
 use crate::model::AccountName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::vm::{Vm, VmSpec};
@@ -101,5 +101,5 @@ fn check(whose: &str, sum: Sum, size: u64, vms: u64, bytes: u64) -> Result<(), A
 }
 
 fn size_of_spec(spec: &VmSpec) -> u64 {
-    message::encode(spec).map_or(0, |encoded| u64::try_from(encoded.len()).unwrap_or(u64::MAX))
+    u64::try_from(encoded_len(spec)).unwrap_or(u64::MAX)
 }

@@ -6,7 +6,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use serde::Serialize;
 
 use super::Cluster;
-use crate::bus::message;
+use crate::bus::measure::encoded_len;
 use crate::controller::scheduler::Shape;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::vm::{Vm, VmStatus};
@@ -94,7 +94,7 @@ fn page<T: Serialize>(all: impl Iterator<Item = T>, limit: usize, bytes: usize) 
     let mut room = bytes;
     let mut page = Vec::new();
     for item in all {
-        let size = message::encode(&item).map_or(0, |encoded| encoded.len());
+        let size = encoded_len(&item);
         if page.len() >= limit || (size > room && !page.is_empty()) {
             return (page, true);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::bus::message;
+use crate::bus::measure::encoded_len;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::vm::{RuntimeKind, VmSpec};
 
@@ -65,7 +65,7 @@ pub(super) fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
     if spec.runtime == Some(RuntimeKind::Vetu) && !spec.host_dirs.is_empty() {
         return refuse("runtime vetu cannot give a VM host directories (hostDirs); leave them out".to_owned());
     }
-    let size = message::encode(spec)?.len();
+    let size = encoded_len(spec);
     if size > MAX_SPEC {
         return refuse(format!("the specification has {size} bytes; at most {MAX_SPEC} are allowed"));
     }

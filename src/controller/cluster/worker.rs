@@ -1,7 +1,8 @@
 //! Workers: registration, sessions, heartbeats. What silence means stands in `liveness`.
 
 use super::{Changes, Cluster, Live, WorkerEntry};
-use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello};
+use crate::bus::measure::encoded_len;
+use crate::bus::message::{Assignment, Heartbeat, HeartbeatAck, Hello};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
@@ -31,7 +32,7 @@ impl Cluster {
         if *from != name {
             return Err(ApiError::new(ErrorCode::Forbidden, format!("{from} cannot register as {name}")));
         }
-        let size = message::encode(&hello.info)?.len();
+        let size = encoded_len(&hello.info);
         if size > MAX_INFO {
             let what = format!(
                 "what worker {name} says of itself has {size} bytes; at most {MAX_INFO} are allowed: give it fewer labels and \

@@ -10,6 +10,7 @@
 //! much (a limit, 32 bits), it takes half of what there is; the rest stays for everything else, so growing later could not
 //! get more.
 
+mod ahead;
 pub mod backup;
 mod error;
 mod history;
@@ -31,6 +32,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
+use self::ahead::Ahead;
 pub use self::error::{OpenError, StoreError};
 use self::history::vm_event_key;
 pub use self::history::{Page, Retention, Room};
@@ -39,7 +41,7 @@ use self::seal::Seal;
 use self::shares::Shares;
 use self::tables::{
     AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, RESTORED_KEY, SCHEMA,
-    SETTINGS_KEY, Table, Tables, VMS, all, copy_key, decode, put_or_delete, read_all_at_once, spent_key,
+    SETTINGS_KEY, Table, Tables, VMS, all, append, copy_key, decode, put_or_delete, read_all_at_once, spent_key,
 };
 use self::trail::Kept;
 use super::cluster::{Changes, Cluster, Records};
@@ -97,6 +99,8 @@ pub struct Store {
     used: Arc<AtomicU64>,
     /// Who holds how much of the audit trail; none after a commit that failed.
     shares: Arc<Mutex<Option<Shares>>>,
+    /// What the file is longer than it must be.
+    ahead: Arc<Mutex<Ahead>>,
     _lock: FolderLock,
     #[cfg(test)]
     spoilt: Arc<std::sync::atomic::AtomicBool>,
@@ -148,6 +152,8 @@ impl Store {
         // LMDB syncs what is in its file, and not that there is one.
         identity::sync_folder(&path).map_err(folder_error)?;
         let shares = trail::shares(&env, &tables).map_err(database_error)?;
+        let page = env.unnamed_database_stat().page_size.into();
+        let ahead = Ahead::open(&path.join("data.mdb"), page).map_err(folder_error)?;
         let used =
             env.read_txn().map_err(StoreError::from).and_then(|txn| tables.used(&txn)).map_err(database_error)?;
         // Fullness is of what could be had.
@@ -159,6 +165,7 @@ impl Store {
             bounds,
             used: Arc::new(used.into()),
             shares: Arc::new(Mutex::new(Some(shares))),
+            ahead: Arc::new(Mutex::new(ahead)),
             _lock: lock,
             #[cfg(test)]
             spoilt: Arc::default(),
@@ -257,7 +264,7 @@ impl Store {
             put_or_delete(&mut txn, tables.keys, name.as_str().as_bytes(), cluster.key_record(name))?;
         }
         for event in &changes.events {
-            tables.events.put(&mut txn, &event.number.to_be_bytes(), &rmp_serde::to_vec_named(event)?)?;
+            append(tables.events, &mut txn, &event.number.to_be_bytes(), &rmp_serde::to_vec_named(event)?)?;
             if let EventObject::Vm { uid, .. } = &event.object {
                 tables.events_of_vm.put(&mut txn, &vm_event_key(*uid, event.number), &[])?;
             }
@@ -274,7 +281,14 @@ impl Store {
         force_drive(&self.env)?;
         self.used.store(used, Ordering::Relaxed);
         *held = Some(shares);
+        self.lengthen();
         Ok(())
+    }
+
+    /// Makes room for the next commits.
+    fn lengthen(&self) {
+        let last = self.env.info().last_page_number;
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner).keep(last);
     }
 
     /// Why nothing new can be taken in, in words; `None` while it can.

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use heed::types::{Bytes, Str};
-use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn};
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, PutFlags, RoTxn, RwTxn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::Digest as _;
@@ -300,6 +300,15 @@ pub(super) fn read_all_at_once<T: Send>(
         }
         Ok(found)
     })
+}
+
+/// Stores `value` under `key`, which is above all keys there: LMDB fills its pages to the last byte then. Where it is not
+/// above all after all, it is stored where it belongs.
+pub(super) fn append(table: Table, txn: &mut RwTxn<'_>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    match table.put_with_flags(txn, PutFlags::APPEND, key, value) {
+        Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => Ok(table.put(txn, key, value)?),
+        done => Ok(done?),
+    }
 }
 
 /// Stores `record` under `key`; without one, what is stored there goes.

@@ -11,7 +11,7 @@ use heed::{Env, RoTxn, RwTxn};
 
 use super::history::{Page, Room, cut, number_of};
 use super::shares::Shares;
-use super::tables::{Tables, decode};
+use super::tables::{Tables, append as put_last, decode};
 use super::{Store, StoreError};
 use crate::model::audit::{AuditNumber, AuditRecord, AuditType};
 
@@ -51,7 +51,7 @@ pub(super) fn append(
     kept: Kept,
 ) -> Result<(), StoreError> {
     for record in records {
-        tables.audit.put(txn, &record.number.to_be_bytes(), &rmp_serde::to_vec_named(record)?)?;
+        put_last(tables.audit, txn, &record.number.to_be_bytes(), &rmp_serde::to_vec_named(record)?)?;
         tables.audit_of.put(txn, &held_key(holder(record), record.number), &[])?;
         shares.add(holder(record));
     }

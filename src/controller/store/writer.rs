@@ -213,19 +213,26 @@ impl State {
     fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut batch = Vec::with_capacity(MAX_BATCH);
         while jobs.blocking_recv_many(&mut batch, MAX_BATCH) > 0 {
-            self.apply(batch.drain(..));
+            self.apply(&mut batch, &mut jobs);
         }
     }
 
-    fn apply(&mut self, batch: impl Iterator<Item = Job>) {
+    /// Applies and answers what is in `batch`, and what comes in while it does: it waits for this commit, and not for the
+    /// next one. Callers that were just answered come again within the time that applying takes.
+    fn apply(&mut self, batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>) {
         let mut changes = Changes::default();
         if self.astray {
             self.go_back();
         }
         let now = self.clock.now();
         self.cluster.set_full(self.store.is_full());
-        let answers: Vec<Answer> =
-            batch.map(|job| job(&mut Step { cluster: &mut self.cluster, now, changes: &mut changes })).collect();
+        let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
+        while !batch.is_empty() {
+            let step = |job: Job| job(&mut Step { cluster: &mut self.cluster, now, changes: &mut changes });
+            answers.extend(batch.drain(..).map(step));
+            let room = MAX_BATCH.saturating_sub(answers.len());
+            batch.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(room));
+        }
         self.cluster.place(now, &mut changes);
         let stored = match (self.astray, changes.is_empty()) {
             (true, _) => Err(ApiError::new(

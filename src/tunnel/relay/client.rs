@@ -13,6 +13,7 @@ use super::{Note, NoteEvent, Shared, session};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::Place;
 use crate::model::secret::Secret;
+use crate::tunnel::allowance::{Allowance, FIRST_STREAMS};
 use crate::tunnel::endpoint::widen;
 use crate::tunnel::header::Frame;
 use crate::tunnel::reason::Reason;
@@ -48,6 +49,7 @@ pub(super) async fn serve(
         place: Mutex::new(Standing::Stranger { _place: place }),
     });
     let mut sessions = JoinSet::new();
+    let mut allowance = Allowance::up_to(client.shared.limits.sessions_per_client);
     sessions.spawn(client.clone().open(first, ticket).instrument(Span::current()));
     let mut deadline = deadline;
     loop {
@@ -57,6 +59,10 @@ pub(super) async fn serve(
                 Ok((outgoing, incoming)) => {
                     let stream = TunnelStream::new(outgoing, incoming);
                     sessions.spawn(client.clone().take(stream).instrument(Span::current()));
+                    // Strangers have what they were given.
+                    if client.proven.load(Ordering::Relaxed) {
+                        allowance.fit(sessions.len(), &connection);
+                    }
                 }
                 Err(error) => {
                     debug!(%error, "the client's connection has ended");
@@ -128,7 +134,7 @@ impl Client {
                 }
             }
             self.proven.store(true, Ordering::Relaxed);
-            widen(&self.connection, self.shared.limits.sessions_per_client);
+            widen(&self.connection, FIRST_STREAMS.min(self.shared.limits.sessions_per_client));
         }
         session::run(&self.shared, stream, &grant, entry, peer).await;
     }
