@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use super::vm::restart_pause;
 use super::{Changes, Cluster};
 use crate::model::planted::{Bug, planted};
 use crate::model::vm::Vm;
-use crate::model::{Now, Timestamp, VmUid};
+use crate::model::{Now, VmUid};
 
 impl Cluster {
     /// Notes when a VM deletes itself, if it does.
@@ -45,13 +44,4 @@ impl Cluster {
             }
         }
     }
-}
-
-/// What is left of the pause before the restart that `vm` waits for, as far as its record tells: for a controller that has
-/// itself been started anew.
-pub(super) fn pause_left(vm: &Vm, now: Timestamp) -> Duration {
-    let Some((restarted, earlier)) = vm.restarted_at.zip(vm.quick_failures.checked_sub(1)) else {
-        return Duration::ZERO;
-    };
-    restart_pause(earlier).saturating_sub(restarted.until(now))
 }

@@ -26,6 +26,7 @@ mod quota;
 mod reading;
 mod removal;
 mod replace;
+mod restarts;
 mod restored;
 mod settings;
 mod spec;
@@ -212,7 +213,7 @@ impl Cluster {
                 let placed = vm.worker.is_some() && vm.status != VmStatus::Failed;
                 vm.set_conditions(placed, placed && vm.status == VmStatus::Running);
             }
-            let left = ends::pause_left(&vm, now.wall);
+            let left = restarts::pause_left(&vm, now.wall);
             let waits = vm.worker.is_none() || power::may_wait_to_boot(&vm);
             if waits && !left.is_zero() {
                 cluster.held_back.insert(vm.uid, now.mono.saturating_add(left));
