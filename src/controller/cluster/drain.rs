@@ -57,14 +57,13 @@ impl Cluster {
         changes.say(message.clone());
         changes.workers.insert(name.clone());
         changes.worker_event(&mut self.last_event, now, name, EventType::Draining, message);
-        self.tell_scheduler(name);
+        self.note_standing(name);
         Ok(())
     }
 
     /// Moves what is to be moved by now, and notes which workers are empty.
     pub(super) fn go_on_draining(&mut self, now: Now, changes: &mut Changes) {
-        let draining = self.workers.iter().filter(|(_, entry)| entry.record.drain.is_some());
-        for name in draining.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+        for name in self.watched.draining.iter().cloned().collect::<Vec<_>>() {
             let moved = self.to_be_moved(&name, now);
             for uid in moved {
                 let Some(vm) = self.vm_record(uid) else { continue };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Changes, Cluster};
 use crate::model::planted::{Bug, planted};
 use crate::model::vm::Vm;
-use crate::model::{Now, VmUid};
+use crate::model::Now;
 
 impl Cluster {
     /// Notes when a VM deletes itself, if it does.
@@ -32,10 +32,7 @@ impl Cluster {
 
     /// Has those wait for a worker again whose pause is over.
     pub(super) fn end_pauses(&mut self, now: Now, changes: &mut Changes) {
-        let due: Vec<VmUid> =
-            self.held_back.iter().filter(|(_, until)| **until <= now.mono).map(|(uid, _)| *uid).collect();
-        for uid in due {
-            self.held_back.remove(&uid);
+        while let Some(uid) = self.held_back.pop_due(now.mono) {
             if self.boots_where_it_is(uid, changes) {
                 continue;
             }

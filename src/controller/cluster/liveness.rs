@@ -83,7 +83,7 @@ impl Cluster {
         entry.gone_since = None;
         if entry.state != WorkerState::Online {
             entry.state = WorkerState::Online;
-            self.tell_scheduler(name);
+            self.note_standing(name);
             changes.worker_event(&mut self.last_event, now, name, EventType::Online, String::new());
         }
     }
@@ -154,7 +154,7 @@ impl Cluster {
             let message = self.what_gone_means(name, now);
             changes.worker_event(&mut self.last_event, now, name, EventType::Gone, message);
         }
-        silent.iter().chain(&gone).for_each(|name| self.tell_scheduler(name));
+        silent.iter().chain(&gone).for_each(|name| self.note_standing(name));
         silent
     }
 

@@ -41,7 +41,7 @@ impl Cluster {
 
     /// Whether it has room on its worker, and no pause is in the way.
     fn may_run(&self, vm: &Vm) -> bool {
-        vm.conditions.scheduled() && !self.held_back.contains_key(&vm.uid)
+        vm.conditions.scheduled() && !self.held_back.contains(vm.uid)
     }
 
     /// The worker says that a copy does not run, as was wished.
@@ -68,7 +68,7 @@ impl Cluster {
         now: Now,
         changes: &mut Changes,
     ) {
-        let held_back = self.held_back.contains_key(&uid);
+        let held_back = self.held_back.contains(uid);
         let Some(vm) = known(&self.names, &mut self.vms, uid) else { return };
         let scheduled = vm.conditions.scheduled();
         if vm.status == VmStatus::Failed {
@@ -112,7 +112,7 @@ impl Cluster {
         };
         vm.status_message = format!("{what}; its disk is on {worker} ({how})");
         changes.vm_event(&mut self.last_event, now, vm, kind, how);
-        self.held_back.remove(&uid);
+        self.held_back.remove(uid);
         self.reassign(worker, changes);
     }
 

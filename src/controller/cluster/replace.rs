@@ -11,7 +11,6 @@ use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
 use crate::model::vm::{OnUnseen, PowerState, Vm, VmStatus};
-use crate::model::worker::WorkerState;
 use crate::model::{CopyId, Now, VmUid, WorkerName};
 
 /// Whether its worker stops the VM, as it is placed, when its lease is over.
@@ -61,9 +60,7 @@ impl Cluster {
     /// there and not what has just happened, so that nothing is forgotten that could not be stored at first, or came to be
     /// so only later.
     pub(super) fn replace_on_gone(&mut self, now: Now, changes: &mut Changes) {
-        let gone = self.workers.iter().filter(|(_, entry)| entry.state == WorkerState::Gone);
-        let gone: Vec<WorkerName> = gone.map(|(name, _)| name.clone()).collect();
-        for worker in gone {
+        for worker in self.watched.gone.iter().cloned().collect::<Vec<_>>() {
             self.free_leaving(&worker, changes);
             let placed = self.workers.get(&worker).into_iter().flat_map(|entry| &entry.vms);
             let placed = placed.filter_map(|uid| self.vm_record(*uid)).filter(|vm| self.is_to_be_replaced(vm));

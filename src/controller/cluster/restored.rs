@@ -342,7 +342,7 @@ impl Cluster {
             self.dismiss(&old, Resources::default(), false, changes);
         }
         self.scheduler.withdraw(uid);
-        self.held_back.remove(&uid);
+        self.held_back.remove(uid);
         let Some(vm) = self.vms.get_mut(&old.name) else { return };
         vm.attempts_from = attempt.saturating_sub(vm.restart_count);
         if takes {

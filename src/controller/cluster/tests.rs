@@ -16,6 +16,7 @@ mod settings;
 mod strays;
 mod update;
 mod walk;
+mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

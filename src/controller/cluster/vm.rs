@@ -94,7 +94,7 @@ impl Cluster {
             self.names.remove(&vm.uid);
         }
         self.scheduler.withdraw(vm.uid);
-        self.held_back.remove(&vm.uid);
+        self.held_back.remove(vm.uid);
         let waits = vm.worker.is_some() || self.leaving.values().any(|leaving| leaving.id.uid == vm.uid);
         let kind = if waits { EventType::Deleting } else { EventType::Deleted };
         changes.vm_event(&mut self.last_event, now, &vm, kind, why);
@@ -209,7 +209,7 @@ impl Cluster {
     ) {
         let kept_back = self.vm_record(uid).is_some_and(|vm| self.is_kept_from_worker(vm));
         let last_event = &mut self.last_event;
-        let waits = self.held_back.contains_key(&uid);
+        let waits = self.held_back.contains(uid);
         let Some(vm) = known(&self.names, &mut self.vms, uid) else { return };
         if vm.status == VmStatus::Failed || !vm.conditions.scheduled() || waits {
             // Its worker is about to stop it, or has since; what was told after this is not taken back.

@@ -93,7 +93,7 @@ impl Cluster {
         }
         self.grant_lease(&name, changes);
         self.heard_of(&name, now, changes);
-        self.tell_scheduler(&name);
+        self.note_standing(&name);
         self.reclaim(&name, now, changes);
         self.place(now, changes);
         // The answer carries the assignment, so none needs to be sent besides.
@@ -139,6 +139,8 @@ impl Cluster {
         self.forget_given_up(now, changes);
         self.go_on_draining(now, changes);
         self.end_hold(now, changes);
+        #[cfg(test)]
+        self.check_watched();
     }
 
     /// Whether a session of `worker` is open.
