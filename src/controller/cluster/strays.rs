@@ -61,7 +61,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// The worker says something else of the copy now.
+    /// The worker says something else of the copy now, which is true of it: were a stray forgotten at any other word, one that
+    /// says now this, now that would be told of without end.
     pub(super) fn is_stray_no_more(&mut self, worker: &WorkerName, id: CopyId) {
         if let Some(entry) = self.workers.get_mut(worker) {
             entry.strays.remove(&id);

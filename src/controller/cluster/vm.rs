@@ -140,16 +140,18 @@ impl Cluster {
     ) -> Result<(), ApiError> {
         self.check_session(worker, report.session)?;
         let id = CopyId { uid: report.uid, attempt: report.attempt };
-        if !matches!(report.observation, Observation::Stray { .. }) {
-            self.is_stray_no_more(worker, id);
-        }
         match &report.observation {
-            Observation::Absent => return self.copy_gone(worker, id, now, changes),
+            Observation::Absent => {
+                self.copy_gone(worker, id, now, changes)?;
+                self.is_stray_no_more(worker, id);
+                return Ok(());
+            }
             Observation::Stray { name, running } => return self.stray(worker, id, (name, *running), now, changes),
             _ => {}
         }
         // From here on nothing is refused: it is this worker's copy, and its present process.
         at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, report.boot))?;
+        self.is_stray_no_more(worker, id);
         let uid = id.uid;
         match report.observation {
             Observation::Absent | Observation::Stray { .. } => {}
