@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use super::{Changes, Cluster};
+use crate::model::Now;
 use crate::model::planted::{Bug, planted};
 use crate::model::vm::Vm;
-use crate::model::Now;
 
 impl Cluster {
     /// Notes when a VM deletes itself, if it does.
