@@ -11,6 +11,7 @@ mod liveness;
 mod once;
 mod placing;
 mod power;
+mod quiet;
 mod restored;
 mod settings;
 mod strays;
