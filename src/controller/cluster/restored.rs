@@ -145,12 +145,35 @@ impl Cluster {
     pub(super) fn why_held(&self, vm: &Vm) -> Option<String> {
         let starts = match vm.status {
             VmStatus::Pending => true,
-            VmStatus::Failed => starts_over(vm.spec.restart_policy),
+            VmStatus::Failed => starts_over(vm.spec.restart_policy) || self.restored.record.fenced.contains(&vm.uid),
             VmStatus::Running => false,
         };
         if !starts || !self.is_held(vm.uid) {
             return None;
         }
+        Some(format!(
+            "a backup of {} was restored, and a copy of this VM may run somewhere since: it is held until every worker has \
+             told what it has; {}",
+            self.restored.record.backup,
+            self.who_is_awaited()
+        ))
+    }
+
+    /// What may still become of a VM that has failed and does not start over, in words; `None` if nothing.
+    pub(super) fn why_may_be_adopted(&self, vm: &Vm) -> Option<String> {
+        let may = vm.status == VmStatus::Failed && self.is_held(vm.uid);
+        may.then(|| {
+            format!(
+                "it has failed, and its policy is to stay so; but a backup of {} was restored, and should a worker tell that \
+                 a later copy of it runs there, it goes on as that one; {}",
+                self.restored.record.backup,
+                self.who_is_awaited()
+            )
+        })
+    }
+
+    /// Which workers have not told what they have since a backup was restored, and what can be done about it.
+    fn who_is_awaited(&self) -> String {
         let awaited: Vec<&str> = self
             .restored
             .record
@@ -161,12 +184,9 @@ impl Cluster {
             .collect();
         let named = awaited.get(..NAMED).unwrap_or(&awaited).join(", ");
         let more = if awaited.len() > NAMED { format!(" and {} more", awaited.len() - NAMED) } else { String::new() };
-        Some(format!(
-            "a backup of {} was restored, and a copy of this VM may run somewhere since: it is held until every worker has \
-             told what it has; still to tell: {named}{more}. Start it; or, if its machine is off for good, `orchard delete \
-             worker NAME --force`",
-            self.restored.record.backup
-        ))
+        format!(
+            "still to tell: {named}{more}. Start it; or, if its machine is off for good, `orchard delete worker NAME --force`"
+        )
     }
 
     /// A copy that is placed was seen running.

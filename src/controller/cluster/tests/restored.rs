@@ -192,3 +192,35 @@ fn attempts_of_two_restorings_of_one_backup_never_meet() {
     let floor = Restoration::of(&later, Timestamp::from_millis(0), Timestamp::from_millis(5)).floor;
     assert!(floor > at(now));
 }
+
+#[test]
+fn what_is_said_of_a_failed_vm_that_is_held_is_what_will_happen() {
+    for (policy, fenced) in
+        [(RestartPolicy::Never, false), (RestartPolicy::Never, true), (RestartPolicy::OnFailure, false)]
+    {
+        let (mut world, copy, mut backup) = waiting(policy);
+        let vm = &mut backup.vms[0];
+        (vm.worker, vm.status, vm.started_at) = (Some(name("v")), VmStatus::Running, Some(world.now.wall));
+        vm.set_conditions(true, true);
+        world.restore(backup);
+        let (v, w) = (world.comes("v"), world.comes("w"));
+        let ended = if fenced { Observation::Fenced { message: String::new() } } else { failed() };
+        world.report("v", v.1, copy, ended).unwrap();
+        let why = |world: &World| world.cluster.explain(&name("a"), world.now).unwrap().reason;
+        let (said, shown) = (why(&world), world.vm("a").status_message);
+        let starts_over = fenced || policy == RestartPolicy::OnFailure;
+        assert_eq!(said.contains("is held until every worker has told"), starts_over, "{said}");
+        assert_eq!(shown.contains("is held until every worker has told"), starts_over, "{shown}");
+        assert_eq!(said.contains("its policy is to stay so; but a backup"), !starts_over, "{said}");
+        assert!(said.contains("still to tell: v, w. "), "{said}");
+        world.says(&v, Some(true));
+        world.says(&w, Some(true));
+        assert_eq!(world.vm("a").status == VmStatus::Pending, starts_over, "{:?}", world.vm("a"));
+        let said = why(&world);
+        assert_eq!(
+            said.contains("waits for nothing: it has failed") && said.contains("left of it is on v"),
+            !starts_over,
+            "{said}"
+        );
+    }
+}
