@@ -328,7 +328,17 @@ impl Cluster {
             (_, Some(holder)) => attempt > known || worker == holder,
             (_, None) => true,
         };
-        let best = found.filter(|(attempt, running, worker)| fits(*attempt, worker) && (*running || !held)).max();
+        // What runs is its copy, wherever that is. What does not is begun again only where it would be placed: the worker may be
+        // another one by now, with other labels.
+        let shape = Shape::of(&vm.spec);
+        let own = |attempt: Attempt, worker: &WorkerName| attempt == known && holder.as_ref() == Some(worker);
+        let may_begin =
+            |attempt, worker: &WorkerName| own(attempt, worker) || self.scheduler.could_take(worker, &shape);
+        let best = found
+            .filter(|(attempt, running, worker)| {
+                fits(*attempt, worker) && (*running || !held && may_begin(*attempt, worker))
+            })
+            .max();
         let Some((attempt, running, worker)) =
             best.map(|(attempt, running, worker)| (attempt, running, worker.clone()))
         else {

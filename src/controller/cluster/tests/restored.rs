@@ -224,3 +224,19 @@ fn what_is_said_of_a_failed_vm_that_is_held_is_what_will_happen() {
         );
     }
 }
+
+#[test]
+fn a_copy_that_does_not_run_is_adopted_only_where_its_vm_may_be_and_one_that_runs_anywhere() {
+    for (running, on) in [(false, "v"), (true, "w")] {
+        let (mut world, copy, mut backup) = waiting(RestartPolicy::Never);
+        backup.vms[0].spec.labels = [("worker-name".to_owned(), "v".to_owned())].into();
+        world.restore(backup);
+        let (v, w) = (world.comes("v"), world.comes("w"));
+        world.finds(&w, CopyId { attempt: 3, ..copy }, Some(running));
+        world.says(&v, Some(true));
+        world.says(&w, Some(true));
+        assert_eq!(world.vm("a").worker, Some(name(on)));
+        assert_eq!(world.cluster.strays(None, None, 9).0.len(), 1, "it is left alone in any case");
+        assert_eq!(world.vm("a").copy_id().attempt == 3, running);
+    }
+}
