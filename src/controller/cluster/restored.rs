@@ -11,7 +11,7 @@
 //! attempt never name two copies. Who has told is known in memory only: after a restart of the controller everybody tells
 //! again, as strays are not stored. Workers that joined after the backup was made are not known and not waited for.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,8 @@ const FLOOR_EPOCH_MS: i64 = 1_735_689_600_000;
 const FLOOR_UNIT_MS: i64 = 250;
 /// How far attempts are moved on when the clock is of no help, as it stands before attempts that were given out.
 const FLOOR_LEAP: Attempt = 1 << 16;
+/// Attempts beyond this are not believed: a worker that lies must leave enough for those to come.
+const MAX_TOLD: Attempt = Attempt::MAX / 2;
 /// Heartbeats of one session after which a worker of an older release, which does not say so, is taken to have told all: a
 /// whole lease, where its reports come within milliseconds of its registration.
 const SILENT_BEATS: u32 = 5;
@@ -76,6 +78,9 @@ pub(super) struct Restored {
     heard: BTreeSet<WorkerName>,
     /// VMs of the backup that were seen running since: no other copy of them can be.
     seen_running: HashSet<VmUid>,
+    /// The highest attempts that workers have told of beyond the floor: of a restoring before this one, since when the clock
+    /// went back. Nobody is to get one of them again.
+    told: HashMap<VmUid, Attempt>,
     /// Heartbeats of sessions whose worker does not say whether it has told all.
     beats: std::collections::BTreeMap<WorkerName, (SessionId, u32)>,
 }
@@ -89,6 +94,7 @@ impl Restored {
     /// just have been told, and could not be stored.
     pub(super) fn keep_memory_of(&mut self, other: &Self) {
         self.heard.clone_from(&other.heard);
+        self.told.clone_from(&other.told);
         self.beats.clone_from(&other.beats);
     }
 
@@ -115,7 +121,16 @@ impl Restored {
     /// Has a VM that gets a new copy do so in an attempt that was never given out.
     pub(super) fn lift(&self, vm: &mut Vm) {
         if self.is_older(vm) && !planted(Bug::RestoredAttemptsAgain) {
-            vm.attempts_from = self.record.floor.saturating_sub(vm.restart_count);
+            let told = self.told.get(&vm.uid).map_or(0, |attempt| attempt.saturating_add(1));
+            vm.attempts_from = self.record.floor.max(told).saturating_sub(vm.restart_count);
+        }
+    }
+
+    /// A worker has told of a copy of `vm`, true or not.
+    pub(super) fn is_told(&mut self, vm: &Vm, attempt: Attempt) {
+        if self.is_older(vm) && attempt >= self.record.floor && attempt <= MAX_TOLD {
+            let told = self.told.entry(vm.uid).or_insert(attempt);
+            *told = attempt.max(*told);
         }
     }
 

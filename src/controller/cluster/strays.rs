@@ -44,6 +44,9 @@ impl Cluster {
             return Ok(());
         }
         let known = vm.is_some();
+        if let Some(vm) = self.names.get(&id.uid).and_then(|name| self.vms.get(name)).filter(|vm| vm.uid == id.uid) {
+            self.restored.is_told(vm, id.attempt);
+        }
         let Some(entry) = self.workers.get_mut(worker) else { return Ok(()) };
         let most = if known { MAX_KNOWN_STRAYS } else { MAX_STRAYS };
         let told = entry.strays.get(&id);

@@ -240,3 +240,23 @@ fn a_copy_that_does_not_run_is_adopted_only_where_its_vm_may_be_and_one_that_run
         assert_eq!(world.vm("a").copy_id().attempt == 3, running);
     }
 }
+
+#[test]
+fn an_attempt_that_a_worker_tells_of_is_not_given_again_after_the_clock_went_back_between_two_restorings() {
+    let (mut world, copy, backup) = waiting(RestartPolicy::Never);
+    world.restore(backup.clone());
+    let first = world.cluster.restored_record().floor;
+    world.now.wall = Timestamp::from_millis(0);
+    world.restore(backup);
+    assert!(world.cluster.restored_record().floor < first);
+    let (v, w) = (world.comes("v"), world.comes("w"));
+    // The first controller had it begin there, after it was restored.
+    let given = CopyId { attempt: first + 3, ..copy };
+    world.finds(&w, given, Some(false));
+    let liars = CopyId { attempt: u32::MAX, ..copy };
+    world.finds(&v, liars, Some(false));
+    world.says(&v, Some(true));
+    world.says(&w, Some(true));
+    let vm = world.vm("a");
+    assert!(vm.worker.is_some() && vm.copy_id().attempt == given.attempt + 1, "{vm:?}");
+}
