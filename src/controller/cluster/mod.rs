@@ -9,6 +9,7 @@
 //! whole lease to do so.
 
 mod access;
+mod adopt;
 mod audit;
 mod changes;
 mod copied;
