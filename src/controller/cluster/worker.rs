@@ -101,7 +101,9 @@ impl Cluster {
         self.assignment(&name).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a session just opened is not there"))
     }
 
-    /// Renews a lease.
+    /// Renews a lease. Done without a change, as it mostly is ([`Changes::is_empty`]), it rests on nothing that is not stored, and
+    /// what it brings about outlives a commit that failed ([`Cluster::keep_liveness_of`]): the answer holds even if what others
+    /// wanted at the same moment could not be stored. A refusal may rest on just that, and does not.
     ///
     /// # Errors
     /// [`ErrorCode::Unauthenticated`] when the session is over: the worker must say hello again.

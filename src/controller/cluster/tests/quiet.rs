@@ -77,3 +77,26 @@ impl World {
         }
     }
 }
+
+#[test]
+fn a_worker_that_renews_its_lease_while_nothing_can_be_stored_keeps_what_it_runs() {
+    let mut world = World::new();
+    let session = world.join("w", 8);
+    let spec = VmSpec { on_unseen: crate::model::vm::OnUnseen::Replace, ..VmSpec::default() };
+    let uid = world.create("a", spec).unwrap();
+    world.report("w", session, CopyId { uid, attempt: 0 }, running()).unwrap();
+    let stored = world.records();
+    for n in 0..100 {
+        world.pass(3_000);
+        // What another wants in the same batch cannot be stored, and all that is not goes back.
+        world.create(&format!("b{n}"), VmSpec::default()).unwrap();
+        let beat = Heartbeat { session, revision: 99, told: Some(true) };
+        let renew =
+            |cluster: &mut Cluster, now, changes: &mut Changes| cluster.heartbeat(&name("w"), &beat, now, changes);
+        let (done, quiet) = quiet(&mut world, renew);
+        assert!(done.is_ok() && quiet);
+        world.go_back(stored.clone());
+    }
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
+    assert_eq!((world.vm("a").restart_count, world.vm("a").worker), (0, Some(name("w"))));
+}
