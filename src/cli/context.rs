@@ -62,7 +62,7 @@ pub(super) struct CreateArgs {
     #[arg(long, value_name = "NAME")]
     service_account_name: Option<AccountName>,
     /// Its token [default: is asked for]; others on this machine can see what stands on a command line
-    #[arg(long, value_name = "TOKEN", conflicts_with = "service_account_token_stdin")]
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true, conflicts_with = "service_account_token_stdin")]
     service_account_token: Option<String>,
     /// Read its token from standard input
     #[arg(long)]
@@ -86,10 +86,17 @@ pub(super) async fn run(command: ContextCommand, home: Home) -> anyhow::Result<(
         ContextCommand::Default { name } => Ok(file.try_update(|all| all.set_default(&name))?),
         ContextCommand::Delete { name } => {
             let mut default = None;
-            file.try_update(|all| {
+            let removed = file.try_update(|all| {
                 all.remove(&name)?;
                 default = all.default.clone();
                 Ok(())
+            });
+            removed.map_err(|error| match error {
+                // What makes one is no advice here.
+                ContextError::Unknown { name, known } => {
+                    anyhow::anyhow!("there is no context {name:?} to delete (known: {known})")
+                }
+                other => other.into(),
             })?;
             if default.is_none() {
                 eprintln!("no context is the default now; `orchard context default NAME` chooses one");

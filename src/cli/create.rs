@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::accounts::{self, CreateAccountArgs};
 use super::client::Client;
 use super::output::{self, Format, OutputArgs};
+use super::wait::WaitArgs;
 use super::{UsageError, pairs, prompt, wait};
 use crate::bus::message::CreateVm;
 use crate::config::duration;
@@ -64,10 +65,10 @@ pub(super) struct CreateVmArgs {
     #[arg(long, value_parser = pairs::one_of::<RuntimeKind>)]
     runtime: Option<RuntimeKind>,
     /// Guest user for SSH [default: admin]
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     username: Option<String>,
     /// That user's password [default: admin]; others on this machine can see what stands on a command line
-    #[arg(long, conflicts_with_all = ["password_stdin", "password_file"])]
+    #[arg(long, allow_hyphen_values = true, conflicts_with_all = ["password_stdin", "password_file"])]
     password: Option<String>,
     /// Read that password from standard input
     #[arg(long, conflicts_with = "password_file")]
@@ -76,7 +77,7 @@ pub(super) struct CreateVmArgs {
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
     /// Script that runs in the guest after each start; @FILE reads it from a file
-    #[arg(long, value_name = "TEXT|@FILE")]
+    #[arg(long, value_name = "TEXT|@FILE", allow_hyphen_values = true)]
     startup_script: Option<String>,
     /// Labels that the worker must have
     #[arg(long, value_name = "K=V,…", value_delimiter = ',', value_parser = pairs::label)]
@@ -110,18 +111,14 @@ pub(super) struct CreateVmArgs {
     suspendable: bool,
     /// Name of this request: asked again with the same one, the answer is the VM that is there already, and not a second
     /// one or an error [default: a random one, for the retries of this command alone]
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     idempotency_key: Option<String>,
     /// Open no window on the worker's screen; --headless=false opens one
     #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true,
           action = clap::ArgAction::Set)]
     headless: bool,
-    /// Wait until the guest answers and its startup script has ended well
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait
-    #[arg(long, default_value = "10m", requires = "wait", value_parser = duration::parse)]
-    timeout: Duration,
+    #[command(flatten)]
+    waiting: WaitArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -135,7 +132,7 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         Create::Vm(arguments) => arguments,
         Create::ServiceAccount(arguments) => return accounts::create(arguments, connect).await,
     };
-    let (wait, timeout, output) = (arguments.wait, arguments.timeout, arguments.output.output);
+    let (WaitArgs { wait, timeout }, output) = (arguments.waiting, arguments.output.output);
     let given = password(&arguments).await?;
     let request = request(*arguments, given)?;
     let client = connect().await?;
@@ -296,6 +293,20 @@ mod tests {
         let spec = parse(&[]).unwrap().spec;
         assert_eq!(spec, VmSpec { image: "/i.qcow2".into(), headless: true, ..VmSpec::default() });
         assert!(!parse(&["--headless=false"]).unwrap().spec.headless);
+    }
+
+    #[test]
+    fn text_may_begin_with_a_hyphen_and_capitals_do_not_matter() {
+        let text = ["--startup-script", "-x", "--password", "-p", "--username", "--u", "--idempotency-key", "-k"];
+        let given = Only::try_parse_from(["create", "a", "--image", "/i.qcow2"].iter().chain(&text)).unwrap().arguments;
+        assert_eq!((given.password.as_deref(), given.username.as_deref()), (Some("-p"), Some("--u")));
+        let made = request(given, None).unwrap();
+        assert_eq!(
+            (made.spec.startup_script.unwrap().script_content, made.key),
+            ("-x".to_owned(), Some("-k".to_owned()))
+        );
+        let spec = parse(&["--restart-policy", "onfailure", "--on-unseen", "Replace", "--os", "LINUX"]).unwrap().spec;
+        assert_eq!((spec.restart_policy, spec.os), (RestartPolicy::OnFailure, Some(Os::Linux)));
     }
 
     #[tokio::test]

@@ -1,9 +1,13 @@
 //! `orchard delete`: VMs, workers and service accounts by name, bootstrap tokens by id, stray copies by worker and copy.
 
+use std::cell::RefCell;
+
 use clap::Subcommand;
+use serde::Serialize;
 
 use super::UsageError;
 use super::client::Client;
+use super::output::{self, Format, OutputArgs};
 use crate::bus::access::{DeleteAccount, DeleteJoinToken, DeleteWorker};
 use crate::bus::message::DeleteVm;
 use crate::bus::strays::DeleteStray;
@@ -22,6 +26,8 @@ pub(super) enum Delete {
         /// Do not fail for a VM that is not there
         #[arg(long)]
         ignore_missing: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Delete workers: their keys are refused from now on, and the names are free
     #[command(after_help = "\
@@ -78,12 +84,30 @@ Examples:
     },
 }
 
+/// What became of one VM that was to be deleted, for programs.
+#[derive(Debug, Serialize)]
+struct Deleted {
+    name: VmName,
+    /// Not, if there was none, or it could not be.
+    deleted: bool,
+}
+
 /// Deletes each, and goes on to the next when one fails.
 pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> {
     match command {
-        Delete::Vm { names, ignore_missing } => {
-            let delete = async |name: &VmName| client.call(&DeleteVm { name: name.clone() }).await.map(drop);
-            each("VM", &names, ignore_missing, delete).await
+        Delete::Vm { names, ignore_missing, output } => {
+            let gone = RefCell::new(Vec::new());
+            let delete = async |name: &VmName| {
+                let done = client.call(&DeleteVm { name: name.clone() }).await.map(drop);
+                gone.borrow_mut().push(Deleted { name: name.clone(), deleted: done.is_ok() });
+                done
+            };
+            let done = each("VM", &names, ignore_missing, delete).await;
+            // Also when some could not be: what was done is done.
+            if output.output == Format::Json {
+                output::json(&gone.into_inner())?;
+            }
+            done
         }
         Delete::Worker { names, force, ignore_missing } => {
             let outside = client.is_bus_outside().await;

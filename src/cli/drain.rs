@@ -30,7 +30,8 @@ Examples:
   orchard drain worker mini-1 --deadline 0 --wait=1h # at once
 
 A VM that is moved starts from its image again, as another attempt, once its present copy is certainly stopped. VMs that
-failed or are switched off stay on the worker with their disks. `orchard resume worker mini-1` ends the drain.")]
+failed or are switched off stay on the worker with their disks. Those that were made with --worker mini-1, or see folders of
+its host, can run nowhere else and are waited for. `orchard resume worker mini-1` ends the drain.")]
     Worker {
         /// The worker's name
         name: WorkerName,

@@ -13,8 +13,9 @@ use super::client::Client;
 use super::event_order::EventOrder;
 use super::follow::{Outage, SILENCE};
 use super::output::{self, Format, OutputArgs};
-use crate::bus::message::{self, EventPage, GetInfo, ListEvents};
+use crate::bus::message::{self, EventPage, GetInfo, GetWorker, ListEvents};
 use crate::bus::subject;
+use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventFilter, EventNumber, EventObject, EventType};
 use crate::model::{VmName, WorkerName};
 
@@ -68,9 +69,27 @@ fn event_type() -> impl TypedValueParser<Value = EventType> {
 }
 
 pub(super) async fn run(arguments: EventsArgs, client: &Client) -> anyhow::Result<()> {
+    note_unknown(&arguments, client).await;
     match arguments.follow {
         true => client.until_refused(follow(&arguments, client)).await,
         false => replay(&arguments, client).await,
+    }
+}
+
+/// Says so when there is no such VM or worker now: its name may be mistyped, and then nothing would ever be shown. There may have
+/// been one, or be one later, so this is no failure.
+async fn note_unknown(arguments: &EventsArgs, client: &Client) {
+    let then = if arguments.follow { "waiting for one" } else { "what is kept of an earlier one is shown" };
+    let missing = |error: &ApiError| error.code == ErrorCode::NotFound;
+    if let Some(name) = &arguments.vm
+        && client.vm(name).await.is_err_and(|error| missing(&error))
+    {
+        eprintln!("no VM named {name} is known now; {then}");
+    }
+    if let Some(name) = &arguments.worker
+        && client.call(&GetWorker { name: name.clone() }).await.is_err_and(|error| missing(&error))
+    {
+        eprintln!("no worker named {name} is known now; {then}");
     }
 }
 

@@ -21,7 +21,13 @@ use crate::model::{AccountName, Clock, Timestamp, VmName, WorkerName};
 #[derive(Debug, Subcommand)]
 pub(super) enum Get {
     /// Show one VM, and why it is as it is
-    #[command(after_help = "Example:\n  orchard get vm build-1\n  orchard get vm build-1 -o json | jq -r .status")]
+    #[command(after_help = "\
+Examples:
+  orchard get vm build-1
+  orchard get vm build-1 -o json | jq -r .status
+
+In JSON `status` is pending, running or failed. A VM that is off stays `running` there, as programs expect: `powerState`
+says that it is stopped or suspended, and of `conditions`, `running` is false once it is. Tables show stopped or suspended.")]
     Vm {
         /// The VM's name
         name: VmName,

@@ -14,7 +14,14 @@ use crate::model::{Clock, CopyId, Timestamp, WorkerName};
 #[derive(Debug, Subcommand)]
 pub(super) enum List {
     /// List all VMs
-    #[command(visible_alias = "vm", after_help = "Example:\n  orchard list vms -o json | jq -r '.[].name'")]
+    #[command(
+        visible_alias = "vm",
+        after_help = "\
+Example:
+  orchard list vms -o json | jq -r '.[].name'
+
+In JSON the status of a VM that is stopped or suspended is `running`; see `orchard get vm --help`."
+    )]
     Vms(ListArgs),
     /// List all workers
     #[command(visible_alias = "worker", after_help = "Example:\n  orchard list workers")]

@@ -46,6 +46,8 @@ Examples:
         /// Wait until no VM is left on it, at most this long [default: do not wait]
         #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
         wait: Option<Duration>,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
@@ -56,6 +58,8 @@ pub(super) enum Resume {
     Worker {
         /// The worker's name
         name: WorkerName,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
@@ -70,22 +74,29 @@ pub(super) async fn explain(command: Explain, client: &Client) -> anyhow::Result
 }
 
 pub(super) async fn pause(command: Pause, client: &Client) -> anyhow::Result<()> {
-    let Pause::Worker { name, wait } = command;
+    let Pause::Worker { name, wait, output } = command;
     client.call(&PauseWorker { name: name.clone() }).await.with_context(|| format!("cannot pause worker {name}"))?;
-    match wait {
-        Some(limit) => emptied(&name, limit, client).await,
-        None => {
-            eprintln!("worker {name} is paused; `orchard resume worker {name}` lets it take VMs again");
-            Ok(())
-        }
+    if let Some(limit) = wait {
+        emptied(&name, limit, client).await?;
     }
+    let text = || format!("worker {name} is paused; `orchard resume worker {name}` lets it take VMs again");
+    show(&name, output, wait.is_none().then(text), client).await
+}
+
+/// Prints the worker as it is now, or says what was done to it, if that was not said.
+async fn show(name: &WorkerName, output: OutputArgs, text: Option<String>, client: &Client) -> anyhow::Result<()> {
+    match (output.output, text) {
+        (Format::Json, _) => output::json(&client.call(&GetWorker { name: name.clone() }).await?)?,
+        (Format::Table, Some(text)) => eprintln!("{text}"),
+        (Format::Table, None) => {}
+    }
+    Ok(())
 }
 
 pub(super) async fn resume(command: Resume, client: &Client) -> anyhow::Result<()> {
-    let Resume::Worker { name } = command;
+    let Resume::Worker { name, output } = command;
     client.call(&ResumeWorker { name: name.clone() }).await.with_context(|| format!("cannot resume worker {name}"))?;
-    eprintln!("worker {name} takes VMs again");
-    Ok(())
+    show(&name, output, Some(format!("worker {name} takes VMs again")), client).await
 }
 
 /// Waits until no VM is left on a worker.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Progress};
+use super::wait::WaitArgs;
 use super::{pairs, wait};
 use crate::bus::life::{SpecChange, UpdateVm};
 use crate::config::duration;
@@ -59,12 +60,8 @@ Examples:
 pub(super) struct SwitchArgs {
     /// The VM's name
     name: VmName,
-    /// Wait until it is so: off, or ready again
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait
-    #[arg(long, default_value = "10m", requires = "wait", value_parser = duration::parse)]
-    timeout: Duration,
+    #[command(flatten)]
+    waiting: WaitArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -128,7 +125,7 @@ pub(super) async fn update(arguments: UpdateVmArgs, client: &Client) -> anyhow::
 }
 
 async fn switch(arguments: SwitchArgs, to: PowerState, client: &Client) -> anyhow::Result<()> {
-    let SwitchArgs { name, wait, timeout, output } = arguments;
+    let SwitchArgs { name, waiting: WaitArgs { wait, timeout }, output } = arguments;
     // Listening begins before the change, so that nothing of what follows is missed.
     let watch = match wait && to == PowerState::Running {
         true => Some(wait::Watch::begin(client, &name).await?),

@@ -52,10 +52,10 @@ Options stand before NAME or directly after it; everything from COMMAND on is th
 #[derive(Debug, Args)]
 pub(super) struct SshArgs {
     /// Guest user [default: admin]
-    #[arg(long, short)]
+    #[arg(long, short, allow_hyphen_values = true)]
     username: Option<String>,
     /// That user's password [default: admin]
-    #[arg(long, short)]
+    #[arg(long, short, allow_hyphen_values = true)]
     password: Option<String>,
     /// How long to wait for the VM to answer
     #[arg(long, short = 't', default_value = "60s", value_parser = duration::parse)]

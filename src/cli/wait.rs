@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use async_nats::Subscriber;
+use clap::Args;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
@@ -19,6 +20,17 @@ use crate::model::{VmName, VmUid};
 
 /// How long to go without looking when no event comes.
 const PERIOD: Duration = Duration::from_secs(5);
+
+/// The options of commands that can wait for what they set going.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct WaitArgs {
+    /// Wait until it is so: ready, which is when the guest answers and its startup script has ended well; or off
+    #[arg(long)]
+    pub(super) wait: bool,
+    /// How long to wait
+    #[arg(long, default_value = "10m", requires = "wait", value_parser = duration::parse)]
+    pub(super) timeout: Duration,
+}
 
 /// The VM's events, listened to since before the VM existed.
 pub(super) struct Watch {

@@ -22,9 +22,10 @@ macro_rules! text_enum {
         }
         impl std::str::FromStr for $type {
             type Err = $crate::model::error::ApiError;
+            // People need not mind capitals; what programs write is the exact form.
             fn from_str(text: &str) -> Result<Self, $crate::model::error::ApiError> {
                 match text {
-                    $($text => Ok($type::$variant),)+
+                    $(_ if text.eq_ignore_ascii_case($text) => Ok($type::$variant),)+
                     _ => Err($crate::model::error::ApiError::new(
                         $crate::model::error::ErrorCode::Invalid,
                         format!("{text:?} is not one of {}", [$($text),+].join(", ")),

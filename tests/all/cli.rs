@@ -133,7 +133,7 @@ fn wrong_use_exits_with_2_and_says_what_is_right() {
         (&["create", "vm", "a", "--image", "/i", "--labels", "role"], "KEY=VALUE"),
         (&["create", "vm", "a", "--image", "/i", "--labels", "a=1,a=2"], "given twice"),
         (&["create", "vm", "a", "--image", "/i", "--resources", "gpu=many"], "whole number"),
-        (&["create", "vm", "a", "--image", "/i", "--restart-policy", "always"], "OnFailure"),
+        (&["create", "vm", "a", "--image", "/i", "--restart-policy", "sometimes"], "OnFailure"),
         (&["create", "vm", "a", "--image", "/i", "--wait", "--timeout", "soon"], "5m30s"),
         (&["port-forward", "vm", "a", "80:"], "8080:80"),
         (&["list", "vms", "-q", "-o", "json"], "cannot be used"),

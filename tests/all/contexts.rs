@@ -180,6 +180,8 @@ async fn a_context_is_replaced_by_force_only_and_chosen_and_forgotten_by_name() 
     for wrong in [&["default", "x"][..], &["delete", "x"]] {
         let refused = call(wrong).await;
         assert!(refused.code == Some(1) && refused.stderr.contains("a, b"), "{refused:?}");
+        let advised = refused.stderr.contains("context create");
+        assert_eq!(advised, wrong[0] == "default", "{refused:?}");
     }
     assert_eq!(call(&["delete", "b"]).await.code, Some(0));
     assert!(!saved(home.path()).contains("b:"));

@@ -55,7 +55,12 @@ pub async fn main_flow(cluster: &Cluster, guest: &Guest<'_>) {
     let places: Vec<_> = order.iter().map(|kind| kinds.iter().position(|k| k == kind)).collect();
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{kinds:?}");
 
-    cluster.run(&["delete", "vm", "first"]).await;
+    let deleted = cluster.json(&["delete", "vm", "first", "never-was", "--ignore-missing"]).await;
+    let told = |name: &str, deleted: bool| serde_json::json!({"name": name, "deleted": deleted});
+    assert_eq!(deleted, serde_json::json!([told("first", true), told("never-was", false)]));
+    let unknown = finish(cluster.cli(&["events", "--vm", "never-was"])).await;
+    let said = String::from_utf8_lossy(&unknown.stderr);
+    assert!(unknown.status.success() && said.contains("no VM named never-was is known now"), "{said}");
     let gone = finish(cluster.cli(&["get", "vm", "first"])).await;
     assert_eq!(gone.status.code(), Some(1));
     wait::until("the deletion to be confirmed by the worker", LIMIT, || async {

@@ -29,7 +29,10 @@ async fn a_pending_vm_is_explained_and_placed_once_its_worker_is_resumed() {
     let shown = cluster.run(&["explain", "vm", "a"]).await;
     assert!(shown.contains("Such a VM fits now on  0 of 1 workers"), "{shown}");
 
-    cluster.run(&["resume", "worker", "w1"]).await;
+    let paused = cluster.json(&["pause", "worker", "w1"]).await;
+    assert_eq!((&paused["name"], &paused["scheduling_paused"]), (&json!("w1"), &json!(true)), "{paused}");
+    let resumed = cluster.json(&["resume", "worker", "w1"]).await;
+    assert_ne!(resumed["scheduling_paused"], json!(true), "{resumed}");
     until("the VM is placed", LIMIT, || async {
         let explained = cluster.json(&["explain", "vm", "a"]).await;
         match explained["worker"].as_str() {

@@ -28,13 +28,14 @@ pub(super) struct AccessArgs {
     #[arg(
         long,
         value_name = "PASSWORD",
+        allow_hyphen_values = true,
         requires = "user",
         conflicts_with_all = ["auth_token", "nkey", "users_file", "no_auth"],
         help_heading = "Who may connect"
     )]
     password: Option<String>,
     /// Let in whoever has this token
-    #[arg(long, value_name = "TOKEN", group = "who", help_heading = "Who may connect")]
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true, group = "who", help_heading = "Who may connect")]
     auth_token: Option<String>,
     /// Let in the owner of this key, named by its public half
     #[arg(long, value_name = "PUBLIC_KEY", group = "who", help_heading = "Who may connect")]

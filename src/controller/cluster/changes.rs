@@ -70,6 +70,42 @@ impl Changes {
         copies && objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
     }
 
+    /// Adds what a later step wants. So each step can be given changes of its own, and whoever called it sees whether that
+    /// one changed anything ([`Changes::is_empty`]).
+    pub fn absorb(&mut self, later: Changes) {
+        // Each by its name, so that none is forgotten.
+        let Changes {
+            vms,
+            workers,
+            leaving,
+            given_up,
+            restored,
+            spent,
+            settings,
+            accounts,
+            joins,
+            keys,
+            events,
+            audit,
+            assign,
+            said,
+        } = later;
+        self.vms.extend(vms);
+        self.workers.extend(workers);
+        self.leaving.extend(leaving);
+        self.given_up.extend(given_up);
+        self.restored |= restored;
+        self.spent.extend(spent);
+        self.settings |= settings;
+        self.accounts.extend(accounts);
+        self.joins.extend(joins);
+        self.keys.extend(keys);
+        self.events.extend(events);
+        self.audit.extend(audit);
+        self.assign.extend(assign);
+        self.said = said;
+    }
+
     /// Whether they change who may do what.
     pub fn concern_access(&self) -> bool {
         !(self.accounts.is_empty() && self.joins.is_empty() && self.keys.is_empty())

@@ -3,7 +3,8 @@
 //!
 //! A VM that is moved goes on running where it is until its worker has stopped it; only then is it placed anew. While the
 //! worker is not heard of nothing is moved: what runs there would wait for its end in vain, and go on meanwhile. VMs that
-//! failed or are switched off stay with their disks and keep no drain from ending.
+//! failed or are switched off stay with their disks and keep no drain from ending. Those that can run nowhere else are not
+//! moved but waited for, with and without a deadline.
 //!
 //! The deadline stands in the record as a length of time. While the controller runs it counts by the monotonic clock; only
 //! a controller that starts looks at the clock on the wall.
@@ -15,10 +16,13 @@ use super::{Changes, Cluster, WorkerEntry};
 use crate::model::error::ApiError;
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
-use crate::model::resources::Resources;
+use crate::model::resources::{Resources, WORKER_NAME_LABEL};
 use crate::model::vm::{PowerState, Vm, VmStatus};
 use crate::model::worker::{Drain, WorkerState};
 use crate::model::{Now, VmUid, WorkerName};
+
+/// VMs named in messages; more help nobody.
+const NAMED: usize = 3;
 
 /// When `drain` moves what is left, by the monotonic clock; `None` = it does not.
 pub(super) fn until(drain: &Drain, now: Now) -> Option<Duration> {
@@ -30,6 +34,12 @@ pub(super) fn until(drain: &Drain, now: Now) -> Option<Duration> {
 pub(super) fn is_same(one: Option<&Drain>, other: Option<&Drain>) -> bool {
     let what = |drain: &Drain| (drain.began, drain.deadline_s);
     one.map(what) == other.map(what)
+}
+
+/// Whether `vm` would wait for ever if it were moved away: it was asked for on that very worker, or sees folders of its host.
+fn runs_only_on(vm: &Vm, worker: &WorkerName) -> bool {
+    let asked_for = vm.spec.labels.get(WORKER_NAME_LABEL).is_some_and(|name| name == worker.as_str());
+    asked_for || vm.bound_to.as_ref() == Some(worker)
 }
 
 impl Cluster {
@@ -45,26 +55,29 @@ impl Cluster {
         now: Now,
         changes: &mut Changes,
     ) -> Result<(), ApiError> {
+        let who_stays = self.who_stays(name);
         let entry = self.workers.get_mut(name).ok_or_else(|| unknown_worker(name))?;
         let drain = Drain { began: now.wall, deadline_s, done: false };
         entry.drain_until = until(&drain, now);
         entry.record.drain = Some(drain);
-        let message = match deadline_s {
+        let mut message = match deadline_s {
             Some(0) => "its VMs are moved at once".to_owned(),
             Some(seconds) => format!("VMs that still run there in {seconds} s are moved then"),
             None => "its VMs are waited for".to_owned(),
         };
+        if deadline_s.is_some() {
+            message.push_str(&who_stays);
+        }
         changes.say(message.clone());
         changes.workers.insert(name.clone());
         changes.worker_event(&mut self.last_event, now, name, EventType::Draining, message);
-        self.tell_scheduler(name);
+        self.note_standing(name);
         Ok(())
     }
 
     /// Moves what is to be moved by now, and notes which workers are empty.
     pub(super) fn go_on_draining(&mut self, now: Now, changes: &mut Changes) {
-        let draining = self.workers.iter().filter(|(_, entry)| entry.record.drain.is_some());
-        for name in draining.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+        for name in self.watched.draining.iter().cloned().collect::<Vec<_>>() {
             let moved = self.to_be_moved(&name, now);
             for uid in moved {
                 let Some(vm) = self.vm_record(uid) else { continue };
@@ -83,9 +96,21 @@ impl Cluster {
         let placed = self.workers.get(name).filter(due).into_iter().flat_map(|entry| &entry.vms);
         let runs = |vm: &&Vm| vm.status != VmStatus::Failed && vm.spec.power_state == PowerState::Running;
         // One that is held since a backup was restored may run elsewhere already.
-        // And one with folders of this host can run nowhere else.
-        let moves = |vm: &&Vm| runs(vm) && !self.is_held(vm.uid) && vm.bound_to.as_ref() != Some(name);
+        let moves = |vm: &&Vm| runs(vm) && !self.is_held(vm.uid) && !runs_only_on(vm, name);
         placed.filter_map(|uid| self.vm_record(*uid)).filter(moves).map(|vm| vm.uid).collect()
+    }
+
+    /// Says which VMs that run on a worker are not moved when it is drained, if there are any.
+    fn who_stays(&self, name: &WorkerName) -> String {
+        let placed = self.workers.get(name).into_iter().flat_map(|entry| &entry.vms);
+        let placed = placed.filter_map(|uid| self.vm_record(*uid)).filter(|vm| !vm.assigned.is_empty());
+        let bound: Vec<&str> = placed.filter(|vm| runs_only_on(vm, name)).map(|vm| vm.name.as_str()).collect();
+        if bound.is_empty() {
+            return String::new();
+        }
+        let named = bound.get(..NAMED).unwrap_or(&bound).join(", ");
+        let more = if bound.len() > NAMED { ", …" } else { "" };
+        format!("; {} that can run on no other worker are waited for ({named}{more})", bound.len())
     }
 
     fn note_whether_drained(&mut self, name: &WorkerName, now: Now, changes: &mut Changes) {

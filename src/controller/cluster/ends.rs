@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use super::vm::restart_pause;
 use super::{Changes, Cluster};
+use crate::model::Now;
 use crate::model::planted::{Bug, planted};
 use crate::model::vm::Vm;
-use crate::model::{Now, Timestamp, VmUid};
 
 impl Cluster {
     /// Notes when a VM deletes itself, if it does.
@@ -33,10 +32,7 @@ impl Cluster {
 
     /// Has those wait for a worker again whose pause is over.
     pub(super) fn end_pauses(&mut self, now: Now, changes: &mut Changes) {
-        let due: Vec<VmUid> =
-            self.held_back.iter().filter(|(_, until)| **until <= now.mono).map(|(uid, _)| *uid).collect();
-        for uid in due {
-            self.held_back.remove(&uid);
+        while let Some(uid) = self.held_back.pop_due(now.mono) {
             if self.boots_where_it_is(uid, changes) {
                 continue;
             }
@@ -45,13 +41,4 @@ impl Cluster {
             }
         }
     }
-}
-
-/// What is left of the pause before the restart that `vm` waits for, as far as its record tells: for a controller that has
-/// itself been started anew.
-pub(super) fn pause_left(vm: &Vm, now: Timestamp) -> Duration {
-    let Some((restarted, earlier)) = vm.restarted_at.zip(vm.quick_failures.checked_sub(1)) else {
-        return Duration::ZERO;
-    };
-    restart_pause(earlier).saturating_sub(restarted.until(now))
 }

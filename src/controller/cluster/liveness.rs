@@ -22,11 +22,12 @@
 
 use std::time::Duration;
 
+use super::replace::is_replaceable;
 use super::{Changes, Cluster, WorkerEntry, drain};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
-use crate::model::vm::{Vm, VmStatus};
+use crate::model::vm::{OnUnseen, Vm, VmStatus};
 use crate::model::worker::WorkerState;
 use crate::model::{Now, SessionId, WorkerName};
 
@@ -83,7 +84,7 @@ impl Cluster {
         entry.gone_since = None;
         if entry.state != WorkerState::Online {
             entry.state = WorkerState::Online;
-            self.tell_scheduler(name);
+            self.note_standing(name);
             changes.worker_event(&mut self.last_event, now, name, EventType::Online, String::new());
         }
     }
@@ -154,7 +155,7 @@ impl Cluster {
             let message = self.what_gone_means(name, now);
             changes.worker_event(&mut self.last_event, now, name, EventType::Gone, message);
         }
-        silent.iter().chain(&gone).for_each(|name| self.tell_scheduler(name));
+        silent.iter().chain(&gone).for_each(|name| self.note_standing(name));
         silent
     }
 
@@ -195,11 +196,23 @@ impl Cluster {
         let worker = vm.worker.as_ref().filter(|_| vm.status != VmStatus::Failed)?;
         let entry = self.workers.get(worker)?;
         let silence = entry.silence(now);
+        // It goes by what it was told before, and may go on running it.
+        let unheard = match vm.spec.on_unseen {
+            OnUnseen::Replace if !is_replaceable(vm) && !vm.is_to_be_off() => {
+                ", and has not said that it knows that this VM may be replaced, so it may go on running it"
+            }
+            OnUnseen::Replace | OnUnseen::Keep => "",
+        };
         match entry.state {
             WorkerState::Online => None,
-            WorkerState::Unseen => Some(format!("worker {worker} has not been heard of for {silence} s")),
+            WorkerState::Unseen if unheard.is_empty() => {
+                Some(format!("worker {worker} has not been heard of for {silence} s"))
+            }
+            WorkerState::Unseen => Some(format!(
+                "worker {worker} has not been heard of for {silence} s{unheard}: the VM is kept there, however long that takes"
+            )),
             WorkerState::Gone => Some(format!(
-                "worker {worker} has been gone for {silence} s, and the VM is kept there until it is back; `orchard delete \
+                "worker {worker} has been gone for {silence} s{unheard}, and the VM is kept there until it is back; `orchard delete \
                  worker {worker} --force` gives it up"
             )),
         }

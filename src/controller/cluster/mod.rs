@@ -9,6 +9,7 @@
 //! whole lease to do so.
 
 mod access;
+mod adopt;
 mod audit;
 mod changes;
 mod copied;
@@ -18,6 +19,7 @@ mod given_up;
 mod join;
 mod liveness;
 mod once;
+mod pauses;
 mod placing;
 #[cfg(test)]
 mod planted;
@@ -26,12 +28,15 @@ mod quota;
 mod reading;
 mod removal;
 mod replace;
+mod restarts;
 mod restored;
 mod settings;
 mod spec;
+mod spent;
 mod strays;
 mod update;
 mod vm;
+mod watched;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -45,12 +50,14 @@ pub use self::changes::{Changes, Said};
 pub use self::given_up::GivenUp;
 use self::given_up::GivenUps;
 pub use self::liveness::Timing;
-use self::once::SpentKeys;
 pub use self::once::{Spent, SpentKey};
+use self::pauses::Pauses;
 use self::quota::Usage;
 pub use self::restored::Restoration;
 use self::restored::Restored;
+use self::spent::SpentKeys;
 use self::strays::Stray;
+use self::watched::Watched;
 use super::scheduler::{Scheduler, Standing};
 use crate::bus::message::{Assignment, DesiredCopy, Want};
 use crate::model::account::{Account, JoinToken, WorkerKey};
@@ -166,7 +173,9 @@ pub struct Cluster {
     /// Why nothing new can be stored; none while it can.
     full: Option<String>,
     /// Not to be placed before this moment of the monotonic clock.
-    held_back: HashMap<VmUid, Duration>,
+    held_back: Pauses,
+    /// The workers that each tick looks at.
+    watched: Watched,
     last_event: EventNumber,
     last_audit: AuditNumber,
     /// When time last passed; none before the first time.
@@ -192,7 +201,8 @@ impl Cluster {
             ends: BTreeSet::new(),
             usage: Usage::default(),
             full: None,
-            held_back: HashMap::new(),
+            held_back: Pauses::default(),
+            watched: Watched::default(),
             last_event: records.last_event,
             last_audit: records.last_audit,
             ticked: None,
@@ -201,7 +211,7 @@ impl Cluster {
             let name = record.info.name.clone();
             let place = cluster.access.keys.get(&name).map(|key| key.place.clone()).unwrap_or_default();
             cluster.workers.insert(name.clone(), WorkerEntry { place, ..WorkerEntry::new(record, now) });
-            cluster.tell_scheduler(&name);
+            cluster.note_standing(&name);
         }
         for leaving in records.leaving {
             cluster.insert_leaving(leaving);
@@ -212,7 +222,7 @@ impl Cluster {
                 let placed = vm.worker.is_some() && vm.status != VmStatus::Failed;
                 vm.set_conditions(placed, placed && vm.status == VmStatus::Running);
             }
-            let left = ends::pause_left(&vm, now.wall);
+            let left = restarts::pause_left(&vm, now.wall);
             let waits = vm.worker.is_none() || power::may_wait_to_boot(&vm);
             if waits && !left.is_zero() {
                 cluster.held_back.insert(vm.uid, now.mono.saturating_add(left));
@@ -229,11 +239,11 @@ impl Cluster {
         // What the failed batch has taken out of these stands as it was loaded: it is still to come.
         let waits = |vm: &&Vm| vm.status == VmStatus::Pending && (vm.worker.is_none() || power::may_wait_to_boot(vm));
         let start = |vm: &Vm| (vm.copy_id(), vm.boot);
-        for (uid, until) in &other.held_back {
-            let same = self.vm_record(*uid).filter(waits).map(start);
-            if same.is_some() && same == other.vm_record(*uid).map(start) {
-                self.held_back.insert(*uid, *until);
-                self.scheduler.withdraw(*uid);
+        for (uid, until) in other.held_back.iter() {
+            let same = self.vm_record(uid).filter(waits).map(start);
+            if same.is_some() && same == other.vm_record(uid).map(start) {
+                self.held_back.insert(uid, until);
+                self.scheduler.withdraw(uid);
             }
         }
         // An end that was changed in what failed is still the stored one.
@@ -257,7 +267,7 @@ impl Cluster {
             }
         }
         let names: Vec<WorkerName> = self.workers.keys().cloned().collect();
-        names.iter().for_each(|name| self.tell_scheduler(name));
+        names.iter().for_each(|name| self.note_standing(name));
     }
 
     /// Notes whether the store has room for new things: `full` says why it has not. What ends things or goes on with them

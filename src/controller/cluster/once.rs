@@ -4,7 +4,7 @@
 //! A key is its asker's own: another account's is another key. It is stored with the VM, and remembered for a day after that
 //! is deleted: a request that comes again that late is told so, and makes no VM that nobody waits for.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,6 @@ use crate::model::{AccountName, Now, Timestamp, VmName, VmUid};
 
 /// How long keys of deleted VMs are remembered: no client tries one request for longer.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
-/// Keys of deleted VMs that are remembered, the newest: 15 MB, and a day of a VM every second.
-const MAX_SPENT: usize = 100_000;
 
 /// Whose key, and which.
 pub type SpentKey = (Option<AccountName>, String);
@@ -42,7 +40,7 @@ pub struct Spent {
 }
 
 impl Spent {
-    fn id(&self) -> SpentKey {
+    pub(super) fn id(&self) -> SpentKey {
         (self.account.clone(), self.key.clone())
     }
 }
@@ -55,35 +53,6 @@ impl Keys {
     pub(super) fn insert(&mut self, vm: &Vm) {
         if let Some(once) = &vm.once {
             self.0.insert((vm.created_by.clone(), once.key.clone()), vm.uid);
-        }
-    }
-}
-
-/// Those of VMs that were deleted.
-#[derive(Clone, Debug, Default)]
-pub(super) struct SpentKeys {
-    records: BTreeMap<SpentKey, Spent>,
-    by_age: BTreeSet<(Timestamp, SpentKey)>,
-}
-
-impl SpentKeys {
-    pub(super) fn load(records: Vec<Spent>) -> Self {
-        Self {
-            by_age: records.iter().map(|record| (record.at, record.id())).collect(),
-            records: records.into_iter().map(|record| (record.id(), record)).collect(),
-        }
-    }
-
-    fn insert(&mut self, record: Spent) {
-        let id = record.id();
-        self.remove(&id);
-        self.by_age.insert((record.at, id.clone()));
-        self.records.insert(id, record);
-    }
-
-    fn remove(&mut self, id: &SpentKey) {
-        if let Some(record) = self.records.remove(id) {
-            self.by_age.remove(&(record.at, id.clone()));
         }
     }
 }
@@ -105,7 +74,7 @@ impl Cluster {
         }
         let conflict = |what: String| Err(ApiError::new(ErrorCode::Conflict, what));
         let id = (by.cloned(), key.clone());
-        if let Some(spent) = self.spent.records.get(&id) {
+        if let Some(spent) = self.spent.get(&id) {
             return conflict(format!(
                 "the request with this idempotency key has made VM {} ({}), which was deleted; for a new VM take a new key",
                 spent.name, spent.uid
@@ -140,33 +109,27 @@ impl Cluster {
         self.keys.0.remove(&record.id());
         changes.spent.insert(record.id());
         self.spent.insert(record);
-        while self.spent.records.len() > MAX_SPENT
-            && let Some((_, oldest)) = self.spent.by_age.first().cloned()
-        {
-            self.spent.remove(&oldest);
-            changes.spent.insert(oldest);
+        while let Some(id) = self.spent.pop_excess() {
+            changes.spent.insert(id);
         }
     }
 
     /// Forgets those that are too old.
     pub(super) fn forget_spent(&mut self, now: Now, changes: &mut Changes) {
-        while let Some((at, id)) = self.spent.by_age.first().cloned()
-            && at.until(now.wall) > REMEMBERED
-        {
-            self.spent.remove(&id);
+        while let Some(id) = self.spent.pop_older(now.wall, REMEMBERED) {
             changes.spent.insert(id);
         }
     }
 
     /// The stored form of a key of a deleted VM; `None` once it is not remembered any more.
     pub fn spent_record(&self, id: &SpentKey) -> Option<&Spent> {
-        self.spent.records.get(id)
+        self.spent.get(id)
     }
 
     /// All of them.
     #[cfg(test)]
     pub(super) fn spent_records(&self) -> impl Iterator<Item = &Spent> {
-        self.spent.records.values()
+        self.spent.iter()
     }
 }
 

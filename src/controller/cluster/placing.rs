@@ -55,18 +55,11 @@ impl Cluster {
         let Some(vm) = self.vm_record(uid) else { return };
         let copies = CopyId { uid, attempt: 0 }..=CopyId { uid, attempt: Attempt::MAX };
         let elsewhere = self.leaving.range(copies).any(|(_, leaving)| !leaving.held.is_empty());
-        let held = self.held_back.contains_key(&uid) || self.is_held(uid);
+        let held = self.held_back.contains(uid) || self.is_held(uid);
         let waits = vm.status == VmStatus::Pending && !vm.is_to_be_off() && !vm.conditions.scheduled();
         if waits && !elsewhere && !held {
             let shape = Shape::of_vm(vm);
             self.scheduler.enqueue(uid, shape);
-        }
-    }
-
-    /// Tells the scheduler what is known of a worker now.
-    pub(super) fn tell_scheduler(&mut self, name: &WorkerName) {
-        if let Some(entry) = self.workers.get(name) {
-            self.scheduler.put_worker(&entry.record.info, entry.standing());
         }
     }
 
@@ -86,13 +79,14 @@ impl Cluster {
                 Some(worker) => format!("it waits for nothing: it is {}; its disk is on {worker}", vm.spec.power_state),
                 None => format!("it waits for nothing: it is {} and was not placed yet", vm.spec.power_state),
             },
+            (_, VmStatus::Failed) => self.why_failed(vm),
             (Some(worker), _) if self.scheduler.is_waiting(vm.uid) => format!("{}: {explanation}", bound(worker)),
-            (Some(_), VmStatus::Pending) if self.held_back.contains_key(&vm.uid) => vm.status_message.clone(),
+            (Some(_), VmStatus::Pending) if self.held_back.contains(vm.uid) => vm.status_message.clone(),
             (Some(worker), _) => self.why_on(worker, vm, now),
             (None, VmStatus::Pending) if self.scheduler.is_waiting(vm.uid) => explanation.to_string(),
-            (None, VmStatus::Pending) if self.held_back.contains_key(&vm.uid) => vm.status_message.clone(),
+            (None, VmStatus::Pending) if self.held_back.contains(vm.uid) => vm.status_message.clone(),
             (None, VmStatus::Pending) => "an earlier copy of it may still run and must be gone first".to_owned(),
-            (None, _) => format!("it waits for nothing: it is {}, and its policy is to stay so", vm.status),
+            (None, VmStatus::Running) => format!("it waits for nothing: it is {}", vm.status),
         };
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let obstacles = explanation.obstacles.into_iter();
@@ -104,6 +98,15 @@ impl Cluster {
             workers: count(explanation.workers),
             fitting: count(explanation.fitting),
             obstacles: obstacles.map(|(what, workers)| Obstacle { what, workers: count(workers) }).collect(),
+        })
+    }
+
+    fn why_failed(&self, vm: &Vm) -> String {
+        self.why_may_be_adopted(vm).unwrap_or_else(|| match &vm.worker {
+            Some(worker) => {
+                format!("it waits for nothing: it has failed, and its policy is to stay so; what is left of it is on {worker}")
+            }
+            None => "it waits for nothing: it has failed, and its policy is to stay so".to_owned(),
         })
     }
 
@@ -136,7 +139,7 @@ impl Cluster {
         changes.workers.insert(name.clone());
         let kind = if paused { EventType::Paused } else { EventType::Resumed };
         changes.worker_event(&mut self.last_event, now, name, kind, String::new());
-        self.tell_scheduler(name);
+        self.note_standing(name);
         Ok(())
     }
 }

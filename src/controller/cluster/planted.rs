@@ -24,8 +24,8 @@ impl Cluster {
     fn fail_all_on(&mut self, workers: &[WorkerName], now: Now, changes: &mut Changes) {
         for worker in workers {
             let vms: Vec<VmUid> = self.workers.get(worker).map_or_else(Vec::new, |e| e.vms.iter().copied().collect());
-            for id in vms.into_iter().filter_map(|uid| self.vm_record(uid).map(|vm| vm.copy_id())).collect::<Vec<_>>() {
-                let _ = self.failed(worker, id, "its worker is silent".to_owned(), now, changes);
+            for uid in vms {
+                self.failed(worker, uid, "its worker is silent".to_owned(), now, changes);
             }
         }
     }

@@ -8,14 +8,13 @@
 //! has it wait for room on that worker, as its disk is there. While it waits, for that or for the end of a pause, the wish is
 //! that it does not run, in the boot that has ended.
 
-use super::vm::{PROVEN_AFTER, at_boot, placed, restart_pause};
-use super::{Changes, Cluster};
+use super::vm::known;
+use super::{Changes, Cluster, restarts};
 use crate::bus::message::{RunSpec, Want};
-use crate::model::error::ApiError;
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
 use crate::model::vm::{PowerState, RestartPolicy, Vm, VmStatus};
-use crate::model::{Boot, CopyId, Now, VmUid, WorkerName};
+use crate::model::{Boot, Now, VmUid, WorkerName};
 
 impl Cluster {
     /// What shall become of the copy of `vm` on its worker, and which boot that is about.
@@ -42,68 +41,67 @@ impl Cluster {
 
     /// Whether it has room on its worker, and no pause is in the way.
     fn may_run(&self, vm: &Vm) -> bool {
-        vm.conditions.scheduled() && !self.held_back.contains_key(&vm.uid)
+        vm.conditions.scheduled() && !self.held_back.contains(vm.uid)
     }
 
     /// The worker says that a copy does not run, as was wished.
     pub(super) fn stopped(
         &mut self,
         worker: &WorkerName,
-        (id, boot): (CopyId, Boot),
+        uid: VmUid,
         message: String,
         now: Now,
         changes: &mut Changes,
-    ) -> Result<(), ApiError> {
-        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
+    ) {
+        let Some(vm) = self.vm_record(uid) else { return };
         if vm.is_to_be_off() && vm.status != VmStatus::Failed && vm.conditions.scheduled() {
-            self.switch_off(worker, id.uid, message, now, changes);
+            self.switch_off(worker, uid, message, now, changes);
         }
-        Ok(())
     }
 
     /// The worker says that a process has ended, or that there will be none.
     pub(super) fn ended(
         &mut self,
         worker: &WorkerName,
-        (id, boot): (CopyId, Boot),
+        uid: VmUid,
         (message, disk): (String, bool),
         now: Now,
         changes: &mut Changes,
-    ) -> Result<(), ApiError> {
-        let held_back = self.held_back.contains_key(&id.uid);
-        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
+    ) {
+        let held_back = self.held_back.contains(uid);
+        let Some(vm) = known(&self.names, &mut self.vms, uid) else { return };
         let scheduled = vm.conditions.scheduled();
         if vm.status == VmStatus::Failed {
-            return Ok(());
+            return;
         }
         if vm.is_to_be_off() {
             // That it ended is what was wished, though not how.
             if scheduled {
-                self.switch_off(worker, id.uid, message, now, changes);
+                self.switch_off(worker, uid, message, now, changes);
             }
-            return Ok(());
+            return;
         }
         if !scheduled || held_back {
             // Of a time that a restored backup knows nothing of. This boot is used up, and the next is another one.
             vm.boot = vm.boot.saturating_add(1);
-            changes.vms.insert(id.uid);
+            changes.vms.insert(uid);
             self.reassign(worker, changes);
-            return Ok(());
+            return;
         }
         if vm.spec.restart_policy == RestartPolicy::Always && disk {
-            self.boot_again(worker, id.uid, message, now, changes);
-            if self.is_held(id.uid) {
+            self.boot_again(worker, uid, message, now, changes);
+            if self.is_held(uid) {
                 // Not before it is known that no other copy runs; if one does, it is that one.
-                self.adopt(id.uid, now, changes);
+                self.adopt(uid, now, changes);
             }
-            return Ok(());
+            return;
         }
-        self.failed(worker, id, message, now, changes)
+        self.failed(worker, uid, message, now, changes);
     }
 
     /// It is off: its room is free, its worker keeps its disk.
     fn switch_off(&mut self, worker: &WorkerName, uid: VmUid, how: String, now: Now, changes: &mut Changes) {
-        let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
+        let Some(vm) = known(&self.names, &mut self.vms, uid) else { return };
         self.scheduler.release(worker, &std::mem::take(&mut vm.assigned), 0);
         vm.set_conditions(false, false);
         vm.ready = false;
@@ -114,28 +112,21 @@ impl Cluster {
         };
         vm.status_message = format!("{what}; its disk is on {worker} ({how})");
         changes.vm_event(&mut self.last_event, now, vm, kind, how);
-        self.held_back.remove(&uid);
+        self.held_back.remove(uid);
         self.reassign(worker, changes);
     }
 
     /// By its policy the copy boots again from its disk, with its room kept; after a pause that grows with each failure in a
     /// row. A second failure within the pause cannot be: nothing runs then.
     fn boot_again(&mut self, worker: &WorkerName, uid: VmUid, cause: String, now: Now, changes: &mut Changes) {
-        let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
-        let began = if vm.boot == 0 { vm.started_at } else { vm.restarted_at.max(vm.started_at) };
-        let quick =
-            if began.is_some_and(|began| began.until(now.wall) >= PROVEN_AFTER) { 0 } else { vm.quick_failures };
-        let pause = restart_pause(quick);
+        let Some(vm) = known(&self.names, &mut self.vms, uid) else { return };
+        let pause = restarts::count_failure(vm, now.wall);
         changes.vm_event(&mut self.last_event, now, vm, EventType::Failed, cause.clone());
-        vm.quick_failures = quick.saturating_add(1);
-        vm.restarted_at = Some(now.wall);
         vm.set_conditions(true, false);
         let when = if pause.is_zero() { "now".to_owned() } else { format!("in {} s", pause.as_secs()) };
         next_boot(vm, format!("booting again from its disk {when}, after: {cause}"));
         changes.vm_event(&mut self.last_event, now, vm, EventType::Restarting, format!("from its disk {when}"));
-        if !pause.is_zero() {
-            self.held_back.insert(uid, now.mono.saturating_add(pause));
-        }
+        self.go_on_after(uid, pause, now);
         self.reassign(worker, changes);
     }
 

@@ -79,6 +79,7 @@ impl Cluster {
             self.give_up(copy, changes);
         }
         self.scheduler.remove_worker(worker);
+        self.watched.forget(worker);
         if self.workers.remove(worker).is_some() {
             changes.workers.insert(worker.clone());
             changes.worker_event(&mut self.last_event, now, worker, EventType::Deleted, String::new());
@@ -107,10 +108,8 @@ impl Cluster {
 
     /// Gives up the copy of a VM on a worker that is taken out.
     fn abandon(&mut self, worker: &WorkerName, uid: VmUid, now: Now, changes: &mut Changes) {
-        let Some(id) = self.vm_record(uid).map(crate::model::vm::Vm::copy_id) else { return };
         let why = format!("its worker {worker} was taken out of the cluster; what became of it there is not known");
-        // Refused only if the copy is not placed there, and it is.
-        let _ = self.failed(worker, id, why, now, changes);
+        self.failed(worker, uid, why, now, changes);
         if self.workers.get_mut(worker).is_some_and(|entry| entry.vms.remove(&uid)) {
             self.scheduler.release(worker, &Resources::default(), 1);
         }

@@ -5,15 +5,13 @@
 //! What was told to which copy matters here, not what was wished since: a worker goes by what it has put into effect. One that
 //! has not yet heard that a VM may be replaced goes on running it, so that VM is kept until the worker has said otherwise.
 
-use super::vm::{PROVEN_AFTER, at_boot, placed, restart_pause};
-use super::{Changes, Cluster};
-use crate::model::error::ApiError;
+use super::vm::known;
+use super::{Changes, Cluster, restarts};
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
 use crate::model::vm::{OnUnseen, PowerState, Vm, VmStatus};
-use crate::model::worker::WorkerState;
-use crate::model::{Boot, CopyId, Now, VmUid, WorkerName};
+use crate::model::{CopyId, Now, VmUid, WorkerName};
 
 /// Whether its worker stops the VM, as it is placed, when its lease is over.
 pub(super) fn is_replaceable(vm: &Vm) -> bool {
@@ -62,9 +60,7 @@ impl Cluster {
     /// there and not what has just happened, so that nothing is forgotten that could not be stored at first, or came to be
     /// so only later.
     pub(super) fn replace_on_gone(&mut self, now: Now, changes: &mut Changes) {
-        let gone = self.workers.iter().filter(|(_, entry)| entry.state == WorkerState::Gone);
-        let gone: Vec<WorkerName> = gone.map(|(name, _)| name.clone()).collect();
-        for worker in gone {
+        for worker in self.watched.gone.iter().cloned().collect::<Vec<_>>() {
             self.free_leaving(&worker, changes);
             let placed = self.workers.get(&worker).into_iter().flat_map(|entry| &entry.vms);
             let placed = placed.filter_map(|uid| self.vm_record(*uid)).filter(|vm| self.is_to_be_replaced(vm));
@@ -90,45 +86,29 @@ impl Cluster {
 
     /// A worker says that it stopped a copy as its lease was over, which nobody noticed here: clocks that differ by more than
     /// they should, or acknowledgements that were lost.
-    ///
-    /// # Errors
-    /// As for [`Cluster::report`].
-    pub(super) fn fenced(
-        &mut self,
-        worker: &WorkerName,
-        (id, boot): (CopyId, Boot),
-        message: &str,
-        now: Now,
-        changes: &mut Changes,
-    ) -> Result<(), ApiError> {
-        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
-        let ended = vm.status == VmStatus::Failed || vm.spec.power_state != PowerState::Running;
-        let proven = vm.started_at.is_some_and(|started| started.until(now.wall) >= PROVEN_AFTER);
-        let quick = if proven { 0 } else { vm.quick_failures };
-        if !ended && self.is_held(id.uid) {
+    pub(super) fn fenced(&mut self, worker: &WorkerName, uid: VmUid, message: &str, now: Now, changes: &mut Changes) {
+        let held = self.is_held(uid);
+        let Some(vm) = known(&self.names, &mut self.vms, uid) else { return };
+        if vm.status == VmStatus::Failed || vm.spec.power_state != PowerState::Running {
+            return;
+        }
+        if held {
             // It starts over once it is known that no other copy runs.
-            self.was_fenced(id.uid, changes);
-            return self.failed(worker, id, format!("stopped as its worker's lease was over: {message}"), now, changes);
+            self.was_fenced(uid, changes);
+            return self.failed(
+                worker,
+                uid,
+                format!("stopped as its worker's lease was over: {message}"),
+                now,
+                changes,
+            );
         }
-        if !ended {
-            let why = format!("worker {worker} stopped it as its lease was over: {message}");
-            self.start_elsewhere(id.uid, Resources::default(), &why, now, changes);
-            self.slow_down(id.uid, quick, now);
-        }
-        Ok(())
-    }
-
-    /// The first time it starts over at once. A worker that stops a VM again and again, as it cannot keep its lease, must not
-    /// make it do so without end.
-    fn slow_down(&mut self, uid: VmUid, quick: u32, now: Now) {
-        let pause = restart_pause(quick);
-        let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
-        vm.quick_failures = quick.saturating_add(1);
-        vm.restarted_at = Some(now.wall);
-        if !pause.is_zero() {
-            self.scheduler.withdraw(uid);
-            self.held_back.insert(uid, now.mono.saturating_add(pause));
-        }
+        // The first time it starts over at once. A worker that stops a VM again and again, as it cannot keep its lease, must
+        // not make it do so without end.
+        let pause = restarts::count_failure(vm, now.wall);
+        let why = format!("worker {worker} stopped it as its lease was over: {message}");
+        self.start_elsewhere(uid, Resources::default(), &why, now, changes);
+        self.go_on_after(uid, pause, now);
     }
 
     /// Starts a placed VM over, as soon as nothing of its present copy runs any more: at once if that holds nothing.

@@ -4,26 +4,24 @@
 //! Only the workers know. So until each worker that the backup knows has told what it has, or was taken out of the cluster,
 //! a VM that came with the backup is *held*: it is not placed, not begun on the worker it was placed on, and not started
 //! over. A VM that is seen running is held no longer, and new VMs never are. A running copy that no record names is adopted
-//! as soon as nothing speaks against it; what does not run, once all have told. What fits no VM stays a stray, which is told
-//! of and left alone.
+//! as soon as nothing speaks against it; what does not run, once all have told (`adopt`). What fits no VM stays a stray, which
+//! is told of and left alone.
 //!
 //! Attempts that are given out after a restoring are higher than any before it ([`Restoration::floor`]), so that one uid and
 //! attempt never name two copies. Who has told is known in memory only: after a restart of the controller everybody tells
 //! again, as strays are not stored. Workers that joined after the backup was made are not known and not waited for.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::placing::bind;
 use super::replace::be_nowhere;
 use super::{Changes, Cluster, Records};
-use crate::controller::scheduler::{Shape, demand};
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
 use crate::model::vm::{RestartPolicy, Vm, VmStatus};
-use crate::model::{Attempt, CopyId, Now, SessionId, Timestamp, VmUid, WorkerName};
+use crate::model::{Attempt, Now, SessionId, Timestamp, VmUid, WorkerName};
 
 /// Attempts are counted on from the quarters of seconds since the beginning of 2025, which last until 2059: far more than
 /// attempts of one VM ever pass in that time, as all but the first restart in a row wait for seconds.
@@ -31,6 +29,8 @@ const FLOOR_EPOCH_MS: i64 = 1_735_689_600_000;
 const FLOOR_UNIT_MS: i64 = 250;
 /// How far attempts are moved on when the clock is of no help, as it stands before attempts that were given out.
 const FLOOR_LEAP: Attempt = 1 << 16;
+/// Attempts beyond this are not believed: a worker that lies must leave enough for those to come.
+const MAX_TOLD: Attempt = Attempt::MAX / 2;
 /// Heartbeats of one session after which a worker of an older release, which does not say so, is taken to have told all: a
 /// whole lease, where its reports come within milliseconds of its registration.
 const SILENT_BEATS: u32 = 5;
@@ -76,6 +76,9 @@ pub(super) struct Restored {
     heard: BTreeSet<WorkerName>,
     /// VMs of the backup that were seen running since: no other copy of them can be.
     seen_running: HashSet<VmUid>,
+    /// The highest attempts that workers have told of beyond the floor: of a restoring before this one, since when the clock
+    /// went back. Nobody is to get one of them again.
+    told: HashMap<VmUid, Attempt>,
     /// Heartbeats of sessions whose worker does not say whether it has told all.
     beats: std::collections::BTreeMap<WorkerName, (SessionId, u32)>,
 }
@@ -89,6 +92,7 @@ impl Restored {
     /// just have been told, and could not be stored.
     pub(super) fn keep_memory_of(&mut self, other: &Self) {
         self.heard.clone_from(&other.heard);
+        self.told.clone_from(&other.told);
         self.beats.clone_from(&other.beats);
     }
 
@@ -98,7 +102,7 @@ impl Restored {
     }
 
     /// Whether it counts what `worker` has to tell.
-    fn is_asked(&self, worker: &WorkerName) -> bool {
+    pub(super) fn is_asked(&self, worker: &WorkerName) -> bool {
         self.record.waiting.contains(worker) || self.heard.contains(worker)
     }
 
@@ -115,7 +119,16 @@ impl Restored {
     /// Has a VM that gets a new copy do so in an attempt that was never given out.
     pub(super) fn lift(&self, vm: &mut Vm) {
         if self.is_older(vm) && !planted(Bug::RestoredAttemptsAgain) {
-            vm.attempts_from = self.record.floor.saturating_sub(vm.restart_count);
+            let told = self.told.get(&vm.uid).map_or(0, |attempt| attempt.saturating_add(1));
+            vm.attempts_from = self.record.floor.max(told).saturating_sub(vm.restart_count);
+        }
+    }
+
+    /// A worker has told of a copy of `vm`, true or not.
+    pub(super) fn is_told(&mut self, vm: &Vm, attempt: Attempt) {
+        if self.is_older(vm) && attempt >= self.record.floor && attempt <= MAX_TOLD {
+            let told = self.told.entry(vm.uid).or_insert(attempt);
+            *told = attempt.max(*told);
         }
     }
 
@@ -145,12 +158,35 @@ impl Cluster {
     pub(super) fn why_held(&self, vm: &Vm) -> Option<String> {
         let starts = match vm.status {
             VmStatus::Pending => true,
-            VmStatus::Failed => starts_over(vm.spec.restart_policy),
+            VmStatus::Failed => starts_over(vm.spec.restart_policy) || self.restored.record.fenced.contains(&vm.uid),
             VmStatus::Running => false,
         };
         if !starts || !self.is_held(vm.uid) {
             return None;
         }
+        Some(format!(
+            "a backup of {} was restored, and a copy of this VM may run somewhere since: it is held until every worker has \
+             told what it has; {}",
+            self.restored.record.backup,
+            self.who_is_awaited()
+        ))
+    }
+
+    /// What may still become of a VM that has failed and does not start over, in words; `None` if nothing.
+    pub(super) fn why_may_be_adopted(&self, vm: &Vm) -> Option<String> {
+        let may = vm.status == VmStatus::Failed && self.is_held(vm.uid);
+        may.then(|| {
+            format!(
+                "it has failed, and its policy is to stay so; but a backup of {} was restored, and should a worker tell that \
+                 a later copy of it runs there, it goes on as that one; {}",
+                self.restored.record.backup,
+                self.who_is_awaited()
+            )
+        })
+    }
+
+    /// Which workers have not told what they have since a backup was restored, and what can be done about it.
+    fn who_is_awaited(&self) -> String {
         let awaited: Vec<&str> = self
             .restored
             .record
@@ -161,12 +197,9 @@ impl Cluster {
             .collect();
         let named = awaited.get(..NAMED).unwrap_or(&awaited).join(", ");
         let more = if awaited.len() > NAMED { format!(" and {} more", awaited.len() - NAMED) } else { String::new() };
-        Some(format!(
-            "a backup of {} was restored, and a copy of this VM may run somewhere since: it is held until every worker has \
-             told what it has; still to tell: {named}{more}. Start it; or, if its machine is off for good, `orchard delete \
-             worker NAME --force`",
-            self.restored.record.backup
-        ))
+        format!(
+            "still to tell: {named}{more}. Start it; or, if its machine is off for good, `orchard delete worker NAME --force`"
+        )
     }
 
     /// A copy that is placed was seen running.
@@ -283,97 +316,6 @@ impl Cluster {
             entry.vms.remove(&uid);
         }
         self.scheduler.release(&worker, &assigned, 1);
-    }
-
-    /// Makes a copy that was found on a worker the VM's own, if there is one that can be. While VMs are held only a running
-    /// one is; then the one with the highest attempt. Says whether the VM has its copy now.
-    pub(super) fn adopt(&mut self, uid: VmUid, now: Now, changes: &mut Changes) -> bool {
-        let Some(vm) = self.vm_record(uid) else { return false };
-        let (known, status, holder) = (vm.copy_id().attempt, vm.status, vm.worker.clone());
-        let held = self.is_held(uid);
-        if status == VmStatus::Running || known >= self.restored.record.floor {
-            return false;
-        }
-        // What a worker claims of an attempt that was never given out by then is not believed: it would be told the VM's
-        // secrets.
-        let copies = CopyId { uid, attempt: known }..CopyId { uid, attempt: self.restored.record.floor };
-        // Nor is one that was not waited for, or that comes when nobody waits any more.
-        let asked = |name: &WorkerName| self.restored.is_asked(name);
-        let found = self.workers.iter().filter(|(name, _)| asked(name)).flat_map(|(name, entry)| {
-            entry.strays.range(copies.clone()).map(move |(id, stray)| (id.attempt, stray.running, name))
-        });
-        let fits = |attempt: Attempt, worker: &WorkerName| match (status, &holder) {
-            // Its own attempt has failed; a report of before may still be under way.
-            (VmStatus::Failed, _) => attempt > known,
-            (_, Some(holder)) => attempt > known || worker == holder,
-            (_, None) => true,
-        };
-        let best = found.filter(|(attempt, running, worker)| fits(*attempt, worker) && (*running || !held)).max();
-        let Some((attempt, running, worker)) =
-            best.map(|(attempt, running, worker)| (attempt, running, worker.clone()))
-        else {
-            return false;
-        };
-        // Where it is placed it may be about to begin, unless that worker has told that it has nothing of it.
-        let elsewhere = holder.as_ref().filter(|holder| **holder != worker && status == VmStatus::Pending);
-        if elsewhere.is_some_and(|holder| self.restored.waits_for(holder)) {
-            return false;
-        }
-        self.make_own(uid, attempt, (&worker, running), now, changes);
-        true
-    }
-
-    fn make_own(
-        &mut self,
-        uid: VmUid,
-        attempt: Attempt,
-        (worker, running): (&WorkerName, bool),
-        now: Now,
-        changes: &mut Changes,
-    ) {
-        let Some(old) = self.vm_record(uid).cloned() else { return };
-        let Some(info) = self.workers.get(worker).map(|entry| entry.record.info.clone()) else { return };
-        let same = old.copy_id().attempt == attempt && old.worker.as_ref() == Some(worker);
-        // One that was switched off, or is to boot again, may have no room there.
-        let takes = !same || (running && !old.conditions.scheduled());
-        let (cpu, memory, taken) = demand(&Shape::of(&old.spec), &info);
-        if !same {
-            // It certainly does not run: it has failed, or its worker has nothing of it.
-            self.dismiss(&old, Resources::default(), false, changes);
-        }
-        self.scheduler.withdraw(uid);
-        self.held_back.remove(&uid);
-        let Some(vm) = self.vms.get_mut(&old.name) else { return };
-        vm.attempts_from = attempt.saturating_sub(vm.restart_count);
-        if takes {
-            // What its worker was told last is not known: nothing is built on it before it has this.
-            vm.generation = vm.generation.saturating_add(1);
-            vm.replace_since = vm.generation;
-        }
-        vm.status = if running { VmStatus::Running } else { VmStatus::Pending };
-        vm.status_message = format!("found on {worker} after a backup was restored");
-        vm.started_at = running.then_some(now.wall);
-        (vm.failed_at, vm.log_lines) = (None, 0);
-        if takes {
-            vm.worker = Some(worker.clone());
-            bind(vm, worker);
-            "it was found there after a backup was restored".clone_into(&mut vm.placed_because);
-            (vm.assigned_cpu, vm.assigned_memory, vm.scheduled_at) = (cpu, memory, Some(now.wall));
-            vm.assigned.clone_from(&taken);
-        }
-        vm.set_conditions(takes || vm.conditions.scheduled(), running);
-        let what = format!("on {worker}: it was found there, {}", if running { "running" } else { "not running" });
-        changes.vm_event(&mut self.last_event, now, vm, EventType::Scheduled, what);
-        if takes {
-            if let Some(entry) = self.workers.get_mut(worker) {
-                entry.vms.insert(uid);
-            }
-            self.scheduler.hold(worker, &taken, usize::from(!same));
-        }
-        if running {
-            self.seen_running(uid);
-        }
-        self.reassign(worker, changes);
     }
 }
 

@@ -44,6 +44,9 @@ impl Cluster {
             return Ok(());
         }
         let known = vm.is_some();
+        if let Some(vm) = self.names.get(&id.uid).and_then(|name| self.vms.get(name)).filter(|vm| vm.uid == id.uid) {
+            self.restored.is_told(vm, id.attempt);
+        }
         let Some(entry) = self.workers.get_mut(worker) else { return Ok(()) };
         let most = if known { MAX_KNOWN_STRAYS } else { MAX_STRAYS };
         let told = entry.strays.get(&id);
@@ -61,7 +64,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// The worker says something else of the copy now.
+    /// The worker says something else of the copy now, which is true of it: were a stray forgotten at any other word, one that
+    /// says now this, now that would be told of without end.
     pub(super) fn is_stray_no_more(&mut self, worker: &WorkerName, id: CopyId) {
         if let Some(entry) = self.workers.get_mut(worker) {
             entry.strays.remove(&id);

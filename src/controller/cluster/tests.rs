@@ -11,11 +11,13 @@ mod liveness;
 mod once;
 mod placing;
 mod power;
+mod quiet;
 mod restored;
 mod settings;
 mod strays;
 mod update;
 mod walk;
+mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

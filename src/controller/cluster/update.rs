@@ -40,7 +40,7 @@ impl Cluster {
     }
 
     fn apply(&mut self, uid: VmUid, spec: VmSpec, now: Now, changes: &mut Changes) {
-        let held_back = self.held_back.contains_key(&uid);
+        let held_back = self.held_back.contains(uid);
         let Some(vm) = self.names.get(&uid).and_then(|name| self.vms.get_mut(name)) else { return };
         self.usage.remove(vm);
         let before = std::mem::replace(&mut vm.spec, spec);
@@ -65,7 +65,7 @@ impl Cluster {
             (true, false) => {
                 // Whoever switches it on does not want to wait for a pause that some failure has brought about.
                 vm.quick_failures = 0;
-                self.held_back.remove(&uid);
+                self.held_back.remove(uid);
                 if let Some(worker) = &worker {
                     let message =
                         if takes_room { "booting again" } else { "switched on; waiting for room on its worker" };

@@ -1,10 +1,8 @@
 //! The life of a VM: creation, deletion, reports of its worker, failure and starting over.
 
-use std::time::Duration;
-
 use super::once::digest_of;
 use super::spec::check_spec;
-use super::{Changes, Cluster, Leaving, replace};
+use super::{Changes, Cluster, Leaving, replace, restarts};
 use crate::bus::message::{CreateVm, LogLines, Observation, Report};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
@@ -13,12 +11,6 @@ use crate::model::resources::Resources;
 use crate::model::vm::{Once, RestartPolicy, Vm, VmStatus};
 use crate::model::{AccountName, Boot, CopyId, Now, VmName, VmUid, WorkerName};
 
-/// The pause before the second restart in a row; doubled for each further one. The first comes at once.
-const RESTART_PAUSE: Duration = Duration::from_secs(5);
-/// The longest pause between restarts: a broken image costs little, a mended one is noticed soon.
-const MAX_RESTART_PAUSE: Duration = Duration::from_secs(300);
-/// A VM that ran this long has proved itself: its next failure counts as the first again.
-pub(super) const PROVEN_AFTER: Duration = Duration::from_secs(600);
 /// Lines of output of one copy: at a million a second, two weeks.
 const MAX_LOG_LINES: u64 = 1 << 40;
 /// A status message is a line or a few; more belongs in the log.
@@ -102,7 +94,7 @@ impl Cluster {
             self.names.remove(&vm.uid);
         }
         self.scheduler.withdraw(vm.uid);
-        self.held_back.remove(&vm.uid);
+        self.held_back.remove(vm.uid);
         let waits = vm.worker.is_some() || self.leaving.values().any(|leaving| leaving.id.uid == vm.uid);
         let kind = if waits { EventType::Deleting } else { EventType::Deleted };
         changes.vm_event(&mut self.last_event, now, &vm, kind, why);
@@ -148,24 +140,30 @@ impl Cluster {
     ) -> Result<(), ApiError> {
         self.check_session(worker, report.session)?;
         let id = CopyId { uid: report.uid, attempt: report.attempt };
-        if !matches!(report.observation, Observation::Stray { .. }) {
-            self.is_stray_no_more(worker, id);
+        match &report.observation {
+            Observation::Absent => {
+                self.copy_gone(worker, id, now, changes)?;
+                self.is_stray_no_more(worker, id);
+                return Ok(());
+            }
+            Observation::Stray { name, running } => return self.stray(worker, id, (name, *running), now, changes),
+            _ => {}
         }
+        // From here on nothing is refused: it is this worker's copy, and its present process.
+        at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, report.boot))?;
+        self.is_stray_no_more(worker, id);
+        let uid = id.uid;
         match report.observation {
-            Observation::Absent => self.copy_gone(worker, id, now, changes),
-            Observation::Stray { name, running } => self.stray(worker, id, (&name, running), now, changes),
-            Observation::Preparing { message } => {
-                self.preparing(worker, (id, report.boot), bounded(message), now, changes)
-            }
+            Observation::Absent | Observation::Stray { .. } => {}
+            Observation::Preparing { message } => self.preparing(uid, bounded(message), now, changes),
             Observation::Running { message, ready, generation } => {
-                self.running(worker, (id, report.boot), (bounded(message), ready, generation), now, changes)
+                self.running(worker, uid, (bounded(message), ready, generation), now, changes);
             }
-            Observation::Failed { message, disk } => {
-                self.ended(worker, (id, report.boot), (bounded(message), disk), now, changes)
-            }
-            Observation::Fenced { message } => self.fenced(worker, (id, report.boot), &bounded(message), now, changes),
-            Observation::Stopped { message } => self.stopped(worker, (id, report.boot), bounded(message), now, changes),
+            Observation::Failed { message, disk } => self.ended(worker, uid, (bounded(message), disk), now, changes),
+            Observation::Fenced { message } => self.fenced(worker, uid, &bounded(message), now, changes),
+            Observation::Stopped { message } => self.stopped(worker, uid, bounded(message), now, changes),
         }
+        Ok(())
     }
 
     /// Stores lines of a startup script; those that are already stored are left out.
@@ -194,38 +192,30 @@ impl Cluster {
         Ok(())
     }
 
-    fn preparing(
-        &mut self,
-        worker: &WorkerName,
-        (id, boot): (CopyId, Boot),
-        message: String,
-        now: Now,
-        changes: &mut Changes,
-    ) -> Result<(), ApiError> {
+    fn preparing(&mut self, uid: VmUid, message: String, now: Now, changes: &mut Changes) {
         let last_event = &mut self.last_event;
-        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
+        let Some(vm) = known(&self.names, &mut self.vms, uid) else { return };
         if vm.status == VmStatus::Pending && vm.conditions.scheduled() && vm.status_message != message {
             vm.status_message.clone_from(&message);
             changes.vm_event(last_event, now, vm, EventType::Progress, message);
         }
-        Ok(())
     }
 
     fn running(
         &mut self,
         worker: &WorkerName,
-        (id, boot): (CopyId, Boot),
+        uid: VmUid,
         (message, ready, generation): (String, bool, u64),
         now: Now,
         changes: &mut Changes,
-    ) -> Result<(), ApiError> {
-        let kept_back = self.vm_record(id.uid).is_some_and(|vm| self.is_kept_from_worker(vm));
+    ) {
+        let kept_back = self.vm_record(uid).is_some_and(|vm| self.is_kept_from_worker(vm));
         let last_event = &mut self.last_event;
-        let waits = self.held_back.contains_key(&id.uid);
-        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, boot))?;
+        let waits = self.held_back.contains(uid);
+        let Some(vm) = known(&self.names, &mut self.vms, uid) else { return };
         if vm.status == VmStatus::Failed || !vm.conditions.scheduled() || waits {
             // Its worker is about to stop it, or has since; what was told after this is not taken back.
-            return Ok(());
+            return;
         }
         // One that comes late may tell of less than is known already; and after a backup was restored, of more than there is.
         let generation = generation.min(vm.generation).max(vm.observed_generation);
@@ -256,26 +246,17 @@ impl Cluster {
         if kept_back {
             self.reassign(worker, changes);
         }
-        Ok(())
     }
 
     /// A copy that certainly does not run any more: its room is free, and its policy decides what follows.
-    pub(super) fn failed(
-        &mut self,
-        worker: &WorkerName,
-        id: CopyId,
-        message: String,
-        now: Now,
-        changes: &mut Changes,
-    ) -> Result<(), ApiError> {
+    pub(super) fn failed(&mut self, worker: &WorkerName, uid: VmUid, message: String, now: Now, changes: &mut Changes) {
         let last_event = &mut self.last_event;
-        let vm = placed(&self.names, &mut self.vms, worker, id)?;
-        if vm.status == VmStatus::Failed {
-            return Ok(());
-        }
+        let Some(vm) = known(&self.names, &mut self.vms, uid).filter(|vm| vm.status != VmStatus::Failed) else {
+            return;
+        };
         self.scheduler.release(worker, &std::mem::take(&mut vm.assigned), 0);
         // It may wait for room there, to be switched on.
-        self.scheduler.withdraw(id.uid);
+        self.scheduler.withdraw(uid);
         vm.status = VmStatus::Failed;
         vm.set_conditions(false, false);
         vm.ready = false;
@@ -286,7 +267,7 @@ impl Cluster {
         let uid = vm.uid;
         self.reassign(worker, changes);
         if self.adopt(uid, now, changes) {
-            return Ok(());
+            return;
         }
         match policy {
             RestartPolicy::Never => {}
@@ -294,16 +275,13 @@ impl Cluster {
             RestartPolicy::OnFailure | RestartPolicy::Always if self.is_held(uid) => {}
             RestartPolicy::OnFailure | RestartPolicy::Always => self.start_over(uid, now, changes),
         }
-        Ok(())
     }
 
     pub(super) fn start_over(&mut self, uid: VmUid, now: Now, changes: &mut Changes) {
         let Some(old) = self.vm_record(uid).cloned() else { return };
         self.dismiss(&old, Resources::default(), false, changes);
         let Some(vm) = self.vms.get_mut(&old.name) else { return };
-        let proven = vm.started_at.is_some_and(|started| started.until(now.wall) >= PROVEN_AFTER);
-        let quick = if proven { 0 } else { vm.quick_failures };
-        let pause = restart_pause(quick);
+        let pause = restarts::count_failure(vm, now.wall);
         let cause = std::mem::take(&mut vm.status_message);
         vm.status_message = if vm.is_to_be_off() {
             format!(
@@ -314,19 +292,13 @@ impl Cluster {
         } else {
             format!("starting over in {} s, after: {cause}", pause.as_secs())
         };
-        vm.quick_failures = quick.saturating_add(1);
-        vm.restarted_at = Some(now.wall);
         replace::begin_attempt(vm);
         self.restored.lift(vm);
         if planted(Bug::UpdateLost) {
             vm.spec.priority = 0;
         }
         changes.vm_event(&mut self.last_event, now, vm, EventType::Restarting, format!("in {} s", pause.as_secs()));
-        if pause.is_zero() {
-            self.consider(uid);
-        } else {
-            self.held_back.insert(uid, now.mono.saturating_add(pause));
-        }
+        self.go_on_after(uid, pause, now);
     }
 
     /// Nothing is left of a copy.
@@ -358,6 +330,15 @@ impl Cluster {
     }
 }
 
+/// The VM with that uid.
+pub(super) fn known<'a>(
+    names: &std::collections::HashMap<VmUid, VmName>,
+    vms: &'a mut std::collections::BTreeMap<VmName, Vm>,
+    uid: VmUid,
+) -> Option<&'a mut Vm> {
+    names.get(&uid).and_then(|name| vms.get_mut(name))
+}
+
 /// The VM whose current copy is `id` on `worker`.
 pub(super) fn placed<'a>(
     names: &std::collections::HashMap<VmUid, VmName>,
@@ -365,9 +346,7 @@ pub(super) fn placed<'a>(
     worker: &WorkerName,
     id: CopyId,
 ) -> Result<&'a mut Vm, ApiError> {
-    names
-        .get(&id.uid)
-        .and_then(|name| vms.get_mut(name))
+    known(names, vms, id.uid)
         .filter(|vm| (vm.copy_id() == id || mistaken(vm, id)) && vm.worker.as_ref() == Some(worker))
         .ok_or_else(|| stale(worker, id))
 }
@@ -407,24 +386,9 @@ fn bounded(mut message: String) -> String {
     message
 }
 
-/// The pause before a restart, after `quick` failures in a row before this one.
-pub(super) fn restart_pause(quick: u32) -> Duration {
-    match quick.checked_sub(1) {
-        None => Duration::ZERO,
-        Some(doublings) => RESTART_PAUSE.saturating_mul(1 << doublings.min(16)).min(MAX_RESTART_PAUSE),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn restarts_come_at_once_then_ever_later_up_to_a_bound() {
-        let pauses: Vec<_> = (0..9).map(|quick| restart_pause(quick).as_secs()).collect();
-        assert_eq!(pauses, [0, 5, 10, 20, 40, 80, 160, 300, 300]);
-        assert_eq!(restart_pause(u32::MAX), MAX_RESTART_PAUSE);
-    }
 
     #[test]
     fn long_messages_are_cut_at_a_character() {

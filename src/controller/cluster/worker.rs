@@ -94,7 +94,7 @@ impl Cluster {
         }
         self.grant_lease(&name, changes);
         self.heard_of(&name, now, changes);
-        self.tell_scheduler(&name);
+        self.note_standing(&name);
         self.reclaim(&name, now, changes);
         self.place(now, changes);
         // The answer carries the assignment, so none needs to be sent besides.
@@ -102,7 +102,9 @@ impl Cluster {
         self.assignment(&name).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a session just opened is not there"))
     }
 
-    /// Renews a lease.
+    /// Renews a lease. Done without a change, as it mostly is ([`Changes::is_empty`]), it rests on nothing that is not stored, and
+    /// what it brings about outlives a commit that failed ([`Cluster::keep_liveness_of`]): the answer holds even if what others
+    /// wanted at the same moment could not be stored. A refusal may rest on just that, and does not.
     ///
     /// # Errors
     /// [`ErrorCode::Unauthenticated`] when the session is over: the worker must say hello again.
@@ -140,6 +142,8 @@ impl Cluster {
         self.forget_given_up(now, changes);
         self.go_on_draining(now, changes);
         self.end_hold(now, changes);
+        #[cfg(test)]
+        self.check_watched();
     }
 
     /// Whether a session of `worker` is open.

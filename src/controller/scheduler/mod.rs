@@ -229,6 +229,11 @@ impl Scheduler {
         tally.explanation()
     }
 
+    /// Whether a VM of this shape could be on the worker if that were empty and took VMs.
+    pub fn could_take(&self, worker: &WorkerName, shape: &Shape) -> bool {
+        self.nodes.get(worker).is_some_and(|node| node.could_take(shape).is_ok())
+    }
+
     /// `shape`, with the workers that it fits on known from here on.
     fn known(&mut self, shape: Shape) -> Arc<Shape> {
         self.clock += 1;

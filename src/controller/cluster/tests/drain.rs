@@ -130,3 +130,27 @@ fn the_deadline_stands_over_a_restart_and_clock_jumps_move_it_only_then_and_neve
     assert_eq!(until(-86_400_000, 5), Some(Duration::from_secs(65)), "never more than all of it");
     assert_eq!(until(86_400_000, 5), Some(Duration::from_secs(5)));
 }
+
+#[test]
+fn a_vm_that_was_asked_for_on_this_very_worker_is_waited_for_and_named() {
+    let mut world = World::new();
+    let session = world.join("w1", 8);
+    let labels = crate::model::resources::Labels::from([("worker-name".to_owned(), "w1".to_owned())]);
+    let pinned = world.create("pinned", VmSpec { labels, ..VmSpec::default() }).unwrap();
+    let free = world.create("free", VmSpec::default()).unwrap();
+    let (pinned, free) = (CopyId { uid: pinned, attempt: 0 }, CopyId { uid: free, attempt: 0 });
+    world.up("w1", session, pinned);
+    world.up("w1", session, free);
+    world.drain("w1", Some(0));
+    let told = world.changes.events.iter().rfind(|event| event.kind == EventType::Draining).unwrap();
+    assert!(told.message.ends_with("; 1 that can run on no other worker are waited for (pinned)"), "{}", told.message);
+    world.pass_online(&[("w1", session)], 250);
+    assert_eq!((world.vm("pinned").restart_count, world.vm("free").restart_count), (0, 1));
+    world.report("w1", session, free, Observation::Absent).unwrap();
+    world.pass_online(&[("w1", session)], 60_000);
+    assert!(!world.is_drained("w1") && world.vm("pinned").status == VmStatus::Running);
+    world.switch("pinned", crate::model::vm::PowerState::Stopped).unwrap();
+    world.report("w1", session, pinned, power::stopped()).unwrap();
+    world.pass_online(&[("w1", session)], 250);
+    assert!(world.is_drained("w1"));
+}

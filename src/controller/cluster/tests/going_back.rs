@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     /// As the writer does when what came after `stored` could not be.
-    fn go_back(&mut self, stored: Records) {
+    pub(super) fn go_back(&mut self, stored: Records) {
         let mut cluster = Cluster::load(stored, Timing::default(), self.now);
         cluster.keep_liveness_of(&self.cluster);
         self.cluster = cluster;

@@ -1,5 +1,6 @@
 //! Messages that only a worker could send that means harm, or is broken.
 
+use super::power::stopped;
 use super::*;
 use crate::bus::access::{CreateAccount, CreateJoinToken, Join, UpdateAccount};
 use crate::model::access::Roles;
@@ -88,6 +89,28 @@ fn a_worker_that_registers_again_and_again_does_not_fill_the_store_with_events()
         }
     }
     assert!(world.changes.events.len() < 1_100, "{}", world.changes.events.len());
+}
+
+#[test]
+fn a_worker_that_says_now_this_now_that_of_a_stray_does_not_fill_the_store_with_events() {
+    let mut world = World::new();
+    let session = world.join("w", 8);
+    let own = world.create("a", VmSpec::default()).unwrap();
+    let unknown = CopyId { uid: VmUid(uuid::Uuid::max()), attempt: 0 };
+    let another = CopyId { uid: own, attempt: 7 };
+    let before = world.changes.events.len();
+    for _ in 0..50 {
+        for id in [unknown, another] {
+            world.report("w", session, id, Observation::Stray { name: "x".into(), running: None }).unwrap();
+            let fenced = Observation::Fenced { message: String::new() };
+            for said in [Observation::Absent, failed(), running(), stopped(), fenced] {
+                assert_eq!(world.report("w", session, id, said).unwrap_err().code, ErrorCode::Conflict);
+            }
+            world.report("w", session, id, Observation::Stray { name: "x".into(), running: None }).unwrap();
+        }
+    }
+    assert_eq!(world.changes.events.len(), before + 2);
+    assert_eq!(world.cluster.strays(None, None, 9).0.len(), 2);
 }
 
 /// What a worker may say of a copy, true or not.

@@ -227,3 +227,29 @@ fn a_worker_where_a_moved_or_deleted_vm_may_still_run_is_taken_out_by_force_only
     assert_eq!(remove(false), Err(ErrorCode::Conflict));
     assert_eq!(remove(true), Ok(()));
 }
+
+#[test]
+fn a_vm_that_may_be_replaced_since_its_worker_fell_silent_is_kept_and_says_so() {
+    let mut world = World::new();
+    let session = world.join("w1", 8);
+    let id = world.running("a", on_unseen(OnUnseen::Keep), session);
+    world.pass(20_000);
+    let change = crate::bus::life::SpecChange { on_unseen: Some(OnUnseen::Replace), ..Default::default() };
+    world.alter("a", change).unwrap();
+    for (passes, state) in [(250, WorkerState::Unseen), (GONE, WorkerState::Gone)] {
+        world.pass(passes);
+        assert_eq!(world.state("w1"), state);
+        let explained = world.cluster.explain(&name("a"), world.now).unwrap().reason;
+        for said in [world.vm("a").status_message, explained] {
+            assert!(said.contains("has not said that it knows that this VM may be replaced"), "{said}");
+            assert!(said.contains("is kept there"), "{said}");
+        }
+    }
+    assert_eq!(world.vm("a").restart_count, 0);
+    let session = world.join("w1", 8);
+    let up = Observation::Running { message: "up".into(), ready: true, generation: 1 };
+    world.report("w1", session, id, up).unwrap();
+    world.pass(20_000);
+    let said = world.vm("a").status_message;
+    assert!(said.contains("not been heard of") && !said.contains("may be replaced"), "{said}");
+}

@@ -63,3 +63,23 @@ fn the_key_of_a_deleted_vm_is_remembered_for_a_day() {
     world.stall(24 * 3_600_000 + 1);
     world.create_once("ann", "a", "k", VmSpec::default()).unwrap();
 }
+
+#[test]
+fn nobody_pushes_out_the_keys_of_others() {
+    let mut world = World::new();
+    world.cluster.spent = spent::SpentKeys::at_most(3, Vec::new());
+    let mut spend = |by: &str, key: &str| {
+        world.create_once(by, "a", key, VmSpec::default()).unwrap();
+        world.pass(1_000);
+        world.cluster.delete_vm(&name("a"), world.now, &mut world.changes).unwrap();
+    };
+    spend("ann", "k");
+    (0..9).for_each(|n| spend("bob", &n.to_string()));
+    let again = |world: &mut World, by, key| {
+        world.create_once(by, "b", key, VmSpec::default()).map(drop).map_err(|error| error.code)
+    };
+    assert_eq!(again(&mut world, "ann", "k"), Err(ErrorCode::Conflict));
+    assert_eq!(again(&mut world, "bob", "8"), Err(ErrorCode::Conflict));
+    let forgotten = (Some(name("bob")), "6".to_owned());
+    assert!(world.cluster.spent_record(&forgotten).is_none() && world.changes.spent.contains(&forgotten));
+}

@@ -192,3 +192,71 @@ fn attempts_of_two_restorings_of_one_backup_never_meet() {
     let floor = Restoration::of(&later, Timestamp::from_millis(0), Timestamp::from_millis(5)).floor;
     assert!(floor > at(now));
 }
+
+#[test]
+fn what_is_said_of_a_failed_vm_that_is_held_is_what_will_happen() {
+    for (policy, fenced) in
+        [(RestartPolicy::Never, false), (RestartPolicy::Never, true), (RestartPolicy::OnFailure, false)]
+    {
+        let (mut world, copy, mut backup) = waiting(policy);
+        let vm = &mut backup.vms[0];
+        (vm.worker, vm.status, vm.started_at) = (Some(name("v")), VmStatus::Running, Some(world.now.wall));
+        vm.set_conditions(true, true);
+        world.restore(backup);
+        let (v, w) = (world.comes("v"), world.comes("w"));
+        let ended = if fenced { Observation::Fenced { message: String::new() } } else { failed() };
+        world.report("v", v.1, copy, ended).unwrap();
+        let why = |world: &World| world.cluster.explain(&name("a"), world.now).unwrap().reason;
+        let (said, shown) = (why(&world), world.vm("a").status_message);
+        let starts_over = fenced || policy == RestartPolicy::OnFailure;
+        assert_eq!(said.contains("is held until every worker has told"), starts_over, "{said}");
+        assert_eq!(shown.contains("is held until every worker has told"), starts_over, "{shown}");
+        assert_eq!(said.contains("its policy is to stay so; but a backup"), !starts_over, "{said}");
+        assert!(said.contains("still to tell: v, w. "), "{said}");
+        world.says(&v, Some(true));
+        world.says(&w, Some(true));
+        assert_eq!(world.vm("a").status == VmStatus::Pending, starts_over, "{:?}", world.vm("a"));
+        let said = why(&world);
+        assert_eq!(
+            said.contains("waits for nothing: it has failed") && said.contains("left of it is on v"),
+            !starts_over,
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_copy_that_does_not_run_is_adopted_only_where_its_vm_may_be_and_one_that_runs_anywhere() {
+    for (running, on) in [(false, "v"), (true, "w")] {
+        let (mut world, copy, mut backup) = waiting(RestartPolicy::Never);
+        backup.vms[0].spec.labels = [("worker-name".to_owned(), "v".to_owned())].into();
+        world.restore(backup);
+        let (v, w) = (world.comes("v"), world.comes("w"));
+        world.finds(&w, CopyId { attempt: 3, ..copy }, Some(running));
+        world.says(&v, Some(true));
+        world.says(&w, Some(true));
+        assert_eq!(world.vm("a").worker, Some(name(on)));
+        assert_eq!(world.cluster.strays(None, None, 9).0.len(), 1, "it is left alone in any case");
+        assert_eq!(world.vm("a").copy_id().attempt == 3, running);
+    }
+}
+
+#[test]
+fn an_attempt_that_a_worker_tells_of_is_not_given_again_after_the_clock_went_back_between_two_restorings() {
+    let (mut world, copy, backup) = waiting(RestartPolicy::Never);
+    world.restore(backup.clone());
+    let first = world.cluster.restored_record().floor;
+    world.now.wall = Timestamp::from_millis(0);
+    world.restore(backup);
+    assert!(world.cluster.restored_record().floor < first);
+    let (v, w) = (world.comes("v"), world.comes("w"));
+    // The first controller had it begin there, after it was restored.
+    let given = CopyId { attempt: first + 3, ..copy };
+    world.finds(&w, given, Some(false));
+    let liars = CopyId { attempt: u32::MAX, ..copy };
+    world.finds(&v, liars, Some(false));
+    world.says(&v, Some(true));
+    world.says(&w, Some(true));
+    let vm = world.vm("a");
+    assert!(vm.worker.is_some() && vm.copy_id().attempt == given.attempt + 1, "{vm:?}");
+}
