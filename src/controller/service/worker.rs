@@ -54,8 +54,10 @@ async fn answer(context: &Context, from: WorkerName, verb: WorkerVerb, payload: 
         WorkerVerb::Hello => encode(&Answer::Ok(hello(context, from, decode(payload)?).await?)),
         WorkerVerb::Heartbeat => {
             let beat: Heartbeat = decode(payload)?;
-            let ack =
-                context.writer.submit(move |step| step.cluster.heartbeat(&from, &beat, step.now, step.changes)).await;
+            let ack = context
+                .writer
+                .submit_renewal(move |step| step.cluster.heartbeat(&from, &beat, step.now, step.changes))
+                .await;
             encode(&Answer::Ok(ack?))
         }
         WorkerVerb::Report => {

@@ -37,7 +37,26 @@ pub struct Step<'a> {
 }
 
 /// Called once a batch is durable, or is not.
-type Answer = Box<dyn FnOnce(Result<(), ApiError>) + Send>;
+type Answer = Box<dyn FnOnce(&Outcome) + Send>;
+
+/// What became of a batch.
+enum Outcome {
+    /// It is durable.
+    Stored,
+    /// It could not be stored, and nothing of it remains.
+    Undone(ApiError),
+    /// What was applied was applied to a state that is not the stored one.
+    Astray,
+}
+
+/// What a step may answer when others of its batch could not be stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing: it may have seen what they did.
+    Ordinary,
+    /// What it found, if it changed nothing.
+    Renewal,
+}
 type Job = Box<dyn FnOnce(&mut Step<'_>) -> Answer + Send>;
 
 /// The way to the writer; cheap to clone. When the last one is dropped the writer ends.
@@ -122,18 +141,51 @@ impl Writer {
         T: Send + 'static,
         F: FnOnce(&mut Step<'_>) -> Result<T, ApiError> + Send + 'static,
     {
+        self.enqueue(step, Kind::Ordinary).await
+    }
+
+    /// The same for a step that renews what is only in memory, which outlives a commit that fails: where it changes nothing
+    /// that is stored, it is answered although others of its batch are refused. A controller whose disk is full must not
+    /// let its workers' leases run out.
+    ///
+    /// # Errors
+    /// As for [`Writer::submit`].
+    pub async fn submit_renewal<T, F>(&self, step: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Step<'_>) -> Result<T, ApiError> + Send + 'static,
+    {
+        self.enqueue(step, Kind::Renewal).await
+    }
+
+    async fn enqueue<T, F>(&self, step: F, kind: Kind) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Step<'_>) -> Result<T, ApiError> + Send + 'static,
+    {
         let (sender, receiver) = oneshot::channel();
         let deed = self.deed.clone();
         let job: Job = Box::new(move |context| {
-            context.changes.said = Said::default();
-            let result = step(context);
+            let mut own = Changes::default();
+            let result = step(&mut Step { cluster: context.cluster, now: context.now, changes: &mut own });
             if let Some(deed) = deed.filter(|_| result.is_ok()) {
-                let said = std::mem::take(&mut context.changes.said);
-                context.cluster.audit(with(&deed, said), context.now, context.changes);
+                let said = std::mem::take(&mut own.said);
+                context.cluster.audit(with(&deed, said), context.now, &mut own);
             }
-            Box::new(move |stored| {
+            let lasts = kind == Kind::Renewal && result.is_ok() && own.is_empty();
+            context.changes.absorb(own);
+            Box::new(move |outcome| {
+                let answer = match outcome {
+                    Outcome::Stored => result,
+                    Outcome::Undone(_) if lasts => result,
+                    Outcome::Undone(why) => Err(why.clone()),
+                    Outcome::Astray => Err(ApiError::new(
+                        ErrorCode::Unavailable,
+                        "the controller cannot read what it has stored; its log says why",
+                    )),
+                };
                 // A caller that has gone away needs no answer.
-                let _ = sender.send(stored.and(result));
+                let _ = sender.send(answer);
             })
         });
         let stopping = || ApiError::new(ErrorCode::Unavailable, "the controller is stopping");
@@ -234,19 +286,16 @@ impl State {
             batch.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(room));
         }
         self.cluster.place(now, &mut changes);
-        let stored = match (self.astray, changes.is_empty()) {
-            (true, _) => Err(ApiError::new(
-                ErrorCode::Unavailable,
-                "the controller cannot read what it has stored; its log says why",
-            )),
-            (false, true) => Ok(()),
-            (false, false) => self.commit(&changes),
+        let outcome = match (self.astray, changes.is_empty()) {
+            (true, _) => Outcome::Astray,
+            (false, true) => Outcome::Stored,
+            (false, false) => self.commit(&changes).map_or_else(Outcome::Undone, |()| Outcome::Stored),
         };
-        if stored.is_ok() {
+        if matches!(outcome, Outcome::Stored) {
             self.tell(&changes);
         }
         for answer in answers {
-            answer(stored.clone());
+            answer(&outcome);
         }
     }
 

@@ -90,6 +90,43 @@ async fn what_could_not_be_stored_is_neither_shown_nor_built_upon_even_if_the_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_changes_nothing_is_answered_beside_a_change_that_cannot_be_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (writer, _signals, _thread) = start(store.clone(), Timing::default(), Clock::start()).unwrap();
+    store.spoil(true);
+    // The writer is held until all have come, so that they share a batch.
+    let (let_go, held) = std::sync::mpsc::channel();
+    let (is_held, begun) = oneshot::channel();
+    let mut holding = tokio::task::JoinSet::new();
+    let holder = writer.clone();
+    holding.spawn(async move {
+        let hold = move |_: &mut Step<'_>| {
+            is_held.send(()).unwrap();
+            held.recv().unwrap();
+            Ok(())
+        };
+        holder.submit(hold).await
+    });
+    begun.await.unwrap();
+    let (change, read) = (writer.submit(create("a".into())), writer.submit(|step| Ok(step.cluster.last_event())));
+    let renewal = writer.submit_renewal(|_| Ok(7));
+    let changing = writer.submit_renewal(create("b".into()));
+    let release = async {
+        while writer.queue.max_capacity() - writer.queue.capacity() < 4 {
+            tokio::task::yield_now().await;
+        }
+        let_go.send(()).unwrap();
+    };
+    let (change, read, renewal, changing, ()) = tokio::join!(change, read, renewal, changing, release);
+    assert_eq!(renewal.unwrap(), 7);
+    for (what, refused) in [("change", change.is_err()), ("read", read.is_err()), ("changing", changing.is_err())] {
+        assert!(refused, "{what}");
+    }
+    assert!(holding.join_all().await.iter().all(Result::is_err));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_nearly_full_store_takes_nothing_new_and_keeps_room_for_deletions_reports_and_the_audit_trail() {
     let dir = tempfile::tempdir().unwrap();
     let bounds = Bounds { map_size: 8 << 20, ..Bounds::default() };
