@@ -26,6 +26,8 @@ const IN_FLIGHT: usize = 64;
 const LONE: usize = 500;
 /// For so long the quiet fleet is watched.
 const WATCHED: Duration = Duration::from_secs(30);
+/// How often it is asked which workers are online. A list of them costs some milliseconds on the same processors.
+const ASKING: Duration = Duration::from_millis(100);
 /// Nothing here takes longer unless it is broken.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Restarts of the controller without its workers; the median counts.
@@ -121,7 +123,7 @@ pub async fn come_back() {
                 break;
             }
             assert!(elapsed < LIMIT, "they do not come back");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(ASKING).await;
         }
         assert_eq!(before, fleet.tally().await);
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -198,7 +200,7 @@ async fn all_online(bus: &Bus, account: &AccountName, wanted: usize) {
             return;
         }
         assert!(began.elapsed() < LIMIT, "{online} of {wanted} workers are online");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(ASKING).await;
     }
 }
 
