@@ -31,6 +31,7 @@ mod ssh;
 mod standin;
 mod stock;
 mod storage;
+mod suspend;
 mod tart;
 mod tunnel;
 mod wait;

@@ -127,6 +127,24 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     args
 }
 
+/// The words of a run that is to go on where one with `args` was suspended: on exactly that machine, whose versioned name is
+/// `machine`, and waiting for its memory.
+pub fn resume(args: &[String], machine: &str) -> Vec<String> {
+    let mut resumed = Vec::with_capacity(args.len() + 2);
+    let mut words = args.iter();
+    while let Some(word) = words.next() {
+        resumed.push(word.clone());
+        if word == "-machine"
+            && let Some(value) = words.next()
+        {
+            let options = value.split_once(',').map(|(_, options)| format!(",{options}")).unwrap_or_default();
+            resumed.push(format!("{machine}{options}"));
+        }
+    }
+    resumed.extend(["-incoming".to_owned(), "defer".to_owned()]);
+    resumed
+}
+
 /// The network device's name, in the command line and in forwards.
 pub const NETDEV: &str = "net0";
 
@@ -213,6 +231,29 @@ mod tests {
             "-nodefaults -no-user-config",
         ];
         assert_eq!(run(&machine(Accel::Tcg)).join(" "), expected.join(" "));
+    }
+
+    #[test]
+    fn an_arm64_guest_gets_a_machine_firmware_and_screen_of_its_kind() {
+        let firmware = Some("/usr/share/AAVMF/AAVMF_CODE.fd");
+        let line = run(&Parameters { arch: Arch::Arm64, firmware, ..machine(Accel::Hvf) }).join(" ");
+        for part in [
+            "-machine virt,gic-version=max -accel hvf -cpu host -smp 2 -m 128M -bios /usr/share/AAVMF/AAVMF_CODE.fd",
+            "-device virtio-blk-pci,drive=disk0,bootindex=1",
+            "-device ramfb",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(!line.contains("-vga") && !line.contains("q35"), "{line}");
+    }
+
+    #[test]
+    fn a_suspended_guest_goes_on_with_the_same_words_on_the_same_version_of_its_machine() {
+        let before = run(&Parameters { arch: Arch::Arm64, ..machine(Accel::Tcg) });
+        let after = resume(&before, "virt-7.2");
+        let changed: Vec<(&String, &String)> = before.iter().zip(&after).filter(|(a, b)| a != b).collect();
+        assert_eq!(changed, [(&"virt,gic-version=max".to_owned(), &"virt-7.2,gic-version=max".to_owned())]);
+        assert_eq!(after[before.len()..], ["-incoming", "defer"]);
     }
 
     #[test]

@@ -8,13 +8,22 @@
 //! | `qemu.pid` | written by QEMU and removed by it when it ends in order: left over means it crashed |
 //! | `qmp.sock`, `vnc.sock` | control and screen |
 //! | `qemu.log`, `console.log` | QEMU's own output of the last start; the guest's serial console |
+//! | `seed.img` | who the guest's user is, for cloud-init (seed.rs) |
+//! | `suspend.state`, `suspend.json` | the memory of a suspended guest, and what it needs to go on (suspend.rs) |
+//!
+//! Whoever runs on the disk holds a lock on `qemu.log`: QEMU inherits it with its output and has it until its very end,
+//! whatever becomes of the worker and of `process.json`. So none is overlooked and started a second time.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::Instant;
 
 use super::super::{FoundState, RuntimeError};
 use crate::identity::{make_private_dir, write_private};
@@ -38,6 +47,13 @@ const PROCESS: &str = "process.json";
 
 /// The longest path of a Unix socket that every system takes: macOS has 104 bytes with the closing zero, Linux 108.
 pub const MAX_SOCKET_PATH: usize = 103;
+
+/// How long a QEMU that was started a moment ago may take to open its control socket, by which it is known.
+const APPEAR_LIMIT: Duration = Duration::from_secs(20);
+/// How long somebody who only looks at the lock may be in the way of taking it.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+/// How often both are tried.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// `vm.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,35 +148,112 @@ impl Folder {
         let _ = std::fs::remove_file(self.file(PROCESS));
     }
 
-    /// The copy's living process. Also finds one whose start was cut short before it was noted: by who listens on its
-    /// control socket.
+    /// The copy's living process. Also finds one whose start was cut short before it was noted: by the lock that it holds,
+    /// and by who listens on its control socket, which is waited for.
     pub async fn process(&self) -> Option<Process> {
-        if let Some(process) = self.read::<Process>(PROCESS)
-            && process.alive().await
-        {
+        if let Some(process) = self.noted().await {
             return Some(process);
         }
+        let deadline = Instant::now() + APPEAR_LIMIT;
+        loop {
+            // In this order: one that ends in between is not waited for.
+            let held = self.is_held();
+            let found = match self.listener().await {
+                None if held => self.holder().await,
+                listener => listener,
+            };
+            if let Some(process) = found {
+                let _ = self.write_process(&process);
+                return Some(process);
+            }
+            if !held || Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn noted(&self) -> Option<Process> {
+        let process = self.read::<Process>(PROCESS)?;
+        process.alive().await.then_some(process)
+    }
+
+    /// Who listens on the control socket.
+    async fn listener(&self) -> Option<Process> {
         let stream = self.connect(QMP_SOCKET).await.ok()?;
-        let process = Process::of(stream.peer_cred().ok()?.pid()?).await?;
-        let _ = self.write_process(&process);
-        Some(process)
+        Process::of(stream.peer_cred().ok()?.pid()?).await
+    }
+
+    /// The process whose output is the log that is locked, found among all there are.
+    #[cfg(target_os = "linux")]
+    async fn holder(&self) -> Option<Process> {
+        let log = std::fs::canonicalize(self.file(QEMU_LOG)).ok()?;
+        for entry in std::fs::read_dir("/proc").ok()?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // A child of this process that does not run its own program yet has it, too, by another number.
+            if std::fs::read_link(entry.path().join("fd/1")).is_ok_and(|output| output == log) {
+                return Process::of(pid).await;
+            }
+        }
+        None
+    }
+
+    /// Where the system does not tell, its control socket is waited for.
+    #[cfg(not(target_os = "linux"))]
+    async fn holder(&self) -> Option<Process> {
+        None
+    }
+
+    /// Whether some process has the folder's lock.
+    pub fn is_held(&self) -> bool {
+        let Ok(log) = File::open(self.file(QEMU_LOG)) else { return false };
+        matches!(flock(&log, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
+    /// Opens and empties QEMU's log, with the folder's lock on it: whatever process is given this file to write to holds
+    /// the lock for as long as it lives.
+    ///
+    /// # Errors
+    /// [`RuntimeError::State`] when another process has it; whatever the file system says.
+    pub async fn hold(&self) -> Result<File, RuntimeError> {
+        let path = self.file(QEMU_LOG);
+        let what = || format!("cannot write {}", path.display());
+        let log = File::options().append(true).create(true).open(&path).map_err(RuntimeError::io(what()))?;
+        let deadline = Instant::now() + LOCK_LIMIT;
+        loop {
+            match flock(&log, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(RuntimeError::State(format!(
+                        "a process that was started on this VM's disk still has {}; a second one is not started",
+                        path.display()
+                    )));
+                }
+                Err(error) => return Err(RuntimeError::io(what())(error.into())),
+            }
+        }
+        log.set_len(0).map_err(RuntimeError::io(what()))?;
+        Ok(log)
     }
 
     /// What an onlooker sees.
     pub async fn state(&self) -> FoundState {
         match self.record() {
-            _ if self.process().await.is_some() => FoundState::Running,
+            // Whatever it is, nothing else may run on the disk.
+            _ if self.noted().await.is_some() || self.is_held() => FoundState::Running,
+            _ if self.listener().await.is_some() => FoundState::Running,
             Some(record) if record.created && record.started => FoundState::Stopped,
             _ => FoundState::Incomplete,
         }
     }
 
-    /// Removes what the last run left and would mislead the next.
+    /// Removes what the last run left and would mislead the next. Only with the lock.
     ///
     /// # Errors
     /// Whatever the file system says.
     pub fn clear_run(&self) -> Result<(), RuntimeError> {
-        for name in [QMP_SOCKET, VNC_SOCKET, PID_FILE, PROCESS, QEMU_LOG, CONSOLE_LOG] {
+        for name in [QMP_SOCKET, VNC_SOCKET, PID_FILE, PROCESS, CONSOLE_LOG] {
             match std::fs::remove_file(self.file(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(RuntimeError::io(format!("cannot remove {}", self.file(name).display()))(error));
@@ -198,25 +291,53 @@ impl Folder {
         if path.as_os_str().len() <= MAX_SOCKET_PATH {
             return UnixStream::connect(path).await;
         }
-        #[cfg(target_os = "linux")]
-        {
-            use std::os::fd::AsRawFd;
-            // The open folder has a short name of its own.
-            let folder = std::fs::File::open(&self.0)?;
-            UnixStream::connect(format!("/proc/self/fd/{}/{socket}", folder.as_raw_fd())).await
-        }
-        #[cfg(not(target_os = "linux"))]
-        Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("the path {} is longer than the {MAX_SOCKET_PATH} bytes a socket may have", path.display()),
-        ))
+        let (_open, path) = self.short(socket)?;
+        UnixStream::connect(path).await
     }
 
-    fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+    /// Listens on a Unix socket in the folder, in the place of what is there.
+    ///
+    /// # Errors
+    /// As for [`Folder::connect`].
+    pub fn listen(&self, socket: &str) -> io::Result<UnixListener> {
+        let path = self.file(socket);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        if path.as_os_str().len() <= MAX_SOCKET_PATH {
+            return UnixListener::bind(path);
+        }
+        let (_open, path) = self.short(socket)?;
+        UnixListener::bind(path)
+    }
+
+    /// A short name for a file in the folder, good while the folder is held open.
+    #[cfg(target_os = "linux")]
+    fn short(&self, name: &str) -> io::Result<(File, PathBuf)> {
+        use std::os::fd::AsRawFd;
+        let folder = File::open(&self.0)?;
+        let path = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+        Ok((folder, path.into()))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn short(&self, name: &str) -> io::Result<(File, PathBuf)> {
+        let path = self.file(name);
+        let why = format!("the path {} is longer than the {MAX_SOCKET_PATH} bytes a socket may have", path.display());
+        Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+    }
+
+    /// Reads a file of JSON; `None` when it is missing or unreadable.
+    pub fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         serde_json::from_slice(&std::fs::read(self.file(name)).ok()?).ok()
     }
 
-    fn write(&self, name: &str, value: &impl Serialize) -> Result<(), RuntimeError> {
+    /// Replaces a file of JSON, whole.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn write(&self, name: &str, value: &impl Serialize) -> Result<(), RuntimeError> {
         let what = || format!("cannot write {}", self.file(name).display());
         let text = serde_json::to_vec_pretty(value).map_err(|e| RuntimeError::io(what())(io::Error::other(e)))?;
         write_private(&self.file(name), &text).map_err(RuntimeError::io(what()))
@@ -270,6 +391,27 @@ mod tests {
         folder.remove().await.unwrap();
         folder.remove().await.unwrap();
         assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn a_process_holds_the_folder_from_its_start_until_its_end_and_no_second_one_gets_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::of(dir.path(), id());
+        folder.make().unwrap();
+        assert!(!folder.is_held());
+        let log = folder.hold().await.unwrap();
+        // What a worker that is killed right after the start leaves: a process, and no note of it.
+        let mut child = std::process::Command::new("sleep").arg("1000").stdout(log).spawn().unwrap();
+        assert!(folder.is_held());
+        assert_eq!(folder.state().await, FoundState::Running);
+        assert!(matches!(folder.hold().await, Err(RuntimeError::State(_))));
+        if cfg!(target_os = "linux") {
+            assert_eq!(folder.process().await.unwrap().pid.cast_unsigned(), child.id());
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!folder.is_held());
+        folder.hold().await.unwrap();
     }
 
     #[cfg(target_os = "linux")]

@@ -20,15 +20,17 @@
 pub mod args;
 mod fetch;
 pub mod folder;
+mod health;
 pub mod host;
 pub mod image;
 pub mod qmp;
+mod room;
 pub mod source;
+mod suspend;
 pub mod usernet;
 pub mod vm;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,7 +42,8 @@ use self::args::Accel;
 use self::folder::{Folder, MAX_SOCKET_PATH, QEMU_LOG, Record, VNC_SOCKET};
 use self::host::Programs;
 use self::image::Images;
-use self::vm::Machine;
+use self::suspend::LoadError;
+use self::vm::{Begin, Machine};
 use super::process::{Reaper, raise_file_limit, spawn_detached};
 use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, tool};
 use crate::identity::make_private_dir;
@@ -54,6 +57,8 @@ pub const ACCEL_ENV: &str = "ORCHARD_QEMU_ACCEL";
 const VNC_PORT: u16 = 5900;
 /// Making an overlay takes 15 ms; a slow disk may take seconds.
 const OVERLAY_LIMIT: Duration = Duration::from_secs(60);
+/// Between two tries to reach a QEMU that runs and does not answer.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// `diskSize` counts decimal gigabytes.
 const GIGABYTE: u64 = 1_000_000_000;
 
@@ -159,7 +164,7 @@ impl Qemu {
             }
         }
         let Some(process) = folder.process().await else { return Ok(None) };
-        let machine = Arc::new(Machine::connect(folder, process, true).await?);
+        let machine = Arc::new(Machine::connect(folder, process, Begin::Adopt).await?);
         *slot = Some(machine.clone());
         Ok(Some(machine))
     }
@@ -174,8 +179,43 @@ impl Qemu {
     }
 
     async fn launch(&self, folder: &Folder, record: &Record, copy: &CopySpec) -> Result<Machine, RuntimeError> {
+        // With the lock, so that nothing else runs on the disk; from here on it is QEMU's.
+        let log = folder.hold().await?;
         folder.clear_run()?;
-        let args = args::run(&args::Parameters {
+        let saved = suspend::saved(folder);
+        let args = match &saved {
+            Some(saved) => {
+                if let Err(LoadError::Broken(why)) = suspend::check_whole(folder, saved) {
+                    return Err(vm::broken(folder, why)?);
+                }
+                suspend::note_run(folder, &saved.args)?;
+                args::resume(&saved.args, &saved.machine)
+            }
+            None => {
+                let args = self.arguments(record, copy)?;
+                suspend::note_run(folder, &args)?;
+                args
+            }
+        };
+        let process = spawn_detached(&self.programs.system, &args, folder.path(), log, &self.reaper).await;
+        let process = process.map_err(|error| {
+            let said = tool::tail(&folder.file(QEMU_LOG), 2048);
+            RuntimeError::Tool(format!("cannot start {}: {error} {said}", self.programs.system.display()))
+        })?;
+        folder.write_process(&process)?;
+        // A forwarded connection keeps its descriptor for a while after its end.
+        raise_file_limit(&process);
+        let begin = if saved.is_some() { Begin::Resume } else { Begin::Boot };
+        let machine = Machine::connect(folder.clone(), process.clone(), begin).await;
+        if machine.is_err() {
+            vm::kill(&process).await?;
+            folder.forget_process();
+        }
+        machine
+    }
+
+    fn arguments(&self, record: &Record, copy: &CopySpec) -> Result<Vec<String>, RuntimeError> {
+        Ok(args::run(&args::Parameters {
             name: copy.name.as_str(),
             id: copy.id,
             cpu: copy.cpu,
@@ -186,24 +226,19 @@ impl Qemu {
             firmware: host::firmware().map_err(RuntimeError::Tool)?,
             host_dirs: &copy.spec.host_dirs,
             sandbox: self.sandbox,
-        });
-        let path = folder.file(QEMU_LOG);
-        let log = File::options().append(true).create(true).open(&path);
-        let log = log.map_err(RuntimeError::io(format!("cannot write {}", path.display())))?;
-        let process = spawn_detached(&self.programs.system, &args, folder.path(), log, &self.reaper).await;
-        let process = process.map_err(|error| {
-            let said = tool::tail(&path, 2048);
-            RuntimeError::Tool(format!("cannot start {}: {error} {said}", self.programs.system.display()))
-        })?;
-        folder.write_process(&process)?;
-        // A forwarded connection keeps its descriptor for a while after its end.
-        raise_file_limit(&process);
-        let machine = Machine::connect(folder.clone(), process.clone(), false).await;
-        if machine.is_err() {
-            vm::kill(&process).await?;
-            folder.forget_process();
+        }))
+    }
+
+    /// Ends what runs of a copy without asking it.
+    async fn end(&self, folder: &Folder) -> Result<(), RuntimeError> {
+        match folder.process().await {
+            Some(process) => vm::kill(&process).await,
+            None if folder.is_held() => Err(RuntimeError::State(format!(
+                "a process that was started on this VM's disk still has {}, and cannot be found to be ended",
+                folder.file(QEMU_LOG).display()
+            ))),
+            None => Ok(()),
         }
-        machine
     }
 }
 
@@ -259,7 +294,7 @@ impl Runtime for Qemu {
 
     async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {
         let folder = self.folder(copy.id);
-        if folder.process().await.is_some() {
+        if folder.process().await.is_some() || folder.is_held() {
             return Err(RuntimeError::State("the VM runs already".to_owned()));
         }
         check_host_dirs(&copy.spec.host_dirs)?;
@@ -325,10 +360,14 @@ impl Runtime for Qemu {
 
     async fn wait_exit(&self, id: CopyId) -> Exit {
         let folder = self.folder(id);
-        if let Err(error) = self.machine(id).await {
-            tracing::warn!(%id, %error, "QEMU runs but does not answer; only its process is watched");
-            if let Some(process) = folder.process().await {
-                process.gone().await;
+        let mut told = false;
+        while let Err(error) = self.machine(id).await {
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(%id, %error, "QEMU runs but does not answer; trying again");
+            }
+            match folder.process().await {
+                Some(process) if !process.gone_within(RETRY_PAUSE).await => {}
+                _ => break,
             }
         }
         let slot = self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
@@ -343,31 +382,30 @@ impl Runtime for Qemu {
     }
 
     async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError> {
+        let folder = self.folder(id);
         match self.machine(id).await {
-            Ok(Some(machine)) => machine.stop(grace).await,
-            Ok(None) => Ok(()),
-            Err(error) => {
-                tracing::warn!(%id, %error, "QEMU does not answer and is killed");
-                match self.folder(id).process().await {
-                    Some(process) => vm::kill(&process).await,
-                    None => Ok(()),
-                }
-            }
+            Ok(Some(machine)) => machine.stop(grace).await?,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%id, %error, "QEMU does not answer and is killed"),
         }
+        self.end(&folder).await?;
+        if folder.exists() { suspend::discard(&folder) } else { Ok(()) }
     }
 
     async fn kill(&self, id: CopyId) -> Result<(), RuntimeError> {
-        match self.folder(id).process().await {
-            Some(process) => vm::kill(&process).await,
+        self.end(&self.folder(id)).await
+    }
+
+    async fn suspend(&self, id: CopyId, progress: &Progress) -> Result<(), RuntimeError> {
+        match self.machine(id).await? {
+            Some(machine) => machine.suspend(progress).await,
             None => Ok(()),
         }
     }
 
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError> {
         let folder = self.folder(id);
-        if let Some(process) = folder.process().await {
-            vm::kill(&process).await?;
-        }
+        self.end(&folder).await?;
         folder.remove().await?;
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         Ok(())
