@@ -11,6 +11,7 @@ mod cli;
 mod conformance;
 mod contexts;
 mod crash;
+mod downloads;
 mod endings;
 mod fencing;
 mod flow;

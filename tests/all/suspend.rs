@@ -46,7 +46,8 @@ async fn a_process_in_a_real_guest_goes_on_over_suspend_and_start() {
     let image = guest_image();
     let create = ["create", "vm", "a", "--image", image.to_str().unwrap(), "--cpu", "1", "--memory", "128"];
     cluster.run(&[&create[..], &["--suspendable", "--wait"]].concat()).await;
-    let begin = "nohup sleep 100000 >/dev/null 2>&1 & echo $!; cat /proc/sys/kernel/random/boot_id";
+    let begin =
+        "setsid sleep 100000 >/dev/null 2>&1 </dev/null & sleep 1; pidof sleep; cat /proc/sys/kernel/random/boot_id";
     let begun = cluster.run(&["ssh", "vm", "a", begin]).await;
     let (pid, boot) = begun.split_once('\n').unwrap();
 
@@ -56,9 +57,9 @@ async fn a_process_in_a_real_guest_goes_on_over_suspend_and_start() {
     assert_eq!(runtime.list().await.unwrap()[0].state, FoundState::Stopped);
 
     cluster.run(&["start", "vm", "a", "--wait"]).await;
-    let look = format!("readlink /proc/{pid}/exe; cat /proc/sys/kernel/random/boot_id");
+    let look = format!("tr '\\0' ' ' < /proc/{pid}/cmdline; cat /proc/sys/kernel/random/boot_id");
     let seen = cluster.run(&["ssh", "vm", "a", &look]).await;
-    assert!(seen.contains("busybox") && seen.ends_with(boot), "{seen:?} is not the guest of before: {begun:?}");
+    assert!(seen.contains("sleep 100000") && seen.ends_with(boot), "{seen:?} is not the guest of before: {begun:?}");
     assert!(!folder.join("suspend.state").exists());
 
     // One that is switched off is not suspended any more.

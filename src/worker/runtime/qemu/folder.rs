@@ -50,7 +50,7 @@ pub const MAX_SOCKET_PATH: usize = 103;
 
 /// How long a QEMU that was started a moment ago may take to open its control socket, by which it is known.
 const APPEAR_LIMIT: Duration = Duration::from_secs(20);
-/// How long somebody who only looks at the lock may be in the way of taking it.
+/// How long somebody who only looks at the lock, or is about to be gone, may be in the way of taking it.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// How often both are tried.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -208,6 +208,19 @@ impl Folder {
     pub fn is_held(&self) -> bool {
         let Ok(log) = File::open(self.file(QEMU_LOG)) else { return false };
         matches!(flock(&log, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
+    /// Waits for a moment until no process has the lock; whether it is so. The threads of a process that was killed may hold
+    /// it a little longer than the process is seen.
+    pub async fn released(&self) -> bool {
+        let deadline = Instant::now() + LOCK_LIMIT;
+        while self.is_held() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        true
     }
 
     /// Opens and empties QEMU's log, with the folder's lock on it: whatever process is given this file to write to holds

@@ -18,11 +18,13 @@
 //! the guest's ports that were dialled.
 
 pub mod args;
+mod download;
 mod fetch;
 pub mod folder;
 mod health;
 pub mod host;
 pub mod image;
+pub mod prune;
 pub mod qmp;
 mod room;
 pub mod source;
@@ -139,6 +141,11 @@ impl Qemu {
         self.accel
     }
 
+    /// The image cache: what it holds, and bringing an image in before a VM needs it.
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
     fn folder(&self, id: CopyId) -> Folder {
         Folder::of(&self.vms, id)
     }
@@ -206,9 +213,9 @@ impl Qemu {
         // A forwarded connection keeps its descriptor for a while after its end.
         raise_file_limit(&process);
         let begin = if saved.is_some() { Begin::Resume } else { Begin::Boot };
-        let machine = Machine::connect(folder.clone(), process.clone(), begin).await;
+        let machine = Machine::connect(folder.clone(), process, begin).await;
         if machine.is_err() {
-            vm::kill(&process).await?;
+            self.end(folder).await?;
             folder.forget_process();
         }
         machine
@@ -231,14 +238,16 @@ impl Qemu {
 
     /// Ends what runs of a copy without asking it.
     async fn end(&self, folder: &Folder) -> Result<(), RuntimeError> {
-        match folder.process().await {
-            Some(process) => vm::kill(&process).await,
-            None if folder.is_held() => Err(RuntimeError::State(format!(
-                "a process that was started on this VM's disk still has {}, and cannot be found to be ended",
-                folder.file(QEMU_LOG).display()
-            ))),
-            None => Ok(()),
+        if let Some(process) = folder.process().await {
+            vm::kill(&process).await?;
         }
+        if folder.released().await {
+            return Ok(());
+        }
+        Err(RuntimeError::State(format!(
+            "a process that was started on this VM's disk still has {}, and cannot be found to be ended",
+            folder.file(QEMU_LOG).display()
+        )))
     }
 }
 
@@ -375,10 +384,12 @@ impl Runtime for Qemu {
             Some(slot) => slot.lock().await.clone(),
             None => None,
         };
-        match last {
+        let exit = match last {
             Some(machine) => machine.wait_exit().await,
             None => vm::exit_of(&folder, None),
-        }
+        };
+        folder.released().await;
+        exit
     }
 
     async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError> {
@@ -398,9 +409,10 @@ impl Runtime for Qemu {
 
     async fn suspend(&self, id: CopyId, progress: &Progress) -> Result<(), RuntimeError> {
         match self.machine(id).await? {
-            Some(machine) => machine.suspend(progress).await,
-            None => Ok(()),
+            Some(machine) => machine.suspend(progress).await?,
+            None => return Ok(()),
         }
+        self.end(&self.folder(id)).await
     }
 
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError> {

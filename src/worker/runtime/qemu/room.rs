@@ -47,3 +47,19 @@ pub fn explain(folder: &Path, what: &str, error: io::Error) -> RuntimeError {
         _ => RuntimeError::io(format!("cannot write {what} in {}", folder.display()))(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_said_with_what_is_free_and_what_is_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        check(dir.path(), 0, "the image").unwrap();
+        let error = check(dir.path(), u64::MAX / 2, "the image").unwrap_err().to_string();
+        assert!(error.contains("is full") && error.contains("the image needs") && error.contains("free in"), "{error}");
+        let full = |kind| explain(dir.path(), "the image", io::Error::from(kind)).to_string().contains("is full");
+        assert!(full(io::ErrorKind::StorageFull) && full(io::ErrorKind::QuotaExceeded));
+        assert!(!full(io::ErrorKind::PermissionDenied));
+    }
+}
