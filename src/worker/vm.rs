@@ -24,6 +24,8 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 const FAILED_GRACE: Duration = Duration::from_secs(3);
 /// How often progress is told: each time is a durable event, and people read no faster.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(2);
+/// How long the last lines of a startup script have to be acknowledged whose guest has ended.
+const LAST_LINES: Duration = Duration::from_secs(10);
 /// First and longest pause before a deletion that failed is tried again.
 const DELETE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -327,7 +329,13 @@ impl CopyTask {
             loop {
                 // Cancel safe: both futures are polled in place and go on; an order is looked at again by the caller.
                 tokio::select! {
-                    exit = &mut exit => break Watched::Exited(exit),
+                    exit = &mut exit => {
+                        if coming_up && host.journal.script(self.id) == ScriptState::Begun {
+                            // What the script has said up to the end is on its way still.
+                            let _ = tokio::time::timeout(LAST_LINES, &mut up).await;
+                        }
+                        break Watched::Exited(exit);
+                    }
                     result = &mut up, if coming_up => {
                         coming_up = false;
                         if let Err(message) = result {

@@ -45,7 +45,13 @@ async fn a_process_in_a_real_guest_goes_on_over_suspend_and_start() {
     cluster.add_worker("w1", runtime.clone()).await;
     let image = guest_image();
     let create = ["create", "vm", "a", "--image", image.to_str().unwrap(), "--cpu", "1", "--memory", "128"];
-    cluster.run(&[&create[..], &["--suspendable", "--wait"]].concat()).await;
+    cluster.run(&[&create[..], &["--disk-size", "1", "--suspendable", "--wait"]].concat()).await;
+    let size = cluster.run(&["ssh", "vm", "a", "cat /sys/block/vda/size"]).await;
+    assert_eq!(size.trim().parse::<u64>().unwrap() * 512, 1_000_000_000, "the guest sees the disk that was asked for");
+    let seed = "cat /var/lib/cloud/instance-id; sudo mount -o ro -t vfat /dev/vdb /mnt; sudo cat /mnt/user-data";
+    let seed = cluster.run(&["ssh", "vm", "a", seed]).await;
+    let uid = cluster.json(&["get", "vm", "a"]).await["uid"].as_str().unwrap().to_owned();
+    assert!(seed.starts_with(&uid) && seed.contains("plain_text_passwd: \"admin\""), "{seed}");
     let begin =
         "setsid sleep 100000 >/dev/null 2>&1 </dev/null & sleep 1; pidof sleep; cat /proc/sys/kernel/random/boot_id";
     let begun = cluster.run(&["ssh", "vm", "a", begin]).await;

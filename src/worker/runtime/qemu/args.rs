@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::folder::{CONSOLE_LOG, DISK, PID_FILE, QMP_SOCKET, VNC_SOCKET};
+use super::folder::{CONSOLE_LOG, DISK, PID_FILE, QMP_SOCKET, SEED, VNC_SOCKET};
 use crate::model::CopyId;
 use crate::model::settings::HostDir;
 use crate::model::vm::Arch;
@@ -99,6 +99,8 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     }
     add("-drive", format!("if=none,id=disk0,file={DISK},format=qcow2,discard=unmap,cache=writeback"));
     add("-device", "virtio-blk-pci,drive=disk0,bootindex=1".to_owned());
+    add("-drive", format!("if=none,id=seed,file={SEED},format=raw,readonly=on"));
+    add("-device", "virtio-blk-pci,drive=seed".to_owned());
     add("-netdev", format!("user,id={NETDEV}"));
     add("-device", format!("virtio-net-pci,netdev={NETDEV},mac={},romfile=", machine.mac));
     add("-device", "virtio-rng-pci".to_owned());
@@ -221,7 +223,9 @@ mod tests {
         let expected = [
             "-name guest=vm.1 -display none -machine q35 -accel tcg,tb-size=32 -cpu max -smp 2 -m 128M",
             "-drive if=none,id=disk0,file=disk.qcow2,format=qcow2,discard=unmap,cache=writeback",
-            "-device virtio-blk-pci,drive=disk0,bootindex=1 -netdev user,id=net0",
+            "-device virtio-blk-pci,drive=disk0,bootindex=1",
+            "-drive if=none,id=seed,file=seed.img,format=raw,readonly=on -device virtio-blk-pci,drive=seed",
+            "-netdev user,id=net0",
             "-device virtio-net-pci,netdev=net0,mac=52:54:00:01:02:03,romfile= -device virtio-rng-pci -vga std",
             "-vnc unix:vnc.sock",
             "-smbios type=1,serial=ds=nocloud;h=vm-1;i=00000000-0000-7000-8000-000000000001-2",

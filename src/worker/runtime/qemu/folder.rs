@@ -32,6 +32,8 @@ use crate::worker::runtime::process::Process;
 
 /// The overlay.
 pub const DISK: &str = "disk.qcow2";
+/// What cloud-init reads.
+pub const SEED: &str = "seed.img";
 /// QEMU's control socket.
 pub const QMP_SOCKET: &str = "qmp.sock";
 /// The screen.

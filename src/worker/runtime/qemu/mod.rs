@@ -18,6 +18,7 @@
 //! the guest's ports that were dialled.
 
 pub mod args;
+mod asked;
 mod download;
 mod fetch;
 pub mod folder;
@@ -27,6 +28,7 @@ pub mod image;
 pub mod prune;
 pub mod qmp;
 mod room;
+mod seed;
 pub mod source;
 mod suspend;
 pub mod usernet;
@@ -41,16 +43,16 @@ use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 
 use self::args::Accel;
-use self::folder::{Folder, MAX_SOCKET_PATH, QEMU_LOG, Record, VNC_SOCKET};
+use self::folder::{Folder, MAX_SOCKET_PATH, QEMU_LOG, Record, SEED, VNC_SOCKET};
 use self::host::Programs;
 use self::image::Images;
+use self::seed::Seed;
 use self::suspend::LoadError;
 use self::vm::{Begin, Machine};
 use super::process::{Reaper, raise_file_limit, spawn_detached};
 use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, tool};
-use crate::identity::make_private_dir;
+use crate::identity::{make_private_dir, write_private};
 use crate::model::CopyId;
-use crate::model::settings::HostDir;
 use crate::model::vm::{Arch, RuntimeKind};
 
 /// Forces an accelerator (`kvm`, `hvf`, `tcg`), for hosts where the trial is wrong and for tests.
@@ -199,6 +201,8 @@ impl Qemu {
                 args::resume(&saved.args, &saved.machine)
             }
             None => {
+                asked::check_host_dirs(&copy.spec.host_dirs)?;
+                write_seed(folder, copy)?;
                 let args = self.arguments(record, copy)?;
                 suspend::note_run(folder, &args)?;
                 args
@@ -249,6 +253,14 @@ impl Qemu {
             folder.file(QEMU_LOG).display()
         )))
     }
+}
+
+/// Writes what cloud-init reads, for its owner alone: it holds the guest's password.
+fn write_seed(folder: &Folder, copy: &CopySpec) -> Result<(), RuntimeError> {
+    let (user, password) = (copy.spec.guest_user(), copy.spec.guest_password());
+    let seed = Seed { id: copy.id, name: copy.name.as_str(), user, password: password.expose() };
+    let written = seed.volume().and_then(|volume| write_private(&folder.file(SEED), &volume));
+    written.map_err(RuntimeError::io(format!("cannot write {}", folder.file(SEED).display())))
 }
 
 /// Refuses a data folder so deep that sockets in it could not be reached.
@@ -306,7 +318,8 @@ impl Runtime for Qemu {
         if folder.process().await.is_some() || folder.is_held() {
             return Err(RuntimeError::State("the VM runs already".to_owned()));
         }
-        check_host_dirs(&copy.spec.host_dirs)?;
+        asked::check_sizes(copy, asked::host_memory())?;
+        asked::check_host_dirs(&copy.spec.host_dirs)?;
         let image = self.images.get(&copy.spec.image, progress).await?;
         let size = match copy.spec.disk_size {
             0 => None,
@@ -431,17 +444,4 @@ impl Runtime for Qemu {
         }
         Ok(Box::new(machine.dial(port).await?))
     }
-}
-
-/// Whether the guest can be given these folders.
-fn check_host_dirs(dirs: &[HostDir]) -> Result<(), RuntimeError> {
-    for dir in dirs {
-        let why = match Path::new(&dir.path) {
-            path if !path.is_absolute() => "QEMU shares folders of the host only, no archives",
-            path if !path.is_dir() => "there is no such folder on this host",
-            _ => continue,
-        };
-        return Err(RuntimeError::State(format!("host directory {}: {}: {why}", dir.name, dir.path)));
-    }
-    Ok(())
 }
