@@ -63,7 +63,7 @@ pub(super) struct CreateVmArgs {
     /// Runtime: tart, vetu, qemu or synthetic [default: any]
     #[arg(long, value_parser = pairs::one_of::<RuntimeKind>)]
     runtime: Option<RuntimeKind>,
-    /// Guest user for SSH [default: admin]
+    /// Guest user for SSH; of images with cloud-init QEMU has it made, with that password and sudo [default: admin]
     #[arg(long)]
     username: Option<String>,
     /// That user's password [default: admin]; others on this machine can see what stands on a command line
@@ -105,7 +105,7 @@ pub(super) struct CreateVmArgs {
     /// when its lease is over, and it starts over elsewhere)
     #[arg(long, value_name = "WHAT", default_value = "keep", value_parser = pairs::one_of::<OnUnseen>)]
     on_unseen: OnUnseen,
-    /// The VM can be suspended
+    /// The VM can be suspended (not with host directories in QEMU)
     #[arg(long)]
     suspendable: bool,
     /// Name of this request: asked again with the same one, the answer is the VM that is there already, and not a second
@@ -252,9 +252,9 @@ fn image(text: &str) -> Result<String, String> {
         return Err("the image is empty; give a path, an http(s) URL, or a name that the runtime knows".to_owned());
     }
     if let Some((scheme, rest)) = text.split_once("://") {
-        if !matches!(scheme, "http" | "https") || rest.is_empty() {
+        if !matches!(scheme, "http" | "https" | "file") || rest.is_empty() {
             let text = redact_urls(text);
-            return Err(format!("{text:?} is not an image: of URLs, only http:// and https:// are fetched"));
+            return Err(format!("{text:?} is not an image: of URLs, only http://, https:// and file:// are taken"));
         }
         return Ok(text.to_owned());
     }
@@ -364,7 +364,12 @@ mod tests {
     fn an_image_of_this_machine_is_named_in_full() {
         let own = image("Cargo.toml").unwrap();
         assert!(own.starts_with('/') && own.ends_with("/Cargo.toml"), "{own}");
-        for same in ["/on/the/worker.qcow2", "https://example.com/i.qcow2", "ghcr.io/cirruslabs/macos:latest"] {
+        for same in [
+            "/on/the/worker.qcow2",
+            "https://example.com/i.qcow2",
+            "file:///i.qcow2",
+            "ghcr.io/cirruslabs/macos:latest",
+        ] {
             assert_eq!(image(same).as_deref(), Ok(same));
         }
         for bad in ["", " ", "./missing.qcow2", "~/x", "ftp://x/y", "http://"] {

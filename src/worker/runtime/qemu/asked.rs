@@ -40,7 +40,7 @@ pub fn host_memory() -> Option<u64> {
     #[cfg(target_os = "linux")]
     {
         let about = rustix::system::sysinfo();
-        u64::try_from(about.totalram).ok()?.checked_mul(u64::from(about.mem_unit)).map(|bytes| bytes >> 20)
+        about.totalram.checked_mul(u64::from(about.mem_unit)).map(|bytes| bytes >> 20)
     }
     #[cfg(not(target_os = "linux"))]
     None

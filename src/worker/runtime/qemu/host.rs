@@ -18,6 +18,9 @@ const TRIAL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a trial machine runs before it is asked whether it still does.
 const TRIAL_RUN: Duration = Duration::from_millis(300);
 
+/// Linux's hypervisor.
+const KVM: &str = "/dev/kvm";
+
 /// Where arm64 firmware is kept by the packages that bring it.
 const FIRMWARE: &[&str] = &[
     "/usr/share/AAVMF/AAVMF_CODE.fd",
@@ -79,15 +82,29 @@ pub fn firmware() -> Result<Option<&'static str>, String> {
 /// another hypervisor), so a machine is run for a moment.
 pub async fn best_accel(system: &Path) -> Accel {
     let candidate = if cfg!(target_os = "macos") { Accel::Hvf } else { Accel::Kvm };
-    if candidate == Accel::Kvm && !Path::new("/dev/kvm").exists() {
-        return Accel::Tcg;
-    }
-    match tokio::time::timeout(TRIAL_LIMIT, trial(system, candidate)).await {
-        Ok(Some(())) => candidate,
-        _ => {
-            tracing::info!(accel = %candidate, "this accelerator does not work here; guests run in software");
-            Accel::Tcg
+    let why = match if candidate == Accel::Kvm { kvm_opens() } else { Ok(()) } {
+        Err(why) => why,
+        Ok(()) => match tokio::time::timeout(TRIAL_LIMIT, trial(system, candidate)).await {
+            Ok(Some(())) => return candidate,
+            Ok(None) => "a trial machine did not run with it".to_owned(),
+            Err(_) => format!("a trial machine did not run with it within {} s", TRIAL_LIMIT.as_secs()),
+        },
+    };
+    tracing::warn!("guests run in software (tcg), some ten times slower: {candidate} cannot be used: {why}");
+    Accel::Tcg
+}
+
+/// Whether this process may use KVM, as far as the device tells.
+fn kvm_opens() -> Result<(), String> {
+    match std::fs::File::options().read(true).write(true).open(KVM) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(format!("there is no {KVM}; is virtualisation switched on, and the module loaded?"))
         }
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(format!("{KVM} may not be opened; add the worker's user to the group that owns it"))
+        }
+        Err(error) => Err(format!("{KVM}: {error}")),
     }
 }
 

@@ -15,7 +15,9 @@
 //! (`KillMode=process`).
 //!
 //! Forwards listen on the host's loopback address, as QEMU offers nothing narrower: other users of the host can reach
-//! the guest's ports that were dialled.
+//! the guest's ports that were dialled. The other way round, a guest reaches all that listens on the host's loopback address,
+//! as 10.0.2.2. `restrict=on` would shut that door, and every other one out of the guest with it; slirp itself could
+//! (`disable_host_loopback`), but QEMU does not pass that on, and `guestfwd` cannot stand in the host's own address.
 
 pub mod args;
 mod asked;
@@ -23,8 +25,10 @@ mod download;
 mod fetch;
 pub mod folder;
 mod health;
+mod hold;
 pub mod host;
 pub mod image;
+mod launch;
 pub mod prune;
 pub mod qmp;
 mod room;
@@ -43,17 +47,15 @@ use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 
 use self::args::Accel;
-use self::folder::{Folder, MAX_SOCKET_PATH, QEMU_LOG, Record, SEED, VNC_SOCKET};
+use self::folder::{Folder, MAX_SOCKET_PATH, Record, VNC_SOCKET};
 use self::host::Programs;
 use self::image::Images;
-use self::seed::Seed;
-use self::suspend::LoadError;
 use self::vm::{Begin, Machine};
-use super::process::{Reaper, raise_file_limit, spawn_detached};
+use super::process::Reaper;
 use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, tool};
-use crate::identity::{make_private_dir, write_private};
+use crate::identity::make_private_dir;
 use crate::model::CopyId;
-use crate::model::vm::{Arch, RuntimeKind};
+use crate::model::vm::RuntimeKind;
 
 /// Forces an accelerator (`kvm`, `hvf`, `tcg`), for hosts where the trial is wrong and for tests.
 pub const ACCEL_ENV: &str = "ORCHARD_QEMU_ACCEL";
@@ -186,81 +188,6 @@ impl Qemu {
             None => Err(RuntimeError::NotFound),
         }
     }
-
-    async fn launch(&self, folder: &Folder, record: &Record, copy: &CopySpec) -> Result<Machine, RuntimeError> {
-        // With the lock, so that nothing else runs on the disk; from here on it is QEMU's.
-        let log = folder.hold().await?;
-        folder.clear_run()?;
-        let saved = suspend::saved(folder);
-        let args = match &saved {
-            Some(saved) => {
-                if let Err(LoadError::Broken(why)) = suspend::check_whole(folder, saved) {
-                    return Err(vm::broken(folder, why)?);
-                }
-                suspend::note_run(folder, &saved.args)?;
-                args::resume(&saved.args, &saved.machine)
-            }
-            None => {
-                asked::check_host_dirs(&copy.spec.host_dirs)?;
-                write_seed(folder, copy)?;
-                let args = self.arguments(record, copy)?;
-                suspend::note_run(folder, &args)?;
-                args
-            }
-        };
-        let process = spawn_detached(&self.programs.system, &args, folder.path(), log, &self.reaper).await;
-        let process = process.map_err(|error| {
-            let said = tool::tail(&folder.file(QEMU_LOG), 2048);
-            RuntimeError::Tool(format!("cannot start {}: {error} {said}", self.programs.system.display()))
-        })?;
-        folder.write_process(&process)?;
-        // A forwarded connection keeps its descriptor for a while after its end.
-        raise_file_limit(&process);
-        let begin = if saved.is_some() { Begin::Resume } else { Begin::Boot };
-        let machine = Machine::connect(folder.clone(), process, begin).await;
-        if machine.is_err() {
-            self.end(folder).await?;
-            folder.forget_process();
-        }
-        machine
-    }
-
-    fn arguments(&self, record: &Record, copy: &CopySpec) -> Result<Vec<String>, RuntimeError> {
-        Ok(args::run(&args::Parameters {
-            name: copy.name.as_str(),
-            id: copy.id,
-            cpu: copy.cpu,
-            memory: copy.memory,
-            mac: &record.mac,
-            arch: Arch::HOST,
-            accel: self.accel,
-            firmware: host::firmware().map_err(RuntimeError::Tool)?,
-            host_dirs: &copy.spec.host_dirs,
-            sandbox: self.sandbox,
-        }))
-    }
-
-    /// Ends what runs of a copy without asking it.
-    async fn end(&self, folder: &Folder) -> Result<(), RuntimeError> {
-        if let Some(process) = folder.process().await {
-            vm::kill(&process).await?;
-        }
-        if folder.released().await {
-            return Ok(());
-        }
-        Err(RuntimeError::State(format!(
-            "a process that was started on this VM's disk still has {}, and cannot be found to be ended",
-            folder.file(QEMU_LOG).display()
-        )))
-    }
-}
-
-/// Writes what cloud-init reads, for its owner alone: it holds the guest's password.
-fn write_seed(folder: &Folder, copy: &CopySpec) -> Result<(), RuntimeError> {
-    let (user, password) = (copy.spec.guest_user(), copy.spec.guest_password());
-    let seed = Seed { id: copy.id, name: copy.name.as_str(), user, password: password.expose() };
-    let written = seed.volume().and_then(|volume| write_private(&folder.file(SEED), &volume));
-    written.map_err(RuntimeError::io(format!("cannot write {}", folder.file(SEED).display())))
 }
 
 /// Refuses a data folder so deep that sockets in it could not be reached.

@@ -27,6 +27,8 @@ pub struct Seed<'a> {
 
 /// The smallest volume that a FAT file system is commonly made on.
 const SIZE: usize = 1 << 20;
+/// Names that YAML takes for something else.
+const WORDS: &[&str] = &["true", "false", "yes", "no", "on", "off", "y", "n", "null"];
 /// cloud-init looks for this label in either case; FAT has but one.
 const LABEL: [u8; 11] = *b"CIDATA     ";
 
@@ -35,7 +37,8 @@ impl Seed<'_> {
     fn meta_data(&self) -> String {
         let host = args::host_name(self.name);
         // Plain where that cannot be taken for a number or a truth value: small readers know no quotes.
-        let plain = host.len() > 5 && host.starts_with(|c: char| c.is_ascii_alphabetic());
+        let word = WORDS.iter().any(|word| host.eq_ignore_ascii_case(word));
+        let plain = !word && host.starts_with(|c: char| c.is_ascii_alphabetic());
         let host = if plain { host } else { quoted(&host) };
         format!("instance-id: {}\nlocal-hostname: {host}\n", self.id)
     }
@@ -68,7 +71,7 @@ impl Seed<'_> {
     pub fn volume(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; SIZE];
         let options = FormatVolumeOptions::new().volume_label(LABEL);
-        format_volume(&mut Cursor::new(bytes.as_mut_slice()), options)?;
+        format_volume(Cursor::new(bytes.as_mut_slice()), options)?;
         {
             let volume = FileSystem::new(Cursor::new(bytes.as_mut_slice()), FsOptions::new())?;
             for (name, text) in [("meta-data", self.meta_data()), ("user-data", self.user_data())] {
@@ -187,7 +190,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_user_and_password_are_they_are_read_back_as_they_are(
-            name in "[A-Za-z0-9][A-Za-z0-9:_.-]{0,40}", user in "\\PC{1,20}|.{1,20}|true|null|~|- a|'|123", password in any::<String>(),
+            name in "[A-Za-z0-9][A-Za-z0-9:_.-]{0,40}|true|No|y|12|1e3|0x1|null", user in "\\PC{1,20}|.{1,20}|true|null|~|- a|'|123", password in any::<String>(),
         ) {
             let (meta, data) = read(&Seed { id: id(), name: &name, user: &user, password: &password });
             prop_assert!(data.starts_with("#cloud-config\n"));
