@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::folder::{CONSOLE_LOG, DISK, PID_FILE, QMP_SOCKET, SEED, VNC_SOCKET};
+use super::folder::{CONSOLE_LOG, DISK, EFI_VARS, PID_FILE, QMP_SOCKET, SEED, VNC_SOCKET};
 use crate::model::CopyId;
 use crate::model::settings::HostDir;
 use crate::model::vm::Arch;
@@ -64,6 +64,8 @@ pub struct Parameters<'a> {
     pub accel: Accel,
     /// UEFI firmware in the folder's parent chain or the system; only arm64 needs one.
     pub firmware: Option<&'a str>,
+    /// UEFI for a machine that has none of its own; its variables are in [`EFI_VARS`].
+    pub uefi: Option<&'a str>,
     /// Folders of the host that the guest sees, each by its name as a 9p mount tag.
     pub host_dirs: &'a [HostDir],
     /// Whether this QEMU was built with seccomp.
@@ -96,6 +98,10 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     add("-m", format!("{}M", machine.memory));
     if let Some(firmware) = machine.firmware {
         add("-bios", firmware.to_owned());
+    }
+    if let Some(code) = machine.uefi {
+        add("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
+        add("-drive", format!("if=pflash,unit=1,format=raw,file={EFI_VARS}"));
     }
     add("-drive", format!("if=none,id=disk0,file={DISK},format=qcow2,discard=unmap,cache=writeback"));
     add("-device", "virtio-blk-pci,drive=disk0,bootindex=1".to_owned());
@@ -194,6 +200,7 @@ mod tests {
             arch: Arch::Amd64,
             accel,
             firmware: None,
+            uefi: None,
             host_dirs: &[],
             sandbox: true,
         }
@@ -249,6 +256,14 @@ mod tests {
             assert!(line.contains(part), "{part}: {line}");
         }
         assert!(!line.contains("-vga") && !line.contains("q35"), "{line}");
+    }
+
+    #[test]
+    fn uefi_gets_variables_of_its_own() {
+        let line = run(&Parameters { uefi: Some("/f/OVMF_CODE.fd"), ..machine(Accel::Tcg) }).join(" ");
+        let part = "-drive if=pflash,unit=0,format=raw,readonly=on,file=/f/OVMF_CODE.fd \
+            -drive if=pflash,unit=1,format=raw,file=efi-vars.fd -drive if=none,id=disk0";
+        assert!(line.contains(part), "{line}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | `qemu.pid` | written by QEMU and removed by it when it ends in order: left over means it crashed |
 //! | `qmp.sock`, `vnc.sock` | control and screen |
 //! | `qemu.log`, `console.log` | QEMU's own output of the last start; the guest's serial console |
+//! | `efi-vars.fd` | the variables of a guest with UEFI |
 //! | `seed.img` | who the guest's user is, for cloud-init (seed.rs) |
 //! | `suspend.state`, `suspend.json` | the memory of a suspended guest, and what it needs to go on (suspend.rs) |
 
@@ -26,6 +27,8 @@ use crate::worker::runtime::process::Process;
 
 /// The overlay.
 pub const DISK: &str = "disk.qcow2";
+/// What a UEFI keeps of its own.
+pub const EFI_VARS: &str = "efi-vars.fd";
 /// What cloud-init reads.
 pub const SEED: &str = "seed.img";
 /// QEMU's control socket.

@@ -1,16 +1,18 @@
 //! From a made copy to a process that runs, and its end without asking. Called by `mod.rs`.
 
+use std::path::Path;
+
 use super::super::process::{raise_file_limit, spawn_detached};
 use super::super::{CopySpec, RuntimeError, tool};
 use super::args;
 use super::asked;
-use super::folder::{Folder, QEMU_LOG, Record, SEED};
+use super::folder::{EFI_VARS, Folder, QEMU_LOG, Record, SEED};
 use super::seed::Seed;
 use super::suspend::{self, LoadError};
 use super::vm::{self, Begin, Machine};
 use super::{Qemu, host};
 use crate::identity::write_private;
-use crate::model::vm::Arch;
+use crate::model::vm::{Arch, Firmware};
 
 impl Qemu {
     /// Starts QEMU on a disk that nothing else runs on: with the memory of a suspended guest if there is any.
@@ -38,7 +40,7 @@ impl Qemu {
             None => {
                 asked::check_host_dirs(&copy.spec.host_dirs)?;
                 write_seed(folder, copy)?;
-                let args = self.arguments(record, copy)?;
+                let args = self.arguments(folder, record, copy)?;
                 suspend::note_run(folder, &args)?;
                 args
             }
@@ -60,7 +62,14 @@ impl Qemu {
         machine
     }
 
-    fn arguments(&self, record: &Record, copy: &CopySpec) -> Result<Vec<String>, RuntimeError> {
+    fn arguments(&self, folder: &Folder, record: &Record, copy: &CopySpec) -> Result<Vec<String>, RuntimeError> {
+        let uefi = uefi_of(copy)?;
+        if let Some((_, vars)) = uefi
+            && !folder.file(EFI_VARS).exists()
+        {
+            let kept = std::fs::read(vars).and_then(|vars| write_private(&folder.file(EFI_VARS), &vars));
+            kept.map_err(RuntimeError::io(format!("cannot copy {vars}")))?;
+        }
         Ok(args::run(&args::Parameters {
             name: copy.name.as_str(),
             id: copy.id,
@@ -70,6 +79,7 @@ impl Qemu {
             arch: Arch::HOST,
             accel: self.accel,
             firmware: host::firmware().map_err(RuntimeError::Tool)?,
+            uefi: uefi.map(|(code, _)| code),
             host_dirs: &copy.spec.host_dirs,
             sandbox: self.sandbox,
         }))
@@ -90,10 +100,22 @@ impl Qemu {
     }
 }
 
+/// The UEFI that a copy is to have and does not have anyhow.
+///
+/// # Errors
+/// When this host has none.
+pub(super) fn uefi_of(copy: &CopySpec) -> Result<Option<(&'static str, &'static str)>, RuntimeError> {
+    match copy.spec.firmware {
+        Firmware::Default => Ok(None),
+        Firmware::Uefi => host::uefi(Arch::HOST, |path| Path::new(path).exists()).map_err(RuntimeError::State),
+    }
+}
+
 /// Writes what cloud-init reads, for its owner alone: it holds the guest's password.
 fn write_seed(folder: &Folder, copy: &CopySpec) -> Result<(), RuntimeError> {
     let (user, password) = (copy.spec.guest_user(), copy.spec.guest_password());
-    let seed = Seed { id: copy.id, name: copy.name.as_str(), user, password: password.expose() };
+    let seed =
+        Seed { id: copy.id, name: copy.name.as_str(), user, password: password.expose(), keys: &copy.spec.ssh_keys };
     let written = seed.volume().and_then(|volume| write_private(&folder.file(SEED), &volume));
     written.map_err(RuntimeError::io(format!("cannot write {}", folder.file(SEED).display())))
 }

@@ -247,6 +247,7 @@ impl Runtime for Qemu {
         }
         asked::check_sizes(copy, asked::host_memory())?;
         asked::check_host_dirs(&copy.spec.host_dirs)?;
+        launch::uefi_of(copy)?;
         let image = self.images.get(&copy.spec.image, progress).await?;
         let size = match copy.spec.disk_size {
             0 => None,

@@ -23,6 +23,8 @@ pub struct Seed<'a> {
     pub user: &'a str,
     /// That user's password.
     pub password: &'a str,
+    /// Public keys that let that user in, too.
+    pub keys: &'a [String],
 }
 
 /// The smallest volume that a FAT file system is commonly made on.
@@ -46,6 +48,8 @@ impl Seed<'_> {
     /// `user-data`.
     fn user_data(&self) -> String {
         let (user, password) = (quoted(self.user), quoted(self.password));
+        let keys: String = self.keys.iter().map(|key| format!("  - {}\n", quoted(key))).collect();
+        let keys = if keys.is_empty() { keys } else { format!("  ssh_authorized_keys:\n{keys}") };
         // The second half is for users that the image has already: of those, the first changes no password.
         format!(
             "#cloud-config\n\
@@ -53,7 +57,7 @@ impl Seed<'_> {
              - name: {user}\n  \
                sudo: \"ALL=(ALL) NOPASSWD:ALL\"\n  \
                lock_passwd: false\n  \
-               plain_text_passwd: {password}\n\
+               plain_text_passwd: {password}\n{keys}\
              ssh_pwauth: true\n\
              chpasswd:\n  \
                expire: false\n  \
@@ -131,6 +135,8 @@ mod tests {
         plain_text_passwd: String,
         lock_passwd: bool,
         sudo: String,
+        #[serde(default)]
+        ssh_authorized_keys: Vec<String>,
     }
 
     #[derive(Deserialize)]
@@ -166,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_exact_files() {
-        let (meta, user) = read(&Seed { id: id(), name: "build.7", user: "ann", password: "a\"b" });
+        let (meta, user) = read(&Seed { id: id(), name: "build.7", user: "ann", password: "a\"b", keys: &[] });
         assert_eq!(meta, "instance-id: 00000000-0000-7000-8000-000000000001-2\nlocal-hostname: build-7\n");
         let expected = [
             "#cloud-config",
@@ -191,8 +197,9 @@ mod tests {
         #[test]
         fn whatever_user_and_password_are_they_are_read_back_as_they_are(
             name in "[A-Za-z0-9][A-Za-z0-9:_.-]{0,40}|true|No|y|12|1e3|0x1|null", user in "\\PC{1,20}|.{1,20}|true|null|~|- a|'|123", password in any::<String>(),
+            keys in proptest::collection::vec(".{1,30}", 0..3),
         ) {
-            let (meta, data) = read(&Seed { id: id(), name: &name, user: &user, password: &password });
+            let (meta, data) = read(&Seed { id: id(), name: &name, user: &user, password: &password, keys: &keys });
             prop_assert!(data.starts_with("#cloud-config\n"));
             prop_assert!(data.bytes().all(|byte| matches!(byte, b'\n' | b' '..=b'~')));
             let meta: MetaData = serde_saphyr::from_str(&meta).unwrap();
@@ -200,6 +207,7 @@ mod tests {
             let data: UserData = serde_saphyr::from_str(&data).unwrap();
             let [made] = &data.users[..] else { panic!("one user") };
             prop_assert_eq!((&made.name, &made.plain_text_passwd), (&user, &password));
+            prop_assert_eq!(&made.ssh_authorized_keys, &keys);
             prop_assert!(!made.lock_passwd && data.ssh_pwauth && !data.chpasswd.expire && made.sudo.starts_with("ALL="));
             let [login] = &data.chpasswd.users[..] else { panic!("one user") };
             prop_assert_eq!((&login.name, &login.password, login.kind.as_str()), (&user, &password, "text"));
