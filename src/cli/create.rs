@@ -18,7 +18,9 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::resources::WORKER_NAME_LABEL;
 use crate::model::secret::{Secret, redact_urls};
 use crate::model::settings::HostDir;
-use crate::model::vm::{Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec};
+use crate::model::vm::{
+    Arch, Firmware, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec,
+};
 use crate::model::{VmName, WorkerName};
 
 /// The longest startup script: with the rest of the request it stays well below the bus's payload limit of 1 MiB.
@@ -55,6 +57,9 @@ pub(super) struct CreateVmArgs {
     /// Disk size in GB [default: the image's own]
     #[arg(long, value_name = "GB", default_value_t = 0, hide_default_value = true, value_parser = pairs::amount)]
     disk_size: u64,
+    /// What it begins to boot with: default (a BIOS on amd64) or uefi; in QEMU
+    #[arg(long, value_name = "WHAT", default_value = "default", value_parser = pairs::one_of::<Firmware>)]
+    firmware: Firmware,
     /// Guest operating system: darwin or linux [default: whatever the image holds]
     #[arg(long, value_parser = pairs::one_of::<Os>)]
     os: Option<Os>,
@@ -64,7 +69,7 @@ pub(super) struct CreateVmArgs {
     /// Runtime: tart, vetu, qemu or synthetic [default: any]
     #[arg(long, value_parser = pairs::one_of::<RuntimeKind>)]
     runtime: Option<RuntimeKind>,
-    /// Guest user for SSH [default: admin]
+    /// Guest user for SSH; of images with cloud-init QEMU has it made, with that password and sudo [default: admin]
     #[arg(long, allow_hyphen_values = true)]
     username: Option<String>,
     /// That user's password [default: admin]; others on this machine can see what stands on a command line
@@ -76,6 +81,9 @@ pub(super) struct CreateVmArgs {
     /// Read that password from this file
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// A public key that also lets that user in, or @FILE with one on each line; of images with cloud-init, in QEMU
+    #[arg(long, value_name = "TEXT|@FILE")]
+    ssh_key: Vec<String>,
     /// Script that runs in the guest after each start; @FILE reads it from a file
     #[arg(long, value_name = "TEXT|@FILE", allow_hyphen_values = true)]
     startup_script: Option<String>,
@@ -106,7 +114,7 @@ pub(super) struct CreateVmArgs {
     /// when its lease is over, and it starts over elsewhere)
     #[arg(long, value_name = "WHAT", default_value = "keep", value_parser = pairs::one_of::<OnUnseen>)]
     on_unseen: OnUnseen,
-    /// The VM can be suspended
+    /// The VM can be suspended (not with host directories in QEMU)
     #[arg(long)]
     suspendable: bool,
     /// Name of this request: asked again with the same one, the answer is the VM that is there already, and not a second
@@ -210,9 +218,11 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
         cpu: arguments.cpu,
         memory: arguments.memory,
         disk_size: arguments.disk_size,
+        firmware: arguments.firmware,
         headless: arguments.headless,
         username: arguments.username,
         password,
+        ssh_keys: ssh_keys(&arguments.ssh_key)?,
         startup_script,
         restart_policy: arguments.restart_policy,
         on_unseen: arguments.on_unseen,
@@ -227,6 +237,28 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
     // Without one, a request whose answer was lost could not be tried again.
     let key = arguments.idempotency_key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     Ok(CreateVm { name: arguments.name, spec, key: Some(key) })
+}
+
+/// The keys themselves, or those out of the files after `@`.
+fn ssh_keys(given: &[String]) -> anyhow::Result<Vec<String>> {
+    let mut keys = Vec::new();
+    for given in given {
+        let text = match given.strip_prefix('@') {
+            Some(path) => {
+                std::fs::read_to_string(path).with_context(|| format!("cannot read the SSH keys in {path:?}"))?
+            }
+            None => given.clone(),
+        };
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        for line in lines {
+            if line.contains("PRIVATE KEY") || line.split_whitespace().count() < 2 {
+                let what = "--ssh-key is no public key; they look like \"ssh-ed25519 AAAA… name\", and files of them end in .pub";
+                return Err(UsageError(what.to_owned()).into());
+            }
+            keys.push(line.to_owned());
+        }
+    }
+    Ok(keys)
 }
 
 /// The script itself, or out of the file after `@`.
@@ -249,9 +281,9 @@ fn image(text: &str) -> Result<String, String> {
         return Err("the image is empty; give a path, an http(s) URL, or a name that the runtime knows".to_owned());
     }
     if let Some((scheme, rest)) = text.split_once("://") {
-        if !matches!(scheme, "http" | "https") || rest.is_empty() {
+        if !matches!(scheme, "http" | "https" | "file") || rest.is_empty() {
             let text = redact_urls(text);
-            return Err(format!("{text:?} is not an image: of URLs, only http:// and https:// are fetched"));
+            return Err(format!("{text:?} is not an image: of URLs, only http://, https:// and file:// are taken"));
         }
         return Ok(text.to_owned());
     }
@@ -372,10 +404,29 @@ mod tests {
     }
 
     #[test]
+    fn public_keys_are_read_and_private_ones_are_not_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |text: &str| {
+            let path = dir.path().join("key");
+            std::fs::write(&path, text).unwrap();
+            format!("@{}", path.display())
+        };
+        let keys = ["ssh-ed25519 AAAA ann".to_owned(), file("# mine\n\nssh-rsa BBBB bob\nssh-rsa CCCC\n")];
+        assert_eq!(ssh_keys(&keys).unwrap(), ["ssh-ed25519 AAAA ann", "ssh-rsa BBBB bob", "ssh-rsa CCCC"]);
+        assert!(ssh_keys(&[file("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n")]).is_err());
+        assert!(ssh_keys(&["@/nonexistent".to_owned()]).is_err());
+    }
+
+    #[test]
     fn an_image_of_this_machine_is_named_in_full() {
         let own = image("Cargo.toml").unwrap();
         assert!(own.starts_with('/') && own.ends_with("/Cargo.toml"), "{own}");
-        for same in ["/on/the/worker.qcow2", "https://example.com/i.qcow2", "ghcr.io/cirruslabs/macos:latest"] {
+        for same in [
+            "/on/the/worker.qcow2",
+            "https://example.com/i.qcow2",
+            "file:///i.qcow2",
+            "ghcr.io/cirruslabs/macos:latest",
+        ] {
             assert_eq!(image(same).as_deref(), Ok(same));
         }
         for bad in ["", " ", "./missing.qcow2", "~/x", "ftp://x/y", "http://"] {

@@ -88,6 +88,18 @@ pub enum PowerState {
     Suspended,
 }
 
+/// What a virtual machine begins to boot with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    /// What machines of that architecture have by default: a BIOS on amd64, UEFI on arm64.
+    #[default]
+    Default,
+    /// UEFI.
+    Uefi,
+}
+
+text_enum!(Firmware: Default = "default", Uefi = "uefi");
 text_enum!(Os: Darwin = "darwin", Linux = "linux");
 text_enum!(Arch: Arm64 = "arm64", Amd64 = "amd64");
 text_enum!(RuntimeKind: Tart = "tart", Vetu = "vetu", Qemu = "qemu", Synthetic = "synthetic");
@@ -130,6 +142,9 @@ pub struct VmSpec {
     /// Disk size in GB; 0 = the image's own.
     #[serde(rename = "diskSize", skip_serializing_if = "is_zero")]
     pub disk_size: u64,
+    /// What it begins to boot with. Of QEMU only.
+    #[serde(skip_serializing_if = "is_default")]
+    pub firmware: Firmware,
     /// No window on the worker's screen.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub headless: bool,
@@ -139,6 +154,9 @@ pub struct VmSpec {
     /// That user's password; none = `admin`. Never returned to readers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<Secret>,
+    /// Public keys that also let that user in, a line each as in `authorized_keys`; of images with cloud-init, in QEMU.
+    #[serde(rename = "sshKeys", skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
     /// Runs after each start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub startup_script: Option<StartupScript>,

@@ -24,6 +24,8 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 const FAILED_GRACE: Duration = Duration::from_secs(3);
 /// How often progress is told: each time is a durable event, and people read no faster.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(2);
+/// How long the last lines of a startup script have to be acknowledged whose guest has ended.
+const LAST_LINES: Duration = Duration::from_secs(10);
 /// First and longest pause before a deletion that failed is tried again.
 const DELETE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -99,7 +101,8 @@ impl CopyTask {
                 (Step::Watch, Some(copy)) => self.watch(&order, &copy, std::mem::take(&mut fresh), slot.take()).await,
                 (Step::Create | Step::Start | Step::Watch | Step::Rest, _) => self.rest().await,
                 (Step::ReportEnded, _) => {
-                    self.fail_stopped(FAILED_GRACE, "the VM's process ended while nobody watched".to_owned()).await;
+                    self.fail_stopped(Some(FAILED_GRACE), "the VM's process ended while nobody watched".to_owned())
+                        .await;
                 }
                 (Step::ReportLost, _) => {
                     self.boot = order.boot;
@@ -111,15 +114,7 @@ impl CopyTask {
                     Ok(()) => self.seen = Seen::Ended,
                     Err(error) => self.pause(&mut delete_pause, &format!("cannot stop it: {error}")).await,
                 },
-                (Step::Suspend, _) => match self.host.runtime.suspend(self.id).await {
-                    Ok(()) => (self.seen, self.suspended) = (Seen::Ended, true),
-                    Err(error) => {
-                        let message = format!("{SUSPEND_FAILED}, and it goes on running: {error}");
-                        let generation = self.generation;
-                        self.tell(Observation::Running { message: message.clone(), ready: false, generation });
-                        self.pause(&mut delete_pause, &message).await;
-                    }
-                },
+                (Step::Suspend, _) => self.suspend(&mut delete_pause).await,
                 (Step::ReportStopped, _) => self.report_stopped(&order, &mut delete_pause).await,
                 (Step::Delete, _) => match self.host.runtime.delete(self.id).await {
                     Ok(()) => {
@@ -196,6 +191,39 @@ impl CopyTask {
         });
     }
 
+    async fn suspend(&mut self, pause: &mut Duration) {
+        let (progress, told) = Progress::new();
+        let suspended = {
+            let runtime = self.host.runtime.clone();
+            let suspension = runtime.suspend(self.id, &progress);
+            tokio::pin!(suspension);
+            let mut look = tokio::time::interval(PROGRESS_PERIOD);
+            loop {
+                // Cancel safe: the suspension is polled in place and goes on.
+                tokio::select! {
+                    biased;
+                    suspended = &mut suspension => break suspended,
+                    _ = look.tick() => {
+                        let said = told.borrow().clone();
+                        if !said.is_empty() {
+                            let message = format!("suspending: {said}");
+                            self.tell(Observation::Running { message, ready: false, generation: self.generation });
+                        }
+                    }
+                }
+            }
+        };
+        match suspended {
+            Ok(()) => (self.seen, self.suspended) = (Seen::Ended, true),
+            Err(error) => {
+                let message = format!("{SUSPEND_FAILED}, and it goes on running: {error}");
+                let generation = self.generation;
+                self.tell(Observation::Running { message: message.clone(), ready: false, generation });
+                self.pause(pause, &message).await;
+            }
+        }
+    }
+
     async fn create(&mut self, order: &Order, copy: &CopySpec) {
         let (progress, told) = Progress::new();
         progress.say("preparing");
@@ -258,18 +286,23 @@ impl CopyTask {
                 drop(slot);
                 self.boot = order.boot;
                 self.started &= !matches!(error, RuntimeError::NotFound);
-                self.fail_stopped(FAILED_GRACE, format!("cannot start the VM: {error}")).await;
+                self.fail_stopped(None, format!("cannot start the VM: {error}")).await;
                 None
             }
         }
     }
 
     /// Tells of a failure once nothing of the copy runs any more: on its word another copy may be started elsewhere.
-    /// Gives up only when the copy is no longer wished to run; then the table says what follows.
-    async fn fail_stopped(&mut self, grace: Duration, message: String) {
+    /// Gives up only when the copy is no longer wished to run; then the table says what follows. `grace` is what the guest gets
+    /// to switch itself off; none = it did not start, and what it was suspended with, if it was, is kept for another try.
+    async fn fail_stopped(&mut self, grace: Option<Duration>, message: String) {
         let mut pause = DELETE_PAUSE.0;
         loop {
-            let error = match self.host.runtime.stop(self.id, grace).await {
+            let ended = match grace {
+                Some(grace) => self.host.runtime.stop(self.id, grace).await,
+                None => self.host.runtime.kill(self.id).await,
+            };
+            let error = match ended {
                 Ok(()) | Err(RuntimeError::NotFound) => break,
                 Err(error) => error,
             };
@@ -296,7 +329,13 @@ impl CopyTask {
             loop {
                 // Cancel safe: both futures are polled in place and go on; an order is looked at again by the caller.
                 tokio::select! {
-                    exit = &mut exit => break Watched::Exited(exit),
+                    exit = &mut exit => {
+                        if coming_up && host.journal.script(self.id) == ScriptState::Begun {
+                            // What the script has said up to the end is on its way still.
+                            let _ = tokio::time::timeout(LAST_LINES, &mut up).await;
+                        }
+                        break Watched::Exited(exit);
+                    }
                     result = &mut up, if coming_up => {
                         coming_up = false;
                         if let Err(message) = result {
@@ -318,7 +357,7 @@ impl CopyTask {
             Watched::OrderChanged => {}
             Watched::Exited(Exit::PoweredOff) => self.fail("the guest switched itself off").await,
             Watched::Exited(Exit::Crashed(how)) => self.fail(how).await,
-            Watched::ScriptFailed(message) => self.fail_stopped(FAILED_GRACE, message).await,
+            Watched::ScriptFailed(message) => self.fail_stopped(Some(FAILED_GRACE), message).await,
         }
     }
 }

@@ -66,6 +66,9 @@ const PURE: &[&str] = &[
     "bus/refusal.rs",
     "cli/event_order.rs",
     "cli/pairs.rs",
+    "worker/runtime/qemu/args.rs",
+    "worker/runtime/qemu/prune.rs",
+    "worker/runtime/qemu/usernet.rs",
     "worker/runtime/synthetic/behaviour.rs",
     "worker/runtime/synthetic/parse.rs",
 ];

@@ -126,3 +126,18 @@ async fn a_real_guest_keeps_its_disk_over_stop_and_start() {
     assert_eq!(cluster.run(&["ssh", "vm", "a", "cat kept"]).await.trim(), "kept");
     cluster.run(&["delete", "vm", "a"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_script_said_before_it_switched_its_guest_off_is_not_lost() {
+    let mut cluster = Cluster::start().await;
+    let options = QemuOptions { accel: Some(Accel::Tcg), ..QemuOptions::new(cluster.dir.path().join("qemu")) };
+    cluster.add_worker("w1", Arc::new(Qemu::new(options).await.unwrap())).await;
+    let image = guest_image();
+    let create = ["create", "vm", "a", "--image", image.to_str().unwrap(), "--cpu", "1", "--memory", "128"];
+    let script = "i=0; while [ $i -lt 200 ]; do echo line-$i; i=$((i+1)); done; sudo poweroff; sleep 600";
+    cluster.run(&[&create[..], &["--startup-script", script]].concat()).await;
+    wait_for(&cluster, "a", "the guest to be off", |vm| vm["status"] == "failed").await;
+    let logs = cluster.run(&["logs", "vm", "a"]).await;
+    assert!((0..200).all(|n| logs.lines().any(|line| line.ends_with(&format!("line-{n}")))), "{logs}");
+    cluster.run(&["delete", "vm", "a"]).await;
+}

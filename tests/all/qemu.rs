@@ -16,32 +16,32 @@ use crate::guest::guest_image;
 use crate::wait;
 
 /// A boot takes 5 s alone and a minute on a busy machine.
-const BOOT: Duration = Duration::from_secs(180);
+pub const BOOT: Duration = Duration::from_secs(180);
 
 /// Boots slow each other down badly, so the tests take turns.
 static BOOTS: Semaphore = Semaphore::const_new(2);
 
 /// A data folder whose QEMU processes end with the test, however it ends.
-struct Host {
-    dir: tempfile::TempDir,
+pub struct Host {
+    pub dir: tempfile::TempDir,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    async fn qemu(&self) -> Qemu {
+    pub async fn qemu(&self) -> Qemu {
         let options = QemuOptions { accel: Some(Accel::Tcg), ..QemuOptions::new(self.dir.path()) };
         Qemu::new(options).await.unwrap()
     }
 
     /// The pids of all processes that run in this data folder, from the system rather than from our files.
-    fn processes(&self) -> Vec<i32> {
+    pub fn processes(&self) -> Vec<i32> {
         processes_in(self.dir.path())
     }
 
-    fn vm_folders(&self) -> Vec<PathBuf> {
+    pub fn vm_folders(&self) -> Vec<PathBuf> {
         std::fs::read_dir(self.dir.path().join("vms")).unwrap().map(|entry| entry.unwrap().path()).collect()
     }
 }
@@ -69,11 +69,11 @@ fn processes_in(folder: &Path) -> Vec<i32> {
         .collect()
 }
 
-fn kill(pid: i32) {
+pub fn kill(pid: i32) {
     let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
 }
 
-fn copy(name: &str, image: &Path) -> CopySpec {
+pub fn copy(name: &str, image: &Path) -> CopySpec {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let uid = format!("00000000-0000-7000-8000-{:012x}", NEXT.fetch_add(1, Ordering::Relaxed));
     CopySpec {
@@ -85,23 +85,23 @@ fn copy(name: &str, image: &Path) -> CopySpec {
     }
 }
 
-async fn create(qemu: &Qemu, copy: &CopySpec) -> Result<(), RuntimeError> {
+pub async fn create(qemu: &Qemu, copy: &CopySpec) -> Result<(), RuntimeError> {
     qemu.create(copy, &Progress::new().0).await
 }
 
 /// Starts a copy and waits until its SSH server answers.
-async fn boot(qemu: &Qemu, copy: &CopySpec) {
+pub async fn boot(qemu: &Qemu, copy: &CopySpec) {
     let _turn = turn().await;
     qemu.start(copy).await.unwrap();
     qemu.booted(copy.id).await;
     ssh_banner(qemu, copy.id).await;
 }
 
-async fn turn() -> SemaphorePermit<'static> {
+pub async fn turn() -> SemaphorePermit<'static> {
     BOOTS.acquire().await.unwrap()
 }
 
-async fn ssh_banner(qemu: &Qemu, id: CopyId) {
+pub async fn ssh_banner(qemu: &Qemu, id: CopyId) {
     wait::until("the guest's SSH server", BOOT, || async {
         let mut stream = qemu.dial(id, 22).await.map_err(|error| error.to_string())?;
         let mut start = [0; 4];
@@ -114,7 +114,7 @@ async fn ssh_banner(qemu: &Qemu, id: CopyId) {
     .await;
 }
 
-async fn states(qemu: &Qemu) -> Vec<FoundState> {
+pub async fn states(qemu: &Qemu) -> Vec<FoundState> {
     qemu.list().await.unwrap().into_iter().map(|found| found.state).collect()
 }
 

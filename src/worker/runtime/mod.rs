@@ -175,8 +175,8 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Freezes the guest, memory and all, into a file beside its disk, and ends the process; the next start goes on from
     /// there, and a stop, also of what does not run, removes the file. Returns once the process is gone; fine if it was.
     /// After an error the guest runs as before.
-    async fn suspend(&self, id: CopyId) -> Result<(), RuntimeError> {
-        let _ = id;
+    async fn suspend(&self, id: CopyId, progress: &Progress) -> Result<(), RuntimeError> {
+        let _ = (id, progress);
         Err(RuntimeError::State(format!("the runtime {} cannot suspend VMs", self.kind())))
     }
 

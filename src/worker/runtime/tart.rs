@@ -352,7 +352,7 @@ impl Runtime for Tart {
         }
     }
 
-    async fn suspend(&self, id: CopyId) -> Result<(), RuntimeError> {
+    async fn suspend(&self, id: CopyId, _progress: &Progress) -> Result<(), RuntimeError> {
         let Some(vm) = self.find(id).await?.filter(|vm| vm.running) else { return Ok(()) };
         if self.options.kind != RuntimeKind::Tart {
             return Err(RuntimeError::State(format!("{} cannot suspend VMs", self.options.kind)));

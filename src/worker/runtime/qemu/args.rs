@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::folder::{CONSOLE_LOG, DISK, PID_FILE, QMP_SOCKET, VNC_SOCKET};
+use super::folder::{CONSOLE_LOG, DISK, EFI_VARS, PID_FILE, QMP_SOCKET, SEED, VNC_SOCKET};
 use crate::model::CopyId;
 use crate::model::settings::HostDir;
 use crate::model::vm::Arch;
@@ -64,6 +64,8 @@ pub struct Parameters<'a> {
     pub accel: Accel,
     /// UEFI firmware in the folder's parent chain or the system; only arm64 needs one.
     pub firmware: Option<&'a str>,
+    /// UEFI for a machine that has none of its own; its variables are in [`EFI_VARS`].
+    pub uefi: Option<&'a str>,
     /// Folders of the host that the guest sees, each by its name as a 9p mount tag.
     pub host_dirs: &'a [HostDir],
     /// Whether this QEMU was built with seccomp.
@@ -97,8 +99,14 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     if let Some(firmware) = machine.firmware {
         add("-bios", firmware.to_owned());
     }
+    if let Some(code) = machine.uefi {
+        add("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
+        add("-drive", format!("if=pflash,unit=1,format=raw,file={EFI_VARS}"));
+    }
     add("-drive", format!("if=none,id=disk0,file={DISK},format=qcow2,discard=unmap,cache=writeback"));
     add("-device", "virtio-blk-pci,drive=disk0,bootindex=1".to_owned());
+    add("-drive", format!("if=none,id=seed,file={SEED},format=raw,readonly=on"));
+    add("-device", "virtio-blk-pci,drive=seed".to_owned());
     add("-netdev", format!("user,id={NETDEV}"));
     add("-device", format!("virtio-net-pci,netdev={NETDEV},mac={},romfile=", machine.mac));
     add("-device", "virtio-rng-pci".to_owned());
@@ -125,6 +133,24 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     }
     args.extend(["-nodefaults".to_owned(), "-no-user-config".to_owned()]);
     args
+}
+
+/// The words of a run that is to go on where one with `args` was suspended: on exactly that machine, whose versioned name is
+/// `machine`, and waiting for its memory.
+pub fn resume(args: &[String], machine: &str) -> Vec<String> {
+    let mut resumed = Vec::with_capacity(args.len() + 2);
+    let mut words = args.iter();
+    while let Some(word) = words.next() {
+        resumed.push(word.clone());
+        if word == "-machine"
+            && let Some(value) = words.next()
+        {
+            let options = value.split_once(',').map(|(_, options)| format!(",{options}")).unwrap_or_default();
+            resumed.push(format!("{machine}{options}"));
+        }
+    }
+    resumed.extend(["-incoming".to_owned(), "defer".to_owned()]);
+    resumed
 }
 
 /// The network device's name, in the command line and in forwards.
@@ -174,6 +200,7 @@ mod tests {
             arch: Arch::Amd64,
             accel,
             firmware: None,
+            uefi: None,
             host_dirs: &[],
             sandbox: true,
         }
@@ -203,7 +230,9 @@ mod tests {
         let expected = [
             "-name guest=vm.1 -display none -machine q35 -accel tcg,tb-size=32 -cpu max -smp 2 -m 128M",
             "-drive if=none,id=disk0,file=disk.qcow2,format=qcow2,discard=unmap,cache=writeback",
-            "-device virtio-blk-pci,drive=disk0,bootindex=1 -netdev user,id=net0",
+            "-device virtio-blk-pci,drive=disk0,bootindex=1",
+            "-drive if=none,id=seed,file=seed.img,format=raw,readonly=on -device virtio-blk-pci,drive=seed",
+            "-netdev user,id=net0",
             "-device virtio-net-pci,netdev=net0,mac=52:54:00:01:02:03,romfile= -device virtio-rng-pci -vga std",
             "-vnc unix:vnc.sock",
             "-smbios type=1,serial=ds=nocloud;h=vm-1;i=00000000-0000-7000-8000-000000000001-2",
@@ -213,6 +242,37 @@ mod tests {
             "-nodefaults -no-user-config",
         ];
         assert_eq!(run(&machine(Accel::Tcg)).join(" "), expected.join(" "));
+    }
+
+    #[test]
+    fn an_arm64_guest_gets_a_machine_firmware_and_screen_of_its_kind() {
+        let firmware = Some("/usr/share/AAVMF/AAVMF_CODE.fd");
+        let line = run(&Parameters { arch: Arch::Arm64, firmware, ..machine(Accel::Hvf) }).join(" ");
+        for part in [
+            "-machine virt,gic-version=max -accel hvf -cpu host -smp 2 -m 128M -bios /usr/share/AAVMF/AAVMF_CODE.fd",
+            "-device virtio-blk-pci,drive=disk0,bootindex=1",
+            "-device ramfb",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(!line.contains("-vga") && !line.contains("q35"), "{line}");
+    }
+
+    #[test]
+    fn uefi_gets_variables_of_its_own() {
+        let line = run(&Parameters { uefi: Some("/f/OVMF_CODE.fd"), ..machine(Accel::Tcg) }).join(" ");
+        let part = "-drive if=pflash,unit=0,format=raw,readonly=on,file=/f/OVMF_CODE.fd \
+            -drive if=pflash,unit=1,format=raw,file=efi-vars.fd -drive if=none,id=disk0";
+        assert!(line.contains(part), "{line}");
+    }
+
+    #[test]
+    fn a_suspended_guest_goes_on_with_the_same_words_on_the_same_version_of_its_machine() {
+        let before = run(&Parameters { arch: Arch::Arm64, ..machine(Accel::Tcg) });
+        let after = resume(&before, "virt-7.2");
+        let changed: Vec<(&String, &String)> = before.iter().zip(&after).filter(|(a, b)| a != b).collect();
+        assert_eq!(changed, [(&"virt,gic-version=max".to_owned(), &"virt-7.2,gic-version=max".to_owned())]);
+        assert_eq!(after[before.len()..], ["-incoming", "defer"]);
     }
 
     #[test]

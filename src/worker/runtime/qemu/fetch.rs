@@ -1,5 +1,5 @@
-//! Brings the bytes of an image into a file of our own, hashing them on the way: by copy (or reflink) from a path, by
-//! download from a web address. Called by `image.rs`.
+//! Brings the bytes of an image into a file of our own by copy (or reflink) from a path, hashing them on the way; and what
+//! `download.rs`, which brings them from a web address, has in common with that. Called by `image.rs`.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -9,11 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
-use reqwest::Url;
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
 
 use super::super::{Progress, RuntimeError};
+use super::room;
 
 /// A name server, network or web server that does not let us connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
@@ -29,7 +28,7 @@ pub struct Part(PathBuf);
 static PARTS: AtomicU64 = AtomicU64::new(0);
 
 impl Part {
-    /// A name of its own in `folder`.
+    /// A name of its own in `folder`, by the process that it is of.
     pub fn new(folder: &Path) -> Self {
         let number = PARTS.fetch_add(1, Ordering::Relaxed);
         Self(folder.join(format!("{}-{number}.part", std::process::id())))
@@ -60,40 +59,6 @@ pub fn client() -> Result<reqwest::Client, RuntimeError> {
         .user_agent(concat!("orchard/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(|error| RuntimeError::Image(format!("cannot fetch images: {}", chain(&error))))
-}
-
-/// Downloads into `part`; yields the SHA-256. Cancel safe.
-///
-/// # Errors
-/// [`RuntimeError::Image`] naming `shown`, [`RuntimeError::Io`] when the disk fails.
-pub async fn download(
-    client: &reqwest::Client,
-    url: &Url,
-    shown: &str,
-    part: &Part,
-    progress: &Progress,
-) -> Result<String, RuntimeError> {
-    let failed = |error: reqwest::Error| {
-        RuntimeError::Image(format!("cannot download {shown}: {}", chain(&error.without_url())))
-    };
-    let answer = client.get(url.clone()).send().await.and_then(reqwest::Response::error_for_status);
-    let mut answer = answer.map_err(failed)?;
-    let total = answer.content_length();
-    let mut file = tokio::fs::File::create(part.path()).await.map_err(io_error(part.path()))?;
-    let mut hasher = Sha256::new();
-    let mut done = 0u64;
-    while let Some(chunk) = answer.chunk().await.map_err(failed)? {
-        hasher.update(&chunk);
-        file.write_all(&chunk).await.map_err(io_error(part.path()))?;
-        done += chunk.len() as u64;
-        progress.say(told("downloading", done, total));
-    }
-    if total.is_some_and(|total| total != done) {
-        return Err(RuntimeError::Image(format!("the download of {shown} ended early, after {done} bytes")));
-    }
-    file.flush().await.map_err(io_error(part.path()))?;
-    file.sync_all().await.map_err(io_error(part.path()))?;
-    Ok(HEXLOWER.encode(&hasher.finalize()))
 }
 
 /// Copies a file into `part`; yields the SHA-256 of the copy. Cancel safe: the copying thread stops soon after.
@@ -141,7 +106,7 @@ fn copy_blocking(from: &Path, to: &Path, stop: &AtomicBool, progress: &Progress)
             let skip = bytes.iter().all(|byte| *byte == 0); // holes stay holes
             let step = i64::try_from(bytes.len()).unwrap_or(0);
             let wrote = if skip { target.seek(SeekFrom::Current(step)).map(drop) } else { target.write_all(bytes) };
-            wrote.map_err(io_error(to))?;
+            wrote.map_err(|error| room::explain(to, "the image", error))?;
         }
         progress.say(told("importing", done, Some(total)));
     }
@@ -159,7 +124,8 @@ fn reflink(target: &File, source: &File) -> bool {
     }
 }
 
-fn told(doing: &str, done: u64, total: Option<u64>) -> String {
+/// How far it is, for people.
+pub fn told(doing: &str, done: u64, total: Option<u64>) -> String {
     match total.filter(|total| *total > 0) {
         Some(total) => {
             let percent = u128::from(done) * 100 / u128::from(total);
@@ -180,7 +146,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
 }
 
 /// An error with its causes: reqwest's own text says only that something failed.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -8,13 +8,17 @@
 //! | `qemu.pid` | written by QEMU and removed by it when it ends in order: left over means it crashed |
 //! | `qmp.sock`, `vnc.sock` | control and screen |
 //! | `qemu.log`, `console.log` | QEMU's own output of the last start; the guest's serial console |
+//! | `efi-vars.fd` | the variables of a guest with UEFI |
+//! | `seed.img` | who the guest's user is, for cloud-init (seed.rs) |
+//! | `suspend.state`, `suspend.json` | the memory of a suspended guest, and what it needs to go on (suspend.rs) |
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 
 use super::super::{FoundState, RuntimeError};
 use crate::identity::{make_private_dir, write_private};
@@ -23,6 +27,10 @@ use crate::worker::runtime::process::Process;
 
 /// The overlay.
 pub const DISK: &str = "disk.qcow2";
+/// What a UEFI keeps of its own.
+pub const EFI_VARS: &str = "efi-vars.fd";
+/// What cloud-init reads.
+pub const SEED: &str = "seed.img";
 /// QEMU's control socket.
 pub const QMP_SOCKET: &str = "qmp.sock";
 /// The screen.
@@ -34,7 +42,8 @@ pub const CONSOLE_LOG: &str = "console.log";
 /// What QEMU itself wrote.
 pub const QEMU_LOG: &str = "qemu.log";
 const RECORD: &str = "vm.json";
-const PROCESS: &str = "process.json";
+/// The process of the last start.
+pub const PROCESS: &str = "process.json";
 
 /// The longest path of a Unix socket that every system takes: macOS has 104 bytes with the closing zero, Linux 108.
 pub const MAX_SOCKET_PATH: usize = 103;
@@ -132,35 +141,23 @@ impl Folder {
         let _ = std::fs::remove_file(self.file(PROCESS));
     }
 
-    /// The copy's living process. Also finds one whose start was cut short before it was noted: by who listens on its
-    /// control socket.
-    pub async fn process(&self) -> Option<Process> {
-        if let Some(process) = self.read::<Process>(PROCESS)
-            && process.alive().await
-        {
-            return Some(process);
-        }
-        let stream = self.connect(QMP_SOCKET).await.ok()?;
-        let process = Process::of(stream.peer_cred().ok()?.pid()?).await?;
-        let _ = self.write_process(&process);
-        Some(process)
-    }
-
     /// What an onlooker sees.
     pub async fn state(&self) -> FoundState {
         match self.record() {
-            _ if self.process().await.is_some() => FoundState::Running,
+            // Whatever it is, nothing else may run on the disk.
+            _ if self.noted().await.is_some() || self.is_held() => FoundState::Running,
+            _ if self.listener().await.is_some() => FoundState::Running,
             Some(record) if record.created && record.started => FoundState::Stopped,
             _ => FoundState::Incomplete,
         }
     }
 
-    /// Removes what the last run left and would mislead the next.
+    /// Removes what the last run left and would mislead the next. Only with the lock.
     ///
     /// # Errors
     /// Whatever the file system says.
     pub fn clear_run(&self) -> Result<(), RuntimeError> {
-        for name in [QMP_SOCKET, VNC_SOCKET, PID_FILE, PROCESS, QEMU_LOG, CONSOLE_LOG] {
+        for name in [QMP_SOCKET, VNC_SOCKET, PID_FILE, PROCESS, CONSOLE_LOG] {
             match std::fs::remove_file(self.file(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(RuntimeError::io(format!("cannot remove {}", self.file(name).display()))(error));
@@ -198,25 +195,53 @@ impl Folder {
         if path.as_os_str().len() <= MAX_SOCKET_PATH {
             return UnixStream::connect(path).await;
         }
-        #[cfg(target_os = "linux")]
-        {
-            use std::os::fd::AsRawFd;
-            // The open folder has a short name of its own.
-            let folder = std::fs::File::open(&self.0)?;
-            UnixStream::connect(format!("/proc/self/fd/{}/{socket}", folder.as_raw_fd())).await
-        }
-        #[cfg(not(target_os = "linux"))]
-        Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("the path {} is longer than the {MAX_SOCKET_PATH} bytes a socket may have", path.display()),
-        ))
+        let (_open, path) = self.short(socket)?;
+        UnixStream::connect(path).await
     }
 
-    fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+    /// Listens on a Unix socket in the folder, in the place of what is there.
+    ///
+    /// # Errors
+    /// As for [`Folder::connect`].
+    pub fn listen(&self, socket: &str) -> io::Result<UnixListener> {
+        let path = self.file(socket);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        if path.as_os_str().len() <= MAX_SOCKET_PATH {
+            return UnixListener::bind(path);
+        }
+        let (_open, path) = self.short(socket)?;
+        UnixListener::bind(path)
+    }
+
+    /// A short name for a file in the folder, good while the folder is held open.
+    #[cfg(target_os = "linux")]
+    fn short(&self, name: &str) -> io::Result<(File, PathBuf)> {
+        use std::os::fd::AsRawFd;
+        let folder = File::open(&self.0)?;
+        let path = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+        Ok((folder, path.into()))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn short(&self, name: &str) -> io::Result<(File, PathBuf)> {
+        let path = self.file(name);
+        let why = format!("the path {} is longer than the {MAX_SOCKET_PATH} bytes a socket may have", path.display());
+        Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+    }
+
+    /// Reads a file of JSON; `None` when it is missing or unreadable.
+    pub fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         serde_json::from_slice(&std::fs::read(self.file(name)).ok()?).ok()
     }
 
-    fn write(&self, name: &str, value: &impl Serialize) -> Result<(), RuntimeError> {
+    /// Replaces a file of JSON, whole.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn write(&self, name: &str, value: &impl Serialize) -> Result<(), RuntimeError> {
         let what = || format!("cannot write {}", self.file(name).display());
         let text = serde_json::to_vec_pretty(value).map_err(|e| RuntimeError::io(what())(io::Error::other(e)))?;
         write_private(&self.file(name), &text).map_err(RuntimeError::io(what()))

@@ -18,6 +18,9 @@ const TRIAL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a trial machine runs before it is asked whether it still does.
 const TRIAL_RUN: Duration = Duration::from_millis(300);
 
+/// Linux's hypervisor.
+const KVM: &str = "/dev/kvm";
+
 /// Where arm64 firmware is kept by the packages that bring it.
 const FIRMWARE: &[&str] = &[
     "/usr/share/AAVMF/AAVMF_CODE.fd",
@@ -26,6 +29,31 @@ const FIRMWARE: &[&str] = &[
     "/opt/homebrew/share/qemu/edk2-aarch64-code.fd",
     "/usr/local/share/qemu/edk2-aarch64-code.fd",
 ];
+
+/// Where UEFI for amd64 is kept, and the empty store of its variables that belongs to it.
+const OVMF: &[(&str, &str)] = &[
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("/opt/homebrew/share/qemu/edk2-x86_64-code.fd", "/opt/homebrew/share/qemu/edk2-i386-vars.fd"),
+    ("/usr/local/share/qemu/edk2-x86_64-code.fd", "/usr/local/share/qemu/edk2-i386-vars.fd"),
+    ("/usr/share/qemu/edk2-x86_64-code.fd", "/usr/share/qemu/edk2-i386-vars.fd"),
+];
+
+/// UEFI for a guest that is to have it, and the store of its variables to copy; `None` where it has UEFI anyhow.
+///
+/// # Errors
+/// What to install, and where it was looked for.
+pub fn uefi(arch: Arch, exists: impl Fn(&str) -> bool) -> Result<Option<(&'static str, &'static str)>, String> {
+    if arch == Arch::Arm64 {
+        return Ok(None);
+    }
+    OVMF.iter().copied().find(|(code, vars)| exists(code) && exists(vars)).map(Some).ok_or_else(|| {
+        let places: Vec<&str> = OVMF.iter().map(|(code, _)| *code).collect();
+        format!("no UEFI firmware for amd64 guests on this worker; install ovmf. Looked for {}", places.join(", "))
+    })
+}
 
 /// The QEMU found on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,15 +107,29 @@ pub fn firmware() -> Result<Option<&'static str>, String> {
 /// another hypervisor), so a machine is run for a moment.
 pub async fn best_accel(system: &Path) -> Accel {
     let candidate = if cfg!(target_os = "macos") { Accel::Hvf } else { Accel::Kvm };
-    if candidate == Accel::Kvm && !Path::new("/dev/kvm").exists() {
-        return Accel::Tcg;
-    }
-    match tokio::time::timeout(TRIAL_LIMIT, trial(system, candidate)).await {
-        Ok(Some(())) => candidate,
-        _ => {
-            tracing::info!(accel = %candidate, "this accelerator does not work here; guests run in software");
-            Accel::Tcg
+    let why = match if candidate == Accel::Kvm { kvm_opens() } else { Ok(()) } {
+        Err(why) => why,
+        Ok(()) => match tokio::time::timeout(TRIAL_LIMIT, trial(system, candidate)).await {
+            Ok(Some(())) => return candidate,
+            Ok(None) => "a trial machine did not run with it".to_owned(),
+            Err(_) => format!("a trial machine did not run with it within {} s", TRIAL_LIMIT.as_secs()),
+        },
+    };
+    tracing::warn!("guests run in software (tcg), some ten times slower: {candidate} cannot be used: {why}");
+    Accel::Tcg
+}
+
+/// Whether this process may use KVM, as far as the device tells.
+fn kvm_opens() -> Result<(), String> {
+    match std::fs::File::options().read(true).write(true).open(KVM) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(format!("there is no {KVM}; is virtualisation switched on, and the module loaded?"))
         }
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(format!("{KVM} may not be opened; add the worker's user to the group that owns it"))
+        }
+        Err(error) => Err(format!("{KVM}: {error}")),
     }
 }
 
@@ -126,4 +168,18 @@ pub async fn has_sandbox(system: &Path) -> bool {
     }
     let help = tool::run(system, &["-help"], None, VERSION_LIMIT).await;
     help.is_ok_and(|text| text.contains("-sandbox on"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uefi_is_found_with_its_variables_or_said_to_be_missing() {
+        assert_eq!(uefi(Arch::Arm64, |_| false), Ok(None));
+        let fedora = uefi(Arch::Amd64, |path| path.starts_with("/usr/share/edk2/ovmf/")).unwrap();
+        assert_eq!(fedora, Some(("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd")));
+        let half = uefi(Arch::Amd64, |path| path.contains("CODE")).unwrap_err();
+        assert!(half.contains("install ovmf") && half.contains("/usr/share/OVMF/OVMF_CODE_4M.fd"), "{half}");
+    }
 }

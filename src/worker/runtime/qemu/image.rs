@@ -2,29 +2,41 @@
 //! that stand on it.
 //!
 //! An image is brought in at its first use. A second use of the same web address, or of a local file that has not
-//! changed since (device, inode, size and times), finds it by its entry and costs a few milliseconds. Two at once for
-//! the same source share one download: the second waits for the first, and takes over if that is cancelled.
+//! changed since (device, inode, size and times), finds it by its entry and costs a few milliseconds; so does one whose
+//! digest is asked for and known. Two at once for the same source share one download: the second waits for the first, and
+//! takes over, where that is, if that is cancelled. Only a few are brought in at a time.
+//!
+//! When there is no room for another, those go that no VM's disk stands on and that were not used for longest (prune.rs).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::super::{Progress, RuntimeError, tool};
+use super::download::Download;
 use super::fetch::{self, Part};
+use super::folder::Folder;
+use super::prune::{self, Cached};
+use super::room;
 use super::source::{Format, HEADER_LEN, Place, Source, inspect};
 use crate::identity::{make_private_dir, write_private};
 
 /// `qemu-img info` reads a header; a loaded host or a slow disk may take seconds.
 const INFO_LIMIT: Duration = Duration::from_secs(30);
 
-/// An image in the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How many images are brought in at a time: more would only share the same network and disk, and all be late.
+const AT_A_TIME: usize = 2;
+/// For how long the beginning of a download is kept that nobody asks for.
+const PART_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// An image in the store; while this is held it is not removed.
+#[derive(Clone, Debug)]
 pub struct Image {
     /// Its file in the store: `sha256-HEX.qcow2` or `….raw`.
     pub file: String,
@@ -32,6 +44,7 @@ pub struct Image {
     pub format: Format,
     /// The size of the disk it holds, in bytes.
     pub size: u64,
+    _hold: Arc<()>,
 }
 
 /// What a source was found to be when it was brought in.
@@ -54,6 +67,9 @@ pub struct Images {
     allowed: Option<PathBuf>,
     client: reqwest::Client,
     busy: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    slots: tokio::sync::Semaphore,
+    /// Files about to be used by VMs whose records do not say so yet. Also taken by whoever removes files.
+    held: Mutex<HashMap<String, Weak<()>>>,
 }
 
 impl Images {
@@ -72,11 +88,17 @@ impl Images {
         let ours = format!("{}-", std::process::id());
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if tidy && name.ends_with(".part") && !name.starts_with(&ours) {
+            let begun = name.ends_with(".part.json") || (name.ends_with(".part") && !name.contains('-'));
+            let left = match begun {
+                true => age(&entry.path()).is_some_and(|age| age > PART_AGE),
+                false => name.ends_with(".part") && !name.starts_with(&ours),
+            };
+            if tidy && left {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        Ok(Self { folder, qemu_img, allowed, client: fetch::client()?, busy: Mutex::default() })
+        let (client, slots) = (fetch::client()?, tokio::sync::Semaphore::new(AT_A_TIME));
+        Ok(Self { folder, qemu_img, allowed, client, busy: Mutex::default(), slots, held: Mutex::default() })
     }
 
     /// The image that a user's text names, brought in if it is not here. Cancel safe.
@@ -94,29 +116,60 @@ impl Images {
             Place::Web(url) => HEXLOWER.encode(&Sha256::digest(url.as_str().as_bytes())),
         };
         let turn = self.turn(&key);
-        let _turn = match turn.try_lock() {
+        let turn = match turn.clone().try_lock_owned() {
             Ok(turn) => turn,
             Err(_) => {
                 progress.say("waiting for the image, which is on its way for another VM");
-                turn.lock().await
+                turn.lock_owned().await
             }
         };
         let entry_path = self.folder.join(format!("{key}.json"));
         if let Some(image) = self.known(&entry_path, &source, stamp.as_deref()) {
             return Ok(image);
         }
-        let part = Part::new(&self.folder);
-        let sha256 = match &source.place {
+        if let Some(image) = source.sha256.as_deref().and_then(|wanted| self.by_digest(wanted)) {
+            return Ok(image);
+        }
+        let _slot = match self.slots.try_acquire() {
+            Ok(slot) => Some(slot),
+            Err(_) => {
+                progress.say("waiting until other images have been brought in");
+                self.slots.acquire().await.ok()
+            }
+        };
+        match &source.place {
             Place::File(path) => {
+                let part = Part::new(&self.folder);
+                self.make_room(std::fs::metadata(path).map_or(0, |file| file.len()))?;
                 let sha256 = fetch::copy(path.clone(), &part, progress).await?;
                 if Some(self.stamp(path)?) != stamp {
                     let shown = source.shown();
                     return Err(RuntimeError::Image(format!("image {shown} changed while it was read; try again")));
                 }
-                sha256
+                self.keep(part.path(), &entry_path, &source, sha256, stamp, progress).await
             }
-            Place::Web(url) => fetch::download(&self.client, url, &source.shown(), &part, progress).await?,
-        };
+            Place::Web(url) => {
+                let download = Download::of(&self.folder, &key, turn);
+                let make_room = |bytes| self.make_room(bytes);
+                let sha256 = download.run(&self.client, url, &source.shown(), progress, &make_room).await?;
+                let kept = self.keep(download.path(), &entry_path, &source, sha256, stamp, progress).await;
+                // Whatever it is, more of it would not help; and if it was kept, it has moved away.
+                download.discard();
+                kept
+            }
+        }
+    }
+
+    /// Checks what was brought in, and makes an image of the store of it.
+    async fn keep(
+        &self,
+        part: &Path,
+        entry_path: &Path,
+        source: &Source,
+        sha256: String,
+        stamp: Option<String>,
+        progress: &Progress,
+    ) -> Result<Image, RuntimeError> {
         if let Some(wanted) = &source.sha256
             && *wanted != sha256
         {
@@ -124,19 +177,92 @@ impl Images {
             return Err(RuntimeError::Image(format!("image {shown} has SHA-256 {sha256}, not {wanted} as asked for")));
         }
         progress.say("checking the image");
-        let (format, size) = self.check(part.path(), &source.shown()).await?;
+        let (format, size) = self.check(part, &source.shown()).await?;
         let file = format!("sha256-{sha256}.{}", format.as_str());
         let target = self.folder.join(&file);
+        let image = Image { file: file.clone(), format, size, _hold: hold(&mut self.held(), &file) };
         if !target.exists() {
-            let keep = std::fs::set_permissions(part.path(), std::fs::Permissions::from_mode(0o444))
-                .and_then(|()| std::fs::rename(part.path(), &target));
+            let keep = std::fs::set_permissions(part, std::fs::Permissions::from_mode(0o444))
+                .and_then(|()| std::fs::rename(part, &target));
             keep.map_err(RuntimeError::io(format!("cannot keep {}", target.display())))?;
         }
-        let entry = Entry { source: source.shown(), sha256, file: file.clone(), size, stamp };
+        let entry = Entry { source: source.shown(), sha256, file, size, stamp };
         let text = serde_json::to_vec_pretty(&entry).unwrap_or_default();
-        write_private(&entry_path, &text)
-            .map_err(RuntimeError::io(format!("cannot write {}", entry_path.display())))?;
-        Ok(Image { file, format, size })
+        write_private(entry_path, &text).map_err(RuntimeError::io(format!("cannot write {}", entry_path.display())))?;
+        Ok(image)
+    }
+
+    /// What the cache holds.
+    ///
+    /// # Errors
+    /// When its folder cannot be read.
+    pub fn list(&self) -> Result<Vec<Cached>, RuntimeError> {
+        self.listed(&self.held())
+    }
+
+    fn listed(&self, held: &HashMap<String, Weak<()>>) -> Result<Vec<Cached>, RuntimeError> {
+        let what = || format!("cannot list {}", self.folder.display());
+        // In this order: whoever lets go of a file has written it into a record before.
+        let held: BTreeSet<&str> =
+            held.iter().filter(|(_, hold)| hold.strong_count() > 0).map(|(file, _)| file.as_str()).collect();
+        let used = self.used();
+        let mut found = BTreeMap::new();
+        let (mut entries, read) = (Vec::new(), std::fs::read_dir(&self.folder).map_err(RuntimeError::io(what()))?);
+        for path in read.flatten().map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Ok(about) = std::fs::metadata(&path) else { continue };
+            let seconds = since_epoch(&about);
+            if name.starts_with("sha256-") {
+                // When it cannot be known, each counts as in use.
+                let in_use = held.contains(name.as_str()) || used.as_ref().is_none_or(|used| used.contains(&name));
+                let bytes = about.blocks().saturating_mul(512);
+                let image = Cached { file: name.clone(), sources: Vec::new(), bytes, last_used: seconds, in_use };
+                found.insert(name, image);
+            } else if let Some(entry) = read_entry(&path) {
+                entries.push((entry, seconds));
+            }
+        }
+        for (entry, seconds) in entries {
+            if let Some(image) = found.get_mut(&entry.file) {
+                image.last_used = image.last_used.max(seconds);
+                image.sources.push(entry.source);
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// Sees to it that `bytes` more can be brought in.
+    fn make_room(&self, bytes: u64) -> Result<(), RuntimeError> {
+        let wanted = bytes.saturating_add(room::RESERVE);
+        let Some((free, _)) = room::of(&self.folder).filter(|(free, _)| *free < wanted) else { return Ok(()) };
+        // Under the lock, so that nobody begins to use one of them meanwhile.
+        let held = self.held();
+        for file in prune::choose(&self.listed(&held)?, free, wanted) {
+            tracing::info!(file, "removed from the image cache, as the disk is short of room");
+            let _ = std::fs::remove_file(self.folder.join(file));
+        }
+        drop(held);
+        room::check(&self.folder, bytes, "the image")
+    }
+
+    /// The files that VMs' disks stand on; `None` when that of some cannot be known.
+    fn used(&self) -> Option<BTreeSet<String>> {
+        let vms = self.folder.parent()?.join("vms");
+        let mut used = BTreeSet::new();
+        for entry in std::fs::read_dir(&vms).into_iter().flatten() {
+            let Some(id) = Folder::parse_name(&entry.ok()?.file_name().to_string_lossy()) else { continue };
+            let folder = Folder::of(&vms, id);
+            match folder.record() {
+                Some(record) => drop(used.insert(record.image)),
+                None if folder.file(super::folder::DISK).exists() => return None,
+                None => {}
+            }
+        }
+        Some(used)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<String, Weak<()>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -150,12 +276,35 @@ impl Images {
         turn
     }
 
-    fn known(&self, entry: &Path, source: &Source, stamp: Option<&str>) -> Option<Image> {
-        let entry: Entry = serde_json::from_slice(&std::fs::read(entry).ok()?).ok()?;
+    fn known(&self, path: &Path, source: &Source, stamp: Option<&str>) -> Option<Image> {
+        let entry = read_entry(path)?;
         let same =
             entry.stamp.as_deref() == stamp && source.sha256.as_ref().is_none_or(|wanted| *wanted == entry.sha256);
+        if same { self.take(path, entry) } else { None }
+    }
+
+    /// An image known by its bytes, wherever it came from.
+    fn by_digest(&self, sha256: &str) -> Option<Image> {
+        let paths = std::fs::read_dir(&self.folder).ok()?.flatten().map(|entry| entry.path());
+        let mut entries = paths.filter_map(|path| read_entry(&path).map(|entry| (path, entry)));
+        let (path, entry) = entries.find(|(_, entry)| entry.sha256 == sha256)?;
+        self.take(&path, entry)
+    }
+
+    /// The image of an entry, if it is still there; notes that it is used.
+    fn take(&self, path: &Path, entry: Entry) -> Option<Image> {
+        let mut held = self.held();
+        if !self.folder.join(&entry.file).exists() {
+            return None;
+        }
+        let touched =
+            std::fs::File::options().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = touched {
+            tracing::debug!(%error, "cannot note that an image is used");
+        }
         let format = if entry.file.ends_with(".raw") { Format::Raw } else { Format::Qcow2 };
-        (same && self.folder.join(&entry.file).exists()).then_some(Image { file: entry.file, format, size: entry.size })
+        let hold = hold(&mut held, &entry.file);
+        Some(Image { file: entry.file, format, size: entry.size, _hold: hold })
     }
 
     /// Tells one state of a local file from every other.
@@ -204,4 +353,29 @@ impl Images {
         size.map(|size| (format, size))
             .ok_or_else(|| RuntimeError::Tool("qemu-img info told no virtual-size".to_owned()))
     }
+}
+
+/// Keeps a file from being removed for as long as what it yields lives.
+fn hold(held: &mut HashMap<String, Weak<()>>, file: &str) -> Arc<()> {
+    held.retain(|_, hold| hold.strong_count() > 0);
+    if let Some(hold) = held.get(file).and_then(Weak::upgrade) {
+        return hold;
+    }
+    let hold = Arc::new(());
+    held.insert(file.to_owned(), Arc::downgrade(&hold));
+    hold
+}
+
+fn read_entry(path: &Path) -> Option<Entry> {
+    path.extension().filter(|end| *end == "json")?;
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn age(path: &Path) -> Option<Duration> {
+    SystemTime::now().duration_since(std::fs::metadata(path).ok()?.modified().ok()?).ok()
+}
+
+fn since_epoch(about: &std::fs::Metadata) -> u64 {
+    let time = about.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    time.map_or(0, |time| time.as_secs())
 }

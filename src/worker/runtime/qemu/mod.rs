@@ -15,20 +15,30 @@
 //! (`KillMode=process`).
 //!
 //! Forwards listen on the host's loopback address, as QEMU offers nothing narrower: other users of the host can reach
-//! the guest's ports that were dialled.
+//! the guest's ports that were dialled. The other way round, a guest reaches all that listens on the host's loopback address,
+//! as 10.0.2.2. `restrict=on` would shut that door, and every other one out of the guest with it; slirp itself could
+//! (`disable_host_loopback`), but QEMU does not pass that on, and `guestfwd` cannot stand in the host's own address.
 
 pub mod args;
+mod asked;
+mod download;
 mod fetch;
 pub mod folder;
+mod health;
+mod hold;
 pub mod host;
 pub mod image;
+mod launch;
+pub mod prune;
 pub mod qmp;
+mod room;
+mod seed;
 pub mod source;
+mod suspend;
 pub mod usernet;
 pub mod vm;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -37,16 +47,15 @@ use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 
 use self::args::Accel;
-use self::folder::{Folder, MAX_SOCKET_PATH, QEMU_LOG, Record, VNC_SOCKET};
+use self::folder::{Folder, MAX_SOCKET_PATH, Record, VNC_SOCKET};
 use self::host::Programs;
 use self::image::Images;
-use self::vm::Machine;
-use super::process::{Reaper, raise_file_limit, spawn_detached};
+use self::vm::{Begin, Machine};
+use super::process::Reaper;
 use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, tool};
 use crate::identity::make_private_dir;
 use crate::model::CopyId;
-use crate::model::settings::HostDir;
-use crate::model::vm::{Arch, RuntimeKind};
+use crate::model::vm::RuntimeKind;
 
 /// Forces an accelerator (`kvm`, `hvf`, `tcg`), for hosts where the trial is wrong and for tests.
 pub const ACCEL_ENV: &str = "ORCHARD_QEMU_ACCEL";
@@ -54,6 +63,8 @@ pub const ACCEL_ENV: &str = "ORCHARD_QEMU_ACCEL";
 const VNC_PORT: u16 = 5900;
 /// Making an overlay takes 15 ms; a slow disk may take seconds.
 const OVERLAY_LIMIT: Duration = Duration::from_secs(60);
+/// Between two tries to reach a QEMU that runs and does not answer.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// `diskSize` counts decimal gigabytes.
 const GIGABYTE: u64 = 1_000_000_000;
 
@@ -134,6 +145,11 @@ impl Qemu {
         self.accel
     }
 
+    /// The image cache: what it holds, and bringing an image in before a VM needs it.
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
     fn folder(&self, id: CopyId) -> Folder {
         Folder::of(&self.vms, id)
     }
@@ -159,7 +175,7 @@ impl Qemu {
             }
         }
         let Some(process) = folder.process().await else { return Ok(None) };
-        let machine = Arc::new(Machine::connect(folder, process, true).await?);
+        let machine = Arc::new(Machine::connect(folder, process, Begin::Adopt).await?);
         *slot = Some(machine.clone());
         Ok(Some(machine))
     }
@@ -171,39 +187,6 @@ impl Qemu {
             None if self.folder(id).exists() => Err(RuntimeError::Refused("the VM does not run".to_owned())),
             None => Err(RuntimeError::NotFound),
         }
-    }
-
-    async fn launch(&self, folder: &Folder, record: &Record, copy: &CopySpec) -> Result<Machine, RuntimeError> {
-        folder.clear_run()?;
-        let args = args::run(&args::Parameters {
-            name: copy.name.as_str(),
-            id: copy.id,
-            cpu: copy.cpu,
-            memory: copy.memory,
-            mac: &record.mac,
-            arch: Arch::HOST,
-            accel: self.accel,
-            firmware: host::firmware().map_err(RuntimeError::Tool)?,
-            host_dirs: &copy.spec.host_dirs,
-            sandbox: self.sandbox,
-        });
-        let path = folder.file(QEMU_LOG);
-        let log = File::options().append(true).create(true).open(&path);
-        let log = log.map_err(RuntimeError::io(format!("cannot write {}", path.display())))?;
-        let process = spawn_detached(&self.programs.system, &args, folder.path(), log, &self.reaper).await;
-        let process = process.map_err(|error| {
-            let said = tool::tail(&path, 2048);
-            RuntimeError::Tool(format!("cannot start {}: {error} {said}", self.programs.system.display()))
-        })?;
-        folder.write_process(&process)?;
-        // A forwarded connection keeps its descriptor for a while after its end.
-        raise_file_limit(&process);
-        let machine = Machine::connect(folder.clone(), process.clone(), false).await;
-        if machine.is_err() {
-            vm::kill(&process).await?;
-            folder.forget_process();
-        }
-        machine
     }
 }
 
@@ -259,10 +242,12 @@ impl Runtime for Qemu {
 
     async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {
         let folder = self.folder(copy.id);
-        if folder.process().await.is_some() {
+        if folder.process().await.is_some() || folder.is_held() {
             return Err(RuntimeError::State("the VM runs already".to_owned()));
         }
-        check_host_dirs(&copy.spec.host_dirs)?;
+        asked::check_sizes(copy, asked::host_memory())?;
+        asked::check_host_dirs(&copy.spec.host_dirs)?;
+        launch::uefi_of(copy)?;
         let image = self.images.get(&copy.spec.image, progress).await?;
         let size = match copy.spec.disk_size {
             0 => None,
@@ -325,10 +310,14 @@ impl Runtime for Qemu {
 
     async fn wait_exit(&self, id: CopyId) -> Exit {
         let folder = self.folder(id);
-        if let Err(error) = self.machine(id).await {
-            tracing::warn!(%id, %error, "QEMU runs but does not answer; only its process is watched");
-            if let Some(process) = folder.process().await {
-                process.gone().await;
+        let mut told = false;
+        while let Err(error) = self.machine(id).await {
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(%id, %error, "QEMU runs but does not answer; trying again");
+            }
+            match folder.process().await {
+                Some(process) if !process.gone_within(RETRY_PAUSE).await => {}
+                _ => break,
             }
         }
         let slot = self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
@@ -336,38 +325,40 @@ impl Runtime for Qemu {
             Some(slot) => slot.lock().await.clone(),
             None => None,
         };
-        match last {
+        let exit = match last {
             Some(machine) => machine.wait_exit().await,
             None => vm::exit_of(&folder, None),
-        }
+        };
+        folder.released().await;
+        exit
     }
 
     async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError> {
+        let folder = self.folder(id);
         match self.machine(id).await {
-            Ok(Some(machine)) => machine.stop(grace).await,
-            Ok(None) => Ok(()),
-            Err(error) => {
-                tracing::warn!(%id, %error, "QEMU does not answer and is killed");
-                match self.folder(id).process().await {
-                    Some(process) => vm::kill(&process).await,
-                    None => Ok(()),
-                }
-            }
+            Ok(Some(machine)) => machine.stop(grace).await?,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%id, %error, "QEMU does not answer and is killed"),
         }
+        self.end(&folder).await?;
+        if folder.exists() { suspend::discard(&folder) } else { Ok(()) }
     }
 
     async fn kill(&self, id: CopyId) -> Result<(), RuntimeError> {
-        match self.folder(id).process().await {
-            Some(process) => vm::kill(&process).await,
-            None => Ok(()),
+        self.end(&self.folder(id)).await
+    }
+
+    async fn suspend(&self, id: CopyId, progress: &Progress) -> Result<(), RuntimeError> {
+        match self.machine(id).await? {
+            Some(machine) => machine.suspend(progress).await?,
+            None => return Ok(()),
         }
+        self.end(&self.folder(id)).await
     }
 
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError> {
         let folder = self.folder(id);
-        if let Some(process) = folder.process().await {
-            vm::kill(&process).await?;
-        }
+        self.end(&folder).await?;
         folder.remove().await?;
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         Ok(())
@@ -381,17 +372,4 @@ impl Runtime for Qemu {
         }
         Ok(Box::new(machine.dial(port).await?))
     }
-}
-
-/// Whether the guest can be given these folders.
-fn check_host_dirs(dirs: &[HostDir]) -> Result<(), RuntimeError> {
-    for dir in dirs {
-        let why = match Path::new(&dir.path) {
-            path if !path.is_absolute() => "QEMU shares folders of the host only, no archives",
-            path if !path.is_dir() => "there is no such folder on this host",
-            _ => continue,
-        };
-        return Err(RuntimeError::State(format!("host directory {}: {}: {why}", dir.name, dir.path)));
-    }
-    Ok(())
 }

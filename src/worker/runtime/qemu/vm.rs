@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -12,9 +13,11 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::super::process::Process;
-use super::super::{Exit, RuntimeError, tool};
+use super::super::{Exit, Progress, RuntimeError, tool};
 use super::folder::{CONSOLE_LOG, Folder, PID_FILE, QEMU_LOG, QMP_SOCKET};
+use super::health;
 use super::qmp::{Qmp, Shutdown};
+use super::suspend::{self, LoadError};
 use super::usernet::{self, Forward, Forwards};
 use crate::task::{self, Task};
 
@@ -46,17 +49,31 @@ const MAX_LOG: u64 = 8 << 20;
 /// How often the size of the logs is looked at.
 const LOG_PERIOD: Duration = Duration::from_secs(30);
 
+/// How a machine comes to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// It boots from its disk.
+    Boot,
+    /// It goes on where it was suspended.
+    Resume,
+    /// It runs already.
+    Adopt,
+}
+
 /// A VM that runs, or ran a moment ago.
 #[derive(Debug)]
 pub struct Machine {
     folder: Folder,
     process: Process,
-    qmp: Qmp,
+    qmp: Arc<Qmp>,
     forwards: Mutex<Forwards>,
     /// When the next connect to one of the forwards may begin.
     next_dial: Mutex<Instant>,
     boot_limit: Duration,
+    /// Why it was killed, if that was as it did not answer.
+    hung: Arc<OnceLock<String>>,
     _logs: Task,
+    _health: Task,
 }
 
 impl Machine {
@@ -64,7 +81,7 @@ impl Machine {
     ///
     /// # Errors
     /// When the process ends instead (with what it wrote), or does not answer.
-    pub async fn connect(folder: Folder, process: Process, adopted: bool) -> Result<Self, RuntimeError> {
+    pub async fn connect(folder: Folder, process: Process, begin: Begin) -> Result<Self, RuntimeError> {
         let deadline = Instant::now() + SOCKET_LIMIT;
         let stream = loop {
             match folder.connect(QMP_SOCKET).await {
@@ -82,12 +99,34 @@ impl Machine {
             Err(_) if process.gone_within(SETTLE_LIMIT).await => return Err(did_not_start(&folder)),
             Err(error) => return Err(error),
         };
+        match begin {
+            Begin::Boot => {}
+            Begin::Resume => resumed(&folder, &process, suspend::load(&folder, &qmp).await).await?,
+            Begin::Adopt => match suspend::status(&qmp).await?.as_str() {
+                // An earlier worker died while it let a suspended guest go on.
+                "inmigrate" => resumed(&folder, &process, suspend::load(&folder, &qmp).await).await?,
+                // The same while it suspended it, or a moment later.
+                "paused" | "postmigrate" | "finish-migrate" => {
+                    tracing::info!(vm = %folder.path().display(), "the guest stands still since an earlier worker ended");
+                    suspend::thaw(&folder, &qmp).await?;
+                }
+                _ => {}
+            },
+        }
         let logs = task::spawn(bound_logs([folder.file(CONSOLE_LOG), folder.file(QEMU_LOG)]));
         let mut forwards = Forwards::default();
-        if adopted {
+        if begin == Begin::Adopt {
             forwards.replace(usernet::parse(&qmp.monitor("info usernet").await?));
         }
-        let boot_limit = if adopted { ADOPTED_BOOT_LIMIT } else { BOOT_LIMIT };
+        let boot_limit = match begin {
+            Begin::Boot => BOOT_LIMIT,
+            Begin::Resume => Duration::ZERO,
+            Begin::Adopt => ADOPTED_BOOT_LIMIT,
+        };
+        let (qmp, hung) = (Arc::new(qmp), Arc::default());
+        let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let health =
+            task::spawn(health::watch(name, qmp.clone(), process.clone(), health::HUNG_AFTER, Arc::clone(&hung)));
         Ok(Self {
             folder,
             process,
@@ -95,7 +134,9 @@ impl Machine {
             forwards: Mutex::new(forwards),
             next_dial: Mutex::new(Instant::now()),
             boot_limit,
+            hung,
             _logs: logs,
+            _health: health,
         })
     }
 
@@ -122,6 +163,9 @@ impl Machine {
         // All that QEMU sent before its end is in the socket by now; the task reads it up to the end.
         let mut seen = self.qmp.seen();
         let _ = tokio::time::timeout(QUIT_LIMIT, seen.wait_for(|seen| seen.closed)).await;
+        if let Some(why) = self.hung.get() {
+            return Exit::Crashed(why.clone());
+        }
         let shutdown = seen.borrow().shutdown.clone();
         exit_of(&self.folder, shutdown)
     }
@@ -142,12 +186,26 @@ impl Machine {
                 return Ok(());
             }
         }
+        self.quit().await
+    }
+
+    async fn quit(&self) -> Result<(), RuntimeError> {
         // The connection may close before the answer.
         let _ = tokio::time::timeout(QUIT_LIMIT, self.qmp.execute("quit", json!({}))).await;
         if self.process.gone_within(QUIT_LIMIT).await {
             return Ok(());
         }
         kill(&self.process).await
+    }
+
+    /// Freezes the guest into a file and ends QEMU; see [`suspend`].
+    ///
+    /// # Errors
+    /// Why not; the guest goes on then.
+    pub async fn suspend(&self, progress: &Progress) -> Result<(), RuntimeError> {
+        suspend::freeze(&self.folder, &self.qmp, progress).await?;
+        // What is left of the process does nothing any more, however it ends.
+        self.quit().await
     }
 
     /// Connects to a TCP port of the guest through a forward, which is made at the first use.
@@ -193,6 +251,34 @@ impl Machine {
         forwards.add(*forward);
         Ok(forward.host)
     }
+}
+
+/// What became of the memory of a suspended guest. If the guest does not run, its process is ended, as it never will.
+async fn resumed(folder: &Folder, process: &Process, loaded: Result<(), LoadError>) -> Result<(), RuntimeError> {
+    let error = match loaded {
+        Ok(()) => return Ok(()),
+        Err(LoadError::Failed(error)) => error,
+        Err(LoadError::Broken(why)) => {
+            let _ = process.gone_within(SETTLE_LIMIT).await;
+            let said = tool::tail(&folder.file(QEMU_LOG), LOG_TAIL);
+            broken(folder, format!("{why} {said}"))?
+        }
+    };
+    kill(process).await?;
+    folder.forget_process();
+    Err(error)
+}
+
+/// Puts memory away that cannot be loaded.
+///
+/// # Errors
+/// When that fails.
+pub fn broken(folder: &Folder, why: String) -> Result<RuntimeError, RuntimeError> {
+    suspend::set_aside(folder)?;
+    Ok(RuntimeError::State(format!(
+        "the memory of the suspended VM cannot be loaded: {}; its disk is as it was, and the next start boots from it",
+        why.trim()
+    )))
 }
 
 fn did_not_start(folder: &Folder) -> RuntimeError {

@@ -114,7 +114,7 @@ impl Runtime for Synthetic {
         Ok(())
     }
 
-    async fn suspend(&self, id: CopyId) -> Result<(), RuntimeError> {
+    async fn suspend(&self, id: CopyId, _progress: &Progress) -> Result<(), RuntimeError> {
         self.host.take(Step::Suspend).await?;
         self.host.freeze(id);
         Ok(())

@@ -1,0 +1,146 @@
+//! Whether what a VM asks of its host can be: sizes, and folders of the host. Looked at before anything is fetched or made;
+//! called by `mod.rs`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::super::{CopySpec, RuntimeError};
+use crate::model::settings::HostDir;
+
+/// MiB below which no kernel of today boots.
+const MIN_MEMORY: u64 = 32;
+/// Cores that QEMU's machines have room for.
+const MAX_CPU: u64 = 255;
+/// Decimal gigabytes; the tables of a larger overlay alone would take gigabytes of memory.
+const MAX_DISK: u64 = 64_000;
+
+/// Whether a machine of this size can be. `host_memory` in MiB, if it is known. Pure.
+///
+/// # Errors
+/// What was asked for and what can be.
+pub fn check_sizes(copy: &CopySpec, host_memory: Option<u64>) -> Result<(), RuntimeError> {
+    let refuse = |what: String| Err(RuntimeError::State(what));
+    if copy.memory < MIN_MEMORY {
+        return refuse(format!("memory asks for {} MiB; no guest boots in less than {MIN_MEMORY}", copy.memory));
+    }
+    if let Some(host) = host_memory.filter(|host| copy.memory > *host) {
+        return refuse(format!("memory asks for {} MiB, and the worker's host has {host} in all", copy.memory));
+    }
+    if copy.cpu > MAX_CPU {
+        return refuse(format!("cpu asks for {} cores; QEMU has at most {MAX_CPU}", copy.cpu));
+    }
+    if copy.spec.disk_size > MAX_DISK {
+        return refuse(format!("diskSize asks for {} GB; at most {MAX_DISK} can be", copy.spec.disk_size));
+    }
+    Ok(())
+}
+
+/// The memory of this host in MiB.
+pub fn host_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let about = rustix::system::sysinfo();
+        about.totalram.checked_mul(u64::from(about.mem_unit)).map(|bytes| bytes >> 20)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// Whether the guest can be given these folders. The controller allows a folder by its path alone, so here the path must be
+/// the real one: over a symbolic link anywhere in it the guest would see another folder than was allowed. Looked at before
+/// each start, as what a path leads to can change.
+///
+/// # Errors
+/// Which folder, why, and what to ask for instead.
+pub fn check_host_dirs(dirs: &[HostDir]) -> Result<(), RuntimeError> {
+    dirs.iter().try_for_each(|dir| check_host_dir(dir, |path| path.canonicalize()))
+}
+
+fn check_host_dir(dir: &HostDir, real: impl Fn(&Path) -> io::Result<PathBuf>) -> Result<(), RuntimeError> {
+    let refuse = |why: String| Err(RuntimeError::State(format!("host directory {}: {}: {why}", dir.name, dir.path)));
+    let path = Path::new(&dir.path);
+    if !path.is_absolute() {
+        return refuse("QEMU shares folders of the host only, no archives".to_owned());
+    }
+    let real = match real(path) {
+        Ok(real) => real,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return refuse("there is no such folder on this host".to_owned());
+        }
+        Err(error) => return refuse(format!("it cannot be looked at on this host: {error}")),
+    };
+    // Part by part: what is written differently and means the same is the same.
+    if !real.components().eq(path.components()) {
+        return refuse(format!(
+            "a symbolic link leads from there to {}, and what is allowed is told by real paths; ask for that one",
+            real.display()
+        ));
+    }
+    if !real.is_dir() {
+        return refuse("it is not a folder".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::vm::VmSpec;
+
+    #[test]
+    fn absurd_sizes_are_refused_with_what_can_be() {
+        let with = |cpu, memory, disk_size| {
+            let id = "00000000-0000-7000-8000-000000000001".parse().unwrap();
+            let spec = VmSpec { disk_size, ..VmSpec::default() };
+            let copy = CopySpec {
+                id: crate::model::CopyId { uid: id, attempt: 0 },
+                name: "a".parse().unwrap(),
+                spec,
+                cpu,
+                memory,
+            };
+            check_sizes(&copy, Some(16_000)).map_err(|error| error.to_string())
+        };
+        with(1, 32, 0).unwrap();
+        with(255, 16_000, 64_000).unwrap();
+        for (asked, why) in [
+            (with(1, 1, 0), "memory asks for 1 MiB; no guest boots in less than 32"),
+            (with(1, 16_001, 0), "memory asks for 16001 MiB, and the worker's host has 16000 in all"),
+            (with(256, 128, 0), "cpu asks for 256 cores; QEMU has at most 255"),
+            (with(1, 128, 1_000_000), "diskSize asks for 1000000 GB; at most 64000 can be"),
+        ] {
+            assert_eq!(asked.unwrap_err(), why);
+        }
+    }
+
+    #[test]
+    fn a_folder_is_shared_by_its_real_path_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("data/inner")).unwrap();
+        std::fs::create_dir(root.join("secret")).unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        std::os::unix::fs::symlink(root.join("secret"), root.join("data/link")).unwrap();
+        std::os::unix::fs::symlink(root.join("data"), root.join("alias")).unwrap();
+        let check = |path: &str| {
+            let path = format!("{}/{path}", root.display());
+            check_host_dirs(&[HostDir { name: "d".into(), path, ro: true }]).map_err(|error| error.to_string())
+        };
+        for fine in ["data", "data/", "data//inner", "data/./inner/"] {
+            check(fine).unwrap();
+        }
+        let secret = root.join("secret").display().to_string();
+        for (path, why) in [
+            ("data/link", secret.as_str()),
+            ("data/../secret", "symbolic link"),
+            ("alias/inner", "data/inner"),
+            ("dat", "no such folder"),
+            ("file", "not a folder"),
+        ] {
+            let error = check(path).unwrap_err();
+            assert!(error.contains(why), "{path}: {error}");
+        }
+        let archive = HostDir { name: "d".into(), path: "https://host/x.tgz".into(), ro: true };
+        assert!(check_host_dirs(&[archive]).unwrap_err().to_string().contains("no archives"));
+    }
+}
