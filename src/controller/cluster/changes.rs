@@ -54,6 +54,9 @@ pub struct Said {
     pub message: String,
 }
 
+/// Events and audit records that there is memory for between batches: those of a batch of ordinary requests.
+const KEPT: usize = 2_048;
+
 /// The longest text of an event, in bytes: the longest line of output, whose bytes need not have been UTF-8. A million
 /// events of this length take less than half of the store.
 const MAX_TEXT: usize = 3 * MAX_LOG_LINE;
@@ -68,6 +71,17 @@ impl Changes {
             && !self.settings;
         let objects = self.vms.is_empty() && self.workers.is_empty();
         copies && objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
+    }
+
+    /// Makes it that of no step, with the memory that it has.
+    pub fn clear(&mut self) {
+        let (mut events, mut audit) = (std::mem::take(&mut self.events), std::mem::take(&mut self.audit));
+        events.clear();
+        audit.clear();
+        // After a flood of output they give it back.
+        events.shrink_to(KEPT);
+        audit.shrink_to(KEPT);
+        *self = Self { events, audit, ..Self::default() };
     }
 
     /// Adds what a later step wants. So each step can be given changes of its own, and whoever called it sees whether that

@@ -52,14 +52,28 @@ impl Ahead {
             Ok(found) => found.len().max(used),
             Err(_) => return,
         };
-        let zeros = vec![0; usize::try_from(step).unwrap_or_default()];
-        match self.file.write_all_at(&zeros, end) {
+        match self.write_zeros(end, step) {
             Ok(()) => self.length = end.saturating_add(step),
             Err(error) => {
                 tracing::debug!(%error, "the database cannot be made longer in advance");
                 self.gave_up = true;
             }
         }
+    }
+}
+
+/// What is written at once.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+impl Ahead {
+    fn write_zeros(&self, mut at: u64, mut left: u64) -> io::Result<()> {
+        while left > 0 {
+            let part = ZEROS.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(&ZEROS);
+            self.file.write_all_at(part, at)?;
+            at = at.saturating_add(part.len() as u64);
+            left = left.saturating_sub(part.len() as u64);
+        }
+        Ok(())
     }
 }
 

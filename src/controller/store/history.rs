@@ -173,8 +173,12 @@ fn select<'a, T: DeserializeOwned>(
     Ok(page)
 }
 
-pub(super) fn vm_event_key(uid: VmUid, number: EventNumber) -> Vec<u8> {
-    [uid.0.as_bytes().as_slice(), &number.to_be_bytes()].concat()
+pub(super) fn vm_event_key(uid: VmUid, number: EventNumber) -> [u8; 24] {
+    let mut key = [0; 24];
+    let (of_uid, of_number) = key.split_at_mut(16);
+    of_uid.copy_from_slice(uid.0.as_bytes());
+    of_number.copy_from_slice(&number.to_be_bytes());
+    key
 }
 
 pub(super) fn number_of(key: &[u8]) -> EventNumber {

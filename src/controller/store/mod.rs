@@ -30,7 +30,6 @@ use std::time::Duration;
 use heed::{Env, RoTxn, RwTxn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use zeroize::Zeroizing;
 
 use self::ahead::Ahead;
 pub use self::error::{OpenError, StoreError};
@@ -53,6 +52,9 @@ use crate::model::event::{EventNumber, EventObject};
 /// From how much of the map in use on, in hundredths, nothing new is taken in: the rest is for what must go on, which is
 /// reports of workers, deletions, and the audit trail.
 const FULL: u64 = 90;
+
+/// What most records fit into, in bytes.
+const RECORD: usize = 4 << 10;
 
 /// How much the store may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,8 +235,11 @@ impl Store {
         // A backup that was killed while it read would keep all pages of its moment from being used anew.
         self.env.clear_stale_readers()?;
         let mut txn = self.env.write_txn()?;
+        // One buffer for all of the many: thousands a second, each grown anew, would be a quarter of what a create costs.
+        let mut buffer = Vec::with_capacity(RECORD);
         for uid in &changes.vms {
-            self.put_sealed_or_delete(&mut txn, tables.vms, VMS, uid.0.as_bytes(), cluster.vm_record(*uid))?;
+            let record = cluster.vm_record(*uid);
+            self.put_sealed_or_delete(&mut txn, (tables.vms, VMS), uid.0.as_bytes(), record, &mut buffer)?;
         }
         for name in &changes.workers {
             put_or_delete(&mut txn, tables.workers, name.as_str().as_bytes(), cluster.worker_record(name))?;
@@ -264,13 +269,13 @@ impl Store {
             put_or_delete(&mut txn, tables.keys, name.as_str().as_bytes(), cluster.key_record(name))?;
         }
         for event in &changes.events {
-            append(tables.events, &mut txn, &event.number.to_be_bytes(), &rmp_serde::to_vec_named(event)?)?;
+            append(tables.events, &mut txn, event.number, event, &mut buffer)?;
             if let EventObject::Vm { uid, .. } = &event.object {
                 tables.events_of_vm.put(&mut txn, &vm_event_key(*uid, event.number), &[])?;
             }
         }
         let kept = Kept { records: self.bounds.audit, age: self.bounds.audit_age };
-        trail::append(tables, &mut txn, &mut shares, &changes.audit, kept)?;
+        trail::append(tables, (&mut txn, &mut buffer), &mut shares, &changes.audit, kept)?;
         self.prune(&mut txn, changes.events.last().map(|event| event.time), changes.events.len())?;
         tables.put_number(&mut txn, LAST_EVENT_KEY, cluster.last_event())?;
         tables.put_number(&mut txn, PUBLISHED_KEY, published.events)?;
@@ -333,15 +338,18 @@ impl Store {
     fn put_sealed_or_delete<T: Serialize>(
         &self,
         txn: &mut RwTxn<'_>,
-        table: Table,
-        name: &'static str,
+        (table, name): (Table, &'static str),
         key: &[u8],
         record: Option<&T>,
+        buffer: &mut Vec<u8>,
     ) -> Result<(), StoreError> {
         match record {
             Some(record) => {
-                let plain = Zeroizing::new(rmp_serde::to_vec_named(record)?);
-                table.put(txn, key, &self.seal.seal(name, key, &plain)?)?;
+                buffer.clear();
+                buffer.resize(seal::HEAD, 0);
+                rmp_serde::encode::write_named(buffer, record)?;
+                self.seal.seal_in_place(name, key, buffer)?;
+                table.put(txn, key, buffer)?;
             }
             None => drop(table.delete(txn, key)?),
         }

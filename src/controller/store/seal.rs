@@ -26,6 +26,9 @@ const KEY_LEN: usize = 32;
 /// First byte of a sealed value: how the rest is to be read.
 const FORM: u8 = 1;
 
+/// What stands before the sealed text: that byte and the nonce.
+pub(super) const HEAD: usize = 1 + NONCE_LEN;
+
 /// Why there is no key to seal with.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -120,16 +123,32 @@ impl Seal {
     /// # Errors
     /// [`KeyError::Make`] when the system has no randomness.
     pub fn seal(&self, table: &str, key: &[u8], plain: &[u8]) -> Result<Vec<u8>, KeyError> {
-        let mut body = plain.to_vec();
-        let Ok(nonce) = self.key.seal_in_place_append_tag(Aad::from(place(table, key)), &mut body) else {
-            body.zeroize();
+        let mut value = Vec::with_capacity(HEAD + plain.len() + AES_256_GCM_SIV.tag_len());
+        value.resize(HEAD, 0);
+        value.extend_from_slice(plain);
+        self.seal_in_place(table, key, &mut value)?;
+        Ok(value)
+    }
+
+    /// The same in place: `value` is [`HEAD`] bytes and the plain text, of which nothing is left in it whatever happens.
+    ///
+    /// # Errors
+    /// As for [`Seal::seal`].
+    pub(super) fn seal_in_place(&self, table: &str, key: &[u8], value: &mut Vec<u8>) -> Result<(), KeyError> {
+        let aad = Aad::from(place(table, key));
+        let sealed = value.split_at_mut_checked(HEAD).and_then(|(head, body)| {
+            let (nonce, tag) = self.key.seal_in_place_separate_tag(aad, body).ok()?;
+            let (form, room) = head.split_first_mut()?;
+            *form = FORM;
+            room.copy_from_slice(nonce.as_ref());
+            Some(tag)
+        });
+        let Some(tag) = sealed else {
+            value.zeroize();
             return Err(KeyError::Make);
         };
-        let mut sealed = Vec::with_capacity(1 + NONCE_LEN + body.len());
-        sealed.push(FORM);
-        sealed.extend_from_slice(nonce.as_ref());
-        sealed.extend_from_slice(&body);
-        Ok(sealed)
+        value.extend_from_slice(tag.as_ref());
+        Ok(())
     }
 
     /// The plain text of `sealed`, as found at `key` of `table`.

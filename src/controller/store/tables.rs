@@ -302,11 +302,20 @@ pub(super) fn read_all_at_once<T: Send>(
     })
 }
 
-/// Stores `value` under `key`, which is above all keys there: LMDB fills its pages to the last byte then. Where it is not
-/// above all after all, it is stored where it belongs.
-pub(super) fn append(table: Table, txn: &mut RwTxn<'_>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-    match table.put_with_flags(txn, PutFlags::APPEND, key, value) {
-        Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => Ok(table.put(txn, key, value)?),
+/// Stores `record`, made in `buffer`, under `number`, which is above all numbers there: LMDB fills its pages to the last
+/// byte then. Where it is not above all after all, it is stored where it belongs.
+pub(super) fn append<T: Serialize>(
+    table: Table,
+    txn: &mut RwTxn<'_>,
+    number: u64,
+    record: &T,
+    buffer: &mut Vec<u8>,
+) -> Result<(), StoreError> {
+    buffer.clear();
+    rmp_serde::encode::write_named(buffer, record)?;
+    let key = number.to_be_bytes();
+    match table.put_with_flags(txn, PutFlags::APPEND, &key, buffer) {
+        Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => Ok(table.put(txn, &key, buffer)?),
         done => Ok(done?),
     }
 }

@@ -42,16 +42,16 @@ impl Store {
     }
 }
 
-/// Stores `records`, and lets go what there is no room for then.
+/// Stores `records`, each made in `buffer`, and lets go what there is no room for then.
 pub(super) fn append(
     tables: &Tables,
-    txn: &mut RwTxn<'_>,
+    (txn, buffer): (&mut RwTxn<'_>, &mut Vec<u8>),
     shares: &mut Shares,
     records: &[AuditRecord],
     kept: Kept,
 ) -> Result<(), StoreError> {
     for record in records {
-        put_last(tables.audit, txn, &record.number.to_be_bytes(), &rmp_serde::to_vec_named(record)?)?;
+        put_last(tables.audit, txn, record.number, record, buffer)?;
         tables.audit_of.put(txn, &held_key(holder(record), record.number), &[])?;
         shares.add(holder(record));
     }

@@ -120,6 +120,8 @@ pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Sign
         assign: assign_sender,
         access: access.clone(),
         astray: false,
+        changes: Changes::default(),
+        answers: Vec::new(),
     };
     let thread = std::thread::Builder::new()
         .name("orchard-writer".to_owned())
@@ -166,14 +168,21 @@ impl Writer {
         let (sender, receiver) = oneshot::channel();
         let deed = self.deed.clone();
         let job: Job = Box::new(move |context| {
-            let mut own = Changes::default();
-            let result = step(&mut Step { cluster: context.cluster, now: context.now, changes: &mut own });
+            context.changes.said = Said::default();
+            let (result, lasts) = match kind {
+                Kind::Ordinary => (step(context), false),
+                Kind::Renewal => {
+                    let mut own = Changes::default();
+                    let result = step(&mut Step { cluster: context.cluster, now: context.now, changes: &mut own });
+                    let lasts = result.is_ok() && own.is_empty();
+                    context.changes.absorb(own);
+                    (result, lasts)
+                }
+            };
             if let Some(deed) = deed.filter(|_| result.is_ok()) {
-                let said = std::mem::take(&mut own.said);
-                context.cluster.audit(with(&deed, said), context.now, &mut own);
+                let said = std::mem::take(&mut context.changes.said);
+                context.cluster.audit(with(&deed, said), context.now, context.changes);
             }
-            let lasts = kind == Kind::Renewal && result.is_ok() && own.is_empty();
-            context.changes.absorb(own);
             Box::new(move |outcome| {
                 let answer = match outcome {
                     Outcome::Stored => result,
@@ -259,6 +268,10 @@ struct State {
     access: Arc<AccessView>,
     /// The state in memory is not what is stored, and must not be shown or built upon.
     astray: bool,
+    /// Empty between batches; kept for their memory.
+    changes: Changes,
+    /// The same.
+    answers: Vec<Answer>,
 }
 
 impl State {
@@ -272,13 +285,12 @@ impl State {
     /// Applies and answers what is in `batch`, and what comes in while it does: it waits for this commit, and not for the
     /// next one. Callers that were just answered come again within the time that applying takes.
     fn apply(&mut self, batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>) {
-        let mut changes = Changes::default();
+        let (mut changes, mut answers) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.answers));
         if self.astray {
             self.go_back();
         }
         let now = self.clock.now();
         self.cluster.set_full(self.store.is_full());
-        let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
         while !batch.is_empty() {
             let step = |job: Job| job(&mut Step { cluster: &mut self.cluster, now, changes: &mut changes });
             answers.extend(batch.drain(..).map(step));
@@ -294,9 +306,9 @@ impl State {
         if matches!(outcome, Outcome::Stored) {
             self.tell(&changes);
         }
-        for answer in answers {
-            answer(&outcome);
-        }
+        answers.drain(..).for_each(|answer| answer(&outcome));
+        changes.clear();
+        (self.changes, self.answers) = (changes, answers);
     }
 
     fn commit(&mut self, changes: &Changes) -> Result<(), ApiError> {

@@ -232,7 +232,8 @@ impl Store {
         };
         let mut shares = trail::shares_in(&self.tables, &mut txn)?;
         let kept = Kept { records: self.bounds.audit, age: self.bounds.audit_age };
-        trail::append(&self.tables, &mut txn, &mut shares, &[AuditRecord::new(number, now, deed)], kept)?;
+        let record = AuditRecord::new(number, now, deed);
+        trail::append(&self.tables, (&mut txn, &mut Vec::new()), &mut shares, &[record], kept)?;
         self.tables.put_number(&mut txn, LAST_EVENT_KEY, event)?;
         self.tables.put_number(&mut txn, LAST_AUDIT_KEY, number)?;
         self.tables.put_record(&mut txn, RESTORED_KEY, of)?;

@@ -76,7 +76,7 @@ proptest! {
                 record(number, ["ann", "anna", "bob", ""][usize::from(account)], kind, day)
             }).collect();
             let mut txn = env.write_txn().unwrap();
-            append(&tables, &mut txn, &mut held, &records, kept).unwrap();
+            append(&tables, (&mut txn, &mut Vec::new()), &mut held, &records, kept).unwrap();
             txn.commit().unwrap();
             model.append(&records, kept);
             let txn = env.read_txn().unwrap();
@@ -95,7 +95,7 @@ fn nobodys_volume_pushes_out_what_another_did() {
     let mut held = Shares::default();
     let mut add = |number, account, kind| {
         let mut txn = env.write_txn().unwrap();
-        append(&tables, &mut txn, &mut held, &[record(number, account, kind, 0)], kept).unwrap();
+        append(&tables, (&mut txn, &mut Vec::new()), &mut held, &[record(number, account, kind, 0)], kept).unwrap();
         txn.commit().unwrap();
     };
     add(1, "victim", AuditType::Request);
@@ -136,12 +136,19 @@ fn a_lower_bound_is_reached_in_steps_that_stay_small() {
     let mut held = Shares::default();
     let records: Vec<_> = (1..=2_000).map(|number| record(number, "ann", AuditType::Request, 0)).collect();
     let mut txn = env.write_txn().unwrap();
-    append(&tables, &mut txn, &mut held, &records, Kept { records: 2_000, age }).unwrap();
+    append(&tables, (&mut txn, &mut Vec::new()), &mut held, &records, Kept { records: 2_000, age }).unwrap();
     for number in 2_001..2_010 {
         let before = held.total();
         // By number, and by age: these are of two years later.
         let kept = Kept { records: if number < 2_005 { 10 } else { 2_000 }, age };
-        append(&tables, &mut txn, &mut held, &[record(number, "ann", AuditType::Request, 800)], kept).unwrap();
+        append(
+            &tables,
+            (&mut txn, &mut Vec::new()),
+            &mut held,
+            &[record(number, "ann", AuditType::Request, 800)],
+            kept,
+        )
+        .unwrap();
         let gone = (before + 1).saturating_sub(held.total());
         assert!(gone > 0 && gone <= MAX_TRIMMED as u64 + 1 || held.total() <= 10, "{gone} at {number}");
     }
