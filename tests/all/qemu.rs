@@ -227,6 +227,8 @@ async fn two_copies_run_side_by_side_and_serve_any_port() {
     let images = std::fs::read_dir(host.dir.path().join("images")).unwrap().flatten();
     let images = images.filter(|entry| entry.file_name().to_string_lossy().starts_with("sha256-")).count();
     assert_eq!(images, 1, "both stand on the same file");
+    let in_use = || qemu.images().list().unwrap().iter().map(|image| image.in_use).collect::<Vec<_>>();
+    assert_eq!(in_use(), [true]);
     tokio::join!(boot(&qemu, &a), boot(&qemu, &b));
     assert_eq!(states(&qemu).await, [FoundState::Running; 2]);
 
@@ -245,7 +247,9 @@ async fn two_copies_run_side_by_side_and_serve_any_port() {
     assert_eq!(states(&qemu).await, [FoundState::Running]);
     ssh_banner(&qemu, b.id).await;
     qemu.stop(b.id, Duration::ZERO).await.unwrap();
-    assert_eq!(host.processes(), Vec::<i32>::new());
+    assert_eq!((host.processes(), in_use()), (Vec::<i32>::new(), vec![true]));
+    qemu.delete(b.id).await.unwrap();
+    assert_eq!(in_use(), [false]);
 }
 
 #[tokio::test]

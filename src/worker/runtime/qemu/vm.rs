@@ -198,7 +198,7 @@ impl Machine {
         kill(&self.process).await
     }
 
-    /// Freezes the guest into a file and ends QEMU; see [`suspend`].
+    /// Freezes the guest into a file beside its disk and ends QEMU.
     ///
     /// # Errors
     /// Why not; the guest goes on then.
