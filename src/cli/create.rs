@@ -14,10 +14,13 @@ use super::{UsageError, pairs, prompt, wait};
 use crate::bus::message::CreateVm;
 use crate::config::duration;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::features;
 use crate::model::resources::WORKER_NAME_LABEL;
 use crate::model::secret::{Secret, redact_urls};
 use crate::model::settings::HostDir;
-use crate::model::vm::{Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec};
+use crate::model::vm::{
+    Arch, ImagePullPolicy, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec,
+};
 use crate::model::{VmName, WorkerName};
 
 /// The longest startup script: with the rest of the request it stays well below the bus's payload limit of 1 MiB.
@@ -63,6 +66,27 @@ pub(super) struct CreateVmArgs {
     /// Runtime: tart, vetu, qemu or synthetic [default: any]
     #[arg(long, value_parser = pairs::one_of::<RuntimeKind>)]
     runtime: Option<RuntimeKind>,
+    /// When the image is fetched: IfNotPresent (the worker does not have it) or Always (before each creation)
+    #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = pairs::one_of::<ImagePullPolicy>)]
+    image_pull_policy: ImagePullPolicy,
+    /// Make the guest part of the network at this interface of the worker's host (Tart)
+    #[arg(long, value_name = "INTERFACE")]
+    net_bridged: Option<String>,
+    /// Isolate the guest's network with Softnet (Tart)
+    #[arg(long)]
+    net_softnet: bool,
+    /// Networks that it may reach all the same; turns Softnet on
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    net_softnet_allow: Vec<String>,
+    /// Networks that it may not reach; turns Softnet on
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    net_softnet_block: Vec<String>,
+    /// The guest can run VMs itself (Tart, on hosts that can)
+    #[arg(long)]
+    nested: bool,
+    /// Give the guest a serial number of its own (Tart)
+    #[arg(long)]
+    random_serial: bool,
     /// Guest user for SSH [default: admin]
     #[arg(long)]
     username: Option<String>,
@@ -207,12 +231,19 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
     }
     let spec = VmSpec {
         image: arguments.image,
+        image_pull_policy: arguments.image_pull_policy,
         os: arguments.os,
         arch: arguments.arch,
         runtime: arguments.runtime,
         cpu: arguments.cpu,
         memory: arguments.memory,
         disk_size: arguments.disk_size,
+        net_bridged: arguments.net_bridged,
+        net_softnet: arguments.net_softnet,
+        net_softnet_allow: arguments.net_softnet_allow,
+        net_softnet_block: arguments.net_softnet_block,
+        nested: arguments.nested,
+        random_serial: arguments.random_serial,
         headless: arguments.headless,
         username: arguments.username,
         password,
@@ -227,6 +258,9 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
         priority: arguments.priority,
         ttl_s: arguments.ttl.map_or(0, |ttl| ttl.as_secs()),
     };
+    if let Some(runtime) = spec.runtime {
+        features::check(&spec, runtime).map_err(|error| UsageError(error.message))?;
+    }
     // Without one, a request whose answer was lost could not be tried again.
     let key = arguments.idempotency_key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     Ok(CreateVm { name: arguments.name, spec, key: Some(key) })

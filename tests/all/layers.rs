@@ -33,6 +33,7 @@ const PURE: &[&str] = &[
     "model/account.rs",
     "model/audit.rs",
     "model/event.rs",
+    "model/features.rs",
     "model/error.rs",
     "model/place.rs",
     "model/resources.rs",
@@ -66,6 +67,10 @@ const PURE: &[&str] = &[
     "bus/refusal.rs",
     "cli/event_order.rs",
     "cli/pairs.rs",
+    "worker/runtime/said.rs",
+    "worker/runtime/tart/args.rs",
+    "worker/runtime/tart/names.rs",
+    "worker/runtime/tart/parse.rs",
     "worker/runtime/synthetic/behaviour.rs",
     "worker/runtime/synthetic/parse.rs",
 ];

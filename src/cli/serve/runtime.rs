@@ -35,10 +35,12 @@ pub(super) async fn open(kind: RuntimeKind, data_dir: &Path) -> anyhow::Result<A
     Ok(match kind {
         RuntimeKind::Qemu => Arc::new(Qemu::new(QemuOptions::new(data_dir.join("qemu"))).await?),
         RuntimeKind::Tart | RuntimeKind::Vetu => {
-            let program = PathBuf::from(kind.as_str());
-            let version = Tart::detect(&program).await.map_err(anyhow::Error::msg)?;
-            tracing::info!(%kind, version, "runtime");
-            Arc::new(Tart::new(TartOptions { kind, program, data_dir: data_dir.join(kind.as_str()) })?)
+            let runtime = tart(kind, data_dir, true).await?;
+            #[cfg(target_os = "macos")]
+            if kind == RuntimeKind::Tart {
+                crate::worker::runtime::tart::lease::check().await;
+            }
+            runtime
         }
         RuntimeKind::Synthetic => Arc::new(Synthetic::new()),
     })
@@ -53,8 +55,19 @@ pub(super) async fn open_for_guard(kind: RuntimeKind, data_dir: &Path) -> anyhow
                 QemuOptions { accel: Some(Accel::Tcg), tidy: false, ..QemuOptions::new(data_dir.join("qemu")) };
             Ok(Arc::new(Qemu::new(options).await?))
         }
-        RuntimeKind::Tart | RuntimeKind::Vetu | RuntimeKind::Synthetic => open(kind, data_dir).await,
+        RuntimeKind::Tart | RuntimeKind::Vetu => {
+            // What the worker is about to make is not its business.
+            tart(kind, data_dir, false).await
+        }
+        RuntimeKind::Synthetic => open(kind, data_dir).await,
     }
+}
+
+async fn tart(kind: RuntimeKind, data_dir: &Path, tidy: bool) -> anyhow::Result<Arc<dyn Runtime>> {
+    let options = TartOptions { tidy, ..TartOptions::new(kind, data_dir.join(kind.as_str())) };
+    let version = Tart::detect(&options.program).await.map_err(anyhow::Error::msg)?;
+    tracing::info!(%kind, version, "runtime");
+    Ok(Arc::new(Tart::new(options)?))
 }
 
 /// What this machine has to run VMs with: Tart on macOS, QEMU on Linux.
