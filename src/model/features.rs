@@ -1,7 +1,7 @@
 //! Which wishes of a specification a runtime can fulfil. Asked by the command line when the runtime is named, by the
 //! controller for each VM that names one, and by the runtime itself before it makes anything. Pure.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use super::error::{ApiError, ErrorCode};
 use super::vm::{RuntimeKind, VmSpec};

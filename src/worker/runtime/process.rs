@@ -98,6 +98,29 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Ends the process and all of its group, and waits until they are gone; whether the process is, within `limit`.
+    pub async fn kill_group(&self, limit: Duration) -> bool {
+        self.signal_group(Signal::KILL).await;
+        if !self.gone_within(limit).await {
+            return false;
+        }
+        // What it started is somebody else's to take away, which may never be done; so this is no condition.
+        let Some(group) = Pid::from_raw(self.pid) else { return true };
+        let others = async {
+            while rustix::process::test_kill_process_group(group).is_ok() {
+                tokio::time::sleep(GROUP_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(GROUP_LIMIT, others).await;
+        true
+    }
+}
+
+/// How long the others of a killed process's group are waited for, and how often they are looked for.
+const GROUP_LIMIT: Duration = Duration::from_secs(2);
+const GROUP_POLL: Duration = Duration::from_millis(10);
+
 /// Registers a process handle with the event loop: it becomes readable when the process ends.
 #[cfg(target_os = "linux")]
 fn readiness(handle: std::os::fd::OwnedFd) -> Option<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {

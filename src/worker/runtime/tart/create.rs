@@ -111,8 +111,7 @@ impl Tart {
     pub(super) async fn end_leftover(&self, name: &str) -> Result<(), RuntimeError> {
         let Some(process) = self.notes.process(name, Note::Making).await else { return Ok(()) };
         tracing::warn!("{name} was being made by a worker that was killed; that is ended");
-        process.signal_group(rustix::process::Signal::KILL).await;
-        if process.gone_within(LEFTOVER_LIMIT).await {
+        if process.kill_group(LEFTOVER_LIMIT).await {
             return Ok(());
         }
         Err(RuntimeError::Timeout(format!("the process {} that makes {name} cannot be killed", process.pid)))

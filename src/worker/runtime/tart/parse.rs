@@ -1,6 +1,6 @@
 //! Reads what `tart` and `vetu` print. Pure; `tests/fixtures/tools` has samples.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use serde::Deserialize;
 

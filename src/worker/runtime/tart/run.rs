@@ -7,7 +7,6 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::Tart;
@@ -66,8 +65,7 @@ impl Tart {
             Err(error) => Err(error),
         };
         if started.is_err() {
-            process.signal_group(Signal::KILL).await;
-            process.gone_within(END_LIMIT).await;
+            process.kill_group(END_LIMIT).await;
         }
         started
     }
@@ -151,12 +149,17 @@ impl Tart {
             }
         }
         self.end_process(&vm.name, patience).await?;
-        match self.find(id).await? {
-            Some(vm) if vm.running => Err(RuntimeError::State(format!("{} still runs after it was stopped", vm.name))),
-            Some(vm) if vm.is_suspended() => {
-                Err(RuntimeError::State(format!("{} is still suspended after it was stopped", vm.name)))
+        let deadline = Instant::now() + END_LIMIT;
+        loop {
+            let what = match self.find(id).await? {
+                Some(vm) if vm.running => "still runs",
+                Some(vm) if vm.is_suspended() => "is still suspended",
+                _ => return Ok(()),
+            };
+            if Instant::now() > deadline {
+                return Err(RuntimeError::State(format!("{} {what} after it was stopped", vm.name)));
             }
-            _ => Ok(()),
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -166,8 +169,7 @@ impl Tart {
         if process.gone_within(patience).await {
             return Ok(());
         }
-        process.signal_group(Signal::KILL).await;
-        if process.gone_within(END_LIMIT).await {
+        if process.kill_group(END_LIMIT).await {
             return Ok(());
         }
         Err(RuntimeError::Timeout(format!("the process {} of {name} cannot be killed", process.pid)))
