@@ -61,6 +61,7 @@ const PURE: &[&str] = &[
     "controller/scheduler",
     "controller/store/shares.rs",
     "worker/lease.rs",
+    "worker/local_network/protocol.rs",
     "worker/plan.rs",
     "config/duration.rs",
     "config/join.rs",

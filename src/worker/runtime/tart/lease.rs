@@ -59,9 +59,9 @@ pub fn warning(known: Result<Option<Duration>, String>) -> Option<String> {
 #[cfg(target_os = "macos")]
 pub async fn check() {
     let known = if std::path::Path::new(SETTINGS).exists() {
-        let asked =
-            crate::worker::runtime::tool::run(std::path::Path::new("/usr/bin/plutil"), &arguments(), None, ASK_LIMIT);
-        asked.await.map_err(|error| error.to_string()).and_then(|json| read(&json))
+        let (program, arguments) = (std::path::Path::new("/usr/bin/plutil"), arguments());
+        let asked = crate::worker::runtime::tool::run(program, &arguments, None, ASK_LIMIT).await;
+        asked.map_err(|error| error.to_string()).and_then(|json| read(&json))
     } else {
         Ok(None)
     };

@@ -26,7 +26,7 @@ mod parse;
 mod run;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,6 +45,7 @@ use super::process::Reaper;
 use super::{CopySpec, Exit, Found, FoundState, GuestStream, Progress, Runtime, RuntimeError, tool};
 use crate::model::vm::RuntimeKind;
 use crate::model::{CopyId, VmName};
+use crate::worker::local_network::LocalNetwork;
 
 /// A connect to the guest.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
@@ -62,12 +63,15 @@ pub struct TartOptions {
     pub tidy: bool,
     /// How long the tool's calls may take.
     pub limits: Limits,
+    /// How guests are reached; none = by this process itself.
+    pub local_network: Option<LocalNetwork>,
 }
 
 impl TartOptions {
     /// The tool on PATH, as a worker uses it.
     pub fn new(kind: RuntimeKind, data_dir: PathBuf) -> Self {
-        Self { kind, program: PathBuf::from(kind.as_str()), data_dir, tidy: true, limits: Limits::default() }
+        let (program, limits) = (PathBuf::from(kind.as_str()), Limits::default());
+        Self { kind, program, data_dir, tidy: true, limits, local_network: None }
     }
 }
 
@@ -188,6 +192,13 @@ impl Tart {
         tidied.await;
     }
 
+    async fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
+        match &self.options.local_network {
+            Some(network) => network.connect(address).await,
+            None => TcpStream::connect(address).await,
+        }
+    }
+
     async fn ask_address(&self, name: &str) -> Result<IpAddr, String> {
         let mut last = String::new();
         for lookup in args::lookups(self.notes.has(name, Note::Bridged), name) {
@@ -259,7 +270,7 @@ impl Runtime for Tart {
     async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError> {
         let name = self.name_of(id).await?;
         let ip = self.addresses.of(id, || self.ask_address(&name)).await.map_err(RuntimeError::Refused)?;
-        match tokio::time::timeout(DIAL_LIMIT, TcpStream::connect((ip, port))).await {
+        match tokio::time::timeout(DIAL_LIMIT, self.connect(SocketAddr::new(ip, port))).await {
             Ok(Ok(stream)) => {
                 let _ = stream.set_nodelay(true);
                 Ok(Box::new(stream))
