@@ -194,21 +194,17 @@ impl Tart {
         self.tool(&args::suspend(&vm.name)).await?;
         // The tool only signals the process of `run`, which then writes the memory.
         let deadline = Instant::now() + self.options.limits.suspend;
-        let after = loop {
-            match self.find(id).await? {
-                Some(vm) if vm.running => {}
-                after => break after,
-            }
+        while self.find(id).await?.is_some_and(|vm| vm.running) {
             if Instant::now() > deadline {
                 let seconds = self.options.limits.suspend.as_secs_f32();
                 let what = format!("{} still runs {seconds} s after it was suspended", vm.name);
                 return Err(RuntimeError::Timeout(what));
             }
             tokio::time::sleep(PAUSE).await;
-        };
+        }
         self.end_process(&vm.name, END_LIMIT).await?;
         // If the memory cannot be written, `run` says so and ends the guest.
-        match after {
+        match self.find(id).await? {
             Some(vm) if vm.is_suspended() => Ok(()),
             _ => Err(RuntimeError::Tool(format!("tart run ended without keeping its memory: {}", self.log(&vm.name)))),
         }
