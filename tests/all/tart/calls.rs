@@ -177,9 +177,17 @@ async fn a_clone_that_fetches_is_made_alone_and_given_up_with_all_its_processes(
     let (first, second) = (copy(0, VmSpec::default()), copy(1, VmSpec::default()));
     let (one, other) = (Progress::new(), Progress::new());
     let mut hangs = Box::pin(runtime.create(&first, &one.0));
+    let begun = wait::until("the first to begin", LIMIT, || async {
+        if host.count("clone") == 1 { Ok(()) } else { Err(host.typed()) }
+    });
+    tokio::select! {
+        ended = &mut hangs => panic!("{ended:?}"),
+        () = begun => {}
+    }
     let mut waits = Box::pin(runtime.create(&second, &other.0));
     let seen = wait::until("the second to wait", LIMIT, || async {
-        if host.count("clone") == 1 && other.1.borrow().contains("another VM") { Ok(()) } else { Err(host.typed()) }
+        let text = other.1.borrow().clone();
+        if text.contains("another VM") { Ok(()) } else { Err(text) }
     });
     tokio::select! {
         ended = &mut hangs => panic!("{ended:?}"),
