@@ -15,11 +15,12 @@ use super::{UsageError, pairs, prompt, wait};
 use crate::bus::message::CreateVm;
 use crate::config::duration;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::features;
 use crate::model::resources::WORKER_NAME_LABEL;
 use crate::model::secret::{Secret, redact_urls};
 use crate::model::settings::HostDir;
 use crate::model::vm::{
-    Arch, Firmware, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec,
+    Arch, Firmware, ImagePullPolicy, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec,
 };
 use crate::model::{VmName, WorkerName};
 
@@ -69,6 +70,27 @@ pub(super) struct CreateVmArgs {
     /// Runtime: tart, vetu, qemu or synthetic [default: any]
     #[arg(long, value_parser = pairs::one_of::<RuntimeKind>)]
     runtime: Option<RuntimeKind>,
+    /// When the image is fetched: IfNotPresent (the worker does not have it) or Always (before each creation)
+    #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = pairs::one_of::<ImagePullPolicy>)]
+    image_pull_policy: ImagePullPolicy,
+    /// Make the guest part of the network at this interface of the worker's host (Tart)
+    #[arg(long, value_name = "INTERFACE")]
+    net_bridged: Option<String>,
+    /// Isolate the guest's network with Softnet (Tart)
+    #[arg(long)]
+    net_softnet: bool,
+    /// Networks that it may reach all the same; turns Softnet on
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    net_softnet_allow: Vec<String>,
+    /// Networks that it may not reach; turns Softnet on
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    net_softnet_block: Vec<String>,
+    /// The guest can run VMs itself (Tart, on hosts that can)
+    #[arg(long)]
+    nested: bool,
+    /// Give the guest a serial number of its own (Tart)
+    #[arg(long)]
+    random_serial: bool,
     /// Guest user for SSH; of images with cloud-init QEMU has it made, with that password and sudo [default: admin]
     #[arg(long, allow_hyphen_values = true)]
     username: Option<String>,
@@ -212,6 +234,7 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
     }
     let spec = VmSpec {
         image: arguments.image,
+        image_pull_policy: arguments.image_pull_policy,
         os: arguments.os,
         arch: arguments.arch,
         runtime: arguments.runtime,
@@ -219,6 +242,12 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
         memory: arguments.memory,
         disk_size: arguments.disk_size,
         firmware: arguments.firmware,
+        net_bridged: arguments.net_bridged,
+        net_softnet: arguments.net_softnet,
+        net_softnet_allow: arguments.net_softnet_allow,
+        net_softnet_block: arguments.net_softnet_block,
+        nested: arguments.nested,
+        random_serial: arguments.random_serial,
         headless: arguments.headless,
         username: arguments.username,
         password,
@@ -234,6 +263,9 @@ fn request(arguments: CreateVmArgs, password: Option<Secret>) -> anyhow::Result<
         priority: arguments.priority,
         ttl_s: arguments.ttl.map_or(0, |ttl| ttl.as_secs()),
     };
+    if let Some(runtime) = spec.runtime {
+        features::check(&spec, runtime).map_err(|error| UsageError(error.message))?;
+    }
     // Without one, a request whose answer was lost could not be tried again.
     let key = arguments.idempotency_key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     Ok(CreateVm { name: arguments.name, spec, key: Some(key) })

@@ -42,6 +42,7 @@ pub mod audit;
 pub mod condition;
 pub mod error;
 pub mod event;
+pub mod features;
 pub mod network;
 pub mod place;
 pub mod planted;

@@ -100,6 +100,17 @@ pub enum Firmware {
 }
 
 text_enum!(Firmware: Default = "default", Uefi = "uefi");
+/// When the image is fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ImagePullPolicy {
+    /// When its worker does not have it.
+    #[default]
+    IfNotPresent,
+    /// Before each creation, so that a name that was given to another image since means that one.
+    Always,
+}
+
+text_enum!(ImagePullPolicy: IfNotPresent = "IfNotPresent", Always = "Always");
 text_enum!(Os: Darwin = "darwin", Linux = "linux");
 text_enum!(Arch: Arm64 = "arm64", Amd64 = "amd64");
 text_enum!(RuntimeKind: Tart = "tart", Vetu = "vetu", Qemu = "qemu", Synthetic = "synthetic");
@@ -124,6 +135,9 @@ pub struct StartupScript {
 pub struct VmSpec {
     /// What the disk is cloned from: a path on the worker, a URL, or a name that the runtime understands.
     pub image: String,
+    /// When it is fetched.
+    #[serde(rename = "imagePullPolicy", skip_serializing_if = "is_default")]
+    pub image_pull_policy: ImagePullPolicy,
     /// Guest operating system; none = whatever the image holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub os: Option<Os>,
@@ -145,6 +159,24 @@ pub struct VmSpec {
     /// What it begins to boot with. Of QEMU only.
     #[serde(skip_serializing_if = "is_default")]
     pub firmware: Firmware,
+    /// The interface of the worker's host whose network the guest is part of; none = a network of its own behind the host.
+    #[serde(rename = "net-bridged", skip_serializing_if = "Option::is_none")]
+    pub net_bridged: Option<String>,
+    /// The guest's network is isolated by Softnet; so it is, too, if one of the next two lists is not empty.
+    #[serde(rename = "netSoftnet", skip_serializing_if = "std::ops::Not::not")]
+    pub net_softnet: bool,
+    /// Networks that it may reach all the same, as CIDR.
+    #[serde(rename = "netSoftnetAllow", skip_serializing_if = "Vec::is_empty")]
+    pub net_softnet_allow: Vec<String>,
+    /// Networks that it may not reach, as CIDR.
+    #[serde(rename = "netSoftnetBlock", skip_serializing_if = "Vec::is_empty")]
+    pub net_softnet_block: Vec<String>,
+    /// The guest can run VMs itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nested: bool,
+    /// The guest gets a serial number of its own instead of the image's.
+    #[serde(rename = "randomSerial", skip_serializing_if = "std::ops::Not::not")]
+    pub random_serial: bool,
     /// No window on the worker's screen.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub headless: bool,
@@ -202,6 +234,11 @@ impl VmSpec {
     /// The guest's SSH password.
     pub fn guest_password(&self) -> Secret {
         self.password.clone().unwrap_or_else(|| Secret::new(DEFAULT_GUEST_PASSWORD))
+    }
+
+    /// Whether Softnet isolates the guest's network: asked for, or made necessary by one of its lists.
+    pub fn softnet(&self) -> bool {
+        self.net_softnet || !self.net_softnet_allow.is_empty() || !self.net_softnet_block.is_empty()
     }
 
     /// The same without what readers may not see: password, script environment values, credentials in the image's address.

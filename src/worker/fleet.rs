@@ -11,7 +11,7 @@ use super::guard::{self, Keeper};
 use super::host::Host;
 use super::journal::Journal;
 use super::plan::{self, Past, Seen, Step, Wish};
-use super::runtime::{CopySpec, Found, FoundState, Runtime};
+use super::runtime::{CopySpec, Found, FoundState, Runtime, RuntimeError};
 use super::uplink::{Inventory, Uplink};
 use super::vm::Order;
 use crate::bus::message::{Assignment, DesiredCopy, Observation, Want};
@@ -100,6 +100,7 @@ impl Reconciler {
             Ok(found) => Some(found),
             Err(error) => {
                 tracing::warn!("cannot list the VMs on this host, so no new one is begun: {error}");
+                self.tell_who_waits(assignment, &error);
                 None
             }
         };
@@ -141,6 +142,18 @@ impl Reconciler {
                 continue;
             }
             self.begin(id, order, seen);
+        }
+    }
+
+    /// Those that were never begun, as far as the controller knows; of others nobody knows what is the case.
+    fn tell_who_waits(&self, assignment: &Assignment, error: &RuntimeError) {
+        let message = format!("not begun yet, as its worker cannot list its VMs: {error}");
+        for copy in assignment.copies.iter().filter(|copy| !self.copies.contains_key(&copy.id())) {
+            if let Want::Run(run) = &copy.want
+                && !run.ran
+            {
+                self.host.uplink.tell(copy.id(), copy.boot, Observation::Preparing { message: message.clone() });
+            }
         }
     }
 

@@ -13,6 +13,7 @@ mod host;
 pub mod join;
 mod journal;
 pub mod lease;
+pub mod local_network;
 mod place;
 pub mod plan;
 pub mod runtime;

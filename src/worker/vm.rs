@@ -13,7 +13,7 @@ use super::bring_up::{Reporter, bring_up};
 use super::host::Host;
 use super::journal::ScriptState;
 use super::plan::{self, Past, Seen, Step, Wish};
-use super::runtime::{CopySpec, Exit, Progress, RuntimeError};
+use super::runtime::{CopySpec, Exit, Found, FoundState, Progress, RuntimeError};
 use crate::bus::message::Observation;
 use crate::model::vm::SUSPEND_FAILED;
 use crate::model::{Boot, CopyId, VmName};
@@ -55,6 +55,8 @@ pub(super) struct CopyTask {
     started: bool,
     /// It was suspended by this task.
     suspended: bool,
+    /// Why it was not, and does not run any more.
+    memory_lost: Option<String>,
     /// The generation in effect.
     generation: u64,
 }
@@ -71,7 +73,17 @@ impl CopyTask {
     pub(super) fn new(id: CopyId, host: Host, orders: watch::Receiver<Order>, seen: Seen) -> Self {
         let noted = host.journal.boot(id);
         let started = noted.is_some() || matches!(seen, Seen::Running | Seen::Ended);
-        Self { id, host, orders, seen, boot: noted.unwrap_or(0), started, suspended: false, generation: 0 }
+        Self {
+            id,
+            host,
+            orders,
+            seen,
+            boot: noted.unwrap_or(0),
+            started,
+            suspended: false,
+            memory_lost: None,
+            generation: 0,
+        }
     }
 
     /// Runs until the copy is gone or nobody owns the task any more.
@@ -163,6 +175,20 @@ impl CopyTask {
         self.host.journal.set_boot(self.id, boot);
     }
 
+    /// Its memory could not be kept: it goes on running, or has ended by it.
+    async fn not_suspended(&mut self, error: &RuntimeError, pause: &mut Duration) {
+        let gone = |found: Vec<Found>| !found.iter().any(|one| one.id == self.id && one.state == FoundState::Running);
+        if self.host.runtime.list().await.is_ok_and(gone) {
+            self.seen = Seen::Ended;
+            self.memory_lost = Some(format!("{SUSPEND_FAILED}, and it is switched off: {error}"));
+            return;
+        }
+        let message = format!("{SUSPEND_FAILED}, and it goes on running: {error}");
+        let generation = self.generation;
+        self.tell(Observation::Running { message: message.clone(), ready: false, generation });
+        self.pause(pause, &message).await;
+    }
+
     /// It does not run, as is wished: sees to it that it stays so, and tells it.
     async fn report_stopped(&mut self, order: &Order, pause: &mut Duration) {
         if order.wish == Wish::Keep && matches!(self.seen, Seen::Ended | Seen::Failed) {
@@ -172,9 +198,10 @@ impl CopyTask {
             }
             self.suspended = false;
         }
-        let message = match (order.wish, self.suspended, self.started) {
-            (Wish::Suspend, true, _) => "its memory is kept beside its disk",
-            (_, _, false) => "it has not run yet",
+        let message = match (order.wish, &self.memory_lost, self.suspended, self.started) {
+            (Wish::Suspend, Some(why), false, _) => why,
+            (Wish::Suspend, _, true, _) => "its memory is kept beside its disk",
+            (_, _, _, false) => "it has not run yet",
             _ => "it is switched off",
         };
         self.host.uplink.tell(self.id, order.boot, Observation::Stopped { message: message.to_owned() });
@@ -215,12 +242,7 @@ impl CopyTask {
         };
         match suspended {
             Ok(()) => (self.seen, self.suspended) = (Seen::Ended, true),
-            Err(error) => {
-                let message = format!("{SUSPEND_FAILED}, and it goes on running: {error}");
-                let generation = self.generation;
-                self.tell(Observation::Running { message: message.clone(), ready: false, generation });
-                self.pause(pause, &message).await;
-            }
+            Err(error) => self.not_suspended(&error, pause).await,
         }
     }
 
@@ -275,7 +297,7 @@ impl CopyTask {
         self.host.journal.set_script(self.id, ScriptState::Unstarted);
         match self.host.runtime.start(copy).await {
             Ok(()) => {
-                self.seen = Seen::Running;
+                (self.seen, self.memory_lost) = (Seen::Running, None);
                 (self.started, self.suspended, self.generation) = (true, false, order.generation);
                 // Not before it has begun: a worker that dies in between has the copy boot once more, which is no loss, while
                 // one that took a boot for done that never was would call it failed.

@@ -2,6 +2,7 @@
 //! here: start, announce, wait for a signal, stop.
 
 mod access;
+mod as_user;
 mod backup;
 pub(super) mod broker;
 pub(super) mod controller;

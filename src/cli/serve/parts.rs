@@ -23,6 +23,7 @@ use crate::model::vm::{Arch, Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
 use crate::model::{AccountName, WorkerName};
 use crate::worker::join::{Candidate, JoinError};
+use crate::worker::local_network::LocalNetwork;
 use crate::worker::{Worker, WorkerOptions};
 
 /// How long a token is good that is used by this very process, and at once.
@@ -80,6 +81,8 @@ pub(super) struct WorkerSetup {
     pub(super) default_memory: u64,
     /// As in [`WorkerOptions`].
     pub(super) give_up_after: Duration,
+    /// How guests are reached, if not directly.
+    pub(super) local_network: Option<LocalNetwork>,
 }
 
 /// A controller that is up.
@@ -141,7 +144,7 @@ fn advised(error: StartError) -> anyhow::Error {
 
 /// Starts a worker in a data folder whose lock is this, or which it is to lock itself.
 pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -> anyhow::Result<RunningWorker> {
-    let runtime = runtime::open(setup.runtime, &setup.data_dir).await?;
+    let runtime = runtime::open(setup.runtime, &setup.data_dir, setup.local_network).await?;
     let info = WorkerInfo {
         machine_id: setup.machine_id,
         name: setup.name,

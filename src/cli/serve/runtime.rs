@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::model::vm::{Arch, RuntimeKind};
+use crate::worker::local_network::LocalNetwork;
 use crate::worker::runtime::Runtime;
 use crate::worker::runtime::qemu::args::Accel;
 use crate::worker::runtime::qemu::{Qemu, QemuOptions};
@@ -31,14 +32,20 @@ pub(super) fn parse(text: &str) -> Result<RuntimeChoice, String> {
 }
 
 /// Prepares the runtime `kind`, which keeps its VMs in a folder of its own below `data_dir`.
-pub(super) async fn open(kind: RuntimeKind, data_dir: &Path) -> anyhow::Result<Arc<dyn Runtime>> {
+pub(super) async fn open(
+    kind: RuntimeKind,
+    data_dir: &Path,
+    local_network: Option<LocalNetwork>,
+) -> anyhow::Result<Arc<dyn Runtime>> {
     Ok(match kind {
         RuntimeKind::Qemu => Arc::new(Qemu::new(QemuOptions::new(data_dir.join("qemu"))).await?),
         RuntimeKind::Tart | RuntimeKind::Vetu => {
-            let program = PathBuf::from(kind.as_str());
-            let version = Tart::detect(&program).await.map_err(anyhow::Error::msg)?;
-            tracing::info!(%kind, version, "runtime");
-            Arc::new(Tart::new(TartOptions { kind, program, data_dir: data_dir.join(kind.as_str()) })?)
+            let runtime = tart(TartOptions { local_network, ..tart_options(kind, data_dir) }).await?;
+            #[cfg(target_os = "macos")]
+            if kind == RuntimeKind::Tart {
+                crate::worker::runtime::tart::lease::check().await;
+            }
+            runtime
         }
         RuntimeKind::Synthetic => Arc::new(Synthetic::new()),
     })
@@ -53,8 +60,22 @@ pub(super) async fn open_for_guard(kind: RuntimeKind, data_dir: &Path) -> anyhow
                 QemuOptions { accel: Some(Accel::Tcg), tidy: false, ..QemuOptions::new(data_dir.join("qemu")) };
             Ok(Arc::new(Qemu::new(options).await?))
         }
-        RuntimeKind::Tart | RuntimeKind::Vetu | RuntimeKind::Synthetic => open(kind, data_dir).await,
+        RuntimeKind::Tart | RuntimeKind::Vetu => {
+            // What the worker is about to make is not its business.
+            tart(TartOptions { tidy: false, ..tart_options(kind, data_dir) }).await
+        }
+        RuntimeKind::Synthetic => open(kind, data_dir, None).await,
     }
+}
+
+fn tart_options(kind: RuntimeKind, data_dir: &Path) -> TartOptions {
+    TartOptions::new(kind, data_dir.join(kind.as_str()))
+}
+
+async fn tart(options: TartOptions) -> anyhow::Result<Arc<dyn Runtime>> {
+    let version = Tart::detect(&options.program).await.map_err(anyhow::Error::msg)?;
+    tracing::info!(kind = %options.kind, version, "runtime");
+    Ok(Arc::new(Tart::new(options)?))
 }
 
 /// What this machine has to run VMs with: Tart on macOS, QEMU on Linux.

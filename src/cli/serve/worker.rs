@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
+use super::as_user;
 use super::folder::{self, DataFolder};
 use super::guard::{self, GuardArgs};
 use super::host::{self, Capacity};
@@ -24,6 +25,7 @@ use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::RuntimeKind;
 use crate::worker::join::Candidate;
+use crate::worker::local_network::LocalNetwork;
 
 /// The variable that may hold the password for a NATS server of somebody else.
 const TOKEN: &str = "ORCHARD_TOKEN";
@@ -75,6 +77,12 @@ pub(in crate::cli) struct RunArgs {
     /// SHA-256 of the certificate to expect at BUS_URL [default: one that a public CA vouches for]
     #[arg(long, value_name = "SHA256", requires = "url")]
     fingerprint: Option<Fingerprint>,
+    /// Run as this user and keep, as root, only the right to connect to guests, which macOS gives no other program unasked
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Where that right can be used; given by the process that has it
+    #[arg(long, value_name = "SOCKET", hide = true, conflicts_with = "user")]
+    local_network_helper: Option<PathBuf>,
     /// What runs VMs: auto, qemu, tart, vetu or synthetic
     #[arg(long, default_value = "auto", value_parser = runtime::parse)]
     runtime: RuntimeChoice,
@@ -105,6 +113,9 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
         WorkerCommand::Run(arguments) => *arguments,
         WorkerCommand::Guard(arguments) => return guard::run(arguments).await.map(|()| 0),
     };
+    if let Some(user) = &arguments.user {
+        return as_user::run(user).await;
+    }
     let entry = entry(&arguments)?;
     let data_dir = match arguments.data_dir.clone() {
         Some(given) => given,
@@ -131,6 +142,7 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
             default_cpu: offer.defaults.cores,
             default_memory: offer.defaults.memory,
             give_up_after: arguments.give_up_after,
+            local_network: arguments.local_network_helper.map(LocalNetwork::at),
         };
         let worker = parts::start_worker(setup, Some(lock)).await?;
         Ok(Started { worker, line: format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}") })

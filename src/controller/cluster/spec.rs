@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::bus::measure::encoded_len;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::vm::{RuntimeKind, VmSpec};
+use crate::model::features;
+use crate::model::vm::VmSpec;
 
 /// Bounds of a specification: generous for people, small against the broker's payload limit.
 const MAX_TEXT: usize = 4 * 1024;
@@ -62,8 +63,8 @@ pub(super) fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
     if names.len() < spec.host_dirs.len() {
         return refuse("two host directories have the same name; the guest knows them by it".to_owned());
     }
-    if spec.runtime == Some(RuntimeKind::Vetu) && !spec.host_dirs.is_empty() {
-        return refuse("runtime vetu cannot give a VM host directories (hostDirs); leave them out".to_owned());
+    if let Some(kind) = spec.runtime {
+        features::check(spec, kind)?;
     }
     let size = encoded_len(spec);
     if size > MAX_SPEC {

@@ -5,6 +5,7 @@
 
 pub mod process;
 pub mod qemu;
+mod said;
 pub mod synthetic;
 pub mod tart;
 pub mod tool;
@@ -182,6 +183,12 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Ends the process at once and removes all that is left of the copy; fine if there is nothing.
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError>;
+
+    /// Which image the copy was made from, by its digest, where the runtime knows that.
+    async fn image_fqn(&self, id: CopyId) -> Option<String> {
+        let _ = id;
+        None
+    }
 
     /// Connects to a TCP port of the guest.
     async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError>;

@@ -2,11 +2,12 @@
 //! and ended the same way whether this worker process started it or an earlier one did.
 //!
 //! The runtimes start such a process with [`spawn_detached`] and keep its [`Process`] in a file beside the VM. It gets a
-//! process group of its own: Ctrl-C in the worker's terminal does not reach it, and nothing ends it with the worker.
+//! session of its own where the system has a tool for that (`setsid`), a process group of its own elsewhere: Ctrl-C in the
+//! worker's terminal does not reach it, nor does the end of that terminal, and nothing ends it with the worker.
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -97,6 +98,29 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Ends the process and all of its group, and waits until they are gone; whether the process is, within `limit`.
+    pub async fn kill_group(&self, limit: Duration) -> bool {
+        self.signal_group(Signal::KILL).await;
+        if !self.gone_within(limit).await {
+            return false;
+        }
+        // What it started is somebody else's to take away, which may never be done; so this is no condition.
+        let Some(group) = Pid::from_raw(self.pid) else { return true };
+        let others = async {
+            while rustix::process::test_kill_process_group(group).is_ok() {
+                tokio::time::sleep(GROUP_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(GROUP_LIMIT, others).await;
+        true
+    }
+}
+
+/// How long the others of a killed process's group are waited for, and how often they are looked for.
+const GROUP_LIMIT: Duration = Duration::from_secs(2);
+const GROUP_POLL: Duration = Duration::from_millis(10);
+
 /// Registers a process handle with the event loop: it becomes readable when the process ends.
 #[cfg(target_os = "linux")]
 fn readiness(handle: std::os::fd::OwnedFd) -> Option<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
@@ -162,7 +186,7 @@ async fn start_time(pid: i32) -> io::Result<Option<String>> {
 #[derive(Debug, Default)]
 pub struct Reaper(JoinSet<()>);
 
-/// Starts `program` in folder `cwd`, detached: no input, output appended to `log`, a process group of its own.
+/// Starts `program` in folder `cwd`, detached: no input, output appended to `log`, a session or process group of its own.
 ///
 /// # Errors
 /// When it cannot be started, or is gone at once.
@@ -173,20 +197,33 @@ pub async fn spawn_detached(
     log: File,
     reaper: &std::sync::Mutex<Reaper>,
 ) -> io::Result<Process> {
-    let mut child = Command::new(program)
-        .args(args)
-        .current_dir(cwd)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0)
-        .spawn()?;
+    let session = find(Path::new(SESSION_TOOL));
+    let mut command = match (&session, find(program)) {
+        // It becomes the program itself, under the same pid. In a group of its own it would start another process.
+        (Some(tool), Some(program)) => {
+            let mut command = Command::new(tool);
+            command.arg(program);
+            command
+        }
+        (None, Some(_)) => {
+            let mut command = Command::new(program);
+            command.process_group(0);
+            command
+        }
+        (_, None) => return Err(io::Error::new(io::ErrorKind::NotFound, "it is not there, or not executable")),
+    };
+    without_secrets(&mut command);
+    let mut child =
+        command.args(args).current_dir(cwd).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     // The pid cannot be reused before the reaper below has collected the child.
     let process = match pid {
         Some(pid) => Process::of(pid).await,
         None => None,
     };
+    if session.is_some() {
+        leads_its_group(process.as_ref()).await;
+    }
     {
         let mut reaper = reaper.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         while reaper.0.try_join_next().is_some() {}
@@ -195,6 +232,45 @@ pub async fn spawn_detached(
         });
     }
     process.ok_or_else(|| io::Error::other("the process ended at once"))
+}
+
+/// Runs the program that it is given in a new session.
+const SESSION_TOOL: &str = "setsid";
+
+/// How long a process may take to become the leader of its group, and how often that is looked at.
+const LEAD_LIMIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(2));
+
+/// Waits until signals to the process's group would reach it.
+async fn leads_its_group(process: Option<&Process>) {
+    let Some(pid) = process.and_then(|process| Pid::from_raw(process.pid)) else { return };
+    let led = async {
+        while rustix::process::getpgid(Some(pid)).is_ok_and(|group| group != pid) {
+            tokio::time::sleep(LEAD_LIMIT.1).await;
+        }
+    };
+    let _ = tokio::time::timeout(LEAD_LIMIT.0, led).await;
+}
+
+/// The file of a program: itself if it is a path, else on PATH.
+fn find(program: &Path) -> Option<PathBuf> {
+    let is_executable = |file: &Path| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::metadata(file).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+    };
+    if program.components().count() > 1 {
+        return is_executable(program).then(|| program.to_owned());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| is_executable(file))
+}
+
+/// Takes from a command's environment what is meant for this program alone: its variables may hold tokens.
+pub(super) fn without_secrets(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"ORCHARD_") {
+            command.env_remove(name);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -237,7 +313,23 @@ mod tests {
         let reaper = std::sync::Mutex::default();
         let process = spawn_detached(Path::new("sleep"), &["1000".to_owned()], dir.path(), log, &reaper).await.unwrap();
         assert!(process.alive().await);
+        let pid = Pid::from_raw(process.pid);
+        assert_eq!(rustix::process::getpgid(pid).ok(), pid);
+        if find(Path::new(SESSION_TOOL)).is_some() {
+            assert_eq!(rustix::process::getsid(pid).ok(), pid);
+        }
         process.signal(Signal::KILL).await;
         assert!(process.gone_within(Duration::from_secs(10)).await);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_not_started() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("plain"), "").unwrap();
+        for program in [PathBuf::from("no-such-program"), dir.path().join("none"), dir.path().join("plain")] {
+            let log = File::create(dir.path().join("log")).unwrap();
+            let error = spawn_detached(&program, &[], dir.path(), log, &std::sync::Mutex::default()).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{}", program.display());
+        }
     }
 }

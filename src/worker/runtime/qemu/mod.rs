@@ -55,6 +55,7 @@ use super::process::Reaper;
 use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, tool};
 use crate::identity::make_private_dir;
 use crate::model::CopyId;
+use crate::model::features;
 use crate::model::vm::RuntimeKind;
 
 /// Forces an accelerator (`kvm`, `hvf`, `tcg`), for hosts where the trial is wrong and for tests.
@@ -245,6 +246,7 @@ impl Runtime for Qemu {
         if folder.process().await.is_some() || folder.is_held() {
             return Err(RuntimeError::State("the VM runs already".to_owned()));
         }
+        features::check(&copy.spec, RuntimeKind::Qemu).map_err(|error| RuntimeError::State(error.message))?;
         asked::check_sizes(copy, asked::host_memory())?;
         asked::check_host_dirs(&copy.spec.host_dirs)?;
         launch::uefi_of(copy)?;
