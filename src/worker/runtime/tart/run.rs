@@ -181,7 +181,11 @@ impl Tart {
         match self.notes.process(&name, Note::Process).await {
             // The VM runs in the process of `run`, below our shell.
             Some(_) => self.end_process(&name, Duration::ZERO).await,
-            None => self.end_run(id, Duration::ZERO).await,
+            // The memory of one that is suspended stays where it is.
+            None => match self.find(id).await? {
+                Some(vm) if vm.running => self.end_run(id, Duration::ZERO).await,
+                _ => Ok(()),
+            },
         }
     }
 
