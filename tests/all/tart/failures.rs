@@ -187,7 +187,10 @@ async fn a_suspend_that_fails_leaves_the_guest_running_and_one_that_loses_its_me
     told(&runtime.suspend(vm.id, &Progress::new().0).await.unwrap_err(), &["still runs 3 s after it was suspended"]);
     // The process of `run` cannot write the memory, and ends.
     host.play("suspend", "", &format!("echo {} >> \"$here/crash\"; finish 0", name()));
-    told(&runtime.suspend(vm.id, &Progress::new().0).await.unwrap_err(), &["without keeping its memory", "the guest fell over"]);
+    told(
+        &runtime.suspend(vm.id, &Progress::new().0).await.unwrap_err(),
+        &["without keeping its memory", "the guest fell over"],
+    );
     host.nothing_left().await;
 }
 

@@ -85,7 +85,9 @@ async fn a_suspended_vm_goes_on_and_a_stop_drops_its_memory() {
     let runtime = vetu.runtime();
     create(&runtime, &self::vm()).await.unwrap();
     runtime.start(&self::vm()).await.unwrap();
-    assert!(matches!(runtime.suspend(vm.id, &Progress::new().0).await, Err(RuntimeError::State(why)) if why.contains("vetu")));
+    assert!(
+        matches!(runtime.suspend(vm.id, &Progress::new().0).await, Err(RuntimeError::State(why)) if why.contains("vetu"))
+    );
 }
 
 #[tokio::test]
