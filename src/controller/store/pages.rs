@@ -6,7 +6,7 @@
 //! sound cannot be seen; LMDB keeps no checksums.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -69,8 +69,7 @@ pub(super) fn check(path: &Path) -> Result<(), PagesError> {
     }
     let size = u32_at(&head, HEADER + 24).and_then(|size| usize::try_from(size).ok());
     let Some(size) = size.filter(|size| size.is_power_of_two() && (512..=0x8000).contains(size)) else { return Ok(()) };
-    let blocks = Blocks { file, held: vec![(u64::MAX, Vec::new()); BLOCKS] };
-    let mut walk = Walk { blocks, size, pages: 0, seen: Vec::new(), left: MAX_PAGES, later: Vec::new() };
+    let mut walk = Walk { file, size, pages: 0, seen: Vec::new(), left: MAX_PAGES, later: Vec::new() };
     let metas = [walk.read(0)?, walk.read(1)?];
     let newest =
         metas.iter().filter(|meta| u32_at(meta, HEADER) == Some(MAGIC)).max_by_key(|meta| u64_at(meta, HEADER + 128));
@@ -101,52 +100,8 @@ enum Holds {
     Records,
 }
 
-/// The file in blocks of many pages, of which those looked at last are kept: pages that belong together mostly lie
-/// together, and a read for each would take three times as long.
-struct Blocks {
-    file: File,
-    held: Vec<(u64, Vec<u8>)>,
-}
-
-/// Bytes of a block, at least the largest page.
-const BLOCK: usize = 128 << 10;
-/// Blocks that are kept.
-const BLOCKS: usize = 32;
-
-impl Blocks {
-    /// `size` bytes from `at` on, which do not reach into the next block; fewer at the end of the file.
-    fn read(&mut self, at: u64, size: usize) -> io::Result<&[u8]> {
-        let (number, within) = (at / BLOCK as u64, usize::try_from(at % BLOCK as u64).unwrap_or(0));
-        let slot = usize::try_from(number % BLOCKS as u64).unwrap_or(0);
-        let Some((held, bytes)) = self.held.get_mut(slot) else { return Ok(&[]) };
-        if *held != number {
-            *held = u64::MAX;
-            bytes.clear();
-            let rest = OffsetReader { file: &self.file, at: number.saturating_mul(BLOCK as u64) };
-            rest.take(BLOCK as u64).read_to_end(bytes)?;
-            *held = number;
-        }
-        let end = within.saturating_add(size).min(bytes.len());
-        Ok(bytes.get(within..end).unwrap_or_default())
-    }
-}
-
-/// Reads a file from a place on, without moving its cursor.
-struct OffsetReader<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl io::Read for OffsetReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.at)?;
-        self.at = self.at.saturating_add(read as u64);
-        Ok(read)
-    }
-}
-
 struct Walk {
-    blocks: Blocks,
+    file: File,
     /// Of a page.
     size: usize,
     pages: u64,
@@ -162,12 +117,13 @@ impl Walk {
         PagesError::Damaged { page, of: self.pages, why }
     }
 
-    fn read(&mut self, page: u64) -> Result<Vec<u8>, PagesError> {
+    fn read(&self, page: u64) -> Result<Vec<u8>, PagesError> {
+        let mut bytes = vec![0; self.size];
         let at = page.saturating_mul(self.size as u64);
-        let bytes = self.blocks.read(at, self.size)?.to_vec();
-        if bytes.len() < self.size {
-            return Err(self.damaged(page, "the file ends before it"));
-        }
+        self.file.read_exact_at(&mut bytes, at).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.damaged(page, "the file ends before it"),
+            _ => error.into(),
+        })?;
         Ok(bytes)
     }
 
