@@ -13,8 +13,9 @@ use std::path::Path;
 /// Commits like the last one that a step is enough for. A step costs the commit after it some time itself: lone requests,
 /// whose commits take little, get small ones that nobody notices.
 const COMMITS: u64 = 16;
-/// Bounds of a step, in bytes. One of the largest takes two milliseconds.
-const LEAST: u64 = 64 << 10;
+/// Bounds of a step, in bytes. One of the smallest is enough for some 180 lone requests, one of the largest takes two
+/// milliseconds.
+const LEAST: u64 = 256 << 10;
 const MOST: u64 = 1 << 20;
 
 /// The file and how long it is.
