@@ -16,6 +16,7 @@ mod gate;
 mod publisher;
 mod pulse;
 mod service;
+mod shares;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -59,7 +59,7 @@ const PURE: &[&str] = &[
     "controller/auth/permissions.rs",
     "controller/cluster",
     "controller/scheduler",
-    "controller/store/shares.rs",
+    "controller/shares.rs",
     "worker/lease.rs",
     "worker/local_network/protocol.rs",
     "worker/plan.rs",

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::once::{Spent, SpentKey};
+use crate::controller::shares::Shares;
 use crate::model::{AccountName, Timestamp};
 
 /// Keys that are remembered: 15 MB, and a day of a VM every second.
@@ -22,8 +23,8 @@ pub(super) struct SpentKeys {
     by_age: BTreeSet<(Timestamp, SpentKey)>,
     /// Each account's own.
     of_account: BTreeMap<Option<AccountName>, Keys>,
-    /// How many each account has, fewest first.
-    shares: BTreeSet<(usize, Option<AccountName>)>,
+    /// How many each account has.
+    shares: Shares<Option<AccountName>>,
     most: usize,
 }
 
@@ -37,7 +38,7 @@ impl SpentKeys {
             records: BTreeMap::new(),
             by_age: BTreeSet::new(),
             of_account: BTreeMap::new(),
-            shares: BTreeSet::new(),
+            shares: Shares::default(),
             most,
         };
         records.into_iter().for_each(|record| keys.insert(record));
@@ -52,13 +53,14 @@ impl SpentKeys {
         let id = record.id();
         self.remove(&id);
         self.by_age.insert((record.at, id.clone()));
-        self.change(&record, BTreeSet::insert);
+        self.of_account.entry(id.0.clone()).or_default().insert((record.at, id.1.clone()));
+        self.shares.add(id.0.clone());
         self.records.insert(id, record);
     }
 
     /// Takes out one that is too many: the oldest of whoever has the most.
     pub(super) fn pop_excess(&mut self) -> Option<SpentKey> {
-        let (_, account) = self.shares.last().filter(|_| self.records.len() > self.most)?;
+        let account = self.shares.largest().filter(|_| self.records.len() > self.most)?;
         let (_, key) = self.of_account.get(account)?.first()?;
         let id = (account.clone(), key.clone());
         self.remove(&id);
@@ -81,20 +83,13 @@ impl SpentKeys {
     fn remove(&mut self, id: &SpentKey) {
         if let Some(record) = self.records.remove(id) {
             self.by_age.remove(&(record.at, id.clone()));
-            self.change(&record, |own, key| own.remove(&key));
-        }
-    }
-
-    /// Changes the keys of the account that has `record`, and its share with them.
-    fn change(&mut self, record: &Spent, how: impl Fn(&mut Keys, (Timestamp, String)) -> bool) {
-        let account = &record.account;
-        let own = self.of_account.entry(account.clone()).or_default();
-        self.shares.remove(&(own.len(), account.clone()));
-        let _ = how(own, (record.at, record.key.clone()));
-        if own.is_empty() {
-            self.of_account.remove(account);
-        } else {
-            self.shares.insert((own.len(), account.clone()));
+            self.shares.remove(record.account.clone());
+            if let Some(own) = self.of_account.get_mut(&record.account) {
+                own.remove(&(record.at, record.key));
+                if own.is_empty() {
+                    self.of_account.remove(&record.account);
+                }
+            }
         }
     }
 }
@@ -147,7 +142,7 @@ mod tests {
                 prop_assert_eq!(&keys.of_account, &anew.of_account);
                 prop_assert_eq!(&keys.shares, &anew.shares);
                 prop_assert!(keys.iter().count() <= 6);
-                let total: usize = keys.shares.iter().map(|(count, _)| count).sum();
+                let total = usize::try_from(keys.shares.total()).unwrap();
                 prop_assert_eq!(total, keys.iter().count());
             }
         }

@@ -16,7 +16,6 @@ mod error;
 mod history;
 mod pages;
 pub mod seal;
-mod shares;
 mod tables;
 mod trail;
 mod upgrade;
@@ -37,13 +36,13 @@ use self::history::vm_event_key;
 pub use self::history::{Page, Retention, Room};
 pub use self::pages::PagesError;
 use self::seal::Seal;
-use self::shares::Shares;
 use self::tables::{
     AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, RESTORED_KEY, SCHEMA,
     SETTINGS_KEY, Table, Tables, VMS, all, append, copy_key, decode, put_or_delete, read_all_at_once, spent_key,
 };
 use self::trail::Kept;
 use super::cluster::{Changes, Cluster, Records};
+use super::shares::Shares;
 use crate::identity;
 use crate::identity::folder::{self, FolderLock};
 use crate::model::audit::AuditNumber;
@@ -100,7 +99,7 @@ pub struct Store {
     /// Bytes of the map in use after the last commit.
     used: Arc<AtomicU64>,
     /// Who holds how much of the audit trail; none after a commit that failed.
-    shares: Arc<Mutex<Option<Shares>>>,
+    shares: Arc<Mutex<Option<Shares<String>>>>,
     /// What the file is longer than it must be.
     ahead: Arc<Mutex<Ahead>>,
     _lock: FolderLock,

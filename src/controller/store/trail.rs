@@ -10,9 +10,9 @@ use std::time::Duration;
 use heed::{Env, RoTxn, RwTxn};
 
 use super::history::{Page, Room, cut, number_of};
-use super::shares::Shares;
 use super::tables::{Tables, append as put_last, decode};
 use super::{Store, StoreError};
+use crate::controller::shares::Shares;
 use crate::model::audit::{AuditNumber, AuditRecord, AuditType};
 
 /// So many more records than come in may go in one transaction: enough to come down to a lower bound in time, so few that
@@ -46,19 +46,19 @@ impl Store {
 pub(super) fn append(
     tables: &Tables,
     (txn, buffer): (&mut RwTxn<'_>, &mut Vec<u8>),
-    shares: &mut Shares,
+    shares: &mut Shares<String>,
     records: &[AuditRecord],
     kept: Kept,
 ) -> Result<(), StoreError> {
     for record in records {
         put_last(tables.audit, txn, record.number, record, buffer)?;
         tables.audit_of.put(txn, &held_key(holder(record), record.number), &[])?;
-        shares.add(holder(record));
+        shares.add(holder(record).to_owned());
     }
     let Some(newest) = records.last() else { return Ok(()) };
     let mut left = records.len().saturating_add(MAX_TRIMMED);
     while left > 0 && shares.total() > kept.records {
-        let Some(holder) = shares.largest().map(str::to_owned) else { break };
+        let Some(holder) = shares.largest().cloned() else { break };
         let Some(number) = oldest_of(tables, txn, &holder)? else { break };
         remove(tables, txn, shares, &holder, number)?;
         left -= 1;
@@ -77,7 +77,7 @@ pub(super) fn append(
 }
 
 /// Who holds how much, as it is stored. Puts the table that says so right first, if an older release wrote records without.
-pub(super) fn shares(env: &Env, tables: &Tables) -> Result<Shares, StoreError> {
+pub(super) fn shares(env: &Env, tables: &Tables) -> Result<Shares<String>, StoreError> {
     let mut txn = env.write_txn()?;
     let shares = shares_in(tables, &mut txn)?;
     txn.commit()?;
@@ -85,7 +85,7 @@ pub(super) fn shares(env: &Env, tables: &Tables) -> Result<Shares, StoreError> {
 }
 
 /// The same within a transaction.
-pub(super) fn shares_in(tables: &Tables, txn: &mut RwTxn<'_>) -> Result<Shares, StoreError> {
+pub(super) fn shares_in(tables: &Tables, txn: &mut RwTxn<'_>) -> Result<Shares<String>, StoreError> {
     if !is_complete(tables, txn)? {
         tables.audit_of.clear(txn)?;
         let mut after = 0u64;
@@ -111,12 +111,12 @@ pub(super) fn shares_in(tables: &Tables, txn: &mut RwTxn<'_>) -> Result<Shares, 
         let (key, _) = entry?;
         let next = key.len().checked_sub(NUMBER_LEN + 1).and_then(|len| key.get(..len)).unwrap_or_default();
         if holder != next {
-            shares.add_many(&String::from_utf8_lossy(&holder), count);
+            shares.add_many(String::from_utf8_lossy(&holder).into_owned(), count);
             (holder, count) = (next.to_vec(), 0);
         }
         count += 1;
     }
-    shares.add_many(&String::from_utf8_lossy(&holder), count);
+    shares.add_many(String::from_utf8_lossy(&holder).into_owned(), count);
     Ok(shares)
 }
 
@@ -147,13 +147,13 @@ fn oldest_of(tables: &Tables, txn: &RoTxn<'_>, holder: &str) -> Result<Option<Au
 fn remove(
     tables: &Tables,
     txn: &mut RwTxn<'_>,
-    shares: &mut Shares,
+    shares: &mut Shares<String>,
     holder: &str,
     number: AuditNumber,
 ) -> Result<(), StoreError> {
     tables.audit.delete(txn, &number.to_be_bytes())?;
     tables.audit_of.delete(txn, &held_key(holder, number))?;
-    shares.remove(holder);
+    shares.remove(holder.to_owned());
     Ok(())
 }
 

@@ -9,9 +9,9 @@ use futures_util::StreamExt;
 use orchard::bus::client::{Bus, BusOptions};
 use orchard::bus::message::{CreateVm, DeleteVm, GetInfo, ListWorkers, decode};
 use orchard::bus::subject;
-use orchard::model::event::{Event, EventObject, EventType};
+use orchard::model::event::{Event, EventNumber, EventObject, EventType};
 use orchard::model::worker::WorkerState;
-use orchard::model::{AccountName, VmName};
+use orchard::model::{AccountName, VmName, WorkerName};
 use tokio::sync::mpsc;
 
 use super::ground::{CALL, Place, Server, at, at_most, load_average, millis, spec};
@@ -26,8 +26,6 @@ const IN_FLIGHT: usize = 64;
 const LONE: usize = 500;
 /// For so long the quiet fleet is watched.
 const WATCHED: Duration = Duration::from_secs(30);
-/// How often it is asked which workers are online. A list of them costs some milliseconds on the same processors.
-const ASKING: Duration = Duration::from_millis(100);
 /// Nothing here takes longer unless it is broken.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Restarts of the controller without its workers; the median counts.
@@ -111,22 +109,20 @@ pub async fn come_back() {
         let (bus, answered) = first_answer(&login, &account).await;
         println!("  first answer after {:.1?}", answered.duration_since(server.began));
         let mut next = Duration::from_secs(1);
+        let mut online = Online::follow(&bus, &account).await;
         loop {
-            let online = online(&bus, &account).await;
-            let elapsed = server.began.elapsed();
-            if elapsed >= next || online == WORKERS {
+            let (back, elapsed) = (online.names.len(), server.began.elapsed());
+            if elapsed >= next || back >= WORKERS {
                 let (cpu, fleet_cpu) = (server.cpu(), fleet.cpu() - fleet_cpu);
-                println!("  {elapsed:.1?}: {online} are back; CPU so far {cpu:.1?}, the workers' {fleet_cpu:.1?}");
+                println!("  {elapsed:.1?}: {back} are back; CPU so far {cpu:.1?}, the workers' {fleet_cpu:.1?}");
                 next = elapsed + Duration::from_secs(1);
             }
-            if online == WORKERS {
+            if back >= WORKERS {
                 break;
             }
-            assert!(elapsed < LIMIT, "they do not come back");
-            tokio::time::sleep(ASKING).await;
+            online.changed().await;
         }
         assert_eq!(before, fleet.tally().await);
-        tokio::time::sleep(Duration::from_secs(2)).await;
     }
 }
 
@@ -193,28 +189,58 @@ async fn first_answer(login: &BusOptions, account: &AccountName) -> (Bus, Instan
 
 /// Waits until so many workers are online.
 async fn all_online(bus: &Bus, account: &AccountName, wanted: usize) {
-    let began = Instant::now();
-    loop {
-        let online = online(bus, account).await;
-        if online >= wanted {
-            return;
-        }
-        assert!(began.elapsed() < LIMIT, "{online} of {wanted} workers are online");
-        tokio::time::sleep(ASKING).await;
+    let mut online = Online::follow(bus, account).await;
+    while online.names.len() < wanted {
+        online.changed().await;
     }
 }
 
-/// How many are.
-async fn online(bus: &Bus, account: &AccountName) -> usize {
-    let mut online = 0;
-    let mut request = ListWorkers::default();
-    loop {
-        let Ok(page) = bus.call(account, &request, CALL).await else { return online };
-        // A session of this controller: after its restart, all are unseen until they have said hello.
-        online += page.workers.iter().filter(|view| view.state == WorkerState::Online).count();
-        request.after = page.workers.last().map(|view| view.worker.info.name.clone());
-        if !page.more {
-            return online;
+/// The workers that are online: those that a list shows once, and what events tell since. A list of all costs some
+/// milliseconds on the same processors, so it is not asked for again and again.
+struct Online {
+    names: HashSet<WorkerName>,
+    events: async_nats::Subscriber,
+    /// What is told up to this number the list knows: after a crash some of it is published again.
+    known: EventNumber,
+}
+
+impl Online {
+    async fn follow(bus: &Bus, account: &AccountName) -> Self {
+        // First, so that nothing is missed between.
+        let events = bus.subscribe(&subject::events_of_kind("worker")).await.unwrap();
+        let known = bus.call(account, &GetInfo {}, CALL).await.unwrap().last_event;
+        let mut names = HashSet::new();
+        let mut request = ListWorkers::default();
+        loop {
+            let page = bus.call(account, &request, CALL).await.unwrap();
+            // A session of this controller: after its restart, all are unseen until they have said hello.
+            let online = page.workers.iter().filter(|view| view.state == WorkerState::Online);
+            names.extend(online.map(|view| view.worker.info.name.clone()));
+            request.after = page.workers.last().map(|view| view.worker.info.name.clone());
+            if !page.more {
+                return Self { names, events, known };
+            }
+        }
+    }
+
+    /// Waits until another one is online, or one is no longer.
+    async fn changed(&mut self) {
+        loop {
+            let message = tokio::time::timeout(LIMIT, self.events.next()).await;
+            let message = message.unwrap_or_else(|_| panic!("only {} workers are online", self.names.len()));
+            let event = decode::<Event>(&message.expect("the bus is gone").payload).unwrap();
+            let EventObject::Worker { name } = event.object else { continue };
+            if event.number <= self.known {
+                continue;
+            }
+            let changed = match event.kind {
+                EventType::Online => self.names.insert(name),
+                EventType::Unseen | EventType::Gone => self.names.remove(&name),
+                _ => false,
+            };
+            if changed {
+                return;
+            }
         }
     }
 }

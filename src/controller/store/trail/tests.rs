@@ -123,7 +123,7 @@ fn a_trail_of_an_older_release_is_counted_at_the_next_start() {
     }
     txn.commit().unwrap();
     let counted = shares(&store.env, &store.tables).unwrap();
-    assert_eq!((counted.total(), counted.largest()), (10_000, Some("bob")));
+    assert_eq!((counted.total(), counted.largest()), (10_000, Some(&"bob".to_owned())));
     assert_eq!(store.audit(0, ALL).unwrap().items.len(), 10_000);
     assert_eq!(shares(&store.env, &store.tables).unwrap(), counted);
 }
