@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, test_kill_process, test_kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::task::JoinSet;
@@ -108,7 +108,7 @@ impl Process {
         // What it started is somebody else's to take away, which may never be done; so this is no condition.
         let Some(group) = Pid::from_raw(self.pid) else { return true };
         let others = async {
-            while rustix::process::test_kill_process_group(group).is_ok() {
+            while test_kill_process_group(group).is_ok() {
                 tokio::time::sleep(GROUP_POLL).await;
             }
         };
@@ -240,11 +240,12 @@ const SESSION_TOOL: &str = "setsid";
 /// How long a process may take to become the leader of its group, and how often that is looked at.
 const LEAD_LIMIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(2));
 
-/// Waits until signals to the process's group would reach it.
+/// Waits until signals to the process's group would reach it. Asked is whether the group exists, not which group the
+/// process is in: that it starts in may stand outside of a container's PID namespace, where it has no number.
 async fn leads_its_group(process: Option<&Process>) {
     let Some(pid) = process.and_then(|process| Pid::from_raw(process.pid)) else { return };
     let led = async {
-        while rustix::process::getpgid(Some(pid)).is_ok_and(|group| group != pid) {
+        while test_kill_process_group(pid).is_err() && test_kill_process(pid).is_ok() {
             tokio::time::sleep(LEAD_LIMIT.1).await;
         }
     };

@@ -137,3 +137,18 @@ async fn the_address_of_a_bridged_guest_is_asked_of_its_agent_and_then_of_the_ho
     let agent = calls.find("begin ip --wait 5 --resolver agent orchard-vm-1").unwrap();
     assert!(agent < calls.find("begin ip --wait 60 --resolver arp orchard-vm-1").unwrap());
 }
+
+/// The runtime's own process group and session have no number there: a worker in a container started by another program.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_vm_starts_inside_of_a_pid_namespace() {
+    let mut inside = tokio::process::Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        inside.arg("--map-root-user");
+    }
+    inside.args(["--pid", "--fork", "--mount-proc"]).arg(std::env::current_exe().unwrap());
+    inside.args(["--exact", "tart::life::a_vm_runs_in_a_session_of_its_own"]).kill_on_drop(true);
+    let output = tokio::time::timeout(Duration::from_secs(60), inside.output()).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
