@@ -43,7 +43,7 @@ use crate::model::secret::Secret;
 use crate::model::{Clock, WorkerName};
 use crate::task::{self, Task};
 use crate::tunnel::Transport;
-use crate::tunnel::relay::{Limits, Relay, RelayError};
+use crate::tunnel::relay::{Limits, Relay, RelayError, Socket};
 use crate::{broker, identity};
 
 /// How often time passes in the core: fine enough for leases of seconds.
@@ -167,13 +167,14 @@ impl Controller {
             Some((certificate, key)) => Identity::read(certificate, key)?,
             None => Identity::load_or_create(&options.data_dir, &local_names())?,
         };
+        let socket = Socket::bind(options.listen, &certificate, Transport::default())?;
         let (writer, signals, thread) = writer::start(store.clone(), options.timing, clock)?;
         let (auditor, deeds) = Auditor::new(clock);
         let access = signals.access;
         let tokens = access.tokens();
         let workers_have_keys = matches!(options.bus, BusSource::Embedded { .. });
         let gate = Arc::new(Gate::new(clock, access.clone(), workers_have_keys, auditor.clone()));
-        let relay = Relay::bind(options.listen, &certificate, gate.clone(), Limits::default(), Transport::default())?;
+        let relay = Relay::start(socket, gate.clone(), Limits::default());
         let endpoint = TunnelEndpoint {
             host: options.tunnel_host,
             port: relay.local_addr().port(),

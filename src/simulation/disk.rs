@@ -74,7 +74,7 @@ impl Delta {
 impl Disk {
     pub(super) fn records(&self) -> Records {
         Records {
-            vms: self.vms.values().cloned().collect(),
+            vms: self.vms.values().cloned().map(Box::new).collect(),
             workers: self.workers.values().cloned().collect(),
             leaving: self.leaving.values().cloned().collect(),
             given_up: self.given_up.values().cloned().collect(),

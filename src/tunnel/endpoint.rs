@@ -93,6 +93,7 @@ impl Transport {
 }
 
 /// The relay's settings for connections with large packets and with usual ones.
+#[derive(Debug)]
 pub struct ServerConfigs {
     transport: Transport,
     endpoint: EndpointConfig,

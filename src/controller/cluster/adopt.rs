@@ -71,7 +71,11 @@ impl Cluster {
         let same = old.copy_id().attempt == attempt && old.worker.as_ref() == Some(worker);
         // One that was switched off, or is to boot again, may have no room there.
         let takes = !same || (running && !old.conditions.scheduled());
-        let (cpu, memory, taken) = demand(&Shape::of(&old.spec), &info);
+        // What runs has taken its room already. What does not waits for it there, as one that is switched on does.
+        let (cpu, memory, taken) = match running {
+            true => demand(&Shape::of(&old.spec), &info),
+            false => (0, 0, Resources::default()),
+        };
         if !same {
             // It certainly does not run: it has failed, or its worker has nothing of it.
             self.dismiss(&old, Resources::default(), false, changes);
@@ -93,10 +97,11 @@ impl Cluster {
             vm.worker = Some(worker.clone());
             bind(vm, worker);
             "it was found there after a backup was restored".clone_into(&mut vm.placed_because);
-            (vm.assigned_cpu, vm.assigned_memory, vm.scheduled_at) = (cpu, memory, Some(now.wall));
+            (vm.assigned_cpu, vm.assigned_memory) = (cpu, memory);
+            vm.scheduled_at = running.then_some(now.wall);
             vm.assigned.clone_from(&taken);
         }
-        vm.set_conditions(takes || vm.conditions.scheduled(), running);
+        vm.set_conditions(if takes { running } else { vm.conditions.scheduled() }, running);
         let what = format!("on {worker}: it was found there, {}", if running { "running" } else { "not running" });
         changes.vm_event(&mut self.last_event, now, vm, EventType::Scheduled, what);
         if takes {
@@ -104,6 +109,7 @@ impl Cluster {
                 entry.vms.insert(uid);
             }
             self.scheduler.hold(worker, &taken, usize::from(!same));
+            self.consider(uid);
         }
         if running {
             self.seen_running(uid);

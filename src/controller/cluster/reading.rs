@@ -26,7 +26,7 @@ impl Cluster {
     }
 
     pub(super) fn known_vm(&self, name: &VmName) -> Result<&Vm, ApiError> {
-        self.vms.get(name).ok_or_else(|| {
+        self.vms.get(name).map(|vm| &**vm).ok_or_else(|| {
             ApiError::new(
                 ErrorCode::NotFound,
                 format!("there is no VM named {name}; `orchard list vms` shows those there are"),

@@ -66,7 +66,7 @@ impl Cluster {
         let amount = |asked: u64| if asked == 0 { "the worker's default".to_owned() } else { asked.to_string() };
         let (cpu, memory) = (amount(spec.cpu), amount(spec.memory));
         changes.say(format!("uid {uid}, cores: {cpu}, MiB: {memory}, image {}", spec.image));
-        self.insert_vm(vm);
+        self.insert_vm(Box::new(vm));
         Ok(view)
     }
 
@@ -333,16 +333,16 @@ impl Cluster {
 /// The VM with that uid.
 pub(super) fn known<'a>(
     names: &std::collections::HashMap<VmUid, VmName>,
-    vms: &'a mut std::collections::BTreeMap<VmName, Vm>,
+    vms: &'a mut std::collections::BTreeMap<VmName, Box<Vm>>,
     uid: VmUid,
 ) -> Option<&'a mut Vm> {
-    names.get(&uid).and_then(|name| vms.get_mut(name))
+    names.get(&uid).and_then(|name| vms.get_mut(name)).map(|vm| &mut **vm)
 }
 
 /// The VM whose current copy is `id` on `worker`.
 pub(super) fn placed<'a>(
     names: &std::collections::HashMap<VmUid, VmName>,
-    vms: &'a mut std::collections::BTreeMap<VmName, Vm>,
+    vms: &'a mut std::collections::BTreeMap<VmName, Box<Vm>>,
     worker: &WorkerName,
     id: CopyId,
 ) -> Result<&'a mut Vm, ApiError> {

@@ -189,7 +189,7 @@ impl Store {
         let tables = &self.tables;
         Ok(Records {
             vms: self.all_sealed(&txn, tables.vms, VMS)?,
-            workers: all(&txn, tables.workers, "workers")?,
+            workers: read_all_at_once(&txn, tables.workers, |key, bytes| decode("workers", key, bytes))?,
             leaving: all(&txn, tables.leaving, "leaving")?,
             given_up: all(&txn, tables.given_up, "given-up")?,
             restored: tables.record(&txn, RESTORED_KEY)?,

@@ -9,6 +9,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::tables::MOST_AT_ONCE;
 
 /// Pages that are looked at: more than a store needs that has not been told very much by scripts, and a fifth of a second's
 /// work. What happened is looked at last.
@@ -69,27 +73,43 @@ pub(super) fn check(path: &Path) -> Result<(), PagesError> {
     }
     let size = u32_at(&head, HEADER + 24).and_then(|size| usize::try_from(size).ok());
     let Some(size) = size.filter(|size| size.is_power_of_two() && (512..=0x8000).contains(size)) else { return Ok(()) };
-    let mut walk = Walk { file, size, pages: 0, seen: Vec::new(), left: MAX_PAGES, later: Vec::new() };
-    let metas = [walk.read(0)?, walk.read(1)?];
+    let mut pages = Pages { file, size, pages: 0, seen: Vec::new(), left: MAX_PAGES.into() };
+    let metas = [pages.read(0)?, pages.read(1)?];
     let newest =
         metas.iter().filter(|meta| u32_at(meta, HEADER) == Some(MAGIC)).max_by_key(|meta| u64_at(meta, HEADER + 128));
     let Some(meta) = newest else { return Ok(()) };
     let last = u64_at(meta, HEADER + 120).unwrap_or(NO_PAGE);
-    walk.pages = last.saturating_add(1);
-    if walk.pages > (length / size as u64).saturating_add(MAX_MISSING) {
-        return Err(walk.damaged(0, "it tells of more pages than the file has"));
+    pages.pages = last.saturating_add(1);
+    if pages.pages > (length / size as u64).saturating_add(MAX_MISSING) {
+        return Err(pages.damaged(0, "it tells of more pages than the file has"));
     }
-    walk.seen = vec![false; usize::try_from(walk.pages).unwrap_or(0)];
+    pages.seen.resize_with(usize::try_from(pages.pages).unwrap_or(0), AtomicBool::default);
+    let mut walk = Walk { pages: &pages, later: Vec::new() };
     for at in [HEADER + 24, HEADER + 24 + TREE] {
         let tree = meta.get(at..at + TREE).unwrap_or_default().to_vec();
         walk.tree(0, &tree, if at == HEADER + 24 { Holds::FreePages } else { Holds::Trees })?;
     }
     // The largest are those of what happened; what is, comes first.
-    walk.later.sort_by_key(|(_, tree)| u64_at(tree, 16));
-    for (page, tree) in std::mem::take(&mut walk.later) {
-        walk.tree(page, &tree, Holds::Records)?;
-    }
-    Ok(())
+    let mut tables = walk.later;
+    tables.sort_by_key(|(_, tree)| u64_at(tree, 16));
+    let next = Mutex::new(tables.into_iter());
+    let look = || {
+        let mut walk = Walk { pages: &pages, later: Vec::new() };
+        loop {
+            let table = next.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((page, tree)) = table else { return Ok(()) };
+            walk.tree(page, &tree, Holds::Records)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let others = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_AT_ONCE) - 1;
+        let others: Vec<_> = (0..others).map(|_| scope.spawn(look)).collect();
+        let mut found = look();
+        for other in others {
+            found = found.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        found
+    })
 }
 
 /// What the leaves of a tree hold.
@@ -100,19 +120,18 @@ enum Holds {
     Records,
 }
 
-struct Walk {
+/// What all threads that look share.
+struct Pages {
     file: File,
     /// Of a page.
     size: usize,
     pages: u64,
     /// Pages that something points to already.
-    seen: Vec<bool>,
-    left: usize,
-    /// Trees of which only the description was seen, and on which page.
-    later: Vec<(u64, Vec<u8>)>,
+    seen: Vec<AtomicBool>,
+    left: AtomicUsize,
 }
 
-impl Walk {
+impl Pages {
     fn damaged(&self, page: u64, why: &'static str) -> PagesError {
         PagesError::Damaged { page, of: self.pages, why }
     }
@@ -128,29 +147,39 @@ impl Walk {
     }
 
     /// Notes that something on `from` points to `page`.
-    fn claim(&mut self, from: u64, page: u64) -> Result<(), PagesError> {
-        match usize::try_from(page).ok().and_then(|page| self.seen.get_mut(page)) {
-            Some(seen) if page > 1 && !*seen => {
-                *seen = true;
-                Ok(())
-            }
+    fn claim(&self, from: u64, page: u64) -> Result<(), PagesError> {
+        match usize::try_from(page).ok().and_then(|page| self.seen.get(page)) {
+            Some(seen) if page > 1 && !seen.swap(true, Ordering::Relaxed) => Ok(()),
             Some(_) => Err(self.damaged(from, "it points to a page that is used already")),
             None => Err(self.damaged(from, "it points out of the file")),
         }
     }
 
+    /// Whether another page may be looked at.
+    fn may_look(&self) -> bool {
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+struct Walk<'a> {
+    pages: &'a Pages,
+    /// Trees of which only the description was seen, and on which page.
+    later: Vec<(u64, Vec<u8>)>,
+}
+
+impl Walk<'_> {
     fn tree(&mut self, from: u64, tree: &[u8], holds: Holds) -> Result<(), PagesError> {
         let (flags, depth) = (u16_at(tree, 4).unwrap_or(0), u16_at(tree, 6).unwrap_or(u16::MAX));
         let root = u64_at(tree, 40).unwrap_or(NO_PAGE);
         if holds == Holds::Records && flags != 0 {
-            return Err(self.damaged(from, "it describes a table of another kind"));
+            return Err(self.pages.damaged(from, "it describes a table of another kind"));
         }
         let counts = [8, 16, 24].map(|at| u64_at(tree, at).unwrap_or(NO_PAGE));
-        if counts.iter().any(|count| *count > self.pages) {
-            return Err(self.damaged(from, "it tells of more pages than there are"));
+        if counts.iter().any(|count| *count > self.pages.pages) {
+            return Err(self.pages.damaged(from, "it tells of more pages than there are"));
         }
         if depth > MAX_DEPTH || (root == NO_PAGE) != (depth == 0) {
-            return Err(self.damaged(from, "it describes a table that cannot be"));
+            return Err(self.pages.damaged(from, "it describes a table that cannot be"));
         }
         if root != NO_PAGE {
             self.page(from, root, depth, holds)?;
@@ -160,24 +189,25 @@ impl Walk {
 
     /// `level` pages deep from here, itself included.
     fn page(&mut self, from: u64, number: u64, level: u16, holds: Holds) -> Result<(), PagesError> {
-        self.claim(from, number)?;
-        let Some(left) = self.left.checked_sub(1) else { return Ok(()) };
-        self.left = left;
-        let bytes = self.read(number)?;
+        self.pages.claim(from, number)?;
+        if !self.pages.may_look() {
+            return Ok(());
+        }
+        let bytes = self.pages.read(number)?;
         let kind = u16_at(&bytes, 10).unwrap_or(0) & KINDS;
         let wanted = if level > 1 { BRANCH } else { LEAF };
         if u64_at(&bytes, 0) != Some(number) || kind != wanted {
-            return Err(self.damaged(number, "it is not what belongs here"));
+            return Err(self.pages.damaged(number, "it is not what belongs here"));
         }
         let bounds = [u16_at(&bytes, 12), u16_at(&bytes, 14)].map(|bound| bound.map_or(0, usize::from));
         let [lower, upper] = bounds;
-        if lower < HEADER || lower > upper || upper > self.size || (wanted == BRANCH && lower < HEADER + 4) {
-            return Err(self.damaged(number, "its bounds are wrong"));
+        if lower < HEADER || lower > upper || upper > self.pages.size || (wanted == BRANCH && lower < HEADER + 4) {
+            return Err(self.pages.damaged(number, "its bounds are wrong"));
         }
         for index in (HEADER..lower.saturating_sub(1)).step_by(2) {
             let at = u16_at(&bytes, index).map_or(0, usize::from);
             let Some(node) = bytes.get(at..).filter(|node| at >= upper && node.len() >= NODE) else {
-                return Err(self.damaged(number, "an entry lies outside of it"));
+                return Err(self.pages.damaged(number, "an entry lies outside of it"));
             };
             match wanted {
                 BRANCH => self.branch(number, node, level, holds)?,
@@ -191,7 +221,7 @@ impl Walk {
         let word = |at| u64::from(u16_at(node, at).unwrap_or(0));
         let key = usize::from(u16_at(node, 6).unwrap_or(u16::MAX));
         if node.len() < NODE + key {
-            return Err(self.damaged(number, "a key reaches out of it"));
+            return Err(self.pages.damaged(number, "a key reaches out of it"));
         }
         self.page(number, word(0) | word(2) << 16 | word(4) << 32, level.saturating_sub(1), holds)
     }
@@ -202,17 +232,17 @@ impl Walk {
         let rest = node.get(NODE + key..).unwrap_or_default();
         let far = flags & ON_OTHER_PAGES != 0;
         let Some(value) = rest.get(..if far { 8 } else { length }) else {
-            return Err(self.damaged(number, "a value reaches out of it"));
+            return Err(self.pages.damaged(number, "a value reaches out of it"));
         };
         if node.len() < NODE + key
             || flags & !(ON_OTHER_PAGES | IS_TREE) != 0
             || (flags & IS_TREE != 0) != (holds == Holds::Trees)
         {
-            return Err(self.damaged(number, "an entry is of another kind"));
+            return Err(self.pages.damaged(number, "an entry is of another kind"));
         }
         match holds {
             Holds::Trees if value.len() == TREE && !far => self.later.push((number, value.to_vec())),
-            Holds::Trees => return Err(self.damaged(number, "it describes no table")),
+            Holds::Trees => return Err(self.pages.damaged(number, "it describes no table")),
             Holds::FreePages if far => {
                 let first = u64_at(value, 0).unwrap_or(NO_PAGE);
                 self.overflow(number, first, length)?;
@@ -228,29 +258,29 @@ impl Walk {
     fn free(&mut self, number: u64, value: &[u8]) -> Result<(), PagesError> {
         let count = u64_at(value, 0).and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
         let listed = count.checked_mul(8).and_then(|length| value.get(8..)?.get(..length));
-        let Some(listed) = listed else { return Err(self.damaged(number, "its list of free pages is wrong")) };
+        let Some(listed) = listed else { return Err(self.pages.damaged(number, "its list of free pages is wrong")) };
         for page in listed.chunks_exact(8) {
-            self.claim(number, u64_at(page, 0).unwrap_or(NO_PAGE))?;
+            self.pages.claim(number, u64_at(page, 0).unwrap_or(NO_PAGE))?;
         }
         Ok(())
     }
 
     fn overflow(&mut self, number: u64, first: u64, length: usize) -> Result<(), PagesError> {
-        let needed = (HEADER - 1).saturating_add(length) / self.size + 1;
+        let needed = (HEADER - 1).saturating_add(length) / self.pages.size + 1;
         for page in 0..needed as u64 {
-            self.claim(number, first.saturating_add(page))?;
+            self.pages.claim(number, first.saturating_add(page))?;
         }
-        let bytes = self.read(first)?;
+        let bytes = self.pages.read(first)?;
         let pages = u32_at(&bytes, 12).and_then(|pages| usize::try_from(pages).ok());
         if u64_at(&bytes, 0) != Some(first)
             || u16_at(&bytes, 10).unwrap_or(0) & KINDS != OVERFLOW
             || pages != Some(needed)
         {
-            return Err(self.damaged(first, "it is not what belongs here"));
+            return Err(self.pages.damaged(first, "it is not what belongs here"));
         }
         // The last of them must be there.
         let last = first.saturating_add(needed as u64 - 1);
-        self.read(last).map(drop)
+        self.pages.read(last).map(drop)
     }
 }
 

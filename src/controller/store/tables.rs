@@ -65,8 +65,8 @@ pub(super) struct Tables {
     pub(super) keys: Table,
 }
 
-/// Threads that open records at the same time: beyond, the disk is what they wait for.
-const MOST_AT_ONCE: usize = 4;
+/// Threads that open records, or look through pages, at the same time: beyond, the disk is what they wait for.
+pub(super) const MOST_AT_ONCE: usize = 4;
 /// Records that are worth a thread of their own.
 const LEAST_SHARE: usize = 512;
 

@@ -56,7 +56,7 @@ fn found_in(folder: &Path) -> Vec<&'static str> {
 }
 
 /// A folder as the release before sealing left it: many changes, so that old pages hold plain text, too.
-fn plain_store(folder: &Path) -> Vec<Vm> {
+fn plain_store(folder: &Path) -> Vec<Box<Vm>> {
     crate::identity::make_private_dir(&folder.join("db")).unwrap();
     let (env, tables) = tables::open(&folder.join("db"), Bounds::default().map_size).unwrap();
     let mut kept = Vec::new();
@@ -70,7 +70,7 @@ fn plain_store(folder: &Path) -> Vec<Vm> {
         tables.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&PLAIN_SCHEMA).unwrap()).unwrap();
         tables.meta.put(&mut txn, LAST_EVENT_KEY, &rmp_serde::to_vec(&77u64).unwrap()).unwrap();
         txn.commit().unwrap();
-        kept.push(vm);
+        kept.push(Box::new(vm));
         if n % 2 == 1 {
             let gone = kept.remove(n / 4);
             let mut txn = env.write_txn().unwrap();

@@ -9,6 +9,7 @@ mod client;
 mod connection;
 mod links;
 mod session;
+mod socket;
 
 use std::fmt;
 use std::io;
@@ -24,6 +25,7 @@ use tracing::{Instrument, debug, info, info_span};
 use self::accounts::Accounts;
 pub use self::links::LinkInfo;
 use self::links::Links;
+pub use self::socket::Socket;
 use super::MAX_SESSIONS;
 use super::endpoint::{ServerConfigs, Transport};
 use super::header::WorkerHello;
@@ -207,10 +209,12 @@ impl Relay {
         limits: Limits,
         transport: Transport,
     ) -> Result<Self, RelayError> {
-        let configs = ServerConfigs::new(identity, transport).map_err(RelayError::Setup)?;
-        let bound = |source| RelayError::Bind { address, source };
-        let endpoint = configs.bind(address).map_err(bound)?;
-        let local = endpoint.local_addr().map_err(bound)?;
+        Ok(Self::start(Socket::bind(address, identity, transport)?, gate, limits))
+    }
+
+    /// Listens on a socket that is bound already. Needs a tokio runtime.
+    pub fn start(socket: Socket, gate: Arc<dyn Gatekeeper>, limits: Limits) -> Self {
+        let Socket { endpoint, configs, local, fingerprint } = socket;
         let links = Links::new(gate.clone());
         let Limits { sessions_per_account, connections_per_account, connections, .. } = limits;
         // What is left is for workers.
@@ -221,7 +225,7 @@ impl Relay {
         let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes, unproven });
         let accepting = task::spawn(accept(endpoint.clone(), shared.clone()));
         info!(address = %local, "tunnel endpoint is listening");
-        Ok(Self { shared, endpoint, accepting, local, fingerprint: identity.fingerprint() })
+        Self { shared, endpoint, accepting, local, fingerprint }
     }
 
     /// The address it listens on.

@@ -55,7 +55,7 @@ impl Checker {
         let room = Room { items: usize::MAX, bytes: usize::MAX };
         let workers = records.workers.into_iter().filter(|worker| worker.scheduling_paused);
         Seen {
-            vms: records.vms,
+            vms: records.vms.into_iter().map(|vm| *vm).collect(),
             accounts: records.accounts.into_iter().map(|account| account.view.name).collect(),
             paused: workers.map(|worker| worker.info.name).collect(),
             events: store.events(self.last.0, room, &EventFilter::default()).unwrap().items,

@@ -141,7 +141,7 @@ fn a_restart_of_the_controller_does_not_let_the_copy_lose_vms_either() {
     let records = Records {
         workers: vec![world.cluster.worker_record(&name("w")).unwrap().clone()],
         keys: world.cluster.key_records().cloned().collect(),
-        vms: vec![world.vm("a")],
+        vms: vec![Box::new(world.vm("a"))],
         ..Records::default()
     };
     world.cluster = Cluster::load(records, Timing::default(), world.now);

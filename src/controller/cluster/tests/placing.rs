@@ -93,7 +93,8 @@ fn a_pause_before_a_restart_outlives_the_controller() {
     }
     let record = world.cluster.vm_record(uid).unwrap().clone();
     let workers = vec![world.cluster.worker_record(&name("w")).unwrap().clone()];
-    let records = Records { vms: vec![record], workers, last_event: world.cluster.last_event, ..Records::default() };
+    let records =
+        Records { vms: vec![Box::new(record)], workers, last_event: world.cluster.last_event, ..Records::default() };
     world.pass(2_000);
     world.cluster = Cluster::load(records, Timing::default(), world.now);
     world.join("w", 4);

@@ -260,3 +260,28 @@ fn an_attempt_that_a_worker_tells_of_is_not_given_again_after_the_clock_went_bac
     let vm = world.vm("a");
     assert!(vm.worker.is_some() && vm.copy_id().attempt == given.attempt + 1, "{vm:?}");
 }
+
+#[test]
+fn a_copy_that_does_not_run_is_adopted_without_room_and_begins_when_there_is_some() {
+    let (mut world, copy, mut backup) = waiting(RestartPolicy::Never);
+    backup.workers.retain(|worker| worker.info.name == name("w"));
+    world.restore(backup);
+    let w = world.comes("w");
+    let used = |world: &World| world.cluster.worker(&name("w")).unwrap().used;
+    // Another VM was placed meanwhile and takes all of the worker.
+    let other = world.create("b", VmSpec::default()).unwrap();
+    let full = used(&world);
+    assert_eq!(world.vm("b").worker, Some(name("w")));
+    let last = CopyId { attempt: 2, ..copy };
+    world.finds(&w, last, Some(false));
+    world.says(&w, Some(true));
+    assert_eq!((world.vm("a").worker, world.vm("a").copy_id()), (Some(name("w")), last));
+    assert_eq!(used(&world), full, "no room is promised twice");
+    assert!(!world.wants("w").contains(&(last, "run")));
+    assert!(world.vm("a").status_message.contains("waiting for room on w"), "{}", world.vm("a").status_message);
+    world.cluster.delete_vm(&name("b"), world.now, &mut world.changes).unwrap();
+    world.report("w", w.1, CopyId { uid: other, attempt: 0 }, Observation::Absent).unwrap();
+    world.cluster.place(world.now, &mut world.changes);
+    assert!(world.wants("w").contains(&(last, "run")));
+    assert_eq!(used(&world), full);
+}
