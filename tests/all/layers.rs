@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "model/vm.rs",
     "model/worker.rs",
     "bus/access.rs",
+    "bus/images.rs",
     "bus/life.rs",
     "bus/placing.rs",
     "bus/subject.rs",
