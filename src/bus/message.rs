@@ -6,6 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::images::DesiredPull;
 use crate::model::access::Roles;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventNumber, EventType, LogStream};
@@ -329,6 +330,9 @@ pub struct Assignment {
     pub revision: u64,
     /// The copies. One that is on the host but not here is unknown to the controller and left alone.
     pub copies: Vec<DesiredCopy>,
+    /// Images to fetch; a request that is not here is over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pulls: Vec<DesiredPull>,
     /// Which part of it this is, counting from 0; see `bus::parts`.
     #[serde(default)]
     pub part: u32,
@@ -429,6 +433,9 @@ pub enum Observation {
         ready: bool,
         /// The generation in effect.
         generation: u64,
+        /// Which image it was made from, by its digest, where its runtime knows that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        image_fqn: Option<String>,
     },
     /// It does not run any more and will not by itself; certain, not guessed.
     Failed {

@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod client;
+pub mod images;
 pub mod life;
 pub mod measure;
 pub mod message;

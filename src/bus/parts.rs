@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::images::DesiredPull;
 use super::measure::encoded_len;
 use super::message::{Assignment, DesiredCopy};
 use crate::model::SessionId;
@@ -35,15 +36,21 @@ pub fn split(assignment: Assignment) -> Result<Vec<Assignment>, ApiError> {
     }
     let (session, revision) = (assignment.session, assignment.revision);
     let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+    // Bounded so that they fit beside the copies of any part.
+    let mut pulls = assignment.pulls;
     let numbered = (0..count).zip(parts);
-    Ok(numbered.map(|(part, copies)| Assignment { session, revision, copies, part, parts: count }).collect())
+    let part = |(part, copies)| {
+        let pulls = std::mem::take(&mut pulls);
+        Assignment { session, revision, copies, pulls, part, parts: count }
+    };
+    Ok(numbered.map(part).collect())
 }
 
 /// Puts parts together again, in whatever order and how often they arrive.
 #[derive(Debug, Default)]
 pub struct Collector {
     of: Option<(SessionId, u64)>,
-    parts: BTreeMap<u32, Vec<DesiredCopy>>,
+    parts: BTreeMap<u32, (Vec<DesiredCopy>, Vec<DesiredPull>)>,
 }
 
 impl Collector {
@@ -61,13 +68,17 @@ impl Collector {
             self.parts.clear();
         }
         if part.part < part.parts {
-            self.parts.insert(part.part, part.copies);
+            self.parts.insert(part.part, (part.copies, part.pulls));
         }
         if u32::try_from(self.parts.len()) != Ok(part.parts) {
             return None;
         }
-        let copies = std::mem::take(&mut self.parts).into_values().flatten().collect();
-        Some(Assignment { session: part.session, revision: part.revision, copies, part: 0, parts: 1 })
+        let (mut copies, mut pulls) = (Vec::new(), Vec::new());
+        for (some, more) in std::mem::take(&mut self.parts).into_values() {
+            copies.extend(some);
+            pulls.extend(more);
+        }
+        Some(Assignment { session: part.session, revision: part.revision, copies, pulls, part: 0, parts: 1 })
     }
 }
 
@@ -76,6 +87,7 @@ mod tests {
     use super::super::message::{RunSpec, Want};
     use super::*;
     use crate::model::VmUid;
+    use crate::model::image::PullId;
     use crate::model::vm::{StartupScript, VmSpec};
 
     fn assignment(revision: u64, scripts: &[usize]) -> Assignment {
@@ -87,7 +99,8 @@ mod tests {
             DesiredCopy { name: "a".parse().unwrap(), uid, attempt: 0, boot: 0, want: Want::Run(Box::new(run)) }
         };
         let copies = scripts.iter().enumerate().map(copy).collect();
-        Assignment { session: SessionId(uuid::Uuid::nil()), revision, copies, part: 0, parts: 1 }
+        let pulls = (1..3).map(|n| DesiredPull { id: PullId(uuid::Uuid::from_u128(n)), image: "i".into() }).collect();
+        Assignment { session: SessionId(uuid::Uuid::nil()), revision, copies, pulls, part: 0, parts: 1 }
     }
 
     #[test]

@@ -28,11 +28,14 @@ pub enum WorkerVerb {
     Report,
     /// Sends lines of a startup script.
     Log,
+    /// Tells what images it holds and how far it is with those it shall fetch.
+    Images,
 }
 
 impl WorkerVerb {
     /// Every verb.
-    pub const ALL: [WorkerVerb; 4] = [WorkerVerb::Hello, WorkerVerb::Heartbeat, WorkerVerb::Report, WorkerVerb::Log];
+    pub const ALL: [WorkerVerb; 5] =
+        [WorkerVerb::Hello, WorkerVerb::Heartbeat, WorkerVerb::Report, WorkerVerb::Log, WorkerVerb::Images];
 
     /// The verb as subject token.
     pub fn as_str(self) -> &'static str {
@@ -41,6 +44,7 @@ impl WorkerVerb {
             WorkerVerb::Heartbeat => "heartbeat",
             WorkerVerb::Report => "report",
             WorkerVerb::Log => "log",
+            WorkerVerb::Images => "images",
         }
     }
 }

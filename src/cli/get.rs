@@ -132,6 +132,7 @@ fn vm_table(vm: &Vm, now: Timestamp) -> Table {
     row("UID", vm.uid.to_string());
     row("Created", output::ago(vm.created_at, now));
     row("Image", vm.spec.image.clone());
+    row("Image FQN", vm.image_fqn.clone().unwrap_or_else(|| "not known".to_owned()));
     row("OS", any(vm.spec.os.map(|os| os.to_string())));
     row("Architecture", any(vm.spec.arch.map(|arch| arch.to_string())));
     row("Runtime", any(vm.spec.runtime.map(|runtime| runtime.to_string())));

@@ -1,10 +1,10 @@
-//! `orchard list`: all VMs, workers, stray copies, service accounts or bootstrap tokens, page by page to the end.
+//! `orchard list`: all VMs, workers, images, stray copies, service accounts or bootstrap tokens, page by page to the end.
 
 use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
-use super::{accounts, bootstrap};
+use super::{accounts, bootstrap, images};
 use crate::bus::message::{ListVms, ListWorkers};
 use crate::bus::strays::{ListStrays, StrayView};
 use crate::model::vm::Vm;
@@ -44,6 +44,32 @@ runs on until somebody deletes it."
         #[command(flatten)]
         list: ListArgs,
     },
+    /// List the images that workers hold, from which VMs start without fetching any
+    #[command(
+        visible_alias = "image",
+        after_help = "\
+Examples:
+  orchard list images
+  orchard list images -o wide
+  orchard list images --worker mini-1 -o json
+
+`-o wide`, `--worker` and JSON show each worker's, with when it was last used and whether a VM's disk
+stands on it; images in use are never removed. Addresses are shown without user, password and query.
+Of each worker the images used last are known, up to 64."
+    )]
+    Images(images::ListImagesArgs),
+    /// List the requests to fetch images, and how far workers are; see `orchard pull image`
+    #[command(
+        visible_alias = "pull",
+        after_help = "\
+Examples:
+  orchard list pulls
+  orchard list pulls -o wide
+
+`-o wide` and JSON tell of each worker. A request stands until it expires, so that workers that are off
+fetch the image when they are back."
+    )]
+    Pulls(images::ListPullsArgs),
     /// List all service accounts and their roles
     #[command(visible_alias = "service-account", after_help = "Example:\n  orchard list service-accounts")]
     ServiceAccounts(ListArgs),
@@ -77,6 +103,8 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
             let all = all_strays(client, worker).await?;
             print(&list, &all, |stray| show_copy(stray.id), strays_table)
         }
+        List::Images(arguments) => images::list(arguments, client, now).await,
+        List::Pulls(arguments) => images::list_pulls(arguments, client, now).await,
         List::ServiceAccounts(arguments) => {
             let all = accounts::all(client).await?;
             print(&arguments, &all, |account| account.name.to_string(), |all| accounts::table(all, now))

@@ -18,6 +18,7 @@ mod events;
 mod follow;
 mod forward;
 mod get;
+mod images;
 mod interrupt;
 mod list;
 mod logs;
@@ -83,7 +84,7 @@ enum Command {
     /// Create a VM or a service account
     #[command(subcommand)]
     Create(create::Create),
-    /// List VMs, workers, stray copies, service accounts or bootstrap tokens
+    /// List VMs, workers, images, requests to fetch them, stray copies, service accounts or bootstrap tokens
     #[command(subcommand)]
     List(list::List),
     /// Show one VM, worker or service account or the cluster's settings, or make a bootstrap token
@@ -132,6 +133,9 @@ enum Command {
     /// Run a command or a shell in a VM
     #[command(subcommand)]
     Ssh(ssh::Ssh),
+    /// Have workers fetch an image before a VM needs it
+    #[command(subcommand)]
+    Pull(images::Pull),
     /// Reach a TCP port of a VM through a port of this machine
     #[command(subcommand)]
     PortForward(forward::PortForward),
@@ -220,6 +224,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Explain(command) => placing::explain(command, &connect().await?).await?,
         Command::Pause(command) => placing::pause(command, &connect().await?).await?,
         Command::Resume(command) => placing::resume(command, &connect().await?).await?,
+        Command::Pull(command) => images::pull(command, &connect().await?).await?,
         Command::Drain(command) => drain::drain(command, &connect().await?).await?,
         Command::Logs(command) => logs::run(command, &connect().await?).await?,
         Command::Events(arguments) => events::run(arguments, &connect().await?).await?,

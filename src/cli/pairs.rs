@@ -20,6 +20,29 @@ pub(super) fn amount(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("{text:?} is not a whole number from 0 up"))
 }
 
+/// Reads an amount of bytes: `10GB`, `512MiB`, or a number of bytes.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("", 1),
+        ("b", 1),
+        ("kb", 1_000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("tb", 1_000_000_000_000),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+        ("tib", 1 << 40),
+    ];
+    let wrong = || format!("{text:?} is not an amount of bytes; write it like 10GB, 512MiB or 0");
+    let trimmed = text.trim();
+    let end = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at_checked(end).ok_or_else(wrong)?;
+    let unit = unit.trim().to_ascii_lowercase();
+    let (_, factor) = UNITS.into_iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
 /// Reads `k=v` of resources.
 pub(super) fn resource(text: &str) -> Result<(String, u64), String> {
     let (key, value) = split(text, "resource", "gpu=1")?;
@@ -69,6 +92,17 @@ pub(super) fn one_of<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amounts_of_bytes_are_read_with_their_units() {
+        let read = [("0", 0), ("7", 7), ("10GB", 10_000_000_000), ("512 MiB", 512 << 20), ("1gib", 1 << 30), ("2b", 2)];
+        for (text, expected) in read {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for wrong in ["", "GB", "1.5GB", "-1", "10 parsecs", "99999999999999999999", "99999999999TB"] {
+            assert!(bytes(wrong).unwrap_err().contains("10GB"), "{wrong}");
+        }
+    }
 
     #[test]
     fn pairs_are_read() {

@@ -43,6 +43,7 @@ pub mod condition;
 pub mod error;
 pub mod event;
 pub mod features;
+pub mod image;
 pub mod network;
 pub mod place;
 pub mod planted;

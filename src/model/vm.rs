@@ -296,6 +296,9 @@ pub struct Vm {
     /// The generation that the worker has put into effect.
     #[serde(default, rename = "observedGeneration")]
     pub observed_generation: u64,
+    /// Which image its disk was made from, by its digest, where its runtime knows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_fqn: Option<String>,
     /// Where it stands.
     pub status: VmStatus,
     /// What holds of it beside.
@@ -382,6 +385,7 @@ impl Vm {
             spec,
             generation: 0,
             observed_generation: 0,
+            image_fqn: None,
             status: VmStatus::Pending,
             conditions: Conditions::none_hold(),
             status_message: String::new(),
@@ -434,6 +438,7 @@ impl Vm {
         // Passwords are part of what the digest is of, and can be guessed.
         self.once = None;
         self.status_message = redact_urls(&self.status_message);
+        self.image_fqn = self.image_fqn.map(|fqn| redact_urls(&fqn));
         self
     }
 }

@@ -408,7 +408,7 @@ impl World {
 /// An assignment in one to three parts. Real ones are cut by size, which these never reach, and as there one revision is
 /// always cut in the same way.
 fn cut_up(whole: Assignment) -> Vec<Assignment> {
-    let Assignment { session, revision, copies, .. } = whole;
+    let Assignment { session, revision, copies, mut pulls, .. } = whole;
     let odd = (session.0.as_u128() + u128::from(revision)) % 10;
     let pieces = if odd < 2 { usize::try_from(odd).unwrap() + 2 } else { 1 };
     let size = copies.len().div_ceil(pieces).max(1);
@@ -417,5 +417,7 @@ fn cut_up(whole: Assignment) -> Vec<Assignment> {
         pieces.push(Vec::new());
     }
     let parts = u32::try_from(pieces.len()).unwrap();
-    (0..parts).zip(pieces).map(|(part, copies)| Assignment { session, revision, copies, part, parts }).collect()
+    let part =
+        |(part, copies)| Assignment { session, revision, copies, pulls: std::mem::take(&mut pulls), part, parts };
+    (0..parts).zip(pieces).map(part).collect()
 }

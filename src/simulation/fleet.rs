@@ -448,7 +448,12 @@ impl World {
     pub(super) fn tell_running(&mut self, host: usize, id: CopyId, message: &str, ready: bool) {
         let task = self.task(host, id).unwrap();
         let (generation, boot) = (task.order.generation, task.boot);
-        self.observe(host, id, boot, Observation::Running { message: message.to_owned(), ready, generation });
+        self.observe(
+            host,
+            id,
+            boot,
+            Observation::Running { message: message.to_owned(), ready, generation, image_fqn: None },
+        );
     }
 }
 

@@ -43,11 +43,13 @@ struct Told {
     message: String,
     ready: bool,
     generation: u64,
+    image_fqn: Option<String>,
 }
 
 impl Reporter {
     pub(super) fn new(uplink: Uplink, (id, boot): (CopyId, Boot), generation: u64) -> Self {
-        Self { uplink, id, told: Mutex::new(Told { boot, message: String::new(), ready: false, generation }) }
+        let told = Told { boot, message: String::new(), ready: false, generation, image_fqn: None };
+        Self { uplink, id, told: Mutex::new(told) }
     }
 
     pub(super) fn running(&self, message: &str, ready: bool) {
@@ -63,6 +65,13 @@ impl Reporter {
         self.tell(&told);
     }
 
+    /// Tells the same again, and which image it was made from.
+    fn made_from(&self, image_fqn: String) {
+        let mut told = self.told();
+        told.image_fqn = Some(image_fqn);
+        self.tell(&told);
+    }
+
     fn boot(&self) -> Boot {
         self.told().boot
     }
@@ -73,8 +82,9 @@ impl Reporter {
     }
 
     fn tell(&self, told: &Told) {
-        let Told { message, ready, generation, boot } = told;
-        let observation = Observation::Running { message: message.clone(), ready: *ready, generation: *generation };
+        let Told { message, ready, generation, boot, image_fqn } = told;
+        let (message, image_fqn) = (message.clone(), image_fqn.clone());
+        let observation = Observation::Running { message, ready: *ready, generation: *generation, image_fqn };
         self.uplink.tell(self.id, *boot, observation);
     }
 }
@@ -88,6 +98,9 @@ pub(super) async fn bring_up(
     reporter: &Reporter,
 ) -> Result<(), String> {
     let started = Instant::now();
+    if let Some(image_fqn) = host.runtime.image_fqn(copy.id).await {
+        reporter.made_from(image_fqn);
+    }
     if fresh {
         host.runtime.booted(copy.id).await;
     }

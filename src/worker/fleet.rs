@@ -237,7 +237,14 @@ mod tests {
 
     fn assignment(want: Want) -> Assignment {
         let copy = DesiredCopy { name: "a".parse().unwrap(), uid: id(1).uid, attempt: 0, boot: 0, want };
-        Assignment { session: SessionId(uuid::Uuid::nil()), revision: 1, copies: vec![copy], part: 0, parts: 1 }
+        Assignment {
+            session: SessionId(uuid::Uuid::nil()),
+            revision: 1,
+            copies: vec![copy],
+            pulls: Vec::new(),
+            part: 0,
+            parts: 1,
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
 //! with what the runtime really runs; [`guard`] ends VMs that may run elsewhere when the [`lease`] is over; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
-//! reports and log lines until they are acknowledged; `attach` serves tunnel streams. VM processes are not children
+//! reports and log lines until they are acknowledged; `images` fetches images ahead of need and tells which are held; `attach` serves tunnel streams. VM processes are not children
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
@@ -10,6 +10,7 @@ mod bring_up;
 pub(crate) mod fleet;
 pub mod guard;
 mod host;
+mod images;
 pub mod join;
 mod journal;
 pub mod lease;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use self::fleet::Fleet;
 use self::guard::{GuardCommand, Keeper};
+use self::images::ImageAgent;
 use self::join::JoinError;
 use self::journal::Journal;
 use self::runtime::Runtime;
@@ -54,6 +56,8 @@ pub struct WorkerOptions {
     pub guard: Option<GuardCommand>,
     /// For how long its key must have been refused until [`Worker::revoked`] returns.
     pub give_up_after: Duration,
+    /// Bytes of the disk to keep free by removing images that no VM needs; 0 = only what the next one needs.
+    pub keep_free: u64,
 }
 
 /// For how long a worker whose key is refused goes on trying, if nothing else was said. A database that is lost or restored
@@ -88,6 +92,7 @@ pub struct Worker {
     name: WorkerName,
     give_up_after: Duration,
     agent: Task,
+    images: Task,
     fleet: Fleet,
     lease: Task,
     guard: Task,
@@ -125,6 +130,15 @@ impl Worker {
         let guard = task::spawn(keeper.clone().keep_guard());
         let fleet = Fleet::start(options.runtime.clone(), uplink.clone(), journal, keeper.clone());
         let name = options.info.name.clone();
+        let images = ImageAgent {
+            bus: bus.clone(),
+            worker: name.clone(),
+            runtime: options.runtime.clone(),
+            assignments: fleet.assignments().subscribe(),
+            sessions: uplink.sessions(),
+            keep_free: options.keep_free,
+        };
+        let images = task::spawn(images.run());
         let agent = Agent {
             bus: bus.clone(),
             key: match &options.bus.login {
@@ -140,13 +154,14 @@ impl Worker {
             assignments: fleet.assignments(),
         };
         let (options, give_up_after) = (options.bus, options.give_up_after);
-        Ok(Self { bus, options, name, give_up_after, agent: task::spawn(agent.run()), fleet, lease, guard })
+        Ok(Self { bus, options, name, give_up_after, agent: task::spawn(agent.run()), images, fleet, lease, guard })
     }
 
     /// Returns when a part has ended that never should: whoever runs the worker must then start it anew. Cancel safe.
     pub async fn failed(&self) -> &'static str {
         tokio::select! {
             () = task::any_ended(std::slice::from_ref(&self.agent)) => "the worker's session",
+            () = task::any_ended(std::slice::from_ref(&self.images)) => "the worker's images",
             () = self.fleet.ended() => "the worker's reconciler",
             () = task::any_ended(std::slice::from_ref(&self.lease)) => "the watch over the worker's lease",
             () = task::any_ended(std::slice::from_ref(&self.guard)) => "the watch over the worker's guard",
@@ -168,6 +183,7 @@ impl Worker {
     /// half-made and made again then.
     pub async fn shutdown(self) {
         self.agent.abort().await;
+        self.images.abort().await;
         self.fleet.stop().await;
         self.guard.abort().await;
         self.lease.abort().await;

@@ -89,6 +89,11 @@ impl Uplink {
         }
     }
 
+    /// The session that is being served, as it changes.
+    pub(super) fn sessions(&self) -> watch::Receiver<Option<SessionId>> {
+        self.shared.session.subscribe()
+    }
+
     /// Notes what the reconciler has found.
     pub(super) fn has_found(&self, found: Inventory) {
         *self.shared.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);

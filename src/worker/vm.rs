@@ -185,7 +185,7 @@ impl CopyTask {
         }
         let message = format!("{SUSPEND_FAILED}, and it goes on running: {error}");
         let generation = self.generation;
-        self.tell(Observation::Running { message: message.clone(), ready: false, generation });
+        self.tell(Observation::Running { message: message.clone(), ready: false, generation, image_fqn: None });
         self.pause(pause, &message).await;
     }
 
@@ -234,7 +234,8 @@ impl CopyTask {
                         let said = told.borrow().clone();
                         if !said.is_empty() {
                             let message = format!("suspending: {said}");
-                            self.tell(Observation::Running { message, ready: false, generation: self.generation });
+                            let generation = self.generation;
+                            self.tell(Observation::Running { message, ready: false, generation, image_fqn: None });
                         }
                     }
                 }

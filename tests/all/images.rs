@@ -52,15 +52,15 @@ const DISK_1: &str = "59da2a21491a1f13ef504abc391bbe010e996ea711b30c0083dfe9259f
 
 /// A web server: `/disk` is an image, `/short` ends before its announced length, everything else is not there. Every
 /// answer takes a permit after its first half.
-struct Web {
-    url: String,
-    requests: Arc<AtomicUsize>,
-    permits: Arc<Semaphore>,
+pub struct Web {
+    pub url: String,
+    pub requests: Arc<AtomicUsize>,
+    pub permits: Arc<Semaphore>,
     _task: Task,
 }
 
 impl Web {
-    async fn start(permits: usize) -> Self {
+    pub async fn start(permits: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(AtomicUsize::new(0));
@@ -199,4 +199,37 @@ async fn local_images_may_be_kept_to_one_folder() {
         let result = images.get(path.to_str().unwrap(), &Progress::new().0).await;
         assert_eq!(result.is_ok(), fine, "{}: {result:?}", path.display());
     }
+}
+
+#[tokio::test]
+async fn images_go_when_room_is_wished_for_but_never_one_that_is_in_use_or_under_way() {
+    let store = Store::new();
+    let held = store.images.get(store.raw("held.img", 1).to_str().unwrap(), &Progress::new().0).await.unwrap();
+    for mark in 2..5 {
+        store.get(store.raw(&format!("{mark}.img"), mark).to_str().unwrap()).await.unwrap();
+    }
+    assert_eq!(store.files(".raw"), 4);
+    assert!(store.images.prune(0).unwrap().is_empty(), "enough is free");
+    let web = Web::start(0).await;
+    let url = format!("{}/disk", web.url);
+    let prune = async {
+        wait::until("the request", LIMIT, || async {
+            if web.requests.load(Ordering::SeqCst) == 1 { Ok(()) } else { Err("none yet") }
+        })
+        .await;
+        // More than there is: all goes that can.
+        let removed = store.images.prune(u64::MAX).unwrap();
+        assert!(removed.len() == 3 && removed.iter().any(|gone| gone.contains("4.img")), "{removed:?}");
+        assert_eq!((store.files(".raw"), store.files(".part")), (1, 1));
+        web.permits.add_permits(2);
+    };
+    let (fetched, ()) = tokio::join!(store.get(&url), prune);
+    fetched.unwrap();
+    // The same bytes, which somebody holds.
+    assert!(store.dir.path().join("images").join(&held.file).exists());
+    drop(held);
+    assert_eq!(store.images.prune(u64::MAX).unwrap().len(), 1);
+    assert_eq!(store.files(".raw"), 0);
+    store.get(&url).await.unwrap();
+    assert_eq!(store.files(".raw"), 1, "what was removed is fetched anew");
 }

@@ -25,6 +25,7 @@ mod liveness;
 mod netns;
 mod placing;
 mod processes;
+mod pulls;
 mod qemu;
 mod real;
 mod secrets;

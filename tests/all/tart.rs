@@ -4,6 +4,6 @@ mod calls;
 mod cluster;
 mod failures;
 mod guest;
-mod host;
+pub mod host;
 mod life;
 mod process;

@@ -11,6 +11,10 @@ use orchard::bus::access::{
     GetAccount, Join, JoinTokenPage, Joined, ListAccounts, ListAudit, ListJoinTokens, NewJoinToken, NewToken,
     RotateAccount, UpdateAccount,
 };
+use orchard::bus::images::{
+    CancelPull, DesiredPull, GetPull, HeldImage, HeldPage, HeldView, ImagePage, ImageView, ImagesReport,
+    ListHeldImages, ListImages, ListPulls, PullImage, PullOnWorker, PullPage, PullProgress, PullReport, PullView,
+};
 use orchard::bus::life::{SpecChange, UpdateVm};
 use orchard::bus::message::{
     Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
@@ -26,6 +30,7 @@ use orchard::model::account::{AccountView, JoinId, JoinTokenView};
 use orchard::model::audit::{AuditRecord, AuditType, Deed, Outcome};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::{Event, EventObject, EventType, LogStream};
+use orchard::model::image::{PullId, PullState, WorkerSelector};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use orchard::model::secret::Secret;
 use orchard::model::settings::{ClusterSettings, HostDirPolicy, Profile};
@@ -93,7 +98,7 @@ fn assignment() -> Assignment {
     let copy = |attempt, want| DesiredCopy { name: "a".parse().unwrap(), uid: uid(), attempt, boot: 1, want };
     let wishes = [Want::Run(Box::new(run)), Want::Suspend, Want::Keep, Want::Absent];
     let copies = (0..).zip(wishes).map(|(attempt, want)| copy(attempt, want)).collect();
-    Assignment { session: session(), revision: 3, part: 0, parts: 1, copies }
+    Assignment { session: session(), revision: 3, part: 0, parts: 1, copies, pulls: Vec::new() }
 }
 
 fn event(kind: EventType, object: EventObject) -> Event {
@@ -108,6 +113,55 @@ fn line<T: Serialize + DeserializeOwned>(file: &mut String, name: &str, message:
     let back: T = decode(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!(encode(&back).unwrap(), bytes, "{name} changes in a round trip");
     writeln!(file, "{name} {}", data_encoding::HEXLOWER.encode(&bytes)).unwrap();
+}
+
+/// What concerns images.
+fn images(file: &mut String) {
+    let worker: WorkerName = "w".parse().unwrap();
+    let (id, time) = (PullId(uid().0), Timestamp::from_millis(1_700_000_000_123));
+    let image = || "https://h/i.qcow2".to_owned();
+    let held =
+        HeldImage { image: image(), bytes: 7, digest: Some("sha256:ab".into()), last_used: Some(time), in_use: true };
+    let least = HeldImage { digest: None, last_used: None, in_use: false, ..held.clone() };
+    let far = PullReport { id, state: PullState::Pulling, message: "42 %".into() };
+    let done = PullReport { id, state: PullState::Done, message: String::new() };
+    let images_of = Some(vec![held.clone(), least.clone()]);
+    let report = ImagesReport { session: session(), images: images_of, left_out: 2, pulls: vec![far, done] };
+    line(file, "worker/images", &report);
+    line(file, "worker/images/least", &ImagesReport { images: None, left_out: 0, pulls: Vec::new(), ..report });
+    let pulls = vec![DesiredPull { id, image: image() }];
+    line(file, "worker/assign/pulls", &Assignment { copies: Vec::new(), pulls, ..assignment() });
+    line(file, "image.list", &ListImages { after: Some(image()), limit: 5 });
+    let view = ImageView { image: image(), bytes: 7, workers: 2, in_use: 1, last_used: Some(time) };
+    line(file, "answer/image.list", &Answer::Ok(ImagePage { images: vec![view], more: true }));
+    let (of, after) = (Some(worker.clone()), Some((worker.clone(), image())));
+    line(file, "image.list-held", &ListHeldImages { worker: of, image: Some(image()), after, limit: 5 });
+    let views = [held, least].map(|held| HeldView { worker: worker.clone(), held });
+    line(file, "answer/image.list-held", &Answer::Ok(HeldPage { images: views.to_vec(), more: true }));
+    let labels = [("role".to_owned(), "ci".to_owned())].into();
+    let selector = WorkerSelector { labels, worker: Some(worker.clone()), runtime: Some(RuntimeKind::Tart) };
+    line(file, "image.pull", &PullImage { image: image(), selector: selector.clone(), ttl_s: 60 });
+    let any = PullImage { image: image(), selector: WorkerSelector::default(), ttl_s: 0 };
+    line(file, "image.pull/least", &any);
+    line(file, "image.cancel-pull", &CancelPull { image: image() });
+    line(file, "image.list-pulls", &ListPulls {});
+    let pull = PullView {
+        id,
+        image: image(),
+        selector,
+        created_at: time,
+        created_by: Some("ann".parse().unwrap()),
+        expires_at: time,
+        workers: 4,
+        done: 1,
+        failed: 1,
+        offline: 1,
+    };
+    line(file, "answer/image.list-pulls", &Answer::Ok(PullPage { pulls: vec![pull.clone()] }));
+    line(file, "image.get-pull", &GetPull { id, after: Some(worker.clone()), limit: 5 });
+    let on = PullOnWorker { worker, online: true, state: PullState::Failed, message: "m".into() };
+    let waiting = PullOnWorker { online: false, state: PullState::Waiting, message: String::new(), ..on.clone() };
+    line(file, "answer/image.get-pull", &Answer::Ok(PullProgress { pull, workers: vec![on, waiting], more: true }));
 }
 
 /// What concerns who may do what.
@@ -244,7 +298,16 @@ fn the_bytes_of_every_message_are_as_written_down() {
     let message = || "text".to_owned();
     for (name, observation) in [
         ("preparing", Observation::Preparing { message: message() }),
-        ("running", Observation::Running { message: message(), ready: true, generation: 1 }),
+        ("running", Observation::Running { message: message(), ready: true, generation: 1, image_fqn: None }),
+        (
+            "running/image",
+            Observation::Running {
+                message: message(),
+                ready: true,
+                generation: 1,
+                image_fqn: Some("i@sha256:ab".into()),
+            },
+        ),
         ("failed", Observation::Failed { message: message(), disk: true }),
         ("stopped", Observation::Stopped { message: message() }),
         ("fenced", Observation::Fenced { message: message() }),
@@ -304,6 +367,7 @@ fn the_bytes_of_every_message_are_as_written_down() {
     let shared = VmSpec { image: "i".into(), host_dirs: vec!["a:/srv/x:ro".parse().unwrap()], ..VmSpec::default() };
     line(&mut file, "vm.create/host-dirs", &CreateVm { name: "a".parse().unwrap(), spec: shared, key: None });
 
+    images(&mut file);
     access(&mut file);
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas/messages.txt");
     if std::env::var_os("ORCHARD_UPDATE_SCHEMAS").is_some() {

@@ -139,6 +139,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
                 default_cpu: defaults.cores,
                 default_memory: defaults.memory,
                 give_up_after: GIVE_UP_AFTER,
+                keep_free: 0,
                 local_network: None,
                 name: name.clone(),
             };

@@ -81,6 +81,8 @@ pub(super) struct WorkerSetup {
     pub(super) default_memory: u64,
     /// As in [`WorkerOptions`].
     pub(super) give_up_after: Duration,
+    /// The same.
+    pub(super) keep_free: u64,
     /// How guests are reached, if not directly.
     pub(super) local_network: Option<LocalNetwork>,
 }
@@ -144,7 +146,7 @@ fn advised(error: StartError) -> anyhow::Error {
 
 /// Starts a worker in a data folder whose lock is this, or which it is to lock itself.
 pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -> anyhow::Result<RunningWorker> {
-    let runtime = runtime::open(setup.runtime, &setup.data_dir, setup.local_network).await?;
+    let runtime = runtime::open(setup.runtime, &setup.data_dir, setup.local_network, setup.keep_free).await?;
     let info = WorkerInfo {
         machine_id: setup.machine_id,
         name: setup.name,
@@ -164,6 +166,7 @@ pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -
         info,
         runtime,
         give_up_after: setup.give_up_after,
+        keep_free: setup.keep_free,
     };
     let worker = match lock {
         Some(lock) => Worker::start_in(options, lock).await?,

@@ -31,16 +31,20 @@ pub(super) fn parse(text: &str) -> Result<RuntimeChoice, String> {
     }
 }
 
-/// Prepares the runtime `kind`, which keeps its VMs in a folder of its own below `data_dir`.
+/// Prepares the runtime `kind`, which keeps its VMs in a folder of its own below `data_dir`; with `keep_free` bytes of the disk kept
+/// free by removing images.
 pub(super) async fn open(
     kind: RuntimeKind,
     data_dir: &Path,
     local_network: Option<LocalNetwork>,
+    keep_free: u64,
 ) -> anyhow::Result<Arc<dyn Runtime>> {
     Ok(match kind {
-        RuntimeKind::Qemu => Arc::new(Qemu::new(QemuOptions::new(data_dir.join("qemu"))).await?),
+        RuntimeKind::Qemu => {
+            Arc::new(Qemu::new(QemuOptions { keep_free, ..QemuOptions::new(data_dir.join("qemu")) }).await?)
+        }
         RuntimeKind::Tart | RuntimeKind::Vetu => {
-            let runtime = tart(TartOptions { local_network, ..tart_options(kind, data_dir) }).await?;
+            let runtime = tart(TartOptions { local_network, keep_free, ..tart_options(kind, data_dir) }).await?;
             #[cfg(target_os = "macos")]
             if kind == RuntimeKind::Tart {
                 crate::worker::runtime::tart::lease::check().await;
@@ -64,7 +68,7 @@ pub(super) async fn open_for_guard(kind: RuntimeKind, data_dir: &Path) -> anyhow
             // What the worker is about to make is not its business.
             tart(TartOptions { tidy: false, ..tart_options(kind, data_dir) }).await
         }
-        RuntimeKind::Synthetic => open(kind, data_dir, None).await,
+        RuntimeKind::Synthetic => open(kind, data_dir, None, 0).await,
     }
 }
 

@@ -106,6 +106,14 @@ pub(in crate::cli) struct RunArgs {
     /// back. A controller that cannot be reached is waited for without end. 0s: give up within a second.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration::parse)]
     give_up_after: Duration,
+    /// Keep so much of the disk free by removing images that no VM needs
+    ///
+    /// Looked at every minute and before an image is fetched. The images that were not used for longest go
+    /// first; never one that a VM's disk stands on, or that is being fetched. When nothing is left to remove,
+    /// VMs go on being made until 1 GB is free. 0: only make room for the image that is being fetched. Vetu
+    /// removes nothing by itself.
+    #[arg(long, value_name = "SIZE", default_value = "2GB", value_parser = pairs::bytes)]
+    image_cache_min_free: u64,
 }
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
@@ -142,6 +150,7 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
             default_cpu: offer.defaults.cores,
             default_memory: offer.defaults.memory,
             give_up_after: arguments.give_up_after,
+            keep_free: arguments.image_cache_min_free,
             local_network: arguments.local_network_helper.map(LocalNetwork::at),
         };
         let worker = parts::start_worker(setup, Some(lock)).await?;

@@ -8,6 +8,7 @@ use crate::bus::message::MAX_LOG_LINE;
 use crate::model::account::JoinId;
 use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
+use crate::model::image::PullId;
 use crate::model::secret::redact_urls;
 use crate::model::vm::Vm;
 use crate::model::{AccountName, CopyId, Now, VmUid, WorkerName};
@@ -27,6 +28,8 @@ pub struct Changes {
     pub restored: bool,
     /// Keys of requests whose VMs were deleted, new or no longer remembered.
     pub spent: BTreeSet<SpentKey>,
+    /// Requests to fetch images that came or went.
+    pub pulls: BTreeSet<PullId>,
     /// The settings of the cluster changed.
     pub settings: bool,
     /// Accounts that came, went, or have another token, other roles or another end.
@@ -68,7 +71,8 @@ impl Changes {
             && self.given_up.is_empty()
             && self.spent.is_empty()
             && !self.restored
-            && !self.settings;
+            && !self.settings
+            && self.pulls.is_empty();
         let objects = self.vms.is_empty() && self.workers.is_empty();
         copies && objects && !self.concern_access() && self.events.is_empty() && self.audit.is_empty()
     }
@@ -95,6 +99,7 @@ impl Changes {
             given_up,
             restored,
             spent,
+            pulls,
             settings,
             accounts,
             joins,
@@ -110,6 +115,7 @@ impl Changes {
         self.given_up.extend(given_up);
         self.restored |= restored;
         self.spent.extend(spent);
+        self.pulls.extend(pulls);
         self.settings |= settings;
         self.accounts.extend(accounts);
         self.joins.extend(joins);

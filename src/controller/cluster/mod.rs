@@ -4,8 +4,8 @@
 //! writer (`controller::store::writer`) owns it. Each method first checks and then changes, so a refusal changes
 //! nothing and one bad command fails alone.
 //!
-//! What is stored are VMs, workers, copies that are still to be removed or were given up, who may do what (`access`), and
-//! events. Sessions and liveness (`liveness`) are only in memory: after a restart every worker says hello again and has a
+//! What is stored are VMs, workers, copies that are still to be removed or were given up, requests to fetch images
+//! (`pulls`), who may do what (`access`), and events. Sessions and liveness (`liveness`) are only in memory: after a restart every worker says hello again and has a
 //! whole lease to do so.
 
 mod access;
@@ -16,6 +16,7 @@ mod copied;
 mod drain;
 mod ends;
 mod given_up;
+mod images;
 mod join;
 mod liveness;
 mod once;
@@ -24,6 +25,7 @@ mod placing;
 #[cfg(test)]
 mod planted;
 mod power;
+mod pulls;
 mod quota;
 mod reading;
 mod removal;
@@ -49,6 +51,7 @@ pub use self::access::check_token;
 pub use self::changes::{Changes, Said};
 pub use self::given_up::GivenUp;
 use self::given_up::GivenUps;
+use self::images::{HeldImages, Names};
 pub use self::liveness::Timing;
 pub use self::once::{Spent, SpentKey};
 use self::pauses::Pauses;
@@ -64,6 +67,7 @@ use crate::model::account::{Account, JoinToken, WorkerKey};
 use crate::model::audit::AuditNumber;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventNumber;
+use crate::model::image::{Pull, PullId};
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
 use crate::model::settings::ClusterSettings;
@@ -104,6 +108,8 @@ pub struct Records {
     pub restored: Restoration,
     /// Keys of requests whose VMs were deleted.
     pub spent: Vec<Spent>,
+    /// Requests to fetch images.
+    pub pulls: Vec<Pull>,
     /// The settings of the cluster.
     pub settings: ClusterSettings,
     /// All service accounts.
@@ -128,6 +134,12 @@ struct WorkerEntry {
     place: String,
     /// What was told of as unknown here: over all its sessions, or one that registers again and again could fill the store.
     strays: BTreeMap<CopyId, Stray>,
+    /// What images it holds, as it told last.
+    images: HeldImages,
+    /// Whether it has told that since the controller started.
+    told_images: bool,
+    /// How far it is with images that it shall fetch.
+    pulls: pulls::OnWorker,
     state: WorkerState,
     /// Since when nothing was heard, by the monotonic clock.
     heard: Duration,
@@ -164,6 +176,9 @@ pub struct Cluster {
     workers: BTreeMap<WorkerName, WorkerEntry>,
     /// What is held since a backup was restored.
     restored: Restored,
+    /// What images workers hold, each name once.
+    image_names: Names,
+    pulls: BTreeMap<PullId, Pull>,
     settings: ClusterSettings,
     access: Access,
     /// Knows what each worker holds, and which VMs wait for one.
@@ -197,6 +212,8 @@ impl Cluster {
             workers: BTreeMap::new(),
             restored: Restored::load(records.restored),
             scheduler: Scheduler::new(settings::policy_of(&records.settings)),
+            image_names: Names::default(),
+            pulls: records.pulls.into_iter().map(|pull| (pull.id, pull)).collect(),
             settings: records.settings,
             access: Access::load(records.accounts, records.joins, records.keys),
             ends: BTreeSet::new(),
@@ -256,6 +273,7 @@ impl Cluster {
         self.ends.extend(other.ends.iter().filter(|(_, uid)| known(uid)));
         self.ticked = other.ticked;
         self.restored.keep_memory_of(&other.restored);
+        self.image_names.clone_from(&other.image_names);
         if planted(Bug::EventSkipped) {
             self.last_event = other.last_event;
         }
@@ -264,6 +282,17 @@ impl Cluster {
                 entry.live.clone_from(&known.live);
                 entry.place.clone_from(&known.place);
                 entry.strays.clone_from(&known.strays);
+                entry.images.clone_from(&known.images);
+                entry.told_images = known.told_images;
+                entry.pulls = known
+                    .pulls
+                    .iter()
+                    .filter(|(id, _)| self.pulls.contains_key(id))
+                    .map(|(id, far)| (*id, far.clone()))
+                    .collect();
+                if entry.told_images {
+                    self.scheduler.set_images(name, entry.images.keys().cloned().collect());
+                }
                 entry.keep_liveness_of(known, other.ticked);
             }
         }
@@ -318,7 +347,8 @@ impl Cluster {
             want: Want::Absent,
         });
         let copies = placed.chain(leaving).collect();
-        Some(Assignment { session: live.session, revision: live.revision, copies, part: 0, parts: 1 })
+        let pulls = self.pulls_for(&entry.record.info);
+        Some(Assignment { session: live.session, revision: live.revision, copies, pulls, part: 0, parts: 1 })
     }
 
     /// Notes that what `worker` shall run has changed.
@@ -368,6 +398,9 @@ impl WorkerEntry {
             live: None,
             place: String::new(),
             strays: BTreeMap::new(),
+            images: HeldImages::new(),
+            told_images: false,
+            pulls: pulls::OnWorker::new(),
             state: WorkerState::Unseen,
             heard: now.mono,
             last_seen: None,

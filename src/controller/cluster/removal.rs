@@ -79,6 +79,7 @@ impl Cluster {
             self.give_up(copy, changes);
         }
         self.scheduler.remove_worker(worker);
+        self.forget_images_of(worker);
         self.watched.forget(worker);
         if self.workers.remove(worker).is_some() {
             changes.workers.insert(worker.clone());

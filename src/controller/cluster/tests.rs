@@ -7,6 +7,7 @@ mod drain;
 mod given_up;
 mod going_back;
 mod hostile;
+mod images;
 mod liveness;
 mod once;
 mod placing;
@@ -143,6 +144,7 @@ impl World {
             given_up: cluster.given_up_records().cloned().collect(),
             restored: cluster.restored_record().clone(),
             spent: cluster.spent_records().cloned().collect(),
+            pulls: cluster.pulls.values().cloned().collect(),
             last_event: cluster.last_event,
             ..Records::default()
         }
@@ -183,7 +185,7 @@ impl World {
 }
 
 fn running() -> Observation {
-    Observation::Running { message: "up".into(), ready: true, generation: 0 }
+    Observation::Running { message: "up".into(), ready: true, generation: 0, image_fqn: None }
 }
 
 fn failed() -> Observation {

@@ -8,6 +8,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
 use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
+use crate::model::secret::redact_urls;
 use crate::model::vm::{Once, RestartPolicy, Vm, VmStatus};
 use crate::model::{AccountName, Boot, CopyId, Now, VmName, VmUid, WorkerName};
 
@@ -15,6 +16,8 @@ use crate::model::{AccountName, Boot, CopyId, Now, VmName, VmUid, WorkerName};
 const MAX_LOG_LINES: u64 = 1 << 40;
 /// A status message is a line or a few; more belongs in the log.
 const MAX_MESSAGE: usize = 2 * 1024;
+/// The longest name of an image with its digest that is kept, in bytes; real ones have some hundred.
+const MAX_FQN: usize = 2 * 1024;
 
 impl Cluster {
     /// A new VM, pending; [`Cluster::place`] finds its worker.
@@ -156,7 +159,8 @@ impl Cluster {
         match report.observation {
             Observation::Absent | Observation::Stray { .. } => {}
             Observation::Preparing { message } => self.preparing(uid, bounded(message), now, changes),
-            Observation::Running { message, ready, generation } => {
+            Observation::Running { message, ready, generation, image_fqn } => {
+                self.note_image(uid, image_fqn, changes);
                 self.running(worker, uid, (bounded(message), ready, generation), now, changes);
             }
             Observation::Failed { message, disk } => self.ended(worker, uid, (bounded(message), disk), now, changes),
@@ -198,6 +202,15 @@ impl Cluster {
         if vm.status == VmStatus::Pending && vm.conditions.scheduled() && vm.status_message != message {
             vm.status_message.clone_from(&message);
             changes.vm_event(last_event, now, vm, EventType::Progress, message);
+        }
+    }
+
+    /// Notes which image a copy was made from; not every report says so.
+    fn note_image(&mut self, uid: VmUid, image_fqn: Option<String>, changes: &mut Changes) {
+        let Some(fqn) = image_fqn.filter(|fqn| fqn.len() <= MAX_FQN).map(|fqn| redact_urls(&fqn)) else { return };
+        if let Some(vm) = known(&self.names, &mut self.vms, uid).filter(|vm| vm.image_fqn.as_ref() != Some(&fqn)) {
+            vm.image_fqn = Some(fqn);
+            changes.vms.insert(uid);
         }
     }
 

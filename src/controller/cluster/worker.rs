@@ -136,6 +136,7 @@ impl Cluster {
         self.replace_at_once(&_silent, now, changes);
         self.replace_on_gone(now, changes);
         self.drop_expired_joins(now, changes);
+        self.expire_pulls(now, changes);
         self.end_of_time(now, changes);
         self.end_pauses(now, changes);
         self.forget_spent(now, changes);

@@ -17,7 +17,7 @@ mod shape;
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use self::explain::Tally;
@@ -29,7 +29,7 @@ pub use self::shape::{Shape, demand};
 use crate::model::resources::Resources;
 use crate::model::settings::{CPU_OVERCOMMIT, Profile};
 use crate::model::worker::WorkerInfo;
-use crate::model::{VmUid, WorkerName};
+use crate::model::{VmUid, WorkerName, image};
 
 /// A VM that could run on some worker is passed there by this many that came later, at most, before a worker is kept free
 /// for it.
@@ -158,9 +158,16 @@ impl Scheduler {
 
     /// The worker has an image, so that a VM of it starts sooner there.
     pub fn has_image(&mut self, worker: &WorkerName, image: &str) {
-        if self.nodes.get(worker).is_some_and(|node| !node.has_image(image)) {
-            self.change(worker, |node| node.remember_image(image));
+        let image = image::shown(image);
+        if self.nodes.get(worker).is_some_and(|node| !node.has_image(&image)) {
+            self.change(worker, |node| node.remember_image(&image));
         }
+    }
+
+    /// The worker says which images it holds: what was known of that before counts no more. Names are as
+    /// [`crate::model::image::shown`] has them.
+    pub fn set_images(&mut self, worker: &WorkerName, images: HashSet<Arc<str>>) {
+        self.change(worker, |node| node.set_images(images));
     }
 
     /// What the worker's VMs take.

@@ -1,6 +1,6 @@
 //! One worker as the scheduler sees it, and whether it can take a VM.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::explain::Obstacle;
@@ -11,7 +11,7 @@ use crate::model::settings::Profile;
 use crate::model::vm::{Os, RuntimeKind};
 use crate::model::worker::WorkerInfo;
 
-/// Images remembered of a worker, the last used last.
+/// Images remembered of a worker that VMs have started from, the last used last.
 const IMAGES: usize = 32;
 
 /// Whether a worker takes new VMs at all.
@@ -44,7 +44,10 @@ pub(super) struct Node {
     pub(super) vms: usize,
     pub(super) standing: Standing,
     pub(super) reserved: Option<Reservation>,
-    images: VecDeque<String>,
+    /// Images that it holds, as it says itself; none = it has not said.
+    told: Option<HashSet<Arc<str>>>,
+    /// Those that VMs have started from there since, as far as is known here.
+    started: VecDeque<String>,
 }
 
 impl Node {
@@ -56,7 +59,8 @@ impl Node {
             vms: 0,
             standing: Standing::Unseen,
             reserved: None,
-            images: VecDeque::new(),
+            told: None,
+            started: VecDeque::new(),
         };
         node.offer(overcommit);
         node
@@ -71,14 +75,20 @@ impl Node {
     }
 
     pub(super) fn has_image(&self, image: &str) -> bool {
-        self.images.iter().any(|known| known == image)
+        self.told.as_ref().is_some_and(|told| told.contains(image)) || self.started.iter().any(|known| known == image)
     }
 
     pub(super) fn remember_image(&mut self, image: &str) {
-        if self.images.len() == IMAGES {
-            self.images.pop_front();
+        if self.started.len() == IMAGES {
+            self.started.pop_front();
         }
-        self.images.push_back(image.to_owned());
+        self.started.push_back(image.to_owned());
+    }
+
+    /// What it says that it holds, in place of all that was known.
+    pub(super) fn set_images(&mut self, images: HashSet<Arc<str>>) {
+        self.started.clear();
+        self.told = Some(images);
     }
 
     /// How much it is preferred for `shape`.

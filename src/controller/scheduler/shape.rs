@@ -1,6 +1,7 @@
 //! What a VM wants of a worker. VMs that want the same are of the same shape.
 
 use crate::model::WorkerName;
+use crate::model::image;
 use crate::model::resources::{LOGICAL_CORES, Labels, MEMORY_MIB, Resources, TART_VMS};
 use crate::model::vm::{Arch, Os, RuntimeKind, Vm, VmSpec};
 use crate::model::worker::WorkerInfo;
@@ -28,7 +29,7 @@ pub struct Shape {
     pub memory: u64,
     /// Further resources.
     pub resources: Resources,
-    /// Its image: preferred is a worker that has it.
+    /// Its image, without who fetches it: preferred is a worker that has it.
     pub image: String,
 }
 
@@ -51,7 +52,7 @@ impl Shape {
             cpu: spec.cpu,
             memory: spec.memory,
             resources: spec.resources.clone(),
-            image: spec.image.clone(),
+            image: image::shown(&spec.image),
         }
     }
 }

@@ -80,6 +80,21 @@ fn a_worker_that_has_the_image_is_preferred_when_filling_up() {
 }
 
 #[test]
+fn what_a_worker_says_that_it_holds_counts_in_place_of_what_was_known() {
+    let mut scheduler = scheduler(Profile::OptimizeUtilization, &[("a", 9), ("b", 9)]);
+    let (a, b): (WorkerName, WorkerName) = ("a".parse().unwrap(), "b".parse().unwrap());
+    scheduler.has_image(&a, "i");
+    scheduler.set_images(&a, HashSet::new());
+    scheduler.set_images(&b, ["i".into()].into());
+    scheduler.enqueue(uid(1), shape(1));
+    assert_eq!(scheduler.place_next().unwrap().1.worker, b);
+    scheduler.set_images(&b, HashSet::new());
+    scheduler.has_image(&a, "https://u:p@h/i?token=t");
+    scheduler.enqueue(uid(2), Shape { image: "https://h/i".into(), ..shape(1) });
+    assert_eq!(scheduler.place_next().unwrap().1.worker, a, "who fetches it makes no difference");
+}
+
+#[test]
 fn defaults_of_the_worker_fill_in_what_the_vm_leaves_open() {
     let mut scheduler = scheduler(Profile::default(), &[("a", 8)]);
     scheduler.enqueue(uid(1), Shape::of(&VmSpec { cpu: 2, ..VmSpec::default() }));
@@ -285,6 +300,7 @@ enum Step {
     Worker { number: u8, cores: u64, standing: Standing },
     Remove(u8),
     Image(u8, u8),
+    Told(u8, Vec<u8>),
     Profile(bool),
 }
 
@@ -298,6 +314,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..6u8, 1..7u64, standing).prop_map(|(number, cores, standing)| Step::Worker { number, cores, standing }),
         1 => (0..6u8).prop_map(Step::Remove),
         1 => (0..6u8, 0..2u8).prop_map(|(worker, image)| Step::Image(worker, image)),
+        1 => (0..6u8, prop::collection::vec(0..2u8, 0..3)).prop_map(|(worker, images)| Step::Told(worker, images)),
         1 => any::<bool>().prop_map(Step::Profile),
     ]
 }
@@ -363,6 +380,14 @@ proptest! {
                         && !node.has_image(&image.to_string())
                     {
                         node.remember_image(&image.to_string());
+                    }
+                }
+                Step::Told(worker, images) => {
+                    let name: WorkerName = format!("w{worker}").parse().unwrap();
+                    let images: HashSet<Arc<str>> = images.iter().map(|image| image.to_string().into()).collect();
+                    fast.set_images(&name, images.clone());
+                    if let Some(node) = slow.nodes.get_mut(&name) {
+                        node.set_images(images);
                     }
                 }
                 Step::Profile(spread) => {

@@ -1,10 +1,11 @@
 //! API verbs: decode, do, encode.
 
-use super::{Context, access, placing, settings};
+use super::{Context, access, images, placing, settings};
 use crate::bus::access::{
     AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, ListAccounts,
     ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
 };
+use crate::bus::images::{CancelPull, GetPull, ListHeldImages, ListImages, ListPulls, PullImage};
 use crate::bus::life::UpdateVm;
 use crate::bus::message::{
     Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
@@ -59,6 +60,8 @@ verbs! {
     ListStrays => settings::list_strays, DeleteStray => settings::delete_stray,
     ExplainVm => placing::explain, PauseWorker => placing::pause, ResumeWorker => placing::resume,
     DrainWorker => placing::drain,
+    ListImages => images::list, ListHeldImages => images::list_held, PullImage => images::pull,
+    CancelPull => images::cancel, ListPulls => images::list_pulls, GetPull => images::get_pull,
 }
 
 /// Answers one request of `account`, which the broker let speak under that name. What it may do is looked up again here:

@@ -23,7 +23,7 @@ pub(super) const MAX_PER_JOIN: usize = 128;
 /// up; 32 reports; and a batch of lines for each VM, where those beyond are sent again.
 pub(super) fn most_of_worker(verb: WorkerVerb) -> usize {
     match verb {
-        WorkerVerb::Hello | WorkerVerb::Heartbeat => 8,
+        WorkerVerb::Hello | WorkerVerb::Heartbeat | WorkerVerb::Images => 8,
         WorkerVerb::Report => 64,
         WorkerVerb::Log => 256,
     }

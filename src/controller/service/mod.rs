@@ -7,6 +7,7 @@
 mod access;
 mod api;
 mod guard;
+mod images;
 mod join;
 mod placing;
 mod settings;

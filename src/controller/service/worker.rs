@@ -1,6 +1,7 @@
-//! What workers say: registration, leases, reports, log lines.
+//! What workers say: registration, leases, reports, log lines, images.
 
 use super::Context;
+use crate::bus::images::ImagesReport;
 use crate::bus::message::{
     Answer, Done, Heartbeat, Hello, LogLines, MAX_LOG_BATCH, MAX_LOG_LINE, Report, Welcome, decode, encode,
 };
@@ -65,6 +66,11 @@ async fn answer(context: &Context, from: WorkerName, verb: WorkerVerb, payload: 
             let done =
                 context.writer.submit(move |step| step.cluster.report(&from, report, step.now, step.changes)).await;
             done?;
+            encode(&Answer::Ok(Done {}))
+        }
+        WorkerVerb::Images => {
+            let report: ImagesReport = decode(payload)?;
+            context.writer.submit(move |step| step.cluster.images_told(&from, report)).await?;
             encode(&Answer::Ok(Done {}))
         }
         WorkerVerb::Log => {

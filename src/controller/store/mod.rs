@@ -37,7 +37,7 @@ pub use self::history::{Page, Retention, Room};
 pub use self::pages::PagesError;
 use self::seal::Seal;
 use self::tables::{
-    AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, RESTORED_KEY, SCHEMA,
+    AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, PULLS, RESTORED_KEY, SCHEMA,
     SETTINGS_KEY, Table, Tables, VMS, all, append, copy_key, decode, put_or_delete, read_all_at_once, spent_key,
 };
 use self::trail::Kept;
@@ -194,6 +194,7 @@ impl Store {
             given_up: all(&txn, tables.given_up, "given-up")?,
             restored: tables.record(&txn, RESTORED_KEY)?,
             spent: all(&txn, tables.spent, "spent-keys")?,
+            pulls: self.all_sealed(&txn, tables.pulls, PULLS)?,
             settings: tables.record(&txn, SETTINGS_KEY)?,
             accounts: all(&txn, tables.accounts, "accounts")?,
             joins: all(&txn, tables.joins, "joins")?,
@@ -248,6 +249,10 @@ impl Store {
         }
         for id in &changes.spent {
             put_or_delete(&mut txn, tables.spent, &spent_key(id), cluster.spent_record(id))?;
+        }
+        for id in &changes.pulls {
+            let record = cluster.pull_record(*id);
+            self.put_sealed_or_delete(&mut txn, (tables.pulls, PULLS), id.0.as_bytes(), record, &mut buffer)?;
         }
         for id in &changes.given_up {
             put_or_delete(&mut txn, tables.given_up, &copy_key(*id), cluster.given_up_record(*id))?;

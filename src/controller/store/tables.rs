@@ -31,6 +31,8 @@ const MAX_TABLES: u32 = 32;
 
 /// The table whose values are sealed.
 pub(super) const VMS: &str = "vms";
+/// Another one: images may hold who fetches them.
+pub(super) const PULLS: &str = "pulls";
 /// The table of what is no record.
 pub(super) const META: &str = "meta";
 
@@ -55,6 +57,7 @@ pub(super) struct Tables {
     pub(super) leaving: Table,
     pub(super) given_up: Table,
     pub(super) spent: Table,
+    pub(super) pulls: Table,
     pub(super) events: Table,
     pub(super) events_of_vm: Table,
     pub(super) audit: Table,
@@ -139,11 +142,12 @@ pub(super) fn open(folder: &Path, map_size: usize) -> Result<(Env, Tables), heed
         let meta = open.create_database::<Str, Bytes>(wtxn, Some(META))?;
         let mut table = |name| open.create_database::<Bytes, Bytes>(wtxn, Some(name));
         let objects = (table(VMS)?, table("workers")?, table("leaving")?, table("given-up")?, table("spent-keys")?);
+        let pulls = table(PULLS)?;
         let told = (table("events")?, table("events-of-vm")?, table("audit")?, table("audit-of")?);
         let access = (table("accounts")?, table("joins")?, table("worker-keys")?);
-        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((meta, objects, told, access)))
+        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((meta, objects, told, access, pulls)))
     })?;
-    let CommitOrAbort::Commit((meta, objects, told, access)) = tables else {
+    let CommitOrAbort::Commit((meta, objects, told, access, pulls)) = tables else {
         return Err(heed::Error::Io(std::io::Error::other("no tables")));
     };
     let ((vms, workers, leaving, given_up, spent), (events, events_of_vm, audit, audit_of)) = (objects, told);
@@ -157,6 +161,7 @@ pub(super) fn open(folder: &Path, map_size: usize) -> Result<(Env, Tables), heed
             leaving,
             given_up,
             spent,
+            pulls,
             events,
             events_of_vm,
             audit,
@@ -224,6 +229,7 @@ impl Tables {
             self.leaving,
             self.given_up,
             self.spent,
+            self.pulls,
             self.events,
             self.events_of_vm,
             self.audit,

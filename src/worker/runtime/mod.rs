@@ -3,8 +3,11 @@
 //! A runtime keeps no wish and decides nothing: it does one step to one copy and tells what is on the host. Copies run
 //! in processes of their own that outlive the worker; [`Runtime::list`] finds them again.
 
+mod fetches;
 pub mod process;
+pub mod prune;
 pub mod qemu;
+mod room;
 mod said;
 pub mod synthetic;
 pub mod tart;
@@ -18,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::duplex::BoxedStream;
 use crate::model::vm::{RuntimeKind, VmSpec};
-use crate::model::{CopyId, VmName};
+use crate::model::{CopyId, Timestamp, VmName};
 
 /// Everything a runtime needs to make and run one copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +58,21 @@ pub enum FoundState {
     Stopped,
     /// Its process runs.
     Running,
+}
+
+/// An image on this host that VMs can be made from at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedImage {
+    /// What it is called, as `model::image::shown` has it: without anything secret.
+    pub name: String,
+    /// What it takes on the disk, in bytes, as far as that is known.
+    pub bytes: u64,
+    /// Its content's digest, such as `sha256:…`, where the runtime knows that.
+    pub digest: Option<String>,
+    /// When a VM was last made from it, or it was fetched; none = not known.
+    pub last_used: Option<Timestamp>,
+    /// A VM's disk stands on it, or is about to, so that it must not go.
+    pub in_use: bool,
 }
 
 /// How a copy's process ended.
@@ -183,6 +201,27 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Ends the process at once and removes all that is left of the copy; fine if there is nothing.
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError>;
+
+    /// The images that VMs can be made from without fetching any; none where the runtime keeps none. Quick: it looks at what
+    /// is there.
+    async fn cached_images(&self) -> Result<Vec<CachedImage>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
+    /// Fetches an image before a VM needs it; fine if it is there. An image that a VM is being made from at the same time is
+    /// fetched once for both, and only some images at a time.
+    async fn pull(&self, image: &str, progress: &Progress) -> Result<(), RuntimeError> {
+        let _ = (image, progress);
+        Err(RuntimeError::State(format!("the runtime {} keeps no images", self.kind())))
+    }
+
+    /// Removes images until `keep_free` bytes of the disk that they lie on are free, those first that were not used for
+    /// longest, and none that is in use or being fetched; as many as there are when that is not enough. Yields what was
+    /// done, for the log; nothing when there was nothing to do.
+    async fn prune_images(&self, keep_free: u64) -> Result<Vec<String>, RuntimeError> {
+        let _ = keep_free;
+        Ok(Vec::new())
+    }
 
     /// Which image the copy was made from, by its digest, where the runtime knows that.
     async fn image_fqn(&self, id: CopyId) -> Option<String> {

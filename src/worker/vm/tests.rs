@@ -79,12 +79,15 @@ async fn a_vm_whose_script_was_interrupted_runs_on_but_is_not_called_ready() {
     copy.spec.startup_script = Some(StartupScript { script_content: "true".into(), ..StartupScript::default() });
     runtime.create(&copy, &Progress::new().0).await.unwrap();
     runtime.start(&copy).await.unwrap();
+    let image_fqn = runtime.image_fqn(copy.id).await;
+    assert!(image_fqn.is_some());
     let host = host(runtime, dir.path()).await;
     host.journal.set_script(copy.id, ScriptState::Begun);
     let (_orders, task) = task_for(&host, &copy, Seen::Running);
     let _task = task::spawn(task.run());
-    told(&host, copy.id, &Observation::Running { message: SCRIPT_INTERRUPTED.into(), ready: false, generation: 0 })
-        .await;
+    let interrupted =
+        Observation::Running { message: SCRIPT_INTERRUPTED.into(), ready: false, generation: 0, image_fqn };
+    told(&host, copy.id, &interrupted).await;
 }
 
 #[tokio::test(start_paused = true)]

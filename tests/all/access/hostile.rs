@@ -76,6 +76,7 @@ fn observation() -> impl Strategy<Value = Observation> {
     prop_oneof![
         text.clone().prop_map(|message| Observation::Preparing { message }),
         (text.clone(), any::<bool>(), number()).prop_map(|(message, ready, generation)| Observation::Running {
+            image_fqn: ready.then(|| message.clone()),
             message,
             ready,
             generation

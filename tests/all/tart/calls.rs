@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use orchard::model::vm::{ImagePullPolicy, RuntimeKind, VmSpec};
 use orchard::worker::runtime::tart::names::disk_name;
+use orchard::worker::runtime::tart::{Tart, TartOptions};
 use orchard::worker::runtime::{Exit, FoundState, Progress, Runtime, RuntimeError};
 
-use super::host::{Host, copy, create};
+use super::host::{Host, LIMITS, copy, create};
 use crate::harness::LIMIT;
 use crate::wait;
 
@@ -135,13 +136,51 @@ async fn the_images_digest_is_known_and_images_are_told_and_pruned() {
     assert_eq!(runtime.image_fqn(vm.id).await.as_deref(), Some("ghcr.io/x/y:1@sha256:0123456789abcdef"));
     assert_eq!(host.runtime().image_fqn(vm.id).await, runtime.image_fqn(vm.id).await, "a new worker knows it, too");
     runtime.pull("other:2", &Progress::new().0).await.unwrap();
-    let names: Vec<String> = runtime.images().await.unwrap().into_iter().map(|image| image.name).collect();
+    let names: Vec<String> = runtime.cached_images().await.unwrap().into_iter().map(|image| image.name).collect();
     assert_eq!(names, ["ghcr.io/x/y:1", "other:2"]);
     runtime.prune(10).await.unwrap();
-    assert!(runtime.images().await.unwrap().is_empty());
+    assert!(runtime.cached_images().await.unwrap().is_empty());
     assert_eq!(host.typed().last().unwrap(), "prune --entries caches --space-budget 10");
     assert_eq!(runtime.list().await.unwrap().len(), 1);
     assert!(matches!(Host::new(RuntimeKind::Vetu).runtime().prune(1).await, Err(RuntimeError::State(_))));
+}
+
+#[tokio::test]
+async fn images_go_when_the_disk_is_short_of_room_but_not_while_one_is_fetched() {
+    let host = Host::tart();
+    let runtime = host.runtime();
+    for image in ["a:1", "b:1"] {
+        runtime.pull(image, &Progress::new().0).await.unwrap();
+    }
+    assert_eq!(runtime.prune_images(0).await.unwrap(), Vec::<String>::new(), "enough is free");
+    std::fs::write(host.file("hold"), "").unwrap();
+    host.play("pull", "", "hold");
+    let progress = Progress::new().0;
+    let fetched = runtime.pull("c:1", &progress);
+    let meanwhile = async {
+        wait::until("the fetch", LIMIT, || async { if host.count("pull") == 3 { Ok(()) } else { Err(host.typed()) } })
+            .await;
+        assert_eq!(runtime.prune_images(u64::MAX).await.unwrap(), Vec::<String>::new());
+        assert_eq!(host.count("prune"), 0, "it might take what is being fetched");
+        std::fs::remove_file(host.file("hold")).unwrap();
+    };
+    let (fetched, ()) = tokio::join!(fetched, meanwhile);
+    fetched.unwrap();
+    // Far more is wished for than there is: all of them go.
+    let removed = runtime.prune_images(u64::MAX).await.unwrap();
+    assert_eq!(removed, ["a:1 (3000.0 MB)", "b:1 (3000.0 MB)", "c:1 (3000.0 MB)"]);
+    assert_eq!(host.typed().last().unwrap(), "prune --entries caches --space-budget 0");
+    assert_eq!(runtime.prune_images(u64::MAX).await.unwrap(), Vec::<String>::new(), "nothing is left to remove");
+    assert_eq!(host.count("prune"), 1);
+
+    // A worker that is to keep room free looks before it fetches.
+    let careful = Tart::new(TartOptions { keep_free: u64::MAX, ..host.options(LIMITS) }).unwrap();
+    std::fs::remove_file(host.file("play").join("pull")).unwrap();
+    for image in ["d:1", "e:1"] {
+        careful.pull(image, &Progress::new().0).await.unwrap();
+    }
+    let calls = host.typed();
+    assert_eq!(calls[calls.len() - 3..], ["pull d:1", "prune --entries caches --space-budget 0", "pull e:1"]);
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ fn a_full_store_takes_nothing_new_and_lets_the_rest_go_on() {
         let refused = refused.unwrap_err();
         assert_eq!((refused.code, refused.message.as_str()), (ErrorCode::LimitExceeded, "the database is nearly full"));
     }
-    let running = Observation::Running { message: String::new(), ready: true, generation: 0 };
+    let running = Observation::Running { message: String::new(), ready: true, generation: 0, image_fqn: None };
     world.report("w", session, id, running).unwrap();
     world.delete("a");
     world.report("w", session, id, Observation::Absent).unwrap();

@@ -23,7 +23,7 @@ impl World {
     }
 
     fn up(&mut self, worker: &str, session: SessionId, id: CopyId) {
-        let up = Observation::Running { message: "up".into(), ready: true, generation: 0 };
+        let up = Observation::Running { message: "up".into(), ready: true, generation: 0, image_fqn: None };
         self.report(worker, session, id, up).unwrap();
     }
 

@@ -119,6 +119,7 @@ fn said() -> impl Strategy<Value = Observation> {
         Just(Observation::Absent),
         Just(failed()),
         (any::<bool>(), any::<u64>()).prop_map(|(ready, generation)| Observation::Running {
+            image_fqn: ready.then(|| "i@sha256:1".into()),
             message: String::new(),
             ready,
             generation

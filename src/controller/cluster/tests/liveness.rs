@@ -17,7 +17,7 @@ impl World {
         let uid = self.create(vm, spec).unwrap();
         let id = CopyId { uid, attempt: 0 };
         let worker = self.vm(vm).worker.unwrap();
-        let up = Observation::Running { message: "up".into(), ready: true, generation: 0 };
+        let up = Observation::Running { message: "up".into(), ready: true, generation: 0, image_fqn: None };
         self.report(worker.as_str(), session, id, up).unwrap();
         id
     }
@@ -74,7 +74,7 @@ fn after_its_lease_a_silent_worker_is_gone_and_only_what_may_be_replaced_starts_
     assert_eq!(world.state("w1"), WorkerState::Online);
     assert_eq!(world.wants("w1"), [(kept, "run"), (moved, "absent")]);
     assert_eq!(world.wants("w2"), [(CopyId { attempt: 1, ..moved }, "run")]);
-    let up = Observation::Running { message: "up".into(), ready: true, generation: 0 };
+    let up = Observation::Running { message: "up".into(), ready: true, generation: 0, image_fqn: None };
     world.report("w2", second, CopyId { attempt: 1, ..moved }, up).unwrap();
     assert_eq!(world.vm("moved").status, VmStatus::Running);
 }
@@ -247,7 +247,7 @@ fn a_vm_that_may_be_replaced_since_its_worker_fell_silent_is_kept_and_says_so() 
     }
     assert_eq!(world.vm("a").restart_count, 0);
     let session = world.join("w1", 8);
-    let up = Observation::Running { message: "up".into(), ready: true, generation: 1 };
+    let up = Observation::Running { message: "up".into(), ready: true, generation: 1, image_fqn: None };
     world.report("w1", session, id, up).unwrap();
     world.pass(20_000);
     let said = world.vm("a").status_message;

@@ -135,7 +135,8 @@ fn only_what_was_made_for_it_is_suspended_and_its_memory_is_kept_while_it_waits(
     world.switch("a", PowerState::Suspended).unwrap();
     assert_eq!(world.boots("w"), [(1, "suspend")]);
     // It cannot be done at first; that is told, and it goes on.
-    let observation = Observation::Running { message: "cannot suspend it".into(), ready: false, generation: 1 };
+    let observation =
+        Observation::Running { message: "cannot suspend it".into(), ready: false, generation: 1, image_fqn: None };
     world.report_boot("w", session, (copy, 1), observation).unwrap();
     assert_eq!((world.vm("a").status_message.as_str(), world.cores_in_use()), ("cannot suspend it", 4));
     world.report_boot("w", session, (copy, 1), stopped()).unwrap();

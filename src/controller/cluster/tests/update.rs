@@ -9,7 +9,7 @@ fn priority(priority: i32) -> SpecChange {
 }
 
 fn runs_at(generation: u64) -> Observation {
-    Observation::Running { message: "up".into(), ready: true, generation }
+    Observation::Running { message: "up".into(), ready: true, generation, image_fqn: None }
 }
 
 #[test]

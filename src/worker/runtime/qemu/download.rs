@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
@@ -13,11 +12,10 @@ use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::sync::OwnedMutexGuard;
 
-use super::super::{Progress, RuntimeError};
+use super::super::fetches::Turn;
+use super::super::{Progress, RuntimeError, room};
 use super::fetch::{chain, told};
-use super::room;
 use crate::identity::write_private;
 
 /// How often in a row a request may bring nothing new.
@@ -36,7 +34,7 @@ pub struct Download {
     data: PathBuf,
     note: PathBuf,
     /// Held by each write, also by one that goes on for a moment after its download was cancelled.
-    turn: Arc<OwnedMutexGuard<()>>,
+    turn: Turn,
 }
 
 /// What the bytes in `KEY.part` are the beginning of.
@@ -64,9 +62,9 @@ enum Trouble {
 
 impl Download {
     /// That of the address with this key, of which there is one at a time: whose `turn` it is.
-    pub fn of(folder: &Path, key: &str, turn: OwnedMutexGuard<()>) -> Self {
+    pub fn of(folder: &Path, key: &str, turn: Turn) -> Self {
         let (data, note) = (folder.join(format!("{key}.part")), folder.join(format!("{key}.part.json")));
-        Self { folder: folder.to_owned(), data, note, turn: Arc::new(turn) }
+        Self { folder: folder.to_owned(), data, note, turn }
     }
 
     /// The file, once it is whole.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
+use super::super::room::{self, megabytes};
 use super::super::{Progress, RuntimeError};
-use super::room;
 
 /// A name server, network or web server that does not let us connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
@@ -133,12 +133,6 @@ pub fn told(doing: &str, done: u64, total: Option<u64>) -> String {
         }
         None => format!("{doing} the image: {}", megabytes(done)),
     }
-}
-
-/// An amount of bytes for people.
-pub fn megabytes(bytes: u64) -> String {
-    let tenths = bytes / 100_000;
-    format!("{}.{} MB", tenths / 10, tenths % 10)
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {

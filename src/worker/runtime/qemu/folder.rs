@@ -63,6 +63,9 @@ pub struct Record {
     pub mac: String,
     /// File name in `DATA/images` that the overlay stands on.
     pub image: String,
+    /// Where that came from, without anything secret; empty in records of earlier releases.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source: String,
     /// Whether the overlay is complete.
     pub created: bool,
     /// Whether a process was ever started on it.
@@ -281,6 +284,7 @@ mod tests {
             memory: 128,
             mac: "52:54:00:00:00:01".into(),
             image: "sha256-x".into(),
+            source: String::new(),
             created: false,
             started: false,
         };

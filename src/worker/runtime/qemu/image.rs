@@ -3,8 +3,8 @@
 //!
 //! An image is brought in at its first use. A second use of the same web address, or of a local file that has not
 //! changed since (device, inode, size and times), finds it by its entry and costs a few milliseconds; so does one whose
-//! digest is asked for and known. Two at once for the same source share one download: the second waits for the first, and
-//! takes over, where that is, if that is cancelled. Only a few are brought in at a time.
+//! digest is asked for and known. Two at once for the same source share one download, and only a few are brought in at a
+//! time (`runtime/fetches.rs`); who takes over one that was cancelled goes on where that was.
 //!
 //! When there is no room for another, those go that no VM's disk stands on and that were not used for longest (prune.rs).
 
@@ -18,20 +18,19 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::super::fetches::{Fetched, Fetches, Turn};
+use super::super::prune::{self, Cached};
+use super::super::room::{self, megabytes};
 use super::super::{Progress, RuntimeError, tool};
 use super::download::Download;
 use super::fetch::{self, Part};
 use super::folder::Folder;
-use super::prune::{self, Cached};
-use super::room;
 use super::source::{Format, HEADER_LEN, Place, Source, inspect};
 use crate::identity::{make_private_dir, write_private};
 
 /// `qemu-img info` reads a header; a loaded host or a slow disk may take seconds.
 const INFO_LIMIT: Duration = Duration::from_secs(30);
 
-/// How many images are brought in at a time: more would only share the same network and disk, and all be late.
-const AT_A_TIME: usize = 2;
 /// For how long the beginning of a download is kept that nobody asks for.
 const PART_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -40,6 +39,8 @@ const PART_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 pub struct Image {
     /// Its file in the store: `sha256-HEX.qcow2` or `….raw`.
     pub file: String,
+    /// Where it came from this time, as people may see it.
+    pub source: String,
     /// Its form.
     pub format: Format,
     /// The size of the disk it holds, in bytes.
@@ -65,9 +66,10 @@ pub struct Images {
     folder: PathBuf,
     qemu_img: PathBuf,
     allowed: Option<PathBuf>,
+    /// Bytes of the disk to keep free where removing images helps.
+    keep_free: u64,
     client: reqwest::Client,
-    busy: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
-    slots: tokio::sync::Semaphore,
+    fetches: Fetches,
     /// Files about to be used by VMs whose records do not say so yet. Also taken by whoever removes files.
     held: Mutex<HashMap<String, Weak<()>>>,
 }
@@ -97,8 +99,14 @@ impl Images {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        let (client, slots) = (fetch::client()?, tokio::sync::Semaphore::new(AT_A_TIME));
-        Ok(Self { folder, qemu_img, allowed, client, busy: Mutex::default(), slots, held: Mutex::default() })
+        let (client, fetches) = (fetch::client()?, Fetches::default());
+        Ok(Self { folder, qemu_img, allowed, keep_free: 0, client, fetches, held: Mutex::default() })
+    }
+
+    /// Has so many bytes of the disk be kept free when images are brought in, where removing others helps.
+    #[must_use]
+    pub fn keeping_free(self, keep_free: u64) -> Self {
+        Self { keep_free, ..self }
     }
 
     /// The image that a user's text names, brought in if it is not here. Cancel safe.
@@ -115,44 +123,58 @@ impl Images {
             Place::File(path) => HEXLOWER.encode(&Sha256::digest(path.as_os_str().as_encoded_bytes())),
             Place::Web(url) => HEXLOWER.encode(&Sha256::digest(url.as_str().as_bytes())),
         };
-        let turn = self.turn(&key);
-        let turn = match turn.clone().try_lock_owned() {
-            Ok(turn) => turn,
-            Err(_) => {
-                progress.say("waiting for the image, which is on its way for another VM");
-                turn.lock_owned().await
+        loop {
+            if let Some(image) = self.at_hand(&key, &source, stamp.as_deref()) {
+                return Ok(image);
             }
-        };
-        let entry_path = self.folder.join(format!("{key}.json"));
-        if let Some(image) = self.known(&entry_path, &source, stamp.as_deref()) {
+            let bring = |progress, turn| self.bring(&key, &source, stamp.clone(), progress, turn);
+            if let Fetched::Here(image) = self.fetches.fetch(&key, progress, bring).await? {
+                return Ok(image);
+            }
+            // What another call brought may be another version than is asked for here.
+        }
+    }
+
+    /// The image, if it is here already.
+    fn at_hand(&self, key: &str, source: &Source, stamp: Option<&str>) -> Option<Image> {
+        self.known(&self.entry_path(key), source, stamp)
+            .or_else(|| source.sha256.as_deref().and_then(|wanted| self.by_digest(wanted, source)))
+    }
+
+    fn entry_path(&self, key: &str) -> PathBuf {
+        self.folder.join(format!("{key}.json"))
+    }
+
+    /// Brings it in, at most once at a time for a key: whose `turn` it is.
+    async fn bring(
+        &self,
+        key: &str,
+        source: &Source,
+        stamp: Option<String>,
+        progress: Progress,
+        turn: Turn,
+    ) -> Result<Image, RuntimeError> {
+        // Another call may have been done with it just before this one came to wait.
+        if let Some(image) = self.at_hand(key, source, stamp.as_deref()) {
             return Ok(image);
         }
-        if let Some(image) = source.sha256.as_deref().and_then(|wanted| self.by_digest(wanted)) {
-            return Ok(image);
-        }
-        let _slot = match self.slots.try_acquire() {
-            Ok(slot) => Some(slot),
-            Err(_) => {
-                progress.say("waiting until other images have been brought in");
-                self.slots.acquire().await.ok()
-            }
-        };
+        let entry_path = self.entry_path(key);
         match &source.place {
             Place::File(path) => {
                 let part = Part::new(&self.folder);
                 self.make_room(std::fs::metadata(path).map_or(0, |file| file.len()))?;
-                let sha256 = fetch::copy(path.clone(), &part, progress).await?;
+                let sha256 = fetch::copy(path.clone(), &part, &progress).await?;
                 if Some(self.stamp(path)?) != stamp {
                     let shown = source.shown();
                     return Err(RuntimeError::Image(format!("image {shown} changed while it was read; try again")));
                 }
-                self.keep(part.path(), &entry_path, &source, sha256, stamp, progress).await
+                self.keep(part.path(), &entry_path, source, sha256, stamp, &progress).await
             }
             Place::Web(url) => {
-                let download = Download::of(&self.folder, &key, turn);
+                let download = Download::of(&self.folder, key, turn);
                 let make_room = |bytes| self.make_room(bytes);
-                let sha256 = download.run(&self.client, url, &source.shown(), progress, &make_room).await?;
-                let kept = self.keep(download.path(), &entry_path, &source, sha256, stamp, progress).await;
+                let sha256 = download.run(&self.client, url, &source.shown(), &progress, &make_room).await?;
+                let kept = self.keep(download.path(), &entry_path, source, sha256, stamp, &progress).await;
                 // Whatever it is, more of it would not help; and if it was kept, it has moved away.
                 download.discard();
                 kept
@@ -180,7 +202,8 @@ impl Images {
         let (format, size) = self.check(part, &source.shown()).await?;
         let file = format!("sha256-{sha256}.{}", format.as_str());
         let target = self.folder.join(&file);
-        let image = Image { file: file.clone(), format, size, _hold: hold(&mut self.held(), &file) };
+        let hold = hold(&mut self.held(), &file);
+        let image = Image { file: file.clone(), source: source.shown(), format, size, _hold: hold };
         if !target.exists() {
             let keep = std::fs::set_permissions(part, std::fs::Permissions::from_mode(0o444))
                 .and_then(|()| std::fs::rename(part, &target));
@@ -231,18 +254,54 @@ impl Images {
         Ok(found.into_values().collect())
     }
 
-    /// Sees to it that `bytes` more can be brought in.
+    /// Sees to it that `bytes` more can be brought in, and that as much stays free beside as the operator wants, if that
+    /// can be had.
     fn make_room(&self, bytes: u64) -> Result<(), RuntimeError> {
-        let wanted = bytes.saturating_add(room::RESERVE);
-        let Some((free, _)) = room::of(&self.folder).filter(|(free, _)| *free < wanted) else { return Ok(()) };
+        let least = bytes.saturating_add(room::RESERVE);
+        let wished = bytes.saturating_add(self.keep_free.max(room::RESERVE));
+        if room::of(&self.folder).is_some_and(|(free, _)| free < wished) {
+            self.remove(|images, free| match prune::choose(images, free, wished) {
+                // All of it is not to be had; what must be, perhaps.
+                chosen if chosen.is_empty() => prune::choose(images, free, least),
+                chosen => chosen,
+            })?;
+        }
+        room::check(&self.folder, bytes, "the image")
+    }
+
+    /// Removes images that are not in use, those first that were not used for longest, until `keep_free` bytes are free or
+    /// there are no more; yields what was removed, for people.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn prune(&self, keep_free: u64) -> Result<Vec<String>, RuntimeError> {
+        if room::of(&self.folder).is_none_or(|(free, _)| free >= keep_free) {
+            return Ok(Vec::new());
+        }
+        self.remove(|images, free| prune::choose_up_to(images, free, keep_free))
+    }
+
+    /// Removes those that `choose` names, out of all there are and what is free.
+    fn remove(
+        &self,
+        choose: impl for<'a> FnOnce(&'a [Cached], u64) -> Vec<&'a Cached>,
+    ) -> Result<Vec<String>, RuntimeError> {
         // Under the lock, so that nobody begins to use one of them meanwhile.
         let held = self.held();
-        for file in prune::choose(&self.listed(&held)?, free, wanted) {
-            tracing::info!(file, "removed from the image cache, as the disk is short of room");
-            let _ = std::fs::remove_file(self.folder.join(file));
+        let Some((free, _)) = room::of(&self.folder) else { return Ok(Vec::new()) };
+        let images = self.listed(&held)?;
+        let mut removed = Vec::new();
+        for image in choose(&images, free) {
+            let (file, bytes) = (image.file.as_str(), megabytes(image.bytes));
+            match std::fs::remove_file(self.folder.join(file)) {
+                Ok(()) => removed.push(format!("{} ({bytes})", image.name())),
+                Err(error) => tracing::warn!(file, %error, "cannot remove an image from the cache"),
+            }
         }
-        drop(held);
-        room::check(&self.folder, bytes, "the image")
+        if !removed.is_empty() {
+            tracing::info!(images = removed.join(", "), "removed from the image cache, as the disk is short of room");
+        }
+        Ok(removed)
     }
 
     /// The files that VMs' disks stand on; `None` when that of some cannot be known.
@@ -265,34 +324,23 @@ impl Images {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        busy.retain(|_, turn| turn.strong_count() > 0);
-        if let Some(turn) = busy.get(key).and_then(Weak::upgrade) {
-            return turn;
-        }
-        let turn = Arc::default();
-        busy.insert(key.to_owned(), Arc::downgrade(&turn));
-        turn
-    }
-
     fn known(&self, path: &Path, source: &Source, stamp: Option<&str>) -> Option<Image> {
         let entry = read_entry(path)?;
         let same =
             entry.stamp.as_deref() == stamp && source.sha256.as_ref().is_none_or(|wanted| *wanted == entry.sha256);
-        if same { self.take(path, entry) } else { None }
+        if same { self.take(path, entry, source) } else { None }
     }
 
     /// An image known by its bytes, wherever it came from.
-    fn by_digest(&self, sha256: &str) -> Option<Image> {
+    fn by_digest(&self, sha256: &str, source: &Source) -> Option<Image> {
         let paths = std::fs::read_dir(&self.folder).ok()?.flatten().map(|entry| entry.path());
         let mut entries = paths.filter_map(|path| read_entry(&path).map(|entry| (path, entry)));
         let (path, entry) = entries.find(|(_, entry)| entry.sha256 == sha256)?;
-        self.take(&path, entry)
+        self.take(&path, entry, source)
     }
 
     /// The image of an entry, if it is still there; notes that it is used.
-    fn take(&self, path: &Path, entry: Entry) -> Option<Image> {
+    fn take(&self, path: &Path, entry: Entry, source: &Source) -> Option<Image> {
         let mut held = self.held();
         if !self.folder.join(&entry.file).exists() {
             return None;
@@ -304,7 +352,7 @@ impl Images {
         }
         let format = if entry.file.ends_with(".raw") { Format::Raw } else { Format::Qcow2 };
         let hold = hold(&mut held, &entry.file);
-        Some(Image { file: entry.file, format, size: entry.size, _hold: hold })
+        Some(Image { file: entry.file, source: source.shown(), format, size: entry.size, _hold: hold })
     }
 
     /// Tells one state of a local file from every other.

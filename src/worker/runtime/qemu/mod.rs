@@ -29,9 +29,7 @@ mod hold;
 pub mod host;
 pub mod image;
 mod launch;
-pub mod prune;
 pub mod qmp;
-mod room;
 mod seed;
 pub mod source;
 mod suspend;
@@ -52,11 +50,11 @@ use self::host::Programs;
 use self::image::Images;
 use self::vm::{Begin, Machine};
 use super::process::Reaper;
-use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, tool};
+use super::{CachedImage, CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, room, tool};
 use crate::identity::make_private_dir;
-use crate::model::CopyId;
 use crate::model::features;
 use crate::model::vm::RuntimeKind;
+use crate::model::{CopyId, Timestamp};
 
 /// Forces an accelerator (`kvm`, `hvf`, `tcg`), for hosts where the trial is wrong and for tests.
 pub const ACCEL_ENV: &str = "ORCHARD_QEMU_ACCEL";
@@ -79,6 +77,8 @@ pub struct QemuOptions {
     /// Local images are taken from this folder only; none = from anywhere the worker can read. Set it where those who
     /// may create VMs may not read the host's files.
     pub image_dir: Option<PathBuf>,
+    /// Bytes of the disk to keep free when images are brought in, by removing others that no VM stands on.
+    pub keep_free: u64,
     /// Downloads that an earlier process left half-done are removed: not by one that runs beside the worker.
     pub tidy: bool,
 }
@@ -86,7 +86,7 @@ pub struct QemuOptions {
 impl QemuOptions {
     /// The usual, in `data_dir`.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self { data_dir: data_dir.into(), accel: None, image_dir: None, tidy: true }
+        Self { data_dir: data_dir.into(), accel: None, image_dir: None, keep_free: 0, tidy: true }
     }
 }
 
@@ -135,7 +135,8 @@ impl Qemu {
         check_depth(&vms)?;
         make_private_dir(&vms).map_err(RuntimeError::io(format!("cannot make {}", vms.display())))?;
         let images =
-            Images::open(options.data_dir.join("images"), programs.img.clone(), options.image_dir, options.tidy)?;
+            Images::open(options.data_dir.join("images"), programs.img.clone(), options.image_dir, options.tidy)?
+                .keeping_free(options.keep_free);
         let sandbox = host::has_sandbox(&programs.system).await;
         tracing::info!(version = programs.version, %accel, sandbox, "QEMU runtime");
         Ok(Self { vms, programs, accel, sandbox, images, slots: Mutex::default(), reaper: Mutex::default() })
@@ -258,8 +259,8 @@ impl Runtime for Qemu {
         if let Some(size) = size.filter(|size| *size < image.size) {
             return Err(RuntimeError::Image(format!(
                 "diskSize asks for {}, less than the image's own {}; give 0 or at least {}",
-                fetch::megabytes(size),
-                fetch::megabytes(image.size),
+                room::megabytes(size),
+                room::megabytes(image.size),
                 image.size.div_ceil(GIGABYTE)
             )));
         }
@@ -273,6 +274,7 @@ impl Runtime for Qemu {
             memory: copy.memory,
             mac: args::mac_address(copy.id),
             image: image.file.clone(),
+            source: image.source.clone(),
             created: false,
             started: false,
         };
@@ -364,6 +366,39 @@ impl Runtime for Qemu {
         folder.remove().await?;
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         Ok(())
+    }
+
+    async fn cached_images(&self) -> Result<Vec<CachedImage>, RuntimeError> {
+        let files = self.images.list()?;
+        let named = files.iter().flat_map(|file| {
+            // Several names may lead to the same bytes; each can be asked for.
+            let names = if file.sources.is_empty() { vec![file.file.clone()] } else { file.sources.clone() };
+            let seconds = i64::try_from(file.last_used).unwrap_or(i64::MAX);
+            let last_used = Some(Timestamp::from_millis(seconds.saturating_mul(1_000)));
+            names.into_iter().map(move |name| CachedImage {
+                name,
+                bytes: file.bytes,
+                digest: file.digest(),
+                last_used,
+                in_use: file.in_use,
+            })
+        });
+        Ok(named.collect())
+    }
+
+    async fn pull(&self, image: &str, progress: &Progress) -> Result<(), RuntimeError> {
+        self.images.get(image, progress).await.map(drop)
+    }
+
+    async fn prune_images(&self, keep_free: u64) -> Result<Vec<String>, RuntimeError> {
+        self.images.prune(keep_free)
+    }
+
+    async fn image_fqn(&self, id: CopyId) -> Option<String> {
+        let record = self.folder(id).record().filter(|record| !record.source.is_empty())?;
+        let (hex, _) = record.image.strip_prefix("sha256-")?.split_once('.')?;
+        // As it could be asked for again, with the digest checked.
+        Some(format!("{}#sha256={hex}", record.source))
     }
 
     async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use reqwest::Url;
 
 use super::super::RuntimeError;
+use crate::model::image;
 
 /// An image as asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +33,9 @@ impl Source {
     pub fn parse(text: &str) -> Result<Self, RuntimeError> {
         let refuse = |why: &str| {
             Err(RuntimeError::Image(format!(
-                "image {text:?} {why}; QEMU takes an absolute path on the worker, a file:// or an http(s):// URL of a \
-                 qcow2 or raw disk image, URLs optionally with #sha256=HEX"
+                "image {:?} {why}; QEMU takes an absolute path on the worker, a file:// or an http(s):// URL of a \
+                 qcow2 or raw disk image, URLs optionally with #sha256=HEX",
+                image::shown(text)
             )))
         };
         if text.starts_with('/') {

@@ -16,10 +16,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use super::super::{Progress, RuntimeError};
+use super::super::{Progress, RuntimeError, room};
 use super::folder::Folder;
 use super::qmp::Qmp;
-use super::room;
 use crate::identity::sync_folder;
 
 /// The memory.
@@ -348,7 +347,7 @@ fn said(about: &Value, bytes: u64) -> String {
         .zip(of("remaining"))
         .filter(|(total, _)| *total > 0)
         .map(|(total, remaining)| u128::from(total.saturating_sub(remaining)) * 100 / u128::from(total));
-    let bytes = super::fetch::megabytes(bytes);
+    let bytes = room::megabytes(bytes);
     percent.map_or_else(
         || format!("writing the memory: {bytes}"),
         |percent| format!("writing the memory: {percent} % ({bytes} so far)"),

@@ -7,6 +7,8 @@ use std::time::Duration;
 /// A step of a VM's life on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
+    /// Fetching an image that is not there.
+    Pull,
     /// Making the disk.
     Create,
     /// Starting the process.
@@ -53,6 +55,12 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
 /// The settings of one host. The default does everything at once and without fail.
 #[derive(Clone, Debug)]
 pub struct Behaviour {
+    /// How long [`Step::Pull`] takes.
+    pub pull: Delay,
+    /// What each image takes on the disk, in bytes.
+    pub image_bytes: u64,
+    /// The size of the disk, in bytes.
+    pub disk_bytes: u64,
     /// How long [`Step::Create`] takes.
     pub create: Delay,
     /// How long [`Step::Start`] takes.
@@ -78,6 +86,9 @@ pub struct Behaviour {
 impl Default for Behaviour {
     fn default() -> Self {
         Self {
+            pull: Delay::default(),
+            image_bytes: 1 << 30,
+            disk_bytes: 1 << 50, // room for more images than any test has
             create: Delay::default(),
             start: Delay::default(),
             boot: Delay::default(),
@@ -96,6 +107,7 @@ impl Behaviour {
     /// How long `step` takes, as set; none when it hangs.
     pub fn length(&self, step: Step, dice: &mut Dice) -> Option<Duration> {
         let delay = match step {
+            Step::Pull => self.pull,
             Step::Create => self.create,
             Step::Start => self.start,
             Step::Boot => self.boot,

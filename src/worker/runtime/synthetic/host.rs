@@ -1,7 +1,7 @@
 //! The host under a synthetic worker: what is on its "disk", which "processes" run, and the levers by which tests let
 //! things go wrong. It outlives the worker that uses it, as a real host does. No task or thread per VM.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -11,14 +11,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{CopySpec, Exit, Found, FoundState, RuntimeError};
 use super::behaviour::{Behaviour, Dice, Step};
+use super::images::Images;
 use super::ledger::Ledger;
-use crate::model::CopyId;
+use crate::model::{CopyId, image};
 
 /// One synthetic host.
 #[derive(Debug)]
 pub struct SyntheticHost {
     state: Mutex<State>,
     ledger: Arc<Ledger>,
+    /// The images that were fetched.
+    pub(super) images: Images,
     /// Serving tasks of the connections into guests.
     pub(super) connections: Mutex<JoinSet<()>>,
     /// Cancelled when the host goes: the parent of every process's token.
@@ -98,7 +101,8 @@ impl SyntheticHost {
     /// A host that behaves so, draws its random delays from `seed` and counts in `ledger`.
     pub fn new(behaviour: Behaviour, seed: u64, ledger: Arc<Ledger>) -> Self {
         let state = State { behaviour, dice: Dice::new(seed), failures: HashMap::new(), copies: BTreeMap::new() };
-        Self { state: Mutex::new(state), ledger, connections: Mutex::default(), power: CancellationToken::new() }
+        let (connections, power) = (Mutex::default(), CancellationToken::new());
+        Self { state: Mutex::new(state), ledger, images: Images::default(), connections, power }
     }
 
     /// What was counted.
@@ -150,6 +154,11 @@ impl SyntheticHost {
         lock.copies.iter().map(found).collect()
     }
 
+    /// The images that copies were made from.
+    pub(super) fn images_in_use(&self) -> BTreeSet<String> {
+        self.lock().copies.values().map(|copy| image::shown(&copy.spec.spec.image)).collect()
+    }
+
     /// Lets `step` take its time, then fail if it is to fail. Cancel safe.
     pub(super) async fn take(&self, step: Step) -> Result<(), RuntimeError> {
         let (length, deadline, failure) = {
@@ -166,7 +175,7 @@ impl SyntheticHost {
         }
         match (failure, step) {
             (None, _) => Ok(()),
-            (Some(message), Step::Create) => Err(RuntimeError::Image(message)),
+            (Some(message), Step::Create | Step::Pull) => Err(RuntimeError::Image(message)),
             (Some(message), _) => Err(RuntimeError::Tool(message)),
         }
     }

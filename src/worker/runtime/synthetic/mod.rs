@@ -8,6 +8,7 @@
 pub mod behaviour;
 mod guest;
 pub mod host;
+mod images;
 pub mod ledger;
 mod parse;
 mod shell;
@@ -20,9 +21,9 @@ use tokio::time::timeout;
 
 use self::behaviour::Step;
 use self::host::SyntheticHost;
-use super::{CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError};
-use crate::model::CopyId;
-use crate::model::vm::RuntimeKind;
+use super::{CachedImage, CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError};
+use crate::model::vm::{ImagePullPolicy, RuntimeKind};
+use crate::model::{CopyId, image};
 use crate::ssh::cut::Cut;
 
 /// The runtime of one worker on a synthetic host.
@@ -74,6 +75,7 @@ impl Runtime for Synthetic {
 
     async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {
         self.host.begin(copy)?;
+        images::fetch(&self.host, &copy.spec.image, copy.spec.image_pull_policy, progress).await?;
         progress.say(format!("cloning {}", copy.spec.image));
         self.host.take(Step::Create).await?;
         self.host.complete(copy.id)
@@ -127,6 +129,24 @@ impl Runtime for Synthetic {
             self.host.remove(id);
         }
         Ok(())
+    }
+
+    async fn cached_images(&self) -> Result<Vec<CachedImage>, RuntimeError> {
+        Ok(self.host.images.list(&self.host))
+    }
+
+    async fn pull(&self, image: &str, progress: &Progress) -> Result<(), RuntimeError> {
+        images::fetch(&self.host, image, ImagePullPolicy::Always, progress).await
+    }
+
+    async fn prune_images(&self, keep_free: u64) -> Result<Vec<String>, RuntimeError> {
+        Ok(self.host.images.prune(&self.host, keep_free))
+    }
+
+    async fn image_fqn(&self, id: CopyId) -> Option<String> {
+        let guest = self.host.guest(id).ok()?;
+        let name = image::shown(&guest.spec.spec.image);
+        Some(format!("{name}@{}", images::digest(&name)))
     }
 
     async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError> {

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::Tart;
 use super::args;
-use super::fetches::Fetched;
 use super::names::disk_name;
 use super::notes::Note;
 use super::parse::{self, FetchProgress};
 use crate::identity;
 use crate::model::features;
 use crate::model::vm::ImagePullPolicy;
+use crate::worker::runtime::fetches::Fetched;
 use crate::worker::runtime::tool::Call;
 use crate::worker::runtime::{CopySpec, Progress, RuntimeError};
 
@@ -22,10 +22,7 @@ const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
 impl Tart {
     /// Makes the copy; after an error nothing is left of it, unless the tool cannot delete it either.
     pub(super) async fn make(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {
-        let image = copy.spec.image.as_str();
-        if image.is_empty() || image.starts_with('-') {
-            return Err(RuntimeError::Image(format!("{image:?} is not the name of an image")));
-        }
+        check_image(&copy.spec.image)?;
         features::check(&copy.spec, self.options.kind).map_err(|error| RuntimeError::State(error.message))?;
         let name = disk_name(&copy.name, copy.id);
         self.end_leftover(&name).await?;
@@ -45,9 +42,11 @@ impl Tart {
     async fn make_as(&self, copy: &CopySpec, name: &str, progress: &Progress) -> Result<(), RuntimeError> {
         let image = copy.spec.image.as_str();
         let cloning = "cloning the image";
+        self.make_room().await;
+        let _images = self.images.read().await;
         match copy.spec.image_pull_policy {
             ImagePullPolicy::Always => {
-                let pull = |progress| self.fetch(args::pull(image), name, progress, "pulling the image");
+                let pull = |progress, _turn| self.fetch(args::pull(image), name, progress, "pulling the image");
                 self.fetches.fetch(image, progress, pull).await?;
                 self.fetch(args::clone(image, name), name, progress.clone(), cloning).await?;
             }
@@ -56,7 +55,7 @@ impl Tart {
                 self.fetch(args::clone(image, name), name, progress.clone(), cloning).await?;
             }
             ImagePullPolicy::IfNotPresent => {
-                let clone = |progress| self.fetch(args::clone(image, name), name, progress, cloning);
+                let clone = |progress, _turn| self.fetch(args::clone(image, name), name, progress, cloning);
                 if self.fetches.fetch(image, progress, clone).await? == Fetched::Elsewhere {
                     self.fetch(args::clone(image, name), name, progress.clone(), cloning).await?;
                 }
@@ -138,6 +137,14 @@ impl Tart {
         }
         Ok(())
     }
+}
+
+/// Refuses what the tool would take for an option.
+pub(super) fn check_image(image: &str) -> Result<(), RuntimeError> {
+    if image.is_empty() || image.starts_with('-') {
+        return Err(RuntimeError::Image(format!("{image:?} is not the name of an image")));
+    }
+    Ok(())
 }
 
 /// How long calls of the tool may take.

@@ -9,7 +9,6 @@
 //! | `args` | the arguments of every call; pure |
 //! | `parse` | what the tool prints; pure |
 //! | `notes` | what we keep beside the tool's own files |
-//! | `fetches` | each image once at a time, and only some at a time |
 //! | `create` | makes a copy |
 //! | `run` | the process of `run` |
 //! | `addresses` | the guests' addresses |
@@ -18,7 +17,6 @@
 mod addresses;
 mod args;
 mod create;
-mod fetches;
 pub mod lease;
 pub mod names;
 mod notes;
@@ -33,16 +31,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::net::TcpStream;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, RwLock};
 
 use self::addresses::Addresses;
 pub use self::create::Limits;
-use self::fetches::Fetches;
 use self::notes::{Note, Notes};
-pub use self::parse::CachedImage;
 use self::parse::{Listed, Listing};
+use super::fetches::Fetches;
 use super::process::Reaper;
-use super::{CopySpec, Exit, Found, FoundState, GuestStream, Progress, Runtime, RuntimeError, tool};
+use super::{CachedImage, CopySpec, Exit, Found, FoundState, GuestStream, Progress, Runtime, RuntimeError, room, tool};
 use crate::model::vm::RuntimeKind;
 use crate::model::{CopyId, VmName};
 use crate::worker::local_network::LocalNetwork;
@@ -65,13 +62,21 @@ pub struct TartOptions {
     pub limits: Limits,
     /// How guests are reached; none = by this process itself.
     pub local_network: Option<LocalNetwork>,
+    /// Where the tool keeps VMs and images: whose disk is looked at for room.
+    pub home: PathBuf,
+    /// Bytes of that disk to keep free before images are fetched, by removing others.
+    pub keep_free: u64,
 }
 
 impl TartOptions {
     /// The tool on PATH, as a worker uses it.
     pub fn new(kind: RuntimeKind, data_dir: PathBuf) -> Self {
         let (program, limits) = (PathBuf::from(kind.as_str()), Limits::default());
-        Self { kind, program, data_dir, tidy: true, limits, local_network: None }
+        // As the tools find it themselves.
+        let home = std::env::var_os(format!("{}_HOME", kind.as_str().to_uppercase())).map(PathBuf::from);
+        let of_user = || std::env::home_dir().unwrap_or_default().join(format!(".{kind}"));
+        let home = home.unwrap_or_else(of_user);
+        Self { kind, program, data_dir, tidy: true, limits, local_network: None, home, keep_free: 0 }
     }
 }
 
@@ -85,6 +90,8 @@ pub struct Tart {
     fetches: Fetches,
     addresses: Addresses,
     tidied: OnceCell<()>,
+    /// Held to be changed while images are removed, and to be read while one is fetched or cloned.
+    images: RwLock<()>,
 }
 
 impl Tart {
@@ -96,7 +103,7 @@ impl Tart {
         let notes = Notes::open(&options.data_dir)?;
         let (names, reaper, fetches) = (Mutex::default(), Mutex::default(), Fetches::default());
         let (addresses, tidied) = (Addresses::default(), OnceCell::new());
-        Ok(Self { options, notes, names, reaper, fetches, addresses, tidied })
+        Ok(Self { options, notes, names, reaper, fetches, addresses, tidied, images: RwLock::default() })
     }
 
     /// Whether the tool can be run here; its version.
@@ -108,24 +115,8 @@ impl Tart {
         version.map(|text| text.trim().to_owned()).map_err(|error| error.to_string())
     }
 
-    /// The images that the tool has fetched.
-    ///
-    /// # Errors
-    /// As [`Runtime::list`].
-    pub async fn images(&self) -> Result<Vec<CachedImage>, RuntimeError> {
-        Ok(self.listing().await?.images())
-    }
-
-    /// Fetches an image, also if there is one of that name; at most once at a time.
-    ///
-    /// # Errors
-    /// [`RuntimeError::Image`] when it cannot be had.
-    pub async fn pull(&self, image: &str, progress: &Progress) -> Result<(), RuntimeError> {
-        self.fetches.fetch(image, progress, |progress| self.fetch_alone(image, progress)).await.map(drop)
-    }
-
-    /// Removes the images that were not used for longest until the others take no more than `keep_gb`; VMs do not need the
-    /// image that they were made from.
+    /// Has the tool remove the images that were not used for longest until the others take no more than `keep_gb`; VMs do
+    /// not need the image that they were made from.
     ///
     /// # Errors
     /// [`RuntimeError::State`] with Vetu, which has no such command; else those of the tool.
@@ -134,6 +125,21 @@ impl Tart {
             return Err(RuntimeError::State(format!("{} cannot remove images by itself", self.options.kind)));
         }
         self.tool(&args::prune(keep_gb)).await.map(drop)
+    }
+
+    /// Before an image is fetched, whose size only the tool will know: sees to it that as much is free as shall be. That
+    /// this fails is no reason not to try.
+    async fn make_room(&self) {
+        if let Err(error) = self.prune_images(self.options.keep_free).await {
+            tracing::warn!("the disk is short of room, and no images can be removed: {error}");
+        }
+    }
+
+    /// How many bytes are missing until `keep_free` are free.
+    fn missing(&self, keep_free: u64) -> u64 {
+        // Before its first use there is no such folder.
+        let free = room::of(&self.options.home).or_else(|| room::of(&self.options.data_dir));
+        free.map_or(0, |(free, _)| keep_free.saturating_sub(free))
     }
 
     async fn tool(&self, args: &[String]) -> Result<String, RuntimeError> {
@@ -260,6 +266,41 @@ impl Runtime for Tart {
 
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError> {
         self.remove(id).await
+    }
+
+    async fn cached_images(&self) -> Result<Vec<CachedImage>, RuntimeError> {
+        Ok(self.listing().await?.images())
+    }
+
+    async fn pull(&self, image: &str, progress: &Progress) -> Result<(), RuntimeError> {
+        create::check_image(image)?;
+        self.make_room().await;
+        let _images = self.images.read().await;
+        let fetch = |progress, _turn| self.fetch_alone(image, progress);
+        self.fetches.fetch(image, progress, fetch).await.map(drop)
+    }
+
+    async fn prune_images(&self, keep_free: u64) -> Result<Vec<String>, RuntimeError> {
+        let missing = self.missing(keep_free);
+        // Vetu has no command for it. And what is being fetched or cloned now must not go: another time, then.
+        let (true, true, Ok(_images)) = (missing > 0, self.options.kind == RuntimeKind::Tart, self.images.try_write())
+        else {
+            return Ok(Vec::new());
+        };
+        let before = self.listing().await?.images();
+        if before.is_empty() {
+            return Ok(Vec::new());
+        }
+        let taken = before.iter().fold(0u64, |sum, image| sum.saturating_add(image.bytes));
+        self.prune(taken.saturating_sub(missing) / 1_000_000_000).await?;
+        let after = self.listing().await?.images();
+        let gone = before.into_iter().filter(|image| !after.iter().any(|left| left.name == image.name));
+        let removed: Vec<String> =
+            gone.map(|image| format!("{} ({})", image.name, room::megabytes(image.bytes))).collect();
+        if !removed.is_empty() {
+            tracing::info!(images = removed.join(", "), "removed from the image cache, as the disk is short of room");
+        }
+        Ok(removed)
     }
 
     async fn image_fqn(&self, id: CopyId) -> Option<String> {

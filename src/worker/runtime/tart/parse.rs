@@ -5,7 +5,8 @@ use core::net::IpAddr;
 use serde::Deserialize;
 
 use super::names::parse_disk_name;
-use crate::model::{CopyId, VmName};
+use crate::model::{CopyId, Timestamp, VmName};
+use crate::worker::runtime::CachedImage;
 
 /// How much of an unreadable answer an error shows.
 const SHOWN: usize = 120;
@@ -25,7 +26,12 @@ pub(super) struct Listed {
     source: String,
     #[serde(default)]
     size: u64,
+    #[serde(default)]
+    accessed: Option<String>,
 }
+
+/// The sizes of images are told in GB.
+const GIGABYTE: u64 = 1_000_000_000;
 
 impl Listed {
     /// Whether its memory lies beside its disk.
@@ -37,15 +43,6 @@ impl Listed {
 /// All that the tool lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Listing(Vec<Listed>);
-
-/// An image that the tool has fetched.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CachedImage {
-    /// What it is called.
-    pub name: String,
-    /// What it takes on the disk, in GB, as the tool says.
-    pub size_gb: u64,
-}
 
 impl Listing {
     /// Reads the tool's answer.
@@ -69,11 +66,23 @@ impl Listing {
         self.0.iter().any(|entry| entry.name == image)
     }
 
-    /// The images that were fetched.
+    /// The images that were fetched. None is in use: VMs are copies, and do not need what they were cloned from.
     pub(super) fn images(self) -> Vec<CachedImage> {
         let fetched = self.0.into_iter().filter(|entry| entry.source.eq_ignore_ascii_case("oci"));
-        fetched.map(|entry| CachedImage { name: entry.name, size_gb: entry.size }).collect()
+        let image = |entry: Listed| CachedImage {
+            digest: entry.name.split_once('@').map(|(_, digest)| digest.to_owned()),
+            bytes: entry.size.saturating_mul(GIGABYTE),
+            last_used: entry.accessed.and_then(|text| time(&text)),
+            in_use: false,
+            name: entry.name,
+        };
+        fetched.map(image).collect()
     }
+}
+
+/// A time as the tools write it; `None` for anything else.
+fn time(text: &str) -> Option<Timestamp> {
+    serde_json::from_value(serde_json::Value::from(text)).ok()
 }
 
 /// The address that `ip` tells.
@@ -109,10 +118,23 @@ impl FetchProgress {
         let bytes = after.split_once('(').and_then(|(_, rest)| rest.split([',', ')']).next());
         Some(match (bytes.map(str::trim).filter(|bytes| bytes.contains('/')), &self.size) {
             (Some(bytes), _) => format!("pulling the image: {percent}% ({bytes})"),
-            (None, Some(size)) => format!("pulling the image: {percent}% of {size}"),
+            (None, Some(size)) => match part_of(size, percent) {
+                Some(part) => format!("pulling the image: {percent}% of {size} ({part})"),
+                None => format!("pulling the image: {percent}% of {size}"),
+            },
             (None, None) => format!("pulling the image: {percent}%"),
         })
     }
+}
+
+/// So many percent of an amount such as `24.1 GB`, in the same unit; `None` if it is not one.
+fn part_of(size: &str, percent: u64) -> Option<String> {
+    let (amount, unit) = size.trim().split_once(' ')?;
+    let amount: f64 = amount.parse().ok().filter(|amount: &f64| amount.is_finite() && *amount >= 0.0)?;
+    let known = ["bytes", "KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB"].contains(&unit);
+    // Far below the whole numbers that an f64 holds exactly.
+    let percent = f64::from(u32::try_from(percent).ok()?);
+    known.then(|| format!("{:.1} {unit}", amount * percent / 100.0))
 }
 
 #[cfg(test)]
@@ -142,7 +164,10 @@ mod tests {
         assert!(!listing.has("ghcr.io/cirruslabs/macos-tahoe-base"));
         let images = listing.images();
         assert_eq!(images.len(), 2);
-        assert_eq!(images[0].size_gb, 24);
+        assert_eq!((images[0].bytes, &images[0].digest, images[0].in_use), (24_000_000_000, &None, false));
+        assert!(images[1].digest.as_deref().unwrap().starts_with("sha256:3f0c"));
+        assert_eq!(time("2026-05-11T08:12:44Z").unwrap().to_string(), "2026-05-11T08:12:44.000Z");
+        assert_eq!(time("yesterday"), None);
         assert_eq!(Listing::parse(VETU).unwrap().images()[0].name, "ghcr.io/cirruslabs/ubuntu:latest");
     }
 
@@ -176,7 +201,9 @@ mod tests {
     fn how_far_a_pull_is_comes_out_of_what_it_prints() {
         let told = followed(include_str!("../../../../tests/fixtures/tools/tart-pull.txt"));
         assert_eq!(told[0], "pulling ghcr.io/cirruslabs/macos-tahoe-base:latest");
-        assert!(told.contains(&"pulling the image: 42% of 24.1 GB".to_owned()), "{told:?}");
+        assert!(told.contains(&"pulling the image: 42% of 24.1 GB (10.1 GB)".to_owned()), "{told:?}");
+        assert_eq!(part_of("lots of GB", 5), None);
+        assert_eq!(part_of("2.5 GB", 90).as_deref(), Some("2.2 GB"));
         let told = followed(include_str!("../../../../tests/fixtures/tools/vetu-pull.txt"));
         assert!(told.contains(&"pulling the image: 37% (522/1412 MB)".to_owned()), "{told:?}");
         assert!(told.contains(&"pulling the image: 0% (0 B/1.4 GB)".to_owned()), "{told:?}");

@@ -1,11 +1,10 @@
-//! Room on the worker's disk: looked at before and while much is written, so that one image or one suspended guest does not
+//! Room on the worker's disk, for every runtime that keeps images: looked at before and while much is written, so that one image or one suspended guest does not
 //! take the last of it from VMs that run, whose guests would stand still.
 
 use std::io;
 use std::path::Path;
 
-use super::super::RuntimeError;
-use super::fetch::megabytes;
+use super::RuntimeError;
 
 /// What is left to the VMs that run, in bytes.
 pub const RESERVE: u64 = 1 << 30;
@@ -46,6 +45,12 @@ pub fn explain(folder: &Path, what: &str, error: io::Error) -> RuntimeError {
         }
         _ => RuntimeError::io(format!("cannot write {what} in {}", folder.display()))(error),
     }
+}
+
+/// An amount of bytes for people.
+pub fn megabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000;
+    format!("{}.{} MB", tenths / 10, tenths % 10)
 }
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
-//! Fetches of images by several VMs: each image once at a time, and only so many images at a time, whoever asks. Who waits
-//! is told how far the one is that does the work; if that is given up, the next takes it up.
+//! Fetches of images, for VMs and ahead of them: each image once at a time, and only so many images at a time, whoever asks.
+//! Who waits is told how far the one is that does the work; if that is given up, the next takes it up. Used by every runtime
+//! that has images.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 
-use crate::worker::runtime::{Progress, RuntimeError};
+use super::{Progress, RuntimeError};
 
-/// Images at a time: one fills most networks, and a small one should not wait for a huge one.
+/// Images at a time: one fills most networks, a small one should not wait for a huge one, and more would all be late.
 const AT_A_TIME: usize = 2;
 
 /// All fetches of a runtime.
@@ -20,23 +21,28 @@ pub(super) struct Fetches {
     images: Mutex<Images>,
 }
 
-/// By name; with how many calls have to do with each.
-type Images = HashMap<String, (Arc<Image>, usize)>;
+/// By name; those that nobody fetches or waits for go with the next call.
+type Images = HashMap<String, Weak<Image>>;
 
 /// One image that somebody fetches or waits for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Image {
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
     /// How often it was fetched since somebody came to wait.
     fetched: AtomicU64,
     told: watch::Sender<String>,
 }
 
+/// The right to fetch an image, which nobody else has while a clone of it lives: work that outlives a fetch that was given
+/// up, such as a write under way, keeps one.
+#[derive(Clone, Debug)]
+pub(super) struct Turn(#[allow(dead_code)] Arc<(OwnedMutexGuard<()>, Arc<Image>)>); // held, never looked at
+
 /// How an image came to be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fetched {
+pub(super) enum Fetched<T> {
     /// By this call.
-    Here,
+    Here(T),
     /// By another one, while this one waited.
     Elsewhere,
 }
@@ -51,39 +57,41 @@ impl Fetches {
     /// Has `fetch` done, which says how far it is through the [`Progress`] that it is given, unless another call fetches the
     /// same image while this one waits for it.
     ///
-    /// Cancel safe: the next who waits takes over.
+    /// Cancel safe: the next who waits takes over, once no clone of the [`Turn`] is left.
     ///
     /// # Errors
     /// Those of `fetch`.
-    pub(super) async fn fetch<F: Future<Output = Result<(), RuntimeError>> + Send>(
+    pub(super) async fn fetch<T: Send, F: Future<Output = Result<T, RuntimeError>> + Send>(
         &self,
         name: &str,
         progress: &Progress,
-        fetch: impl FnOnce(Progress) -> F + Send,
-    ) -> Result<Fetched, RuntimeError> {
+        fetch: impl FnOnce(Progress, Turn) -> F + Send,
+    ) -> Result<Fetched<T>, RuntimeError> {
         let image = self.join(name);
-        let _leaving = Leaving { fetches: self, name };
         let before = image.fetched.load(Ordering::Acquire);
-        let _turn = wait_told(image.turn.lock(), &image, progress, "waiting for another VM that needs it, too").await;
+        let turn = image.turn.clone().lock_owned();
+        let turn = wait_told(turn, &image, progress, "waiting for the image, which is on its way for another VM").await;
         if image.fetched.load(Ordering::Acquire) != before {
             return Ok(Fetched::Elsewhere);
         }
+        let turn = Turn(Arc::new((turn, image.clone())));
         let _place = match self.places.try_acquire() {
             Ok(place) => Ok(place),
             Err(_) => {
-                progress.say("waiting until another image has been pulled");
+                progress.say("waiting until another image has been fetched");
                 self.places.acquire().await
             }
         };
         let (own, mut told) = Progress::new();
-        let mut fetching = std::pin::pin!(fetch(own));
+        // Kept here, too: not every fetch has work that outlives it.
+        let mut fetching = std::pin::pin!(fetch(own, turn.clone()));
         loop {
             // Cancel safe: the fetch is polled in place.
             tokio::select! {
                 fetched = &mut fetching => {
-                    fetched?;
+                    let fetched = fetched?;
                     image.fetched.fetch_add(1, Ordering::AcqRel);
-                    return Ok(Fetched::Here);
+                    return Ok(Fetched::Here(fetched));
                 }
                 Ok(()) = told.changed() => {
                     let text = told.borrow_and_update().clone();
@@ -95,19 +103,15 @@ impl Fetches {
     }
 
     fn join(&self, name: &str) -> Arc<Image> {
-        let new = || {
-            let (turn, fetched) = (tokio::sync::Mutex::default(), AtomicU64::new(0));
-            (Arc::new(Image { turn, fetched, told: watch::Sender::default() }), 0)
-        };
-        let mut images = self.images();
-        let (image, users) = images.entry(name.to_owned()).or_insert_with(new);
-        *users += 1;
-        image.clone()
-    }
-
-    fn images(&self) -> MutexGuard<'_, Images> {
         // Nothing panics while it is held.
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut images: MutexGuard<'_, Images> = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.retain(|_, image| image.strong_count() > 0);
+        if let Some(image) = images.get(name).and_then(Weak::upgrade) {
+            return image;
+        }
+        let image = Arc::default();
+        images.insert(name.to_owned(), Arc::downgrade(&image));
+        image
     }
 }
 
@@ -131,30 +135,18 @@ async fn wait_told<T>(turn: impl Future<Output = T>, image: &Image, progress: &P
     }
 }
 
-/// Forgets an image that nobody fetches or waits for any more.
-struct Leaving<'a> {
-    fetches: &'a Fetches,
-    name: &'a str,
-}
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        let mut images = self.fetches.images();
-        if let Some((_, users)) = images.get_mut(self.name) {
-            *users -= 1;
-            if *users == 0 {
-                images.remove(self.name);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
 
     use super::*;
+
+    impl Fetches {
+        fn is_idle(&self) -> bool {
+            self.images.lock().unwrap().values().all(|image| image.strong_count() == 0)
+        }
+    }
 
     /// Fetches for a second; yields how often and how many at the same time at most.
     async fn all(images: &[&str]) -> (usize, usize) {
@@ -164,7 +156,7 @@ mod tests {
             let image = (*image).to_owned();
             let (fetches, count, now, most) = (&fetches, &count, &now, &most);
             async move {
-                let work = |progress: Progress| async move {
+                let work = |progress: Progress, _turn: Turn| async move {
                     count.fetch_add(1, Ordering::SeqCst);
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     progress.say("half-way");
@@ -176,9 +168,9 @@ mod tests {
             }
         };
         let fetched = futures_util::future::join_all(images.iter().map(one)).await;
-        let here = fetched.iter().filter(|fetched| **fetched == Fetched::Here).count();
+        let here = fetched.iter().filter(|fetched| **fetched == Fetched::Here(())).count();
         assert_eq!(here, count.load(Ordering::SeqCst));
-        assert!(fetches.images().is_empty(), "nothing is remembered");
+        assert!(fetches.is_idle(), "nothing is remembered");
         (here, most.load(Ordering::SeqCst))
     }
 
@@ -192,11 +184,11 @@ mod tests {
     async fn who_waits_is_told_how_far_it_is_and_takes_over_what_is_given_up() {
         let fetches = Fetches::default();
         let (first, second) = (Progress::new(), Progress::new());
-        let mut given_up = Box::pin(fetches.fetch("a", &first.0, |progress| async move {
+        let mut given_up = Box::pin(fetches.fetch("a", &first.0, |progress, _turn| async move {
             progress.say("half-way");
-            std::future::pending().await
+            std::future::pending::<Result<(), RuntimeError>>().await
         }));
-        let mut waiting = Box::pin(fetches.fetch("a", &second.0, |_| std::future::ready(Ok(()))));
+        let mut waiting = Box::pin(fetches.fetch("a", &second.0, |_, _| std::future::ready(Ok(()))));
         for _ in 0..3 {
             tokio::select! {
                 biased;
@@ -208,23 +200,49 @@ mod tests {
         assert_eq!(*first.1.borrow(), "half-way");
         assert_eq!(*second.1.borrow(), "half-way, for another VM, too");
         drop(given_up);
-        assert_eq!(waiting.await.unwrap(), Fetched::Here);
-        assert!(fetches.images().is_empty());
+        assert_eq!(waiting.await.unwrap(), Fetched::Here(()));
+        assert!(fetches.is_idle());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_outlives_a_fetch_that_was_given_up_keeps_the_turn() {
+        let fetches = Fetches::default();
+        let progress = Progress::new().0;
+        let mut kept = None;
+        {
+            let given_up = fetches.fetch("a", &progress, |_, turn| {
+                kept = Some(turn);
+                std::future::pending::<Result<(), RuntimeError>>()
+            });
+            tokio::select! {
+                biased;
+                _ = given_up => panic!("it never ends"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        let mut next = Box::pin(fetches.fetch("a", &progress, |_, _turn| async { Ok(()) }));
+        tokio::select! {
+            biased;
+            _ = &mut next => panic!("the write of the first is still under way"),
+            () = tokio::task::yield_now() => {}
+        }
+        drop(kept);
+        assert_eq!(next.await.unwrap(), Fetched::Here(()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_fetch_that_fails_is_tried_by_the_next() {
         let fetches = Fetches::default();
-        let failed = || async { Err(RuntimeError::Image("gone".into())) };
+        let failed = || async { Err::<(), _>(RuntimeError::Image("gone".into())) };
         let progress = Progress::new().0;
         let (one, other) = tokio::join!(
-            fetches.fetch("a", &progress, |_| async {
+            fetches.fetch("a", &progress, |_, _turn| async {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 failed().await
             }),
-            fetches.fetch("a", &progress, |_| async { Ok(()) }),
+            fetches.fetch("a", &progress, |_, _turn| async { Ok(()) }),
         );
         assert!(one.is_err());
-        assert_eq!(other.unwrap(), Fetched::Here);
+        assert_eq!(other.unwrap(), Fetched::Here(()));
     }
 }
