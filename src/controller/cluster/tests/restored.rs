@@ -269,7 +269,8 @@ fn a_copy_that_does_not_run_is_adopted_without_room_and_begins_when_there_is_som
     let w = world.comes("w");
     let used = |world: &World| world.cluster.worker(&name("w")).unwrap().used;
     // Another VM was placed meanwhile and takes all of the worker.
-    let other = world.create("b", VmSpec::default()).unwrap();
+    world.create("b", VmSpec { memory: 1 << 20, ..VmSpec::default() }).unwrap();
+    let other = world.vm("b").copy_id();
     let full = used(&world);
     assert_eq!(world.vm("b").worker, Some(name("w")));
     let last = CopyId { attempt: 2, ..copy };
@@ -280,8 +281,8 @@ fn a_copy_that_does_not_run_is_adopted_without_room_and_begins_when_there_is_som
     assert!(!world.wants("w").contains(&(last, "run")));
     assert!(world.vm("a").status_message.contains("waiting for room on w"), "{}", world.vm("a").status_message);
     world.cluster.delete_vm(&name("b"), world.now, &mut world.changes).unwrap();
-    world.report("w", w.1, CopyId { uid: other, attempt: 0 }, Observation::Absent).unwrap();
+    world.report("w", w.1, other, Observation::Absent).unwrap();
     world.cluster.place(world.now, &mut world.changes);
     assert!(world.wants("w").contains(&(last, "run")));
-    assert_eq!(used(&world), full);
+    assert!(used(&world) != full && !used(&world).is_empty());
 }
