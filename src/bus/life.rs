@@ -23,7 +23,7 @@ pub struct UpdateVm {
 api_call!(UpdateVm => Vm, "vm", "update");
 
 /// What may be changed; none = left as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SpecChange {
     /// Cannot change; whoever sends a whole specification sends it, too.
@@ -53,4 +53,14 @@ pub struct SpecChange {
     /// Seconds from its creation after which it deletes itself; 0 = never.
     #[serde(rename = "ttl", skip_serializing_if = "Option::is_none")]
     pub ttl_s: Option<u64>,
+    /// Whether Softnet isolates its network; with a list that is not empty it does anyhow. It boots again for a change of this
+    /// and of the two lists, if it runs.
+    #[serde(rename = "netSoftnet", skip_serializing_if = "Option::is_none")]
+    pub net_softnet: Option<bool>,
+    /// Networks that it may reach all the same, all of them.
+    #[serde(rename = "netSoftnetAllow", skip_serializing_if = "Option::is_none")]
+    pub net_softnet_allow: Option<Vec<String>>,
+    /// Networks that it may not reach, all of them.
+    #[serde(rename = "netSoftnetBlock", skip_serializing_if = "Option::is_none")]
+    pub net_softnet_block: Option<Vec<String>>,
 }

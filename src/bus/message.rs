@@ -13,7 +13,7 @@ use crate::model::event::{Event, EventNumber, EventType, LogStream};
 use crate::model::secret::Secret;
 use crate::model::vm::{Vm, VmSpec};
 use crate::model::worker::{WorkerInfo, WorkerView};
-use crate::model::{Attempt, Boot, CopyId, SessionId, VmName, VmUid, WorkerName};
+use crate::model::{Attempt, Boot, CopyId, SessionId, Timestamp, VmName, VmUid, WorkerName};
 
 /// Encodes a payload.
 ///
@@ -492,6 +492,9 @@ pub struct LogLine {
     pub stream: LogStream,
     /// Without its end of line, at most [`MAX_LOG_LINE`] bytes.
     pub text: String,
+    /// When the worker read it, by the worker's clock; none from an older release, which does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Timestamp>,
 }
 
 /// A longer line of output is split.

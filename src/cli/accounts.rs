@@ -57,6 +57,7 @@ Examples:
   orchard update vm build-1 --restart-policy Always --priority 10
   orchard update vm build-1 --ttl 8h          # counted from its creation; 0 = it stays
   orchard update vm build-1 --suspendable     # boots it again, so that `orchard suspend vm` can be used
+  orchard update vm build-1 --net-softnet-allow 10.0.0.0/8,1.1.1.1/32   # boots it again, with these in place of all others
 
 `orchard stop vm`, `orchard start vm` and `orchard suspend vm` switch it off and on.")]
     Vm(UpdateVmArgs),

@@ -85,10 +85,10 @@ pub(super) struct CreateVmArgs {
     /// Networks that it may not reach; turns Softnet on
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     net_softnet_block: Vec<String>,
-    /// The guest can run VMs itself (Tart, on hosts that can)
+    /// The guest can run VMs itself (Tart, and QEMU with KVM, on hosts that can)
     #[arg(long)]
     nested: bool,
-    /// Give the guest a serial number of its own (Tart)
+    /// Give the guest a serial number of its own (Tart, QEMU)
     #[arg(long)]
     random_serial: bool,
     /// Guest user for SSH; of images with cloud-init QEMU has it made, with that password and sudo [default: admin]

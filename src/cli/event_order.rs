@@ -123,6 +123,7 @@ mod tests {
             message: String::new(),
             worker: None,
             stream: None,
+            said_at: None,
         }
     }
 

@@ -211,6 +211,7 @@ mod tests {
             message: "no\nimage\u{7}".into(),
             worker: Some("w".parse().unwrap()),
             stream: None,
+            said_at: None,
         };
         assert_eq!(describe(&event), "2023-11-14T22:13:20.123Z  #7  vm/a  failed  no image\\u{7}");
         let placed = Event { kind: EventType::Scheduled, message: String::new(), ..event };

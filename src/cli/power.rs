@@ -68,7 +68,8 @@ pub(super) struct SwitchArgs {
 
 #[derive(Debug, Args)]
 #[group(id = "vm-change", required = true, multiple = true,
-        args = ["restart_policy", "priority", "ttl", "on_unseen", "suspendable"])]
+        args = ["restart_policy", "priority", "ttl", "on_unseen", "suspendable", "net_softnet", "net_softnet_allow",
+                "net_softnet_block"])]
 pub(super) struct UpdateVmArgs {
     /// The VM's name
     name: VmName,
@@ -87,6 +88,15 @@ pub(super) struct UpdateVmArgs {
     /// From now on it can be suspended; it boots again for this
     #[arg(long)]
     suspendable: bool,
+    /// Isolate the guest's network with Softnet, or not any more (Tart); it boots again for this
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    net_softnet: Option<bool>,
+    /// Networks that it may reach all the same, instead of those so far; '' = none. It boots again for this
+    #[arg(long, value_name = "CIDR,…")]
+    net_softnet_allow: Option<String>,
+    /// Networks that it may not reach, instead of those so far; '' = none. It boots again for this
+    #[arg(long, value_name = "CIDR,…")]
+    net_softnet_block: Option<String>,
     /// Only if its generation is this one, as `orchard get vm` shows it: nobody has changed it meanwhile
     #[arg(long, value_name = "N")]
     if_generation: Option<u64>,
@@ -110,13 +120,17 @@ pub(super) async fn suspend(command: Suspend, client: &Client) -> anyhow::Result
 }
 
 pub(super) async fn update(arguments: UpdateVmArgs, client: &Client) -> anyhow::Result<()> {
-    let UpdateVmArgs { name, restart_policy, priority, ttl, on_unseen, suspendable, if_generation, output } = arguments;
+    let UpdateVmArgs { name, if_generation, output, .. } = arguments;
+    let networks = |list: String| list.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect();
     let change = SpecChange {
-        restart_policy,
-        priority,
-        ttl_s: ttl.map(|ttl| ttl.as_secs()),
-        on_unseen,
-        suspendable: suspendable.then_some(true),
+        restart_policy: arguments.restart_policy,
+        priority: arguments.priority,
+        ttl_s: arguments.ttl.map(|ttl| ttl.as_secs()),
+        on_unseen: arguments.on_unseen,
+        suspendable: arguments.suspendable.then_some(true),
+        net_softnet: arguments.net_softnet,
+        net_softnet_allow: arguments.net_softnet_allow.map(networks),
+        net_softnet_block: arguments.net_softnet_block.map(networks),
         ..SpecChange::default()
     };
     let request = UpdateVm { name: name.clone(), if_generation, change };

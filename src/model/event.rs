@@ -171,6 +171,9 @@ pub struct Event {
     /// For log lines: the stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<LogStream>,
+    /// For log lines that came late, as their worker was cut off: when it read them, by its own clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said_at: Option<Timestamp>,
 }
 
 /// Which events are wanted: those that fit all that is given.
@@ -211,7 +214,16 @@ mod tests {
 
     fn event(object: EventObject, worker: Option<&str>, kind: EventType) -> Event {
         let worker = worker.map(|name| name.parse().unwrap());
-        Event { number: 1, time: Timestamp::default(), kind, object, message: String::new(), worker, stream: None }
+        Event {
+            number: 1,
+            time: Timestamp::default(),
+            kind,
+            object,
+            message: String::new(),
+            worker,
+            stream: None,
+            said_at: None,
+        }
     }
 
     #[test]

@@ -2,15 +2,17 @@
 //! it is. Called by the copy's task (`worker::vm`), which drops it when something else is to be done.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
 
 use super::host::Host;
 use super::journal::ScriptState;
 use super::runtime::CopySpec;
+use super::spool::LogKey;
 use super::uplink::Uplink;
-use crate::bus::message::{MAX_LOG_LINE, Observation};
+use crate::bus::message::{MAX_LOG_BATCH, MAX_LOG_LINE, Observation};
 use crate::model::vm::{SCRIPT_INTERRUPTED, StartupScript};
 use crate::model::{Boot, CopyId};
 use crate::ssh::client::Session;
@@ -19,16 +21,23 @@ use crate::task;
 
 /// How long a boot may keep others of the same host waiting.
 const BOOT_SLOT: Duration = Duration::from_secs(60);
-/// Pause between readiness probes while a guest boots.
-const PROBE_PAUSE: Duration = Duration::from_millis(250);
-/// The same once it has not answered for long: it may run no SSH server at all.
-const SLOW_PROBE_PAUSE: Duration = Duration::from_secs(10);
+/// The least and the longest pause between readiness probes. It grows with the time that was waited: a guest that boots slowly
+/// is found ready little later, and one that runs no SSH server at all is not asked for ever in vain.
+const PROBE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// Which part of the time waited the next pause is.
+const PROBE_PART: u32 = 20;
 /// After how long a guest that does not answer counts as such.
 const SILENT_AFTER: Duration = Duration::from_secs(120);
+/// After how long a guest that does not answer fails its VM, if it has a startup script. Without hardware virtualisation a
+/// large system may take many minutes.
+const SCRIPT_WAIT: Duration = Duration::from_secs(30 * 60);
 /// How long one login for the startup script may take: key exchange is slow without hardware virtualisation.
 const LOGIN_DEADLINE: Duration = Duration::from_secs(20);
 /// How often that is tried: the server may answer before it lets anybody in.
 const LOGIN_TRIES: u32 = 6;
+
+/// Lines that were read from the guest and are not written yet: those that come together are written together.
+const SAID: usize = MAX_LOG_BATCH;
 
 /// Tells of a copy that runs.
 pub(super) struct Reporter {
@@ -112,24 +121,41 @@ pub(super) async fn bring_up(
         if waited > SILENT_AFTER {
             reporter.running("running; the guest does not answer on port 22", false);
         }
-        tokio::time::sleep(if waited > SILENT_AFTER { SLOW_PROBE_PAUSE } else { PROBE_PAUSE }).await;
+        if waited > SCRIPT_WAIT && copy.spec.startup_script.is_some() {
+            let minutes = SCRIPT_WAIT.as_secs() / 60;
+            return Err(format!(
+                "cannot run the startup script: the guest has not answered on port 22 for {minutes} minutes; it needs an SSH \
+                 server that lets {} in",
+                copy.spec.guest_user()
+            ));
+        }
+        tokio::time::sleep((waited / PROBE_PART).clamp(PROBE_PAUSE.0, PROBE_PAUSE.1)).await;
     }
     drop(slot);
     let Some(script) = &copy.spec.startup_script else {
         reporter.running("ready", true);
         return Ok(());
     };
-    match (host.journal.script(copy.id), fresh) {
-        (ScriptState::Done, false) => reporter.running("ready", true),
+    let key = (copy.id, reporter.boot());
+    let mut state = host.journal.script(copy.id);
+    if fresh || state == ScriptState::Unstarted {
+        reporter.running("running the startup script", false);
+        host.journal.set_script(copy.id, ScriptState::Begun);
+        state = match run_script(host, copy, key, script).await {
+            Ok(()) => ScriptState::Done,
+            Err(why) => ScriptState::Failed(why),
+        };
+        // Before its lines are sent: that may take as long as the bus is away, and a worker that dies meanwhile does not
+        // make an interrupted script of one that has ended.
+        host.journal.set_script(copy.id, state.clone());
+    }
+    // Whoever sees the outcome sees the log.
+    host.logs.sent(key).await;
+    match state {
+        ScriptState::Done => reporter.running("ready", true),
+        ScriptState::Failed(why) => return Err(why),
         // Ready would mean that the script ended well; half of it may be missing.
-        (ScriptState::Begun, false) => reporter.running(SCRIPT_INTERRUPTED, false),
-        _ => {
-            reporter.running("running the startup script", false);
-            host.journal.set_script(copy.id, ScriptState::Begun);
-            run_script(host, copy, reporter.boot(), script).await?;
-            host.journal.set_script(copy.id, ScriptState::Done);
-            reporter.running("ready", true);
-        }
+        ScriptState::Begun | ScriptState::Unstarted => reporter.running(SCRIPT_INTERRUPTED, false),
     }
     Ok(())
 }
@@ -144,13 +170,18 @@ async fn answers(host: &Host, id: CopyId) -> bool {
 /// Where guests listen for SSH.
 const SSH_PORT: u16 = 22;
 
-async fn run_script(host: &Host, copy: &CopySpec, boot: Boot, script: &StartupScript) -> Result<(), String> {
+async fn run_script(host: &Host, copy: &CopySpec, key: LogKey, script: &StartupScript) -> Result<(), String> {
     let session = log_in(host, copy).await.map_err(|error| format!("cannot run the startup script: {error}"))?;
-    let (lines, carry) = host.uplink.log((copy.id, boot));
-    let carrier = task::spawn(carry);
+    let log = host.logs.begin(key);
+    let (lines, mut said) = mpsc::channel(SAID);
+    let writer = task::spawn(async move {
+        let mut batch = Vec::new();
+        while said.recv_many(&mut batch, SAID).await > 0 {
+            log.write(std::mem::take(&mut batch)).await;
+        }
+    });
     let ended = script::run(&session, script, MAX_LOG_LINE, lines).await;
-    // Every line is acknowledged before the outcome is told, so whoever sees the outcome sees the log.
-    carrier.join().await;
+    writer.join().await;
     match ended {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => {

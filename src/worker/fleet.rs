@@ -5,14 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 
 use super::guard::{self, Keeper};
 use super::host::Host;
-use super::journal::Journal;
 use super::plan::{self, Past, Seen, Step, Wish};
-use super::runtime::{CopySpec, Found, FoundState, Runtime, RuntimeError};
-use super::uplink::{Inventory, Uplink};
+use super::runtime::{CopySpec, Found, FoundState, RuntimeError};
+use super::uplink::Inventory;
 use super::vm::Order;
 use crate::bus::message::{Assignment, DesiredCopy, Observation, Want};
 use crate::model::{CopyId, VmName};
@@ -31,10 +30,8 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn start(runtime: Arc<dyn Runtime>, uplink: Uplink, journal: Journal, keeper: Keeper) -> Self {
+    pub(super) fn start(host: Host, keeper: Keeper) -> Self {
         let (assignments, receiver) = watch::channel(None);
-        let boot_slots = Arc::new(Semaphore::new(runtime.boot_permits().clamp(1, Semaphore::MAX_PERMITS)));
-        let host = Host { runtime, uplink, journal, boot_slots };
         let (copies, ended) = (BTreeMap::new(), Arc::default());
         let reconciler = Reconciler { host, keeper, assignments: receiver, copies, ended };
         Self { assignments: Arc::new(assignments), reconciler: task::spawn(reconciler.run()) }
@@ -138,6 +135,7 @@ impl Reconciler {
             // has heard that nothing is left.
             if plan::step(order.wish, seen, Past::default()) == Step::ReportAbsent {
                 self.keeper.notes().forget(id);
+                self.host.forget(id);
                 self.host.uplink.observe(id, Observation::Absent);
                 continue;
             }
@@ -224,12 +222,7 @@ mod tests {
 
     /// A reconciler whose controller never answers.
     async fn reconciler(dir: &std::path::Path) -> (Reconciler, watch::Sender<Option<Assignment>>) {
-        let host = Host {
-            runtime: Arc::new(Synthetic::on(Arc::default())),
-            uplink: Uplink::unheard().await,
-            journal: Journal::at(dir),
-            boot_slots: Arc::new(Semaphore::new(1)),
-        };
+        let host = Host::unheard(Arc::new(Synthetic::on(Arc::default())), dir).await;
         let (sender, assignments) = watch::channel(None);
         let (keeper, copies) = (Keeper::for_test(dir), BTreeMap::new());
         (Reconciler { host, keeper, assignments, copies, ended: Arc::default() }, sender)

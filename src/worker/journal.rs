@@ -11,7 +11,7 @@ use crate::identity::folder::{self, FolderLock};
 use crate::model::{Boot, CopyId};
 
 /// How far a copy's startup script is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ScriptState {
     /// Not begun.
     Unstarted,
@@ -19,7 +19,12 @@ pub(super) enum ScriptState {
     Begun,
     /// Ended well.
     Done,
+    /// Failed, with what to say of it.
+    Failed(String),
 }
+
+/// How a note of a failed script begins; what to say of it follows.
+const FAILED: &[u8] = b"failed: ";
 
 /// The folder of such files, locked against other workers.
 #[derive(Clone, Debug)]
@@ -101,6 +106,10 @@ impl Journal {
     pub(super) fn script(&self, id: CopyId) -> ScriptState {
         match std::fs::read(self.path(id)).as_deref() {
             Ok(b"done") => ScriptState::Done,
+            Ok(note) if note.starts_with(FAILED) => {
+                let message = note.strip_prefix(FAILED).unwrap_or_default();
+                ScriptState::Failed(String::from_utf8_lossy(message).into_owned())
+            }
             Ok(_) => ScriptState::Begun,
             Err(_) => ScriptState::Unstarted,
         }
@@ -114,6 +123,7 @@ impl Journal {
             },
             ScriptState::Begun => identity::write_private(&self.path(id), b"begun"),
             ScriptState::Done => identity::write_private(&self.path(id), b"done"),
+            ScriptState::Failed(why) => identity::write_private(&self.path(id), &[FAILED, why.as_bytes()].concat()),
         };
         if let Err(error) = written {
             // The VM is worth more than the note: after a restart the script counts as interrupted.
@@ -135,8 +145,9 @@ mod tests {
         assert!(matches!(claim(dir.path()), Err(StartError::Lock(_))));
         assert_eq!((journal.script(id), journal.boot(id)), (ScriptState::Unstarted, None));
         journal.set_boot(id, 7);
-        for state in [ScriptState::Begun, ScriptState::Done, ScriptState::Unstarted] {
-            journal.set_script(id, state);
+        let failed = ScriptState::Failed("exit status 3".to_owned());
+        for state in [ScriptState::Begun, ScriptState::Done, failed, ScriptState::Unstarted] {
+            journal.set_script(id, state.clone());
             assert_eq!(journal.script(id), state);
         }
         journal.set_script(id, ScriptState::Done);

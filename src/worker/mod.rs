@@ -2,7 +2,8 @@
 //!
 //! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
 //! with what the runtime really runs; [`guard`] ends VMs that may run elsewhere when the [`lease`] is over; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
-//! reports and log lines until they are acknowledged; `images` fetches images ahead of need and tells which are held; `attach` serves tunnel streams. VM processes are not children
+//! reports until they are acknowledged, `logs` what startup scripts say, by way of the disk; `images` fetches images ahead
+//! of need and tells which are held; `attach` serves tunnel streams. VM processes are not children
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
@@ -15,10 +16,12 @@ pub mod join;
 mod journal;
 pub mod lease;
 pub mod local_network;
+mod logs;
 mod place;
 pub mod plan;
 pub mod runtime;
 mod session;
+mod spool;
 mod uplink;
 mod vm;
 
@@ -28,6 +31,7 @@ use std::time::Duration;
 
 use self::fleet::Fleet;
 use self::guard::{GuardCommand, Keeper};
+use self::host::Host;
 use self::images::ImageAgent;
 use self::join::JoinError;
 use self::journal::Journal;
@@ -128,7 +132,8 @@ impl Worker {
         let keeper = Keeper::open(journal.notes().clone(), options.guard, &*options.runtime).await;
         let lease = task::spawn(keeper.clone().run());
         let guard = task::spawn(keeper.clone().keep_guard());
-        let fleet = Fleet::start(options.runtime.clone(), uplink.clone(), journal, keeper.clone());
+        let host = Host::new(options.runtime.clone(), uplink.clone(), journal, &options.data_dir)?;
+        let fleet = Fleet::start(host, keeper.clone());
         let name = options.info.name.clone();
         let images = ImageAgent {
             bus: bus.clone(),

@@ -1,5 +1,8 @@
 //! What goes up to the controller: for each copy its newest observation, and log lines in order, each until it is
 //! acknowledged. Level-triggered: a new session sends every observation again, so a lost one costs only time.
+//!
+//! That a copy has ended is told after what its script has said: on that word the controller may begin the next boot or
+//! another copy, and takes no lines of this one any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,13 +10,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
+use super::spool::{Batch, LogKey};
 use crate::bus::client::Bus;
-use crate::bus::message::{Done, LogLine, LogLines, MAX_LOG_BATCH, Observation, Report};
+use crate::bus::message::{Done, LogLines, Observation, Report};
 use crate::bus::subject::{self, WorkerVerb};
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::event::LogStream;
 use crate::model::{Boot, CopyId, SessionId, WorkerName};
 
 /// How long one message waits for its acknowledgement before it is sent again.
@@ -22,8 +26,8 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
 /// Reports on their way at once.
 const IN_FLIGHT: usize = 32;
-/// Lines waiting to be sent for one copy; a full queue holds the script back.
-const LOG_QUEUE: usize = 1_024;
+/// How long the end of a copy waits for its log lines, counted in one session: what a spool holds is sent in less.
+const LOG_FIRST: Duration = Duration::from_secs(30);
 
 /// The session is over: the worker must register again.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,6 +47,8 @@ struct Shared {
     changed: Notify,
     session: watch::Sender<Option<SessionId>>,
     found: Mutex<Option<Inventory>>,
+    /// Boots of which lines are to be sent still, or may come.
+    logs: Mutex<BTreeSet<LogKey>>,
 }
 
 /// What the reconciler has found at its last look, by the wishes of one session.
@@ -66,7 +72,8 @@ struct Entry {
 impl Uplink {
     pub(super) fn new(bus: Bus, worker: WorkerName) -> Self {
         let (copies, found) = (Mutex::default(), Mutex::default());
-        let shared = Shared { copies, changed: Notify::new(), session: watch::Sender::new(None), found };
+        let (changed, session, logs) = (Notify::new(), watch::Sender::new(None), Mutex::default());
+        let shared = Shared { copies, changed, session, found, logs };
         Self { bus, worker, shared: Arc::new(shared) }
     }
 
@@ -161,19 +168,16 @@ impl Uplink {
         self.shared.session.send_replace(Some(session));
         let _closed = Closed(&self.shared.session);
         let mut sending = FuturesUnordered::new();
-        let mut busy = std::collections::BTreeSet::new();
+        let mut busy = BTreeSet::new();
+        let mut waiting = BTreeMap::new();
         loop {
-            let due: Vec<(CopyId, Boot, Observation)> = self
-                .copies()
-                .iter()
-                .filter(|(id, entry)| !entry.acknowledged && !busy.contains(*id))
-                .take(IN_FLIGHT.saturating_sub(busy.len()))
-                .map(|(id, entry)| (*id, entry.boot, entry.observation.clone()))
-                .collect();
+            let due = self.due(&busy, &mut waiting);
             for (id, boot, observation) in due {
                 busy.insert(id);
                 sending.push(self.send_report(session, (id, boot), observation));
             }
+            let later = waiting.iter().filter(|(id, _)| !busy.contains(*id) && busy.len() < IN_FLIGHT);
+            let until = later.map(|(_, until)| *until).min();
             // Cancel safe: a report that is dropped on the way is still unacknowledged and sent again.
             tokio::select! {
                 Some((id, outcome)) = sending.next() => {
@@ -183,8 +187,27 @@ impl Uplink {
                     }
                 }
                 () = self.shared.changed.notified() => {}
+                () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
             }
         }
+    }
+
+    /// What to send now. Of copies that have ended, but whose lines are not all told, `waiting` says until when they wait.
+    fn due(
+        &self,
+        busy: &BTreeSet<CopyId>,
+        waiting: &mut BTreeMap<CopyId, Instant>,
+    ) -> Vec<(CopyId, Boot, Observation)> {
+        let (logs, copies, now) = (self.logs().clone(), self.copies(), Instant::now());
+        let waits = |id: CopyId, entry: &Entry| {
+            !entry.acknowledged && follows_log(&entry.observation) && logs.contains(&(id, entry.boot))
+        };
+        waiting.retain(|id, _| copies.get(id).is_some_and(|entry| waits(*id, entry)));
+        let mut ready =
+            |id: CopyId, entry: &Entry| !waits(id, entry) || *waiting.entry(id).or_insert(now + LOG_FIRST) <= now;
+        let unsent = copies.iter().filter(|(id, entry)| !entry.acknowledged && !busy.contains(*id));
+        let due = unsent.filter(|(id, entry)| ready(**id, entry)).take(IN_FLIGHT.saturating_sub(busy.len()));
+        due.map(|(id, entry)| (*id, entry.boot, entry.observation.clone())).collect()
     }
 
     async fn send_report(
@@ -228,43 +251,72 @@ impl Uplink {
         self.bus.request(subject::worker(&self.worker, verb), message, ACK_TIMEOUT).await
     }
 
-    /// The way for a copy's log lines, and the work that carries them up; it ends when all senders are gone and all
-    /// lines acknowledged, or when the controller does not want them any more.
-    pub(super) fn log(
-        &self,
-        (id, boot): (CopyId, Boot),
-    ) -> (mpsc::Sender<(LogStream, String)>, impl Future<Output = ()> + Send + use<>) {
-        let (sender, receiver) = mpsc::channel(LOG_QUEUE);
-        let uplink = self.clone();
-        (sender, async move { uplink.carry_log((id, boot), receiver).await })
+    fn logs(&self) -> MutexGuard<'_, BTreeSet<LogKey>> {
+        self.shared.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn carry_log(&self, (id, boot): (CopyId, Boot), mut lines: mpsc::Receiver<(LogStream, String)>) {
+    /// There are, or will be, lines of this boot to send, until what is returned is dropped.
+    pub(super) fn log_to_come(&self, key: LogKey) -> LogToCome {
+        self.logs().insert(key);
+        LogToCome { uplink: self.clone(), key }
+    }
+
+    /// Sends lines until they are acknowledged, or not wanted. Cancel safe: what was not acknowledged can be sent again.
+    pub(super) async fn send_log(&self, (id, boot): LogKey, batch: &Batch) -> LogAnswer {
         let mut session = self.shared.session.subscribe();
-        let mut first = 0u64;
-        let mut batch = Vec::new();
-        while lines.recv_many(&mut batch, MAX_LOG_BATCH).await > 0 {
-            let count = batch.len();
-            let lines: Vec<LogLine> = batch.drain(..).map(|(stream, text)| LogLine { stream, text }).collect();
-            loop {
-                let Ok(current) = session.wait_for(Option::is_some).await.map(|session| *session) else { return };
-                let Some(current) = current else { continue };
-                let message =
-                    LogLines { session: current, uid: id.uid, attempt: id.attempt, boot, first, lines: lines.clone() };
-                match self.request(WorkerVerb::Log, &message).await {
-                    Ok(Done {}) => break,
-                    Err(error) if is_final(error.code) => {
-                        tracing::debug!("log of {id} is not wanted: {error}");
-                        return;
-                    }
-                    Err(error) => {
-                        tracing::debug!("log of {id} not acknowledged: {error}");
-                        tokio::time::sleep(RETRY).await;
-                    }
+        loop {
+            let current = match session.wait_for(Option::is_some).await.map(|session| *session) {
+                Ok(Some(current)) => current,
+                Ok(None) => continue,
+                // The worker ends.
+                Err(_) => std::future::pending().await,
+            };
+            let (first, lines) = (batch.first, batch.lines.clone());
+            let message = LogLines { session: current, uid: id.uid, attempt: id.attempt, boot, first, lines };
+            match self.request(WorkerVerb::Log, &message).await {
+                Ok(Done {}) => return LogAnswer::Taken,
+                Err(error) if is_final(error.code) => {
+                    tracing::debug!("log of {id} is not wanted: {error}");
+                    return LogAnswer::Unwanted;
+                }
+                Err(error) => {
+                    tracing::debug!("log of {id} not acknowledged: {error}");
+                    tokio::time::sleep(RETRY).await;
                 }
             }
-            first = first.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
         }
+    }
+}
+
+/// What the controller says of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LogAnswer {
+    /// It has them.
+    Taken,
+    /// It wants none of this boot any more.
+    Unwanted,
+}
+
+/// Lines of a boot are on their way.
+#[derive(Debug)]
+pub(super) struct LogToCome {
+    uplink: Uplink,
+    key: LogKey,
+}
+
+impl Drop for LogToCome {
+    fn drop(&mut self) {
+        self.uplink.logs().remove(&self.key);
+        self.uplink.shared.changed.notify_one();
+    }
+}
+
+/// Whether this is told only after all lines of the boot that it is about. Not that it was fenced, which others wait for.
+fn follows_log(observation: &Observation) -> bool {
+    match observation {
+        Observation::Failed { .. } | Observation::Stopped { .. } => true,
+        Observation::Preparing { .. } | Observation::Running { .. } => false,
+        Observation::Fenced { .. } | Observation::Absent | Observation::Stray { .. } => false,
     }
 }
 
@@ -323,6 +375,30 @@ mod tests {
         assert!(uplink.has_told(now));
         uplink.shared.session.send_replace(Some(before));
         assert!(!uplink.has_told(before), "by the wishes of another session");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_a_copy_has_ended_is_told_after_what_it_said_but_not_never() {
+        let uplink = Uplink::unheard().await;
+        let copy = |n| CopyId { uid: VmUid(uuid::Uuid::from_u128(n)), attempt: 0 };
+        let failed = || Observation::Failed { message: "x".into(), disk: true };
+        let logs = [uplink.log_to_come((copy(1), 4)), uplink.log_to_come((copy(2), 3))];
+        for n in [1, 2] {
+            uplink.tell(copy(n), 4, failed());
+        }
+        let mut waiting = BTreeMap::new();
+        let mut due =
+            || -> Vec<CopyId> { uplink.due(&BTreeSet::new(), &mut waiting).into_iter().map(|(id, ..)| id).collect() };
+        assert_eq!(due(), [copy(2)], "lines of another boot are no reason to wait");
+        tokio::time::advance(LOG_FIRST).await;
+        assert_eq!(due(), [copy(1), copy(2)]);
+        uplink.tell(copy(1), 4, Observation::Fenced { message: "x".into() });
+        assert_eq!(due(), [copy(1), copy(2)]);
+        uplink.tell(copy(1), 4, failed());
+        assert_eq!(due(), [copy(2)]);
+        drop(logs);
+        assert_eq!(due(), [copy(1), copy(2)]);
+        assert!(waiting.is_empty(), "nobody waits any more");
     }
 
     #[test]

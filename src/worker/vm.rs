@@ -24,7 +24,8 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 const FAILED_GRACE: Duration = Duration::from_secs(3);
 /// How often progress is told: each time is a durable event, and people read no faster.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(2);
-/// How long the last lines of a startup script have to be acknowledged whose guest has ended.
+/// How long the last lines of a startup script have to come and be acknowledged whose guest has ended. What was not
+/// acknowledged by then is on the disk and goes up later.
 const LAST_LINES: Duration = Duration::from_secs(10);
 /// First and longest pause before a deletion that failed is tried again.
 const DELETE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -130,7 +131,7 @@ impl CopyTask {
                 (Step::ReportStopped, _) => self.report_stopped(&order, &mut delete_pause).await,
                 (Step::Delete, _) => match self.host.runtime.delete(self.id).await {
                     Ok(()) => {
-                        self.host.journal.forget(self.id);
+                        self.host.forget(self.id);
                         self.seen = Seen::Missing;
                     }
                     Err(error) => self.pause(&mut delete_pause, &format!("cannot delete it: {error}")).await,

@@ -2,7 +2,7 @@
 
 mod checker;
 mod kills;
-mod load;
+pub mod load;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

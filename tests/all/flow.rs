@@ -80,8 +80,8 @@ async fn event_types(cluster: &Cluster) -> Vec<String> {
     of_vms.map(|event| event["type"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Sends `data` through a `port-forward` to a port that echoes, and compares hashes.
-pub async fn echo_through_forward(cluster: &Cluster, vm: &str, port: u16, data: Vec<u8>) {
+/// A `port-forward` to a VM's port; ends when dropped.
+pub async fn forward(cluster: &Cluster, vm: &str, port: u16) -> (tokio::process::Child, String) {
     let mut forward = cluster.cli(&["port-forward", "vm", vm, &format!("0:{port}")]);
     forward.stdout(std::process::Stdio::piped());
     let mut forward = forward.spawn().unwrap();
@@ -91,7 +91,12 @@ pub async fn echo_through_forward(cluster: &Cluster, vm: &str, port: u16, data: 
     tokio::time::timeout(LIMIT, read).await.expect("port-forward says nothing").unwrap();
     let address =
         line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap_or_else(|| panic!("{line:?}"));
+    (forward, address.to_owned())
+}
 
+/// Sends `data` through a `port-forward` to a port that echoes, and compares hashes.
+pub async fn echo_through_forward(cluster: &Cluster, vm: &str, port: u16, data: Vec<u8>) {
+    let (_forward, address) = forward(cluster, vm, port).await;
     let expected = Sha256::digest(&data);
     let (mut from, mut to) = TcpStream::connect(address).await.unwrap().into_split();
     let length = data.len();

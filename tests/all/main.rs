@@ -7,6 +7,7 @@ mod api;
 mod audit;
 mod broker;
 mod broker_run;
+mod chaos;
 mod cli;
 mod conformance;
 mod contexts;

@@ -71,13 +71,20 @@ impl Server {
 
 /// `orchard worker run` for the controller of `access`, reached at `url`, within `prefix` (such as `ip netns exec NAME`).
 pub async fn worker(access: &Access, url: &str, folder: &Path, runtime: &str, prefix: &[&str]) -> Server {
-    std::fs::create_dir_all(folder).unwrap();
     let token = BootstrapToken { url: url.to_owned(), ..access.bootstrap_token().await };
-    let mut command = within(prefix);
-    command.env("ORCHARD_HOME", folder).args(["worker", "run", "--name", "far"]);
-    command.args(["--default-cpu", "1", "--default-memory", "128", "--runtime", runtime]);
-    command.args(["--bootstrap-token", token.to_text().expose()]).arg("--data-dir").arg(folder.join("data"));
+    let mut command = worker_command("far", folder, runtime, prefix);
+    command.args(["--bootstrap-token", token.to_text().expose()]);
     Server::start(command).await
+}
+
+/// The same by name, without a token: as it is started once it is a member.
+pub fn worker_command(name: &str, folder: &Path, runtime: &str, prefix: &[&str]) -> Command {
+    std::fs::create_dir_all(folder).unwrap();
+    let mut command = within(prefix);
+    command.env("ORCHARD_HOME", folder).args(["worker", "run", "--name", name]);
+    command.args(["--default-cpu", "1", "--default-memory", "128", "--runtime", runtime]);
+    command.arg("--data-dir").arg(folder.join("data"));
+    command
 }
 
 /// The real binary, run by `prefix` if there is one.

@@ -104,7 +104,8 @@ fn assignment() -> Assignment {
 fn event(kind: EventType, object: EventObject) -> Event {
     let time = Timestamp::from_millis(1_700_000_000_123);
     let worker = Some("w".parse().unwrap());
-    Event { number: 7, time, kind, object, message: "text".into(), worker, stream: Some(LogStream::Stderr) }
+    let (message, stream) = ("text".into(), Some(LogStream::Stderr));
+    Event { number: 7, time, kind, object, message, worker, stream, said_at: None }
 }
 
 /// One line of the file, after a round trip.
@@ -252,7 +253,15 @@ fn the_bytes_of_every_message_are_as_written_down() {
         on_unseen: Some(OnUnseen::Replace),
         priority: Some(-1),
         ttl_s: Some(60),
+        ..SpecChange::default()
     };
+    let softnet = SpecChange {
+        net_softnet: Some(true),
+        net_softnet_allow: Some(vec!["10.0.0.0/8".into()]),
+        net_softnet_block: Some(Vec::new()),
+        ..SpecChange::default()
+    };
+    line(&mut file, "vm.update/softnet", &UpdateVm { name: vm.clone(), if_generation: None, change: softnet });
     line(&mut file, "vm.update", &UpdateVm { name: vm.clone(), if_generation: Some(3), change });
     line(
         &mut file,
@@ -318,10 +327,16 @@ fn the_bytes_of_every_message_are_as_written_down() {
         let report = Report { session: session(), uid: uid(), attempt: 2, boot: 1, observation };
         line(&mut file, &format!("worker/report/{name}"), &report);
     }
-    let lines = vec![LogLine { stream: LogStream::Stdout, text: "hello".into() }];
-    line(&mut file, "worker/log", &LogLines { session: session(), uid: uid(), attempt: 2, boot: 1, first: 9, lines });
+    let said = |time| vec![LogLine { stream: LogStream::Stdout, text: "hello".into(), time }];
+    let time = Some(Timestamp::from_millis(1_700_000_000_123));
+    let mut log = LogLines { session: session(), uid: uid(), attempt: 2, boot: 1, first: 9, lines: said(None) };
+    line(&mut file, "worker/log", &log);
+    log.lines = said(time);
+    line(&mut file, "worker/log/with-time", &log);
     let of_vm = EventObject::Vm { name: "a".parse().unwrap(), uid: uid(), attempt: 2 };
     line(&mut file, "event/vm", &event(EventType::Log, of_vm.clone()));
+    let late = Event { said_at: time, ..event(EventType::Log, of_vm.clone()) };
+    line(&mut file, "event/vm/late", &late);
     line(&mut file, "event/worker", &event(EventType::Online, EventObject::Worker { name: "w".parse().unwrap() }));
     let page = EventPage { events: vec![event(EventType::Created, of_vm)], next: 7, last: 7, first_kept: 1 };
     line(&mut file, "answer/event.list", &Answer::Ok(page));

@@ -2,9 +2,10 @@
 //! form once, however often a batch changed them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::once::SpentKey;
-use crate::bus::message::MAX_LOG_LINE;
+use crate::bus::message::{LogLine, MAX_LOG_LINE};
 use crate::model::account::JoinId;
 use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};
@@ -59,6 +60,10 @@ pub struct Said {
 
 /// Events and audit records that there is memory for between batches: those of a batch of ordinary requests.
 const KEPT: usize = 2_048;
+
+/// From this on a log line counts as late, and its event says when it was read: batches that wait for each other, and clocks
+/// that differ a little, make less.
+const LATE: Duration = Duration::from_secs(10);
 
 /// The longest text of an event, in bytes: the longest line of output, whose bytes need not have been UTF-8. A million
 /// events of this length take less than half of the store.
@@ -143,8 +148,12 @@ impl Changes {
     }
 
     /// Appends a line of output of `vm`.
-    pub(super) fn log(&mut self, last: &mut EventNumber, now: Now, vm: &Vm, stream: LogStream, text: String) {
-        self.push(last, now, EventType::Log, vm_object(vm), text, vm.worker.clone(), Some(stream));
+    pub(super) fn log(&mut self, last: &mut EventNumber, now: Now, vm: &Vm, line: LogLine) {
+        self.push(last, now, EventType::Log, vm_object(vm), line.text, vm.worker.clone(), Some(line.stream));
+        let late = line.time.filter(|said| said.until(now.wall) > LATE);
+        if let Some(event) = self.events.last_mut() {
+            event.said_at = late;
+        }
     }
 
     /// Appends an event about a worker.
@@ -175,7 +184,8 @@ impl Changes {
         *last += 1;
         // What a script prints is its own; all else may name the image.
         let message = if kind == EventType::Log { message } else { redact_urls(&message) };
-        self.events.push(Event { number: *last, time: now.wall, kind, object, message, worker, stream });
+        let time = now.wall;
+        self.events.push(Event { number: *last, time, kind, object, message, worker, stream, said_at: None });
     }
 }
 

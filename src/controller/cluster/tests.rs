@@ -361,7 +361,8 @@ fn repeated_log_lines_are_stored_once() {
     let session = world.join("w", 4);
     let uid = world.create("a", VmSpec::default()).unwrap();
     let mut log = |first: u64, lines: &[&str]| {
-        let lines = lines.iter().map(|text| LogLine { stream: LogStream::Stdout, text: (*text).into() }).collect();
+        let lines =
+            lines.iter().map(|text| LogLine { stream: LogStream::Stdout, text: (*text).into(), time: None }).collect();
         let log = LogLines { session, uid, attempt: 0, boot: 0, first, lines };
         world.cluster.log(&name("w"), log, world.now, &mut world.changes).unwrap();
     };

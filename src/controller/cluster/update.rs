@@ -8,10 +8,12 @@
 //! could be: memory that was frozen under one configuration cannot be thawed under another.
 
 use super::power::next_boot;
+use super::spec::check_spec;
 use super::{Changes, Cluster};
 use crate::bus::life::{SpecChange, UpdateVm};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
+use crate::model::features;
 use crate::model::vm::{OnUnseen, PowerState, Vm, VmSpec, VmStatus};
 use crate::model::{Now, VmUid};
 
@@ -33,6 +35,11 @@ impl Cluster {
             return Err(ApiError::new(ErrorCode::Conflict, what));
         }
         let spec = changed(vm, change, now)?;
+        let kind =
+            vm.worker.as_ref().and_then(|worker| self.workers.get(worker)).map(|entry| entry.record.info.runtime);
+        if let Some(kind) = kind.filter(|_| boots_for(&vm.spec, &spec).is_some()) {
+            features::check(&spec, kind)?;
+        }
         if spec != vm.spec {
             self.apply(vm.uid, spec, now, changes);
         }
@@ -75,8 +82,10 @@ impl Cluster {
                 }
             }
             // One that waits to boot takes it up then.
-            (false, false) if before.suspendable != vm.spec.suspendable && takes_room && !held_back => {
-                next_boot(vm, "booting again, so that it can be suspended from then on".to_owned());
+            (false, false) if takes_room && !held_back => {
+                if let Some(why) = boots_for(&before, &vm.spec) {
+                    next_boot(vm, format!("booting again, {why}"));
+                }
             }
             _ => {}
         }
@@ -106,6 +115,15 @@ fn off_already(vm: &Vm) -> String {
         Some(worker) => format!("{what}; its disk is on {worker}"),
         None => format!("{what} before it was placed; `orchard start vm {}` has it wait for a worker", vm.name),
     }
+}
+
+/// Why a VM that runs boots again to become `after`: its process gets other arguments. None when it need not.
+fn boots_for(before: &VmSpec, after: &VmSpec) -> Option<&'static str> {
+    if before.suspendable != after.suspendable {
+        return Some("so that it can be suspended from then on");
+    }
+    let network = |spec: &VmSpec| (spec.softnet(), spec.net_softnet_allow.clone(), spec.net_softnet_block.clone());
+    (network(before) != network(after)).then_some("so that Softnet isolates its network as is wished now")
 }
 
 /// What `vm` shall be after `change`.
@@ -158,6 +176,19 @@ fn changed(vm: &Vm, change: SpecChange, now: Now) -> Result<VmSpec, ApiError> {
     spec.on_unseen = change.on_unseen.unwrap_or(old.on_unseen);
     spec.priority = change.priority.unwrap_or(old.priority);
     spec.ttl_s = change.ttl_s.unwrap_or(old.ttl_s);
+    spec.net_softnet = change.net_softnet.unwrap_or(old.net_softnet);
+    spec.net_softnet_allow = change.net_softnet_allow.unwrap_or_else(|| old.net_softnet_allow.clone());
+    spec.net_softnet_block = change.net_softnet_block.unwrap_or_else(|| old.net_softnet_block.clone());
+    if old.suspendable && old.softnet() != spec.softnet() {
+        let what = format!(
+            "VM {name} can be suspended, so that Softnet cannot be turned on or off any more (netSoftnet): its memory knows \
+             the network as it is. The lists can change, as long as one of them or netSoftnet keeps it on"
+        );
+        return refuse(ErrorCode::Invalid, what);
+    }
+    if boots_for(old, &spec).is_some() {
+        check_spec(&spec)?;
+    }
     Ok(spec)
 }
 
@@ -175,5 +206,9 @@ fn differences(before: &VmSpec, after: &VmSpec) -> String {
     tell("on unseen", before.on_unseen.to_string(), after.on_unseen.to_string());
     tell("priority", before.priority.to_string(), after.priority.to_string());
     tell("time to live", before.ttl_s.to_string(), after.ttl_s.to_string());
+    tell("Softnet", before.softnet().to_string(), after.softnet().to_string());
+    let list = |networks: &[String]| if networks.is_empty() { "none".to_owned() } else { networks.join(",") };
+    tell("Softnet allows", list(&before.net_softnet_allow), list(&after.net_softnet_allow));
+    tell("Softnet blocks", list(&before.net_softnet_block), list(&after.net_softnet_block));
     told.join(", ")
 }

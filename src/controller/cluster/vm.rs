@@ -191,7 +191,7 @@ impl Cluster {
         for line in log.lines.into_iter().skip(known) {
             vm.log_lines = vm.log_lines.saturating_add(1);
             changes.vms.insert(vm.uid);
-            changes.log(last_event, now, vm, line.stream, line.text);
+            changes.log(last_event, now, vm, line);
         }
         Ok(())
     }

@@ -163,6 +163,7 @@ fn pages_of_long_lines_are_small_enough_to_be_sent_and_leave_nothing_out() {
         message: "x".repeat(8 * 1024),
         worker: None,
         stream: None,
+        said_at: None,
     });
     let changes = Changes { events: events.collect(), ..Changes::default() };
     store.commit(&state, &changes, Published::default()).unwrap();

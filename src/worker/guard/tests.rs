@@ -14,14 +14,12 @@ use crate::model::vm::{OnUnseen, VmSpec};
 use crate::model::{CopyId, SessionId, VmUid};
 use crate::task::{self, Task};
 use crate::worker::host::Host;
-use crate::worker::journal::Journal;
 use crate::worker::lease::{FENCE_TIME, LOOK};
 use crate::worker::plan::{Seen, Wish};
 use crate::worker::runtime::synthetic::Synthetic;
 use crate::worker::runtime::synthetic::behaviour::Delay;
 use crate::worker::runtime::synthetic::host::SyntheticHost;
 use crate::worker::runtime::{CopySpec, FoundState, Progress};
-use crate::worker::uplink::Uplink;
 use crate::worker::vm::Order;
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -57,12 +55,8 @@ impl World {
     async fn with(supervisor: impl FnOnce(&Path) -> Supervisor) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let on = Arc::new(SyntheticHost::default());
-        let host = Host {
-            runtime: Arc::new(Synthetic::on(on.clone())),
-            uplink: Uplink::unheard().await,
-            journal: Journal::at(dir.path()),
-            boot_slots: Arc::new(Semaphore::new(8)),
-        };
+        let host = Host::unheard(Arc::new(Synthetic::on(on.clone())), dir.path()).await;
+        let host = Host { boot_slots: Arc::new(Semaphore::new(8)), ..host };
         let notes = host.journal.notes().clone();
         let keeper = Keeper::new(notes, "test".to_owned(), Clock::of_test(), supervisor(dir.path()));
         let (_looks, _supervises) = (task::spawn(keeper.clone().run()), task::spawn(keeper.clone().keep_guard()));

@@ -2,18 +2,14 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use super::*;
 use crate::model::VmUid;
 use crate::model::vm::{SCRIPT_INTERRUPTED, StartupScript, VmSpec};
 use crate::task;
-use crate::worker::journal::Journal;
 use crate::worker::runtime::Runtime;
 use crate::worker::runtime::synthetic::Synthetic;
 use crate::worker::runtime::synthetic::behaviour::Step as HostStep;
 use crate::worker::runtime::synthetic::host::SyntheticHost;
-use crate::worker::uplink::Uplink;
 
 fn spec() -> CopySpec {
     let id = CopyId { uid: VmUid(uuid::Uuid::from_u128(1)), attempt: 0 };
@@ -21,12 +17,7 @@ fn spec() -> CopySpec {
 }
 
 async fn host(runtime: Synthetic, dir: &std::path::Path) -> Host {
-    Host {
-        runtime: Arc::new(runtime),
-        uplink: Uplink::unheard().await,
-        journal: Journal::at(dir),
-        boot_slots: Arc::new(Semaphore::new(1)),
-    }
+    Host::unheard(Arc::new(runtime), dir).await
 }
 
 fn task_for(host: &Host, copy: &CopySpec, seen: Seen) -> (watch::Sender<Order>, CopyTask) {
@@ -88,6 +79,60 @@ async fn a_vm_whose_script_was_interrupted_runs_on_but_is_not_called_ready() {
     let interrupted =
         Observation::Running { message: SCRIPT_INTERRUPTED.into(), ready: false, generation: 0, image_fqn };
     told(&host, copy.id, &interrupted).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_script_waits_for_its_guest_up_to_a_limit_and_without_one_the_vm_runs_on() {
+    for script in [None, Some(StartupScript::default())] {
+        let dir = tempfile::tempdir().unwrap();
+        let on = Arc::new(SyntheticHost::default());
+        on.adjust(|behaviour| {
+            behaviour.refused_ports.insert(22);
+        });
+        let runtime = Synthetic::on(on.clone());
+        let mut copy = spec();
+        copy.spec.startup_script = script.clone();
+        runtime.create(&copy, &Progress::new().0).await.unwrap();
+        let host = host(runtime, dir.path()).await;
+        let (_orders, task) = task_for(&host, &copy, Seen::Created);
+        let _task = task::spawn(task.run());
+        let began = tokio::time::Instant::now();
+        while began.elapsed() < Duration::from_secs(3_600) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let told = host.uplink.told(copy.id).unwrap();
+        match script {
+            None => assert!(matches!(told, Observation::Running { ready: false, .. }), "{told:?}"),
+            Some(_) => assert!(
+                matches!(&told, Observation::Failed { message, disk: true } if message.contains("30 minutes")),
+                "{told:?}"
+            ),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_script_that_ended_before_its_worker_did_has_ended() {
+    let spec =
+        CopySpec { spec: VmSpec { startup_script: Some(StartupScript::default()), ..VmSpec::default() }, ..spec() };
+    let why = "the startup script failed: exit status 3".to_owned();
+    for (state, expected) in [
+        (
+            ScriptState::Done,
+            Observation::Running { message: "ready".into(), ready: true, generation: 0, image_fqn: None },
+        ),
+        (ScriptState::Failed(why.clone()), Observation::Failed { message: why, disk: true }),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = Synthetic::on(Arc::new(SyntheticHost::default()));
+        runtime.create(&spec, &Progress::new().0).await.unwrap();
+        runtime.start(&spec).await.unwrap();
+        let host = host(runtime, dir.path()).await;
+        host.journal.set_script(spec.id, state);
+        let (_orders, task) = task_for(&host, &spec, Seen::Running);
+        let _task = task::spawn(task.run());
+        told(&host, spec.id, &expected).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -97,7 +97,7 @@ fn wellformed(known: Known) -> impl Strategy<Value = (WorkerVerb, Vec<u8>)> {
     });
     let lines =
         (copy.clone(), number(), 0usize..200, 0usize..2_000).prop_map(|((session, uid, attempt), first, n, len)| {
-            let line = LogLine { stream: LogStream::Stdout, text: "x".repeat(len) };
+            let line = LogLine { stream: LogStream::Stdout, text: "x".repeat(len), time: None };
             (
                 WorkerVerb::Log,
                 encode(&LogLines { session, uid, attempt, boot: 0, first, lines: vec![line; n] }).unwrap(),

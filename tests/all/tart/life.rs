@@ -48,6 +48,25 @@ async fn a_new_worker_sees_how_an_old_ones_vm_ended() {
 }
 
 #[tokio::test]
+async fn what_was_noted_of_a_vm_that_is_gone_goes_with_the_worker_that_noted_it() {
+    let host = Host::tart();
+    let first = host.runtime();
+    let kept = copy(1, VmSpec::default());
+    for vm in [&vm(), &kept] {
+        create(&first, vm).await.unwrap();
+    }
+    drop(first);
+    // As a worker leaves it that is killed in the middle of a deletion.
+    std::fs::remove_file(host.file("vms").join(disk_name(&vm().name, vm().id))).unwrap();
+    let second = host.runtime();
+    assert_eq!(second.list().await.unwrap().len(), 1);
+    let left = std::fs::read_dir(host.file("notes")).unwrap().flatten().map(|note| note.file_name());
+    let kept = disk_name(&kept.name, kept.id);
+    let others: Vec<_> = left.filter(|name| !name.to_str().unwrap().starts_with(&format!("{kept}."))).collect();
+    assert!(others.is_empty() && host.notes() > 0, "{others:?}");
+}
+
+#[tokio::test]
 async fn a_vm_runs_in_a_session_of_its_own() {
     let host = Host::tart();
     let runtime = host.runtime();

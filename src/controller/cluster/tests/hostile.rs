@@ -12,7 +12,7 @@ fn a_number_of_a_log_line_that_cannot_be_is_refused() {
     let mut world = World::new();
     let session = world.join("w", 8);
     let uid = world.create("a", VmSpec::default()).unwrap();
-    let line = || LogLine { stream: LogStream::Stdout, text: "x".into() };
+    let line = || LogLine { stream: LogStream::Stdout, text: "x".into(), time: None };
     let mut log = |first: u64| {
         let lines = LogLines { session, uid, attempt: 0, boot: 0, first, lines: vec![line(), line()] };
         world.cluster.log(&name("w"), lines, world.now, &mut world.changes)
@@ -161,7 +161,7 @@ proptest! {
             let _ = world.report("evil", evil, id, observation.clone());
             // In another's session, and with another's name in none.
             let _ = world.report("evil", other, id, observation);
-            let line = LogLine { stream: LogStream::Stdout, text: "x".into() };
+            let line = LogLine { stream: LogStream::Stdout, text: "x".into(), time: None };
             let log = LogLines { session: evil, uid: id.uid, attempt, boot: 0, first: number, lines: vec![line] };
             let _ = world.cluster.log(&name("evil"), log, world.now, &mut world.changes);
             let beat = Heartbeat { session: evil, revision: number, told: None };

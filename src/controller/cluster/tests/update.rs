@@ -26,7 +26,7 @@ fn what_needs_no_process_is_in_effect_as_soon_as_the_worker_has_heard_of_it() {
         priority: Some(3),
         ..SpecChange::default()
     };
-    let vm = world.alter("a", change).unwrap();
+    let vm = world.alter("a", change.clone()).unwrap();
     assert_eq!((vm.generation, vm.observed_generation, vm.boot), (1, 0, 0));
     assert_eq!(world.alter("a", change).unwrap().generation, 1, "the same again changes nothing");
     let assigned = world.cluster.assignment(&name("w")).unwrap().copies.remove(0);
@@ -114,4 +114,42 @@ fn what_cannot_change_is_refused_with_the_reason() {
     assert_eq!(world.alter("a", priority(1)).unwrap_err().code, ErrorCode::Conflict, "it has failed");
     assert_eq!(world.alter("b", priority(1)).unwrap_err().code, ErrorCode::NotFound);
     assert_eq!(world.vm("a").generation, 0);
+}
+
+#[test]
+fn another_network_isolation_has_the_vm_boot_again_from_its_disk() {
+    let mut world = World::new();
+    let session = world.join("w", 4);
+    let uid = world.create("a", VmSpec::default()).unwrap();
+    world.report("w", session, CopyId { uid, attempt: 0 }, running()).unwrap();
+    let allow = |list: &[&str]| SpecChange {
+        net_softnet_allow: Some(list.iter().map(|one| (*one).to_owned()).collect()),
+        ..SpecChange::default()
+    };
+    let vm = world.alter("a", allow(&[])).unwrap();
+    assert_eq!((vm.generation, vm.boot), (0, 0), "an empty list is none");
+    let vm = world.alter("a", allow(&["10.0.0.0/8"])).unwrap();
+    assert_eq!((vm.generation, vm.boot, vm.restart_count), (1, 1, 0));
+    let vm = world.alter("a", SpecChange { net_softnet: Some(true), ..SpecChange::default() }).unwrap();
+    assert_eq!((vm.generation, vm.boot), (2, 1), "the list has turned it on already");
+    for wrong in ["x", "10.0.0.1", ""] {
+        assert_eq!(world.alter("a", allow(&[wrong])).unwrap_err().code, ErrorCode::Invalid, "{wrong:?}");
+    }
+    let block = SpecChange { net_softnet_block: Some(vec!["0.0.0.0/0".to_owned()]), ..SpecChange::default() };
+    assert_eq!(world.alter("a", block).unwrap().boot, 2);
+}
+
+#[test]
+fn of_a_vm_that_can_be_suspended_isolation_is_neither_turned_on_nor_off_but_its_lists_change() {
+    let mut world = World::new();
+    world.join("w", 8);
+    let list = vec!["10.0.0.0/8".to_owned()];
+    let off = |on| SpecChange { net_softnet: Some(on), ..SpecChange::default() };
+    world.create("open", VmSpec { suspendable: true, ..VmSpec::default() }).unwrap();
+    assert_eq!(world.alter("open", off(true)).unwrap_err().code, ErrorCode::Invalid);
+    let spec = VmSpec { suspendable: true, net_softnet: true, ..VmSpec::default() };
+    world.create("closed", spec).unwrap();
+    assert_eq!(world.alter("closed", off(false)).unwrap_err().code, ErrorCode::Invalid);
+    let change = SpecChange { net_softnet_allow: Some(list), ..SpecChange::default() };
+    assert_eq!(world.alter("closed", change).unwrap().generation, 1);
 }

@@ -18,6 +18,7 @@ fn event(number: u64, day: i64, text: usize) -> Event {
         message: "x".repeat(text),
         worker: None,
         stream: None,
+        said_at: None,
     }
 }
 

@@ -224,6 +224,7 @@ fn the_crowd_of_events_goes_before_new_things_are_refused() {
             message: "x".repeat(2_000),
             worker: None,
             stream: None,
+            said_at: None,
         });
         let changes = Changes { events: events.collect(), ..Changes::default() };
         cluster.set_full(store.is_full());
@@ -245,6 +246,7 @@ fn a_lower_bound_of_events_is_reached_in_steps_that_stay_small() {
         message: String::new(),
         worker: None,
         stream: None,
+        said_at: None,
     };
     let commit = |store: &Store, numbers: std::ops::RangeInclusive<u64>| {
         let records = Records { last_event: *numbers.end(), ..store.records().unwrap() };

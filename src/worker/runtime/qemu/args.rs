@@ -68,6 +68,9 @@ pub struct Parameters<'a> {
     pub uefi: Option<&'a str>,
     /// Folders of the host that the guest sees, each by its name as a 9p mount tag.
     pub host_dirs: &'a [HostDir],
+    /// A serial number of its own in place of what tells images with cloud-init where their volume is; they find it by its
+    /// label, too.
+    pub random_serial: bool,
     /// Whether this QEMU was built with seccomp.
     pub sandbox: bool,
 }
@@ -123,7 +126,13 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
         add("-virtfs", share);
     }
     add("-vnc", format!("unix:{VNC_SOCKET}"));
-    add("-smbios", format!("type=1,serial=ds=nocloud;h={};i={}", host_name(machine.name), machine.id));
+    add(
+        "-smbios",
+        match machine.random_serial {
+            true => format!("type=1,serial={},uuid={}", serial_number(machine.id), machine.id.uid),
+            false => format!("type=1,serial=ds=nocloud;h={};i={}", host_name(machine.name), machine.id),
+        },
+    );
     add("-chardev", format!("file,id=console,path={CONSOLE_LOG},append=on"));
     add("-serial", "chardev:console".to_owned());
     add("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off"));
@@ -179,6 +188,13 @@ pub fn mac_address(id: CopyId) -> String {
     format!("52:54:00:{}", tail.join(":"))
 }
 
+/// A serial number, the same for a copy at each start and different between copies.
+fn serial_number(id: CopyId) -> String {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(format!("serial number of {id}").as_bytes());
+    digest.iter().take(6).map(|byte| format!("{byte:02X}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -202,6 +218,7 @@ mod tests {
             firmware: None,
             uefi: None,
             host_dirs: &[],
+            random_serial: false,
             sandbox: true,
         }
     }
@@ -273,6 +290,18 @@ mod tests {
         let changed: Vec<(&String, &String)> = before.iter().zip(&after).filter(|(a, b)| a != b).collect();
         assert_eq!(changed, [(&"virt,gic-version=max".to_owned(), &"virt-7.2,gic-version=max".to_owned())]);
         assert_eq!(after[before.len()..], ["-incoming", "defer"]);
+    }
+
+    #[test]
+    fn a_serial_number_is_a_copys_own_and_stays_its_own() {
+        let of = |id| {
+            let args = run(&Parameters { id, random_serial: true, ..machine(Accel::Tcg) });
+            args[args.iter().position(|word| word == "-smbios").unwrap() + 1].clone()
+        };
+        let serial = of(id());
+        assert!(serial.ends_with(",uuid=00000000-0000-7000-8000-000000000001"), "{serial}");
+        assert_eq!(serial, of(id()));
+        assert_ne!(serial, of(CopyId { attempt: 3, ..id() }));
     }
 
     #[test]

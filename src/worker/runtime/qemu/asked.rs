@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::super::{CopySpec, RuntimeError};
+use super::args::Accel;
 use crate::model::settings::HostDir;
 
 /// MiB below which no kernel of today boots.
@@ -33,6 +34,31 @@ pub fn check_sizes(copy: &CopySpec, host_memory: Option<u64>) -> Result<(), Runt
         return refuse(format!("diskSize asks for {} GB; at most {MAX_DISK} can be", copy.spec.disk_size));
     }
     Ok(())
+}
+
+/// Where KVM says whether its guests can run VMs themselves: for Intel's and for AMD's processors.
+const NESTED: [&str; 2] = ["/sys/module/kvm_intel/parameters/nested", "/sys/module/kvm_amd/parameters/nested"];
+
+/// Whether a guest can run VMs itself: where KVM passes the processor's extensions on, which come with `-cpu host`.
+///
+/// # Errors
+/// What is in the way, and what to do about it.
+pub fn check_nested(wished: bool, accel: Accel) -> Result<(), RuntimeError> {
+    if wished { nested(accel, |path| std::fs::read_to_string(path).ok()) } else { Ok(()) }
+}
+
+fn nested(accel: Accel, read: impl Fn(&str) -> Option<String>) -> Result<(), RuntimeError> {
+    let refuse = |what: String| Err(RuntimeError::State(format!("nested virtualisation (nested): {what}")));
+    if accel != Accel::Kvm {
+        return refuse(format!("it needs KVM, and guests of this worker run by {accel}"));
+    }
+    match NESTED.iter().find_map(|path| read(path)) {
+        Some(text) if matches!(text.trim(), "Y" | "1") => Ok(()),
+        Some(_) => {
+            refuse("it is switched off on this worker; load the module kvm_intel or kvm_amd with nested=1".to_owned())
+        }
+        None => refuse(format!("KVM on this worker does not say that it can; looked for {}", NESTED.join(", "))),
+    }
 }
 
 /// The memory of this host in MiB.
@@ -111,6 +137,20 @@ mod tests {
         ] {
             assert_eq!(asked.unwrap_err(), why);
         }
+    }
+
+    #[test]
+    fn a_guest_runs_vms_only_where_kvm_lets_it() {
+        let check = |accel, text: Option<&str>| {
+            nested(accel, |path| text.filter(|_| path.contains("amd")).map(str::to_owned))
+                .map_err(|why| why.to_string())
+        };
+        check(Accel::Kvm, Some("1\n")).unwrap();
+        check(Accel::Kvm, Some("Y\n")).unwrap();
+        assert!(check(Accel::Kvm, Some("0\n")).unwrap_err().contains("nested=1"));
+        assert!(check(Accel::Kvm, None).unwrap_err().contains("does not say"));
+        assert!(check(Accel::Tcg, Some("1\n")).unwrap_err().contains("run by tcg"));
+        check_nested(false, Accel::Tcg).unwrap();
     }
 
     #[test]

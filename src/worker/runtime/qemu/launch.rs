@@ -39,6 +39,7 @@ impl Qemu {
             }
             None => {
                 asked::check_host_dirs(&copy.spec.host_dirs)?;
+                asked::check_nested(copy.spec.nested, self.accel)?;
                 write_seed(folder, copy)?;
                 let args = self.arguments(folder, record, copy)?;
                 suspend::note_run(folder, &args)?;
@@ -81,6 +82,7 @@ impl Qemu {
             firmware: host::firmware().map_err(RuntimeError::Tool)?,
             uefi: uefi.map(|(code, _)| code),
             host_dirs: &copy.spec.host_dirs,
+            random_serial: copy.spec.random_serial,
             sandbox: self.sandbox,
         }))
     }

@@ -250,6 +250,7 @@ impl Runtime for Qemu {
         features::check(&copy.spec, RuntimeKind::Qemu).map_err(|error| RuntimeError::State(error.message))?;
         asked::check_sizes(copy, asked::host_memory())?;
         asked::check_host_dirs(&copy.spec.host_dirs)?;
+        asked::check_nested(copy.spec.nested, self.accel)?;
         launch::uefi_of(copy)?;
         let image = self.images.get(&copy.spec.image, progress).await?;
         let size = match copy.spec.disk_size {

@@ -23,7 +23,7 @@ mod notes;
 mod parse;
 mod run;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,6 +35,7 @@ use tokio::sync::{OnceCell, RwLock};
 
 use self::addresses::Addresses;
 pub use self::create::Limits;
+use self::names::disk_name;
 use self::notes::{Note, Notes};
 use self::parse::{Listed, Listing};
 use super::fetches::Fetches;
@@ -92,6 +93,7 @@ pub struct Tart {
     tidied: OnceCell<()>,
     /// Held to be changed while images are removed, and to be read while one is fetched or cloned.
     images: RwLock<()>,
+    swept: OnceCell<()>,
 }
 
 impl Tart {
@@ -102,8 +104,9 @@ impl Tart {
     pub fn new(options: TartOptions) -> Result<Self, RuntimeError> {
         let notes = Notes::open(&options.data_dir)?;
         let (names, reaper, fetches) = (Mutex::default(), Mutex::default(), Fetches::default());
-        let (addresses, tidied) = (Addresses::default(), OnceCell::new());
-        Ok(Self { options, notes, names, reaper, fetches, addresses, tidied, images: RwLock::default() })
+        let (addresses, tidied, swept) = (Addresses::default(), OnceCell::new(), OnceCell::new());
+        let images = RwLock::default();
+        Ok(Self { options, notes, names, reaper, fetches, addresses, tidied, images, swept })
     }
 
     /// Whether the tool can be run here; its version.
@@ -198,6 +201,20 @@ impl Tart {
         tidied.await;
     }
 
+    /// Removes, once, what is noted of VMs that the tool does not have: a worker that was killed had deleted the VM, and not
+    /// that. Before this process makes anything.
+    async fn sweep(&self, there: &[Found]) {
+        let there: BTreeSet<String> = there.iter().map(|found| disk_name(&found.name, found.id)).collect();
+        let swept = self.swept.get_or_init(async || {
+            for name in self.notes.names().difference(&there) {
+                if self.notes.process(name, Note::Process).await.is_none() {
+                    self.notes.remove_all(name);
+                }
+            }
+        });
+        swept.await;
+    }
+
     async fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
         match &self.options.local_network {
             Some(network) => network.connect(address).await,
@@ -235,7 +252,11 @@ impl Runtime for Tart {
             self.tidy().await;
         }
         let found = |(name, id, vm): (VmName, CopyId, Listed)| Found { id, name, state: self.state_of(&vm) };
-        Ok(self.listing().await?.ours().map(found).collect())
+        let found: Vec<Found> = self.listing().await?.ours().map(found).collect();
+        if self.options.tidy {
+            self.sweep(&found).await;
+        }
+        Ok(found)
     }
 
     async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {

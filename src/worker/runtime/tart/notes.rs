@@ -1,6 +1,7 @@
 //! What is kept beside the tool's own files, by the name that the tool knows a copy by: what the tool cannot tell, and what
 //! a worker process must leave to the next.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::identity::{make_private_dir, write_private};
@@ -90,6 +91,11 @@ impl Notes {
     pub(super) async fn process(&self, name: &str, note: Note) -> Option<Process> {
         let process: Process = serde_json::from_str(&self.read(name, note)).ok()?;
         process.alive().await.then_some(process)
+    }
+
+    /// The copies with any note.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        ALL.into_iter().flat_map(|note| self.all_with(note)).collect()
     }
 
     /// The copies with such a note.

@@ -106,8 +106,8 @@ impl Tart {
         };
         if let Some(process) = self.notes.process(&name, Note::Process).await {
             process.gone().await;
-            return self.exit_of(&name);
         }
+        // What we started `run` by may have been killed alone: the VM runs for as long as the tool says so.
         loop {
             match self.find(id).await {
                 Ok(Some(vm)) if vm.running => {}
