@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod client;
+pub mod inventory;
 pub mod life;
 pub mod measure;
 pub mod message;

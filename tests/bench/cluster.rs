@@ -96,6 +96,7 @@ async fn run() {
         runtime: Arc::new(Synthetic::new()),
         guard: None,
         give_up_after: orchard::worker::GIVE_UP_AFTER,
+        delete_unknown_after: None,
     };
     let worker = Worker::start(options).await.unwrap();
     let bus = Bus::connect(login).await.unwrap();

@@ -139,6 +139,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
                 default_cpu: defaults.cores,
                 default_memory: defaults.memory,
                 give_up_after: GIVE_UP_AFTER,
+                delete_unknown_after: None,
                 local_network: None,
                 name: name.clone(),
             };

@@ -81,6 +81,8 @@ pub(super) struct WorkerSetup {
     pub(super) default_memory: u64,
     /// As in [`WorkerOptions`].
     pub(super) give_up_after: Duration,
+    /// As in [`WorkerOptions`].
+    pub(super) delete_unknown_after: Option<Duration>,
     /// How guests are reached, if not directly.
     pub(super) local_network: Option<LocalNetwork>,
 }
@@ -164,6 +166,7 @@ pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -
         info,
         runtime,
         give_up_after: setup.give_up_after,
+        delete_unknown_after: setup.delete_unknown_after,
     };
     let worker = match lock {
         Some(lock) => Worker::start_in(options, lock).await?,
@@ -228,6 +231,11 @@ impl RunningWorker {
     /// Returns, with what to say of it, when the worker is not let in any more; see [`Worker::revoked`].
     pub(super) async fn revoked(&self) -> String {
         self.worker.revoked().await.to_string()
+    }
+
+    /// Stops it with its VMs; see [`Worker::shutdown_with_vms`].
+    pub(super) async fn shutdown_with_vms(self, tell: impl FnMut(usize)) -> Option<usize> {
+        self.worker.shutdown_with_vms(tell).await
     }
 }
 

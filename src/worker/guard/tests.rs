@@ -13,7 +13,7 @@ use crate::bus::message::Observation;
 use crate::model::vm::{OnUnseen, VmSpec};
 use crate::model::{CopyId, SessionId, VmUid};
 use crate::task::{self, Task};
-use crate::worker::host::Host;
+use crate::worker::host::{Host, Resting};
 use crate::worker::journal::Journal;
 use crate::worker::lease::{FENCE_TIME, LOOK};
 use crate::worker::plan::{Seen, Wish};
@@ -62,6 +62,8 @@ impl World {
             uplink: Uplink::unheard().await,
             journal: Journal::at(dir.path()),
             boot_slots: Arc::new(Semaphore::new(8)),
+            resting: Resting::default(),
+            rebooted: false,
         };
         let notes = host.journal.notes().clone();
         let keeper = Keeper::new(notes, "test".to_owned(), Clock::of_test(), supervisor(dir.path()));

@@ -141,7 +141,14 @@ async fn member(number: usize, data_dir: PathBuf, token: BootstrapToken, ledger:
     };
     let host = Arc::new(SyntheticHost::new(Behaviour::default(), number as u64, ledger));
     let runtime = Arc::new(Synthetic::on(host));
-    Worker::start(WorkerOptions { bus, data_dir, info, runtime, guard: None, give_up_after: GIVE_UP_AFTER })
-        .await
-        .unwrap()
+    let options = WorkerOptions {
+        bus,
+        data_dir,
+        info,
+        runtime,
+        guard: None,
+        give_up_after: GIVE_UP_AFTER,
+        delete_unknown_after: None,
+    };
+    Worker::start(options).await.unwrap()
 }
