@@ -12,7 +12,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventNumber, EventType, LogStream};
 use crate::model::secret::Secret;
 use crate::model::vm::{Vm, VmSpec};
-use crate::model::worker::{WorkerInfo, WorkerView};
+use crate::model::worker::{HostLoad, WorkerInfo, WorkerView};
 use crate::model::{Attempt, Boot, CopyId, SessionId, Timestamp, VmName, VmUid, WorkerName};
 
 /// Encodes a payload.
@@ -284,6 +284,10 @@ pub struct Hello {
     /// older workers name one hash. Empty = not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub place: String,
+    /// Its operator wants copies gone that nobody knows here, so many seconds after they were told of in this session; none =
+    /// they are left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_unknown_s: Option<u64>,
 }
 
 /// The session is open.
@@ -312,6 +316,12 @@ pub struct Heartbeat {
     /// which does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub told: Option<bool>,
+    /// How busy its host is; only in some heartbeats, as it costs more to tell than it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<HostLoad>,
+    /// What it takes the controller to know of its copies, as in `bus::inventory`; none while anything is still to be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<u64>,
 }
 
 /// The lease is renewed.
@@ -319,6 +329,9 @@ pub struct Heartbeat {
 pub struct HeartbeatAck {
     /// The revision that should be worked on; a higher one than sent is on its way.
     pub revision: u64,
+    /// What the controller knows is something else than what the worker takes it to know: all is to be told once more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tell_all: bool,
 }
 
 /// All copies that concern one worker. Level-triggered: the newest replaces all before it.
@@ -444,6 +457,10 @@ pub enum Observation {
         /// Its disk is there, and it booted from it once: it can do so again.
         #[serde(default)]
         disk: bool,
+        /// Its worker ended it, in order, as it was to end itself: no failure of the VM. Not known to earlier releases, for
+        /// which it has failed.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        halted: bool,
     },
     /// It does not run, as was wished; its disk is there if it ever ran. Certain, not guessed.
     Stopped {

@@ -4,6 +4,7 @@
 pub mod access;
 pub mod client;
 pub mod images;
+pub mod inventory;
 pub mod life;
 pub mod measure;
 pub mod message;

@@ -182,11 +182,24 @@ fn worker_table(view: &WorkerView, now: Timestamp) -> Table {
     row("Default memory", info.default_memory.to_string());
     row("Resources", show_resources(&info.resources));
     row("Resources in use", show_resources(&view.used));
+    let load = view.load.unwrap_or_default();
+    row("CPU in use", or_unknown(load.cpu_permille.map(list::percent)));
+    row("Memory available", of_all(load.memory_available_mib, load.memory_mib));
+    row("Disk free", of_all(load.disk_free_mib, load.disk_mib));
     row("VMs", view.vms.to_string());
     let hint = if view.strays == 0 { "" } else { " (`orchard list strays` shows them)" };
     row("Stray copies", format!("{}{hint}", view.strays));
     row("Labels", show_labels(&info.labels));
     table
+}
+
+/// What is left of something, in MiB.
+fn of_all(left: Option<u64>, all: Option<u64>) -> String {
+    or_unknown(left.zip(all).map(|(left, all)| format!("{} of {}", list::gib(left), list::gib(all))))
+}
+
+fn or_unknown(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "not known".to_owned())
 }
 
 fn drain_of(drain: &Drain, now: Timestamp) -> String {
@@ -235,5 +248,6 @@ mod tests {
         let text = worker_table(&worker("w"), Timestamp::from_millis(60_000)).text();
         assert!(text.contains("Default memory     8192"), "{text}");
         assert!(text.contains("Labels             role: ci"), "{text}");
+        assert!(text.contains("Disk free          195.3 GiB of 488.2 GiB"), "{text}");
     }
 }

@@ -204,17 +204,41 @@ fn vm_table(vms: &[Vm], now: Timestamp) -> Table {
 }
 
 fn worker_table(workers: &[WorkerView], now: Timestamp) -> Table {
-    let mut table = Table::with_titles(["Name", "Last seen", "Scheduling paused", "State", "VMs"]);
+    let mut table = Table::with_titles([
+        "Name",
+        "Last seen",
+        "Scheduling paused",
+        "State",
+        "VMs",
+        "CPU",
+        "Memory available",
+        "Disk free",
+    ]);
     for view in workers {
+        let load = view.load.unwrap_or_default();
         table.row([
             view.worker.info.name.to_string(),
             last_seen(view, now),
             view.worker.scheduling_paused.to_string(),
             state(view),
             view.vms.to_string(),
+            load.cpu_permille.map(percent).unwrap_or_default(),
+            load.memory_available_mib.map(gib).unwrap_or_default(),
+            load.disk_free_mib.map(gib).unwrap_or_default(),
         ]);
     }
     table
+}
+
+/// Thousandths, for people.
+pub(super) fn percent(permille: u64) -> String {
+    format!("{}.{} %", permille / 10, permille % 10)
+}
+
+/// MiB, for people.
+pub(super) fn gib(mib: u64) -> String {
+    let tenths = mib.saturating_mul(10) >> 10;
+    format!("{}.{} GiB", tenths / 10, tenths % 10)
 }
 
 /// When a worker was last heard of, for people.
@@ -252,7 +276,7 @@ pub(super) mod tests {
     use super::*;
     use crate::model::resources::Resources;
     use crate::model::vm::{PowerState, RuntimeKind, VmSpec, VmStatus};
-    use crate::model::worker::{Worker, WorkerInfo, WorkerState, sample};
+    use crate::model::worker::{HostLoad, Worker, WorkerInfo, WorkerState, sample};
 
     /// A VM as a controller would send it.
     pub(in crate::cli) fn vm(name: &str, status: VmStatus) -> Vm {
@@ -279,6 +303,13 @@ pub(super) mod tests {
             state: WorkerState::Online,
             connectable: true,
             last_seen: Some(Timestamp::from_millis(55_000)),
+            load: Some(HostLoad {
+                cpu_permille: Some(375),
+                memory_mib: Some(16_384),
+                memory_available_mib: Some(12_000),
+                disk_mib: Some(500_000),
+                disk_free_mib: Some(200_000),
+            }),
             used: Resources::from([("org.cirruslabs.logical-cores", 3)]),
             vms: 2,
             strays: 1,
@@ -315,9 +346,10 @@ pub(super) mod tests {
     fn workers_are_listed_with_their_liveness() {
         let mut lost = worker("b");
         lost.state = WorkerState::Unseen;
-        lost.last_seen = None;
+        (lost.last_seen, lost.load) = (None, None);
         let text = worker_table(&[worker("a"), lost], Timestamp::from_millis(60_000)).text();
         assert!(text.contains("a     5 seconds ago"), "{text}");
         assert!(text.contains("not since the controller started  false              unseen  2"), "{text}");
+        assert!(text.contains("2    37.5 %  11.7 GiB          195.3 GiB"), "{text}");
     }
 }

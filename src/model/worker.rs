@@ -48,6 +48,28 @@ pub enum WorkerState {
     Gone,
 }
 
+/// How busy a worker's host is, as it last said. What it could not find out is left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HostLoad {
+    /// How much of its processors was in use, in thousandths of all of them: on Linux since the time before, on macOS the load
+    /// average of a minute for each processor, at most 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_permille: Option<u64>,
+    /// Its memory, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// How much of that can be had without swapping, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_available_mib: Option<u64>,
+    /// The file system with the VMs' disks, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u64>,
+    /// What is free of it for the worker's user, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_free_mib: Option<u64>,
+}
+
 /// A worker as the controller keeps it in LMDB.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
@@ -99,6 +121,9 @@ pub struct WorkerView {
     /// When it was last heard of; none = not since the controller started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<Timestamp>,
+    /// How busy its host is; none while that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<HostLoad>,
     /// What its VMs take.
     pub used: Resources,
     /// How many VMs are placed on it.

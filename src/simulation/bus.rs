@@ -41,7 +41,7 @@ pub(super) enum ApiCall {
 #[derive(Clone, Debug)]
 pub(super) enum Reply {
     Welcome(Assignment),
-    Ack,
+    Ack { tell_all: bool },
     Created(Box<Vm>),
     Done,
 }

@@ -265,7 +265,10 @@ impl World {
                 .hello(&name, hello, now, changes)
                 .map(|assignment| Reply::Welcome(cut_up(assignment).swap_remove(0))),
             WorkerCall::Log(log) => return cluster.log(&name, log, now, changes).map(|()| Reply::Done),
-            WorkerCall::Heartbeat(beat) => cluster.heartbeat(&name, &beat, now, changes).map(|_| Reply::Ack),
+            WorkerCall::Heartbeat(beat) => {
+                let ack = cluster.heartbeat(&name, &beat, now, changes);
+                ack.map(|ack| Reply::Ack { tell_all: ack.tell_all })
+            }
             WorkerCall::Report(report) => {
                 let id = crate::model::CopyId { uid: report.uid, attempt: report.attempt };
                 let (boot, what) = (report.boot, report.observation.clone());

@@ -1,5 +1,6 @@
 //! Once faults have stopped: does every VM reach what is wished for it?
 
+use super::host::Host;
 use super::invariants::{books, offered, takes_nothing};
 use super::script::INTERRUPTED;
 use super::world::World;
@@ -33,6 +34,16 @@ impl World {
         }
         if let Some(why) = self.disk.vms.values().find_map(|vm| self.overdue(vm).or_else(|| self.unsettled_vm(vm))) {
             return Some(why);
+        }
+        let apart = |host: &&Host| {
+            let process_there = host.process.as_ref()?;
+            let (revision, known) = process.cluster.knows_of(&host.name)?;
+            let session = process_there.session()?;
+            let same = process_there.digest(session)? == known && process_there.held_revision(session) == revision;
+            (!same).then_some(())
+        };
+        if let Some(host) = self.hosts.iter().filter(|host| !host.dead).find(|host| apart(host).is_some()) {
+            return Some(format!("{} takes the controller to know something else than it does", host.name));
         }
         for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| !host.dead) {
             for (id, copy) in host.copies.iter().filter(|(_, copy)| !copy.orphan) {

@@ -149,7 +149,7 @@ impl World {
     /// Goes on with what waited for a lease.
     fn start_again(&mut self, host: usize, id: CopyId) {
         let waits = |task: &mut Task| {
-            let past = Past { newer: task.order.boot > task.boot, ran: task.order.ran };
+            let past = Past { newer: task.order.boot > task.boot, ran: task.order.ran, halted: false };
             let step = plan::step(task.order.wish, task.seen, past);
             task.doing == Doing::Rest && matches!(step, Step::Create | Step::Start)
         };
@@ -221,7 +221,7 @@ impl World {
         }
         let seen = self.task(host, id).unwrap().seen;
         let boot = self.task(host, id).unwrap().boot;
-        let step = plan::step(order.wish, seen, Past { newer: order.boot > boot, ran: order.ran });
+        let step = plan::step(order.wish, seen, Past { newer: order.boot > boot, ran: order.ran, halted: false });
         self.note(|world| {
             let (name, wish) = (&world.hosts[host].name, order.wish);
             format!("{name}: {}: {wish:?} {}, {seen:?} {boot}: {step:?}", world.short(id), order.boot)
@@ -277,7 +277,8 @@ impl World {
             Step::ReportLost => {
                 let task = self.task(host, id).unwrap();
                 (task.boot, task.seen) = (order.boot, Seen::Unmade);
-                let failed = Observation::Failed { message: "the VM's disk is lost".into(), disk: false };
+                let failed =
+                    Observation::Failed { message: "the VM's disk is lost".into(), disk: false, halted: false };
                 self.observe(host, id, order.boot, failed);
                 self.advance(host, id, false);
             }
@@ -312,7 +313,8 @@ impl World {
                 self.forget(host, id);
                 self.end_task(host, id);
             }
-            Step::Rest => {
+            // Nobody stops VMs with their worker here.
+            Step::ReportHalted | Step::Rest => {
                 let _ = self.begin_silently(host, id, Doing::Rest);
             }
         }
@@ -357,7 +359,7 @@ impl World {
         let task = self.task(host, id).unwrap();
         task.seen = Seen::Failed;
         let (boot, disk) = (task.boot, task.started);
-        self.observe(host, id, boot, Observation::Failed { message: message.to_owned(), disk });
+        self.observe(host, id, boot, Observation::Failed { message: message.to_owned(), disk, halted: false });
         self.advance(host, id, false);
     }
 
@@ -373,7 +375,7 @@ impl World {
             Doing::Create(boot) if failing => {
                 let task = self.task(host, id).unwrap();
                 (task.boot, task.seen) = (boot, Seen::Unmade);
-                let failed = Observation::Failed { message: "cannot create the VM".into(), disk: false };
+                let failed = Observation::Failed { message: "cannot create the VM".into(), disk: false, halted: false };
                 self.observe(host, id, boot, failed);
                 self.advance(host, id, false);
             }

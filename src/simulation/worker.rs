@@ -8,6 +8,7 @@ use super::clock::Millis;
 use super::fleet::Task;
 use super::script::Carry;
 use super::world::{Event, World};
+use crate::bus::inventory::{self, State};
 use crate::bus::message::{Assignment, Heartbeat, Hello, Observation, Report};
 use crate::bus::parts::Collector;
 use crate::model::error::{ApiError, ErrorCode};
@@ -117,8 +118,23 @@ impl Process {
             && found.unwished.iter().all(|id| told(id).is_some_and(is_stray))
     }
 
+    /// As `Uplink::digest`.
+    pub(super) fn digest(&self, session: SessionId) -> Option<u64> {
+        let found = self.found.as_ref().filter(|_| self.has_told(session))?;
+        let mut digest = inventory::Inventory::default();
+        for (id, told) in found.wished.iter().filter_map(|id| Some((id, self.told.get(id)?))) {
+            let state = match told.observation {
+                Observation::Preparing { .. } => State::Coming,
+                Observation::Running { .. } => State::Running,
+                _ => State::Ended,
+            };
+            digest.add(*id, told.boot, state);
+        }
+        Some(digest.digest())
+    }
+
     /// As `session::held_revision`.
-    fn held_revision(&self, session: SessionId) -> u64 {
+    pub(super) fn held_revision(&self, session: SessionId) -> u64 {
         self.assignment.as_ref().filter(|held| held.session == session).map_or(0, |held| held.revision)
     }
 }
@@ -144,7 +160,8 @@ impl World {
             Alarm::HelloTimeout(call) => self.hello_failed(host, call),
             Alarm::Beat(session) if process.session() == Some(session) => {
                 let (revision, told) = (process.held_revision(session), Some(process.has_told(session)));
-                let body = WorkerCall::Heartbeat(Heartbeat { session, revision, told });
+                let digest = process.digest(session);
+                let body = WorkerCall::Heartbeat(Heartbeat { session, revision, told, load: None, digest });
                 let call = self.ask_controller(host, body);
                 let now = self.agenda.now();
                 self.hosts[host].process.as_mut().unwrap().beat = Some((call, now));
@@ -184,7 +201,8 @@ impl World {
         self.uids += 1;
         let session = SessionId(uuid::Uuid::from_u128(u128::from(self.uids)));
         let info = self.hosts[host].info.clone();
-        let hello = Hello { session, place: format!("a place on {}", info.name), info };
+        let place = format!("a place on {}", info.name);
+        let hello = Hello { session, place, info, delete_unknown_s: None };
         let (call, now) = (self.ask_controller(host, WorkerCall::Hello(hello)), self.agenda.now());
         let process = self.hosts[host].process.as_mut().unwrap();
         process.phase = Phase::Greeting(call, session);
@@ -222,6 +240,9 @@ impl World {
             if over || answer.is_ok() && !renewed(self) {
                 self.session_over(host)
             } else {
+                if matches!(answer, Ok(Reply::Ack { tell_all: true })) {
+                    self.tell_all(host);
+                }
                 self.beat_over(host, call)
             }
             return;
@@ -242,6 +263,14 @@ impl World {
                 self.send_reports(host);
             }
         }
+    }
+
+    /// As `Uplink::tell_all`.
+    fn tell_all(&mut self, host: usize) {
+        self.note(|world| format!("{} tells all again", world.hosts[host].name));
+        let process = self.hosts[host].process.as_mut().unwrap();
+        process.told.values_mut().for_each(|told| told.acknowledged = false);
+        self.send_reports(host);
     }
 
     fn welcomed(&mut self, host: usize, session: SessionId, first: Assignment) {

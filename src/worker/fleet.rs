@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use super::guard::{self, Keeper};
-use super::host::Host;
+use super::host::{Host, Resting};
 use super::plan::{self, Past, Seen, Step, Wish};
 use super::runtime::{CopySpec, Found, FoundState, RuntimeError};
 use super::uplink::Inventory;
@@ -21,20 +21,51 @@ use crate::task::{self, Task};
 const PERIOD: Duration = Duration::from_secs(5);
 /// How long the copies' tasks get to end when the worker stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How often it is looked whether all VMs have ended with their worker.
+const HALT_LOOK: Duration = Duration::from_millis(100);
 
 /// The reconciler and all copies' tasks. Dropping it ends them and leaves the VMs running.
 #[derive(Debug)]
 pub(super) struct Fleet {
     assignments: Arc<watch::Sender<Option<Assignment>>>,
+    halting: watch::Sender<bool>,
+    /// The copies that were told to end with the worker; none before all were.
+    halted: watch::Receiver<Option<BTreeSet<CopyId>>>,
+    resting: Resting,
     reconciler: Task,
 }
 
 impl Fleet {
     pub(super) fn start(host: Host, keeper: Keeper) -> Self {
         let (assignments, receiver) = watch::channel(None);
+        let resting = host.resting.clone();
+        let host = Host { rebooted: keeper.rebooted(), ..host };
         let (copies, ended) = (BTreeMap::new(), Arc::default());
-        let reconciler = Reconciler { host, keeper, assignments: receiver, copies, ended };
-        Self { assignments: Arc::new(assignments), reconciler: task::spawn(reconciler.run()) }
+        let ((halting, halt), (told, halted)) = (watch::channel(false), watch::channel(None));
+        let reconciler = Reconciler { host, keeper, assignments: receiver, copies, ended, halt, halted: told };
+        let reconciler = task::spawn(reconciler.run());
+        Self { assignments: Arc::new(assignments), halting, halted, resting, reconciler }
+    }
+
+    /// Has all VMs end in order that this worker was asked to run, and nothing begin, until the worker ends; what the
+    /// controller does not know is left alone. Tells how many are still to end, whenever that changes, and yields how many
+    /// did not within `limit`; none when the host does not say what runs on it. Cancel safe: they go on ending.
+    pub(super) async fn halt(&self, limit: Duration, mut tell: impl FnMut(usize)) -> Option<usize> {
+        self.halting.send_replace(true);
+        let mut halted = self.halted.clone();
+        let deadline = tokio::time::Instant::now() + limit;
+        let mut known = None;
+        loop {
+            let left = halted.borrow_and_update().as_ref().map(|copies| self.resting.busy(copies));
+            if let Some(left) = left.filter(|_| left != known) {
+                tell(left);
+            }
+            known = left.or(known);
+            if left == Some(0) || tokio::time::Instant::now() >= deadline || self.reconciler.is_finished() {
+                return left;
+            }
+            tokio::time::sleep(HALT_LOOK).await;
+        }
     }
 
     /// Where the newest assignment is put.
@@ -60,6 +91,9 @@ struct Reconciler {
     assignments: watch::Receiver<Option<Assignment>>,
     copies: BTreeMap<CopyId, Copy>,
     ended: Arc<Notify>,
+    /// The worker ends, and its VMs with it.
+    halt: watch::Receiver<bool>,
+    halted: watch::Sender<Option<BTreeSet<CopyId>>>,
 }
 
 struct Copy {
@@ -74,22 +108,56 @@ impl Reconciler {
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let assignment = self.assignments.borrow_and_update().clone();
-            match assignment {
-                Some(assignment) => self.pass(&assignment).await,
+            let halting = *self.halt.borrow_and_update();
+            let looked = match assignment {
+                Some(assignment) => self.pass(&assignment, halting).await,
+                None if halting => self.halt_all_found().await,
                 // Nothing is known of what is wished, so nothing is touched but what must not run without a lease.
-                None => self.keeper.end_unled(&self.host.runtime).await,
+                None => {
+                    self.keeper.end_unled(&self.host.runtime).await;
+                    false
+                }
+            };
+            if halting && looked {
+                let known = |(id, copy): (&CopyId, &Copy)| {
+                    let counts = copy.orders.borrow().wish != Wish::Unknown && !copy.task.is_finished();
+                    counts.then_some(*id)
+                };
+                self.halted.send_replace(Some(self.copies.iter().filter_map(known).collect()));
             }
             // Cancel safe: each of these is only a reason to look again.
             tokio::select! {
                 changed = self.assignments.changed() => if changed.is_err() { return },
                 () = self.ended.notified() => {}
                 Ok(()) = lease.changed() => {}
+                Ok(()) = self.halt.changed() => {}
                 _ = period.tick() => {}
             }
         }
     }
 
-    async fn pass(&mut self, assignment: &Assignment) {
+    /// Ends what runs on the host, for a worker that ends before it has heard what it shall run. How it is to go on is
+    /// noted beside each, so that nothing is lost by it.
+    async fn halt_all_found(&mut self) -> bool {
+        self.copies.retain(|_, copy| !copy.task.is_finished());
+        let found = match self.host.runtime.list().await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!("cannot list the VMs on this host, so none is stopped: {error}");
+                return false;
+            }
+        };
+        for found in found.into_iter().filter(|found| found.state == FoundState::Running) {
+            if !self.copies.contains_key(&found.id) {
+                let order = Order { wish: Wish::Halt, ..order(found.id, None, &found.name) };
+                self.begin(found.id, order, Seen::Running);
+            }
+        }
+        true
+    }
+
+    /// Whether the host could be looked at, too.
+    async fn pass(&mut self, assignment: &Assignment, halting: bool) -> bool {
         // Ended tasks are taken away before the host is listed, and the list is used only for copies without a task:
         // so it can never be older than what a task did.
         self.copies.retain(|_, copy| !copy.task.is_finished());
@@ -104,7 +172,7 @@ impl Reconciler {
         let wished: BTreeMap<CopyId, &DesiredCopy> = assignment.copies.iter().map(|copy| (copy.id(), copy)).collect();
         for (id, copy) in &self.copies {
             let name = copy.orders.borrow().name.clone();
-            let order = order(*id, wished.get(id).copied(), &name);
+            let order = halted_if(halting, order(*id, wished.get(id).copied(), &name));
             copy.orders.send_if_modified(|current| {
                 let changed = *current != order;
                 *current = order;
@@ -113,7 +181,7 @@ impl Reconciler {
         }
         // All that have a task know this assignment now, and all that get one will begin with it.
         self.keeper.has_ordered(assignment.session);
-        let Some(found) = found else { return };
+        let Some(found) = found else { return false };
         let found: BTreeMap<CopyId, &Found> = found.iter().map(|found| (found.id, found)).collect();
         let ids: BTreeSet<CopyId> = wished.keys().chain(found.keys()).copied().collect();
         let runs = |id: &&CopyId| wished.get(*id).is_some_and(|copy| matches!(copy.want, Want::Run(_)));
@@ -130,7 +198,8 @@ impl Reconciler {
             }
             let (wish, found) = (wished.get(&id).copied(), found.get(&id));
             let Some(name) = wish.map(|wish| &wish.name).or(found.map(|found| &found.name)) else { continue };
-            let (order, seen) = (order(id, wish, name), seen_at_first(found.map(|found| found.state)));
+            let order = halted_if(halting, order(id, wish, name));
+            let seen = seen_at_first(found.map(|found| found.state));
             // Not worth a task: its end would be the reason for the next pass, over and over, until the controller
             // has heard that nothing is left.
             if plan::step(order.wish, seen, Past::default()) == Step::ReportAbsent {
@@ -141,6 +210,7 @@ impl Reconciler {
             }
             self.begin(id, order, seen);
         }
+        true
     }
 
     /// Those that were never begun, as far as the controller knows; of others nobody knows what is the case.
@@ -186,6 +256,14 @@ pub(crate) fn seen_at_first(found: Option<FoundState>) -> Seen {
     }
 }
 
+/// What becomes of an order when the worker ends with its VMs.
+fn halted_if(halting: bool, order: Order) -> Order {
+    match order.wish {
+        Wish::Run if halting => Order { wish: Wish::Halt, copy: None, ..order },
+        _ => order,
+    }
+}
+
 fn order(id: CopyId, desired: Option<&DesiredCopy>, name: &VmName) -> Order {
     let name = name.clone();
     let boot = desired.map_or(0, |desired| desired.boot);
@@ -225,7 +303,8 @@ mod tests {
         let host = Host::unheard(Arc::new(Synthetic::on(Arc::default())), dir).await;
         let (sender, assignments) = watch::channel(None);
         let (keeper, copies) = (Keeper::for_test(dir), BTreeMap::new());
-        (Reconciler { host, keeper, assignments, copies, ended: Arc::default() }, sender)
+        let (halt, halted) = (watch::channel(false).1, watch::Sender::new(None));
+        (Reconciler { host, keeper, assignments, copies, ended: Arc::default(), halt, halted }, sender)
     }
 
     fn assignment(want: Want) -> Assignment {
@@ -250,7 +329,7 @@ mod tests {
         for found in [None, Some(FoundState::Incomplete)] {
             let next = |ran: bool| {
                 let order = order(ran);
-                plan::step(order.wish, seen_at_first(found), Past { newer: false, ran: order.ran })
+                plan::step(order.wish, seen_at_first(found), Past { ran: order.ran, ..Past::default() })
             };
             assert_eq!((next(false), next(true)), (Step::Create, Step::ReportLost), "{found:?}");
         }
@@ -262,8 +341,24 @@ mod tests {
     async fn a_copy_that_is_gone_is_no_reason_to_look_again_and_again() {
         let dir = tempfile::tempdir().unwrap();
         let (mut reconciler, _sender) = reconciler(dir.path()).await;
-        reconciler.pass(&assignment(Want::Absent)).await;
+        reconciler.pass(&assignment(Want::Absent), false).await;
         assert!(reconciler.copies.is_empty(), "a task whose end would wake the reconciler at once");
         assert!(reconciler.host.uplink.tells(id(1), &Observation::Absent));
+    }
+
+    #[test]
+    fn a_worker_that_ends_halts_what_shall_run_and_nothing_else() {
+        let run = RunSpec { spec: VmSpec::default(), generation: 0, cpu: 1, memory: 1, ran: true };
+        for (want, halted) in [
+            (Want::Run(Box::new(run)), Wish::Halt),
+            (Want::Keep, Wish::Keep),
+            (Want::Suspend, Wish::Suspend),
+            (Want::Absent, Wish::Absent),
+        ] {
+            let wish = assignment(want).copies.remove(0);
+            assert_eq!(halted_if(true, order(wish.id(), Some(&wish), &wish.name)).wish, halted);
+        }
+        let unknown = order(id(1), None, &"a".parse().unwrap());
+        assert_eq!(halted_if(true, unknown).wish, Wish::Unknown, "what nobody knows is left alone");
     }
 }

@@ -1,7 +1,8 @@
 //! What all copies of a worker share; handed to each copy's task.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
@@ -20,6 +21,34 @@ pub(super) struct Host {
     pub(super) journal: Journal,
     pub(super) logs: Logs,
     pub(super) boot_slots: Arc<Semaphore>,
+    pub(super) resting: Resting,
+    /// The machine was started anew since a process of this worker last ran on it.
+    pub(super) rebooted: bool,
+}
+
+/// The copies whose tasks have done all there is to do by their orders, and of which nothing runs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Resting(Arc<Mutex<BTreeSet<CopyId>>>);
+
+impl Resting {
+    fn copies(&self) -> MutexGuard<'_, BTreeSet<CopyId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes whether the task of a copy rests. A task that goes on says so before it looks at its orders.
+    pub(super) fn note(&self, id: CopyId, rests: bool) {
+        let mut copies = self.copies();
+        match rests {
+            true => copies.insert(id),
+            false => copies.remove(&id),
+        };
+    }
+
+    /// How many of `copies` do not rest.
+    pub(super) fn busy<'a>(&self, copies: impl IntoIterator<Item = &'a CopyId>) -> usize {
+        let resting = self.copies();
+        copies.into_iter().filter(|id| !resting.contains(id)).count()
+    }
 }
 
 impl Host {
@@ -35,7 +64,8 @@ impl Host {
     ) -> Result<Self, StartError> {
         let logs = Logs::open(data_dir, uplink.clone())?;
         let boot_slots = Arc::new(Semaphore::new(runtime.boot_permits().clamp(1, Semaphore::MAX_PERMITS)));
-        Ok(Self { runtime, uplink, journal, logs, boot_slots })
+        let (resting, rebooted) = (Resting::default(), false);
+        Ok(Self { runtime, uplink, journal, logs, boot_slots, resting, rebooted })
     }
 
     /// Forgets all of a copy that is gone.

@@ -1,6 +1,6 @@
 //! What the worker must remember of a copy beyond what the runtime can tell: which boot of it was begun last, whether its
-//! startup script was begun in that, and how it ended. Small files for each copy; without them, adopting a VM would have to
-//! guess, boot it or run the script again.
+//! startup script was begun in that, and how it ended, and whether the worker itself ended it. Small files for each copy;
+//! without them, adopting a VM would have to guess, boot it or run the script again.
 
 use std::path::{Path, PathBuf};
 
@@ -81,6 +81,29 @@ impl Journal {
         self.folder.join(format!("{id}.boot"))
     }
 
+    fn halted_path(&self, id: CopyId) -> PathBuf {
+        self.folder.join(format!("{id}.halted"))
+    }
+
+    /// Whether this worker ended the copy's process, in its last boot, as the worker was to end itself.
+    pub(super) fn halted(&self, id: CopyId) -> bool {
+        let noted = std::fs::read_to_string(self.halted_path(id)).ok();
+        noted.and_then(|text| text.trim().parse().ok()) == Some(self.boot(id).unwrap_or(0))
+    }
+
+    /// Notes that the copy's process of `boot` is ended, as the worker is to end itself. If that cannot be noted, the copy
+    /// counts as ended by itself, and its restart policy decides.
+    pub(super) fn set_halted(&self, id: CopyId, boot: Boot) {
+        if let Err(error) = identity::write_private(&self.halted_path(id), boot.to_string().as_bytes()) {
+            tracing::warn!("cannot note that {id} is ended with its worker: {error}");
+        }
+    }
+
+    /// Takes that back: it goes on, or is about to begin anew.
+    pub(super) fn forget_halted(&self, id: CopyId) {
+        remove(&self.halted_path(id));
+    }
+
     /// The last boot of a copy that was begun; none if there was none, or it was not noted.
     pub(super) fn boot(&self, id: CopyId) -> Option<Boot> {
         std::fs::read_to_string(self.boot_path(id)).ok()?.trim().parse().ok()
@@ -96,11 +119,8 @@ impl Journal {
     /// Forgets all of a copy.
     pub(super) fn forget(&self, id: CopyId) {
         self.set_script(id, ScriptState::Unstarted);
-        if let Err(error) = std::fs::remove_file(self.boot_path(id))
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!("cannot remove the note of {id}'s boot: {error}");
-        }
+        remove(&self.boot_path(id));
+        self.forget_halted(id);
     }
 
     pub(super) fn script(&self, id: CopyId) -> ScriptState {
@@ -132,6 +152,14 @@ impl Journal {
     }
 }
 
+fn remove(note: &Path) {
+    if let Err(error) = std::fs::remove_file(note)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("cannot remove {}: {error}", note.display());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,13 +179,18 @@ mod tests {
             assert_eq!(journal.script(id), state);
         }
         journal.set_script(id, ScriptState::Done);
+        journal.set_halted(id, 6);
+        assert!(!journal.halted(id), "that was an earlier boot");
+        journal.set_halted(id, 7);
         // What the next process would read; opening it here for real could meet the lock in a child that another test is
         // about to start.
         let next =
             Journal { folder: journal.folder.clone(), notes: journal.notes.clone(), _lock: journal._lock.clone() };
         drop(journal);
         assert_eq!((next.script(id), next.boot(id)), (ScriptState::Done, Some(7)));
+        assert!(next.halted(id));
         next.forget(id);
+        assert!(!next.halted(id));
         assert_eq!((next.script(id), next.boot(id)), (ScriptState::Unstarted, None));
     }
 

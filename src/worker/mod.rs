@@ -3,7 +3,8 @@
 //! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
 //! with what the runtime really runs; [`guard`] ends VMs that may run elsewhere when the [`lease`] is over; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
 //! reports until they are acknowledged, `logs` what startup scripts say, by way of the disk; `images` fetches images ahead
-//! of need and tells which are held; `attach` serves tunnel streams. VM processes are not children
+//! of need and tells which are held; `attach` serves tunnel streams; `load` looks how busy the host is. VM processes are
+//! not children
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
@@ -15,6 +16,7 @@ mod images;
 pub mod join;
 mod journal;
 pub mod lease;
+mod load;
 pub mod local_network;
 mod logs;
 mod place;
@@ -62,7 +64,15 @@ pub struct WorkerOptions {
     pub give_up_after: Duration,
     /// Bytes of the disk to keep free by removing images that no VM needs; 0 = only what the next one needs.
     pub keep_free: u64,
+    /// After how long the controller is to have copies deleted that it does not know; none = they are left alone.
+    pub delete_unknown_after: Option<Duration>,
 }
+
+/// How long VMs have to end with their worker: what a guest gets to switch itself off, and as long again for all that comes
+/// after it on a busy host. Service managers wait for 90 s.
+const HALT_LIMIT: Duration = Duration::from_secs(45);
+/// How long the controller has to acknowledge that they have. It hears of it from the next process otherwise.
+const HEARD_LIMIT: Duration = Duration::from_secs(5);
 
 /// For how long a worker whose key is refused goes on trying, if nothing else was said. A database that is lost or restored
 /// refuses every worker at once; so long, somebody has to notice and put the right one back.
@@ -97,9 +107,11 @@ pub struct Worker {
     give_up_after: Duration,
     agent: Task,
     images: Task,
+    uplink: Uplink,
     fleet: Fleet,
     lease: Task,
     guard: Task,
+    _load: Task,
 }
 
 /// Makes the data folder of a worker if it is not there, closed to others, and takes hold of it: for whoever has something
@@ -144,6 +156,7 @@ impl Worker {
             keep_free: options.keep_free,
         };
         let images = task::spawn(images.run());
+        let (sampler, load) = load::Sampler::new(load::disks_of(&options.data_dir, options.info.runtime));
         let agent = Agent {
             bus: bus.clone(),
             key: match &options.bus.login {
@@ -154,12 +167,15 @@ impl Worker {
             info: options.info,
             place: place::of(&options.data_dir).await,
             runtime: options.runtime,
-            uplink,
+            uplink: uplink.clone(),
             keeper,
             assignments: fleet.assignments(),
+            load,
+            delete_unknown_after: options.delete_unknown_after,
         };
         let (options, give_up_after) = (options.bus, options.give_up_after);
-        Ok(Self { bus, options, name, give_up_after, agent: task::spawn(agent.run()), images, fleet, lease, guard })
+        let (agent, _load) = (task::spawn(agent.run()), task::spawn(sampler.run()));
+        Ok(Self { bus, options, name, give_up_after, agent, images, uplink, fleet, lease, guard, _load })
     }
 
     /// Returns when a part has ended that never should: whoever runs the worker must then start it anew. Cancel safe.
@@ -182,6 +198,21 @@ impl Worker {
             Login::Password(_) => std::future::pending().await,
         }
         JoinError::Revoked { name: self.name.clone(), url: self.options.url.clone() }
+    }
+
+    /// Stops the worker and, before, its VMs: each guest is asked to switch itself off and gets the time that it gets in
+    /// [`runtime::Runtime::stop`]. `tell` hears how many are left, whenever that changes. Yields how many could not be stopped, or none when the host does not say what runs on it.
+    ///
+    /// It is no failure of any VM. That a copy was stopped so is noted beside it, and told to the controller if it can be
+    /// reached; whichever it learns first, the controller has the copy boot again from its disk, in its old room, once
+    /// the worker is back, whatever its restart policy. One with `--on-unseen replace` starts over elsewhere when the worker is
+    /// not back before its lease is over, as always. VMs that the controller does not know are left alone, as always; if it
+    /// was not heard since the start, all are stopped.
+    pub async fn shutdown_with_vms(self, tell: impl FnMut(usize)) -> Option<usize> {
+        let left = self.fleet.halt(HALT_LIMIT, tell).await;
+        let _ = tokio::time::timeout(HEARD_LIMIT, self.uplink.all_heard()).await;
+        self.shutdown().await;
+        left
     }
 
     /// Stops the worker and leaves its VMs running, for the next process to adopt. What is being created is left

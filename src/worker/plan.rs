@@ -17,6 +17,8 @@ pub enum Wish {
     Absent,
     /// The controller did not name it.
     Unknown,
+    /// It shall run, but its worker ends and takes its VMs with it.
+    Halt,
 }
 
 /// What is seen of a copy on the host.
@@ -46,6 +48,8 @@ pub struct Past {
     /// The controller knows that it ran: if nothing of it is here, it was lost, and must not be made anew as if nothing had
     /// happened.
     pub ran: bool,
+    /// This worker ended its process, in its present boot, as it was to end itself.
+    pub halted: bool,
 }
 
 /// The next step.
@@ -59,6 +63,8 @@ pub enum Step {
     Watch,
     /// Report that it ended unseen.
     ReportEnded,
+    /// Report that its worker has ended it, and that it may boot again.
+    ReportHalted,
     /// Report that its disk is lost.
     ReportLost,
     /// Stop the process.
@@ -92,6 +98,7 @@ pub fn step(wish: Wish, seen: Seen, past: Past) -> Step {
         (Wish::Run, Seen::Running) if past.newer => Step::Stop,
         (Wish::Run, Seen::Running) => Step::Watch,
         (Wish::Run, Seen::Ended | Seen::Failed) if past.newer => Step::Start,
+        (Wish::Run, Seen::Ended) if past.halted => Step::ReportHalted,
         // Starting it again would hide a crash from the restart policy, and a guest that switched itself off would
         // come back for ever.
         (Wish::Run, Seen::Ended) => Step::ReportEnded,
@@ -105,6 +112,13 @@ pub fn step(wish: Wish, seen: Seen, past: Past) -> Step {
             Wish::Keep | Wish::Suspend,
             Seen::Missing | Seen::Incomplete | Seen::Created | Seen::Ended | Seen::Failed | Seen::Unmade,
         ) => Step::ReportStopped,
+
+        (Wish::Halt, Seen::Running) => Step::Stop,
+        (Wish::Halt, Seen::Ended) if past.halted => Step::ReportHalted,
+        // How it ended is for the next process of the worker to say; that one also goes on with what was being made.
+        (Wish::Halt, Seen::Missing | Seen::Incomplete | Seen::Created | Seen::Ended | Seen::Failed | Seen::Unmade) => {
+            Step::Rest
+        }
 
         (Wish::Absent, Seen::Missing) => Step::ReportAbsent,
         (
@@ -134,18 +148,16 @@ pub fn forgotten(seen: Seen) -> Seen {
 mod tests {
     use super::*;
 
-    const WISHES: [Wish; 5] = [Wish::Run, Wish::Keep, Wish::Suspend, Wish::Absent, Wish::Unknown];
+    const WISHES: [Wish; 6] = [Wish::Run, Wish::Keep, Wish::Suspend, Wish::Absent, Wish::Unknown, Wish::Halt];
     const SEEN: [Seen; 7] =
         [Seen::Missing, Seen::Incomplete, Seen::Created, Seen::Running, Seen::Ended, Seen::Failed, Seen::Unmade];
-    const PASTS: [Past; 4] = [
-        Past { newer: false, ran: false },
-        Past { newer: false, ran: true },
-        Past { newer: true, ran: false },
-        Past { newer: true, ran: true },
-    ];
+
+    fn pasts() -> impl Iterator<Item = Past> {
+        (0..8).map(|bits| Past { newer: bits & 1 != 0, ran: bits & 2 != 0, halted: bits & 4 != 0 })
+    }
 
     fn every() -> impl Iterator<Item = (Wish, Seen, Past)> {
-        let of = |wish| SEEN.into_iter().flat_map(move |seen| PASTS.into_iter().map(move |past| (wish, seen, past)));
+        let of = |wish| SEEN.into_iter().flat_map(move |seen| pasts().map(move |past| (wish, seen, past)));
         WISHES.into_iter().flat_map(of)
     }
 
@@ -160,9 +172,8 @@ mod tests {
             Step::ReportLost => Some((Seen::Unmade, begun)),
             Step::Stop | Step::Suspend => Some((Seen::Ended, past)),
             Step::Delete => Some((Seen::Missing, past)),
-            Step::Watch | Step::ReportStopped | Step::ReportAbsent | Step::ReportStray | Step::Forget | Step::Rest => {
-                None
-            }
+            Step::Watch | Step::ReportHalted | Step::ReportStopped | Step::ReportAbsent => None,
+            Step::ReportStray | Step::Forget | Step::Rest => None,
         }
     }
 
@@ -185,7 +196,7 @@ mod tests {
             assert_eq!(next == Step::Delete, wish == Wish::Absent && seen != Seen::Missing, "{wish:?} {seen:?}");
             let asked = match wish {
                 Wish::Run => past.newer,
-                Wish::Keep | Wish::Suspend => true,
+                Wish::Keep | Wish::Suspend | Wish::Halt => true,
                 Wish::Absent | Wish::Unknown => false,
             };
             let ends = matches!(next, Step::Stop | Step::Suspend);
@@ -220,6 +231,17 @@ mod tests {
         for (wish, seen, past) in every() {
             let off = matches!(wish, Wish::Keep | Wish::Suspend) && seen != Seen::Running;
             assert_eq!(step(wish, seen, past) == Step::ReportStopped, off);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_ends_makes_and_starts_nothing_and_only_what_it_ended_is_said_to_be_so() {
+        for (wish, seen, past) in every() {
+            let next = step(wish, seen, past);
+            if wish == Wish::Halt {
+                assert!(matches!(next, Step::Stop | Step::ReportHalted | Step::Rest), "{seen:?} {past:?}: {next:?}");
+            }
+            assert!(next != Step::ReportHalted || past.halted && seen == Seen::Ended, "{wish:?} {seen:?} {past:?}");
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::config::address;
 use crate::model::SessionId;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
-use crate::model::worker::WorkerInfo;
+use crate::model::worker::{HostLoad, WorkerInfo};
 use crate::tunnel::header::WorkerHello;
 use crate::tunnel::worker::{LinkOptions, WorkerLink};
 use crate::tunnel::{Address, Transport};
@@ -47,6 +47,10 @@ pub(super) struct Agent {
     pub(super) uplink: Uplink,
     pub(super) keeper: Keeper,
     pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
+    /// How busy the host is, as somebody else finds out.
+    pub(super) load: watch::Receiver<HostLoad>,
+    /// See `Hello`.
+    pub(super) delete_unknown_after: Option<Duration>,
 }
 
 impl Agent {
@@ -77,7 +81,8 @@ impl Agent {
         // A session has a new id at each registration, so what is still under way from the one before is refused.
         let session = SessionId(uuid::Uuid::now_v7());
         let mut assignments = self.bus.subscribe(&subject::assign(name)).await?;
-        let hello = Hello { session, info: self.info.clone(), place: self.place.clone() };
+        let delete_unknown_s = self.delete_unknown_after.map(|after| after.as_secs());
+        let hello = Hello { session, info: self.info.clone(), place: self.place.clone(), delete_unknown_s };
         let sent = self.keeper.now();
         let welcome: Welcome =
             self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
@@ -111,6 +116,8 @@ impl Agent {
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut connections = self.bus.connections();
+        let mut load = self.load.clone();
+        load.mark_changed(); // this session has heard nothing of it
         loop {
             // Behind a new connection there may be another controller, which knows no session: whoever asks it at once is
             // back at once. All of these are cancel safe.
@@ -119,7 +126,11 @@ impl Agent {
                 Ok(()) = connections.changed() => interval.reset(),
             }
             let revision = held_revision(self.assignments.borrow().as_ref(), session);
-            let beat = Heartbeat { session, revision, told: Some(self.uplink.has_told(session)) };
+            // All of this is in memory: nothing here waits for the host.
+            let told = Some(self.uplink.has_told(session));
+            let fresh = load.has_changed().unwrap_or(false);
+            let load = fresh.then(|| *load.borrow_and_update()).filter(|load| *load != HostLoad::default());
+            let beat = Heartbeat { session, revision, told, load, digest: self.uplink.digest(session) };
             let subject = subject::worker(&self.info.name, WorkerVerb::Heartbeat);
             let sent = self.keeper.now();
             let answer = tokio::select! {
@@ -130,7 +141,14 @@ impl Agent {
                 }
             };
             match answer {
-                Ok(_) if self.keeper.renewed(session, sent, lease) => {}
+                Ok(ack) if self.keeper.renewed(session, sent, lease) => {
+                    if ack.tell_all {
+                        tracing::warn!(
+                            "the controller knows something else of the VMs here than it was told; telling all again"
+                        );
+                        self.uplink.tell_all();
+                    }
+                }
                 Ok(_) => return SessionOver,
                 Err(error) if error.code == ErrorCode::Unauthenticated => return SessionOver,
                 Err(error) => tracing::debug!("heartbeat: {error}"),

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::spool::{Batch, LogKey};
 use crate::bus::client::Bus;
+use crate::bus::inventory::{self, State};
 use crate::bus::message::{Done, LogLines, Observation, Report};
 use crate::bus::subject::{self, WorkerVerb};
 use crate::model::error::{ApiError, ErrorCode};
@@ -28,6 +29,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const IN_FLIGHT: usize = 32;
 /// How long the end of a copy waits for its log lines, counted in one session: what a spool holds is sent in less.
 const LOG_FIRST: Duration = Duration::from_secs(30);
+/// How often a worker that ends looks whether all is acknowledged.
+const HEARD_LOOK: Duration = Duration::from_millis(20);
 
 /// The session is over: the worker must register again.
 #[derive(Debug, PartialEq, Eq)]
@@ -120,6 +123,41 @@ impl Uplink {
         let is_stray = |observation: &Observation| matches!(observation, Observation::Stray { .. });
         found.wished.iter().all(|id| told(id).is_some_and(|told| !is_stray(told)))
             && found.unwished.iter().all(|id| told(id).is_some_and(is_stray))
+    }
+
+    /// What the controller has acknowledged of the copies that shall run, in short; none while there is anything that it has not.
+    pub(super) fn digest(&self, session: SessionId) -> Option<u64> {
+        if !self.has_told(session) {
+            return None;
+        }
+        let found = self.shared.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let copies = self.copies();
+        let mut digest = inventory::Inventory::default();
+        for id in found.as_ref().map(|found| found.wished.iter()).into_iter().flatten() {
+            let Some(entry) = copies.get(id) else { continue };
+            let state = match entry.observation {
+                Observation::Preparing { .. } => State::Coming,
+                Observation::Running { .. } => State::Running,
+                Observation::Failed { .. } | Observation::Stopped { .. } | Observation::Fenced { .. } => State::Ended,
+                Observation::Absent | Observation::Stray { .. } => State::Ended,
+            };
+            digest.add(*id, entry.boot, state);
+        }
+        Some(digest.digest())
+    }
+
+    /// Tells everything again: the controller knows something else than it acknowledged.
+    pub(super) fn tell_all(&self) {
+        self.copies().values_mut().for_each(|entry| entry.acknowledged = false);
+        self.shared.changed.notify_one();
+    }
+
+    /// Waits until the controller has acknowledged everything, or can acknowledge nothing as no session is open.
+    pub(super) async fn all_heard(&self) {
+        let is_open = || self.shared.session.borrow().is_some();
+        while is_open() && self.copies().values().any(|entry| !entry.acknowledged) {
+            tokio::time::sleep(HEARD_LOOK).await;
+        }
     }
 
     /// Says nothing more about a copy.
@@ -371,8 +409,16 @@ mod tests {
         assert!(!uplink.has_told(now), "that it is a stray is still to come");
         uplink.observe(copy(2), stray.clone());
         assert!(!uplink.has_told(now), "nobody has acknowledged it");
+        assert_eq!(uplink.digest(now), None);
         uplink.settle(copy(2), 0, &stray);
         assert!(uplink.has_told(now));
+        let mut digest = inventory::Inventory::default();
+        digest.add(copy(1), 0, State::Coming);
+        assert_eq!(uplink.digest(now), Some(digest.digest()), "what nobody wishes for is left out");
+        uplink.tell_all();
+        assert!(!uplink.has_told(now), "it is to be told again");
+        uplink.settle(copy(1), 0, &preparing);
+        uplink.settle(copy(2), 0, &stray);
         uplink.shared.session.send_replace(Some(before));
         assert!(!uplink.has_told(before), "by the wishes of another session");
     }
@@ -381,7 +427,7 @@ mod tests {
     async fn that_a_copy_has_ended_is_told_after_what_it_said_but_not_never() {
         let uplink = Uplink::unheard().await;
         let copy = |n| CopyId { uid: VmUid(uuid::Uuid::from_u128(n)), attempt: 0 };
-        let failed = || Observation::Failed { message: "x".into(), disk: true };
+        let failed = || Observation::Failed { message: "x".into(), disk: true, halted: false };
         let logs = [uplink.log_to_come((copy(1), 4)), uplink.log_to_come((copy(2), 3))];
         for n in [1, 2] {
             uplink.tell(copy(n), 4, failed());

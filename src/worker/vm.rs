@@ -4,6 +4,8 @@
 //! bounded. One that only has another generation is put into effect by saying so: whatever needs another process comes as
 //! another boot. Knows no runtime by name.
 
+mod off;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +15,8 @@ use super::bring_up::{Reporter, bring_up};
 use super::host::Host;
 use super::journal::ScriptState;
 use super::plan::{self, Past, Seen, Step, Wish};
-use super::runtime::{CopySpec, Exit, Found, FoundState, Progress, RuntimeError};
+use super::runtime::{CopySpec, Exit, Progress, RuntimeError};
 use crate::bus::message::Observation;
-use crate::model::vm::SUSPEND_FAILED;
 use crate::model::{Boot, CopyId, VmName};
 
 /// What a guest gets to switch itself off before its process is ended.
@@ -27,6 +28,10 @@ const PROGRESS_PERIOD: Duration = Duration::from_secs(2);
 /// How long the last lines of a startup script have to come and be acknowledged whose guest has ended. What was not
 /// acknowledged by then is on the disk and goes up later.
 const LAST_LINES: Duration = Duration::from_secs(10);
+/// What is told of a VM whose end nobody saw.
+const ENDED_UNSEEN: &str = "the VM's process ended while nobody watched";
+/// The same once its worker's machine was started anew.
+const ENDED_BY_REBOOT: &str = "the VM ended as its worker's machine was started anew";
 /// First and longest pause before a deletion that failed is tried again.
 const DELETE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -58,6 +63,8 @@ pub(super) struct CopyTask {
     suspended: bool,
     /// Why it was not, and does not run any more.
     memory_lost: Option<String>,
+    /// See [`Past::halted`].
+    halted: bool,
     /// The generation in effect.
     generation: u64,
 }
@@ -74,6 +81,7 @@ impl CopyTask {
     pub(super) fn new(id: CopyId, host: Host, orders: watch::Receiver<Order>, seen: Seen) -> Self {
         let noted = host.journal.boot(id);
         let started = noted.is_some() || matches!(seen, Seen::Running | Seen::Ended);
+        let halted = host.journal.halted(id);
         Self {
             id,
             host,
@@ -83,6 +91,7 @@ impl CopyTask {
             started,
             suspended: false,
             memory_lost: None,
+            halted,
             generation: 0,
         }
     }
@@ -93,13 +102,16 @@ impl CopyTask {
         let mut fresh = false;
         let mut delete_pause = DELETE_PAUSE.0;
         loop {
+            // In this order; see `Resting`.
+            self.host.resting.note(self.id, false);
             let order = self.orders.borrow_and_update().clone();
             if order.wish == Wish::Run && order.boot < self.boot {
                 // The controller was set back to a time before what is the case here; what is, goes on under its number.
                 self.set_boot(order.boot);
                 self.seen = plan::forgotten(self.seen);
             }
-            let step = plan::step(order.wish, self.seen, Past { newer: order.boot > self.boot, ran: order.ran });
+            let past = Past { newer: order.boot > self.boot, ran: order.ran, halted: self.halted };
+            let step = plan::step(order.wish, self.seen, past);
             tracing::debug!(copy = %self.id, vm = %order.name, ?step, seen = ?self.seen, "next step");
             if step != Step::Watch {
                 // Only a guest that boots holds a slot, not one that cannot be stopped or deleted.
@@ -114,25 +126,23 @@ impl CopyTask {
                 (Step::Watch, Some(copy)) => self.watch(&order, &copy, std::mem::take(&mut fresh), slot.take()).await,
                 (Step::Create | Step::Start | Step::Watch | Step::Rest, _) => self.rest().await,
                 (Step::ReportEnded, _) => {
-                    self.fail_stopped(Some(FAILED_GRACE), "the VM's process ended while nobody watched".to_owned())
-                        .await;
+                    let how = if self.host.rebooted { ENDED_BY_REBOOT } else { ENDED_UNSEEN };
+                    self.fail_stopped(Some(FAILED_GRACE), how.to_owned()).await;
                 }
+                (Step::ReportHalted, _) => self.report_halted().await,
                 (Step::ReportLost, _) => {
                     self.boot = order.boot;
                     self.seen = Seen::Unmade;
                     let message = "the VM's disk is lost: nothing of it is on its worker".to_owned();
-                    self.tell(Observation::Failed { message, disk: false });
+                    self.tell(Observation::Failed { message, disk: false, halted: false });
                 }
-                (Step::Stop, _) => match self.host.runtime.stop(self.id, STOP_GRACE).await {
-                    Ok(()) => self.seen = Seen::Ended,
-                    Err(error) => self.pause(&mut delete_pause, &format!("cannot stop it: {error}")).await,
-                },
+                (Step::Stop, _) => self.stop(&order, &mut delete_pause).await,
                 (Step::Suspend, _) => self.suspend(&mut delete_pause).await,
                 (Step::ReportStopped, _) => self.report_stopped(&order, &mut delete_pause).await,
                 (Step::Delete, _) => match self.host.runtime.delete(self.id).await {
                     Ok(()) => {
                         self.host.forget(self.id);
-                        self.seen = Seen::Missing;
+                        (self.seen, self.halted) = (Seen::Missing, false);
                     }
                     Err(error) => self.pause(&mut delete_pause, &format!("cannot delete it: {error}")).await,
                 },
@@ -149,8 +159,14 @@ impl CopyTask {
         }
     }
 
-    /// Waits for another order; for ever when none can come, as the owner then ends the task.
+    /// Nothing is left to do until there is another order.
     async fn rest(&mut self) {
+        self.host.resting.note(self.id, true);
+        self.another_order().await;
+    }
+
+    /// Waits for another order; for ever when none can come, as the owner then ends the task.
+    async fn another_order(&mut self) {
         if self.orders.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -162,7 +178,7 @@ impl CopyTask {
         // Cancel safe: an order that comes is seen at the next look.
         tokio::select! {
             () = tokio::time::sleep(*pause) => *pause = pause.saturating_mul(2).min(DELETE_PAUSE.1),
-            () = self.rest() => {}
+            () = self.another_order() => {}
         }
     }
 
@@ -174,40 +190,9 @@ impl CopyTask {
     fn set_boot(&mut self, boot: Boot) {
         self.boot = boot;
         self.host.journal.set_boot(self.id, boot);
-    }
-
-    /// Its memory could not be kept: it goes on running, or has ended by it.
-    async fn not_suspended(&mut self, error: &RuntimeError, pause: &mut Duration) {
-        let gone = |found: Vec<Found>| !found.iter().any(|one| one.id == self.id && one.state == FoundState::Running);
-        if self.host.runtime.list().await.is_ok_and(gone) {
-            self.seen = Seen::Ended;
-            self.memory_lost = Some(format!("{SUSPEND_FAILED}, and it is switched off: {error}"));
-            return;
+        if self.halted {
+            self.set_halted(true);
         }
-        let message = format!("{SUSPEND_FAILED}, and it goes on running: {error}");
-        let generation = self.generation;
-        self.tell(Observation::Running { message: message.clone(), ready: false, generation, image_fqn: None });
-        self.pause(pause, &message).await;
-    }
-
-    /// It does not run, as is wished: sees to it that it stays so, and tells it.
-    async fn report_stopped(&mut self, order: &Order, pause: &mut Duration) {
-        if order.wish == Wish::Keep && matches!(self.seen, Seen::Ended | Seen::Failed) {
-            // Memory of a time when it was suspended is not wanted any more.
-            if let Err(error) = self.host.runtime.stop(self.id, FAILED_GRACE).await {
-                return self.pause(pause, &format!("cannot keep it switched off: {error}")).await;
-            }
-            self.suspended = false;
-        }
-        let message = match (order.wish, &self.memory_lost, self.suspended, self.started) {
-            (Wish::Suspend, Some(why), false, _) => why,
-            (Wish::Suspend, _, true, _) => "its memory is kept beside its disk",
-            (_, _, _, false) => "it has not run yet",
-            _ => "it is switched off",
-        };
-        self.host.uplink.tell(self.id, order.boot, Observation::Stopped { message: message.to_owned() });
-        self.seen = plan::forgotten(self.seen);
-        self.rest().await;
     }
 
     async fn fail(&mut self, message: impl Into<String>) {
@@ -215,43 +200,15 @@ impl CopyTask {
         // The guard may have ended it while this process stood still.
         self.tell(match self.host.journal.fenced(self.id) {
             Some(message) => Observation::Fenced { message },
-            None => Observation::Failed { message: message.into(), disk: self.started },
+            None => Observation::Failed { message: message.into(), disk: self.started, halted: false },
         });
-    }
-
-    async fn suspend(&mut self, pause: &mut Duration) {
-        let (progress, told) = Progress::new();
-        let suspended = {
-            let runtime = self.host.runtime.clone();
-            let suspension = runtime.suspend(self.id, &progress);
-            tokio::pin!(suspension);
-            let mut look = tokio::time::interval(PROGRESS_PERIOD);
-            loop {
-                // Cancel safe: the suspension is polled in place and goes on.
-                tokio::select! {
-                    biased;
-                    suspended = &mut suspension => break suspended,
-                    _ = look.tick() => {
-                        let said = told.borrow().clone();
-                        if !said.is_empty() {
-                            let message = format!("suspending: {said}");
-                            let generation = self.generation;
-                            self.tell(Observation::Running { message, ready: false, generation, image_fqn: None });
-                        }
-                    }
-                }
-            }
-        };
-        match suspended {
-            Ok(()) => (self.seen, self.suspended) = (Seen::Ended, true),
-            Err(error) => self.not_suspended(&error, pause).await,
-        }
     }
 
     async fn create(&mut self, order: &Order, copy: &CopySpec) {
         let (progress, told) = Progress::new();
         progress.say("preparing");
         self.host.journal.forget(self.id);
+        self.halted = false;
         let runtime = self.host.runtime.clone();
         let creation = runtime.create(copy, &progress);
         tokio::pin!(creation);
@@ -266,7 +223,7 @@ impl CopyTask {
                             self.boot = order.boot;
                             self.seen = Seen::Unmade;
                             let message = format!("cannot create the VM: {error}");
-                            self.tell(Observation::Failed { message, disk: false });
+                            self.tell(Observation::Failed { message, disk: false, halted: false });
                         }
                     };
                 }
@@ -297,6 +254,7 @@ impl CopyTask {
         };
         // It runs after each boot.
         self.host.journal.set_script(self.id, ScriptState::Unstarted);
+        self.set_halted(false);
         match self.host.runtime.start(copy).await {
             Ok(()) => {
                 (self.seen, self.memory_lost) = (Seen::Running, None);
@@ -342,6 +300,8 @@ impl CopyTask {
     /// Watches a running copy until it ends, fails or is no longer wished for. `fresh` when this task started it.
     async fn watch(&mut self, order: &Order, copy: &CopySpec, fresh: bool, slot: Option<OwnedSemaphorePermit>) {
         let host = self.host.clone();
+        // One that was to end with its worker, and did not in time, goes on.
+        self.set_halted(false);
         self.generation = order.generation;
         let reporter = Reporter::new(host.uplink.clone(), (self.id, self.boot), order.generation);
         reporter.running(if fresh { "booting" } else { "adopted by a new worker process" }, false);

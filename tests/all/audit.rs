@@ -329,7 +329,7 @@ async fn workers_that_are_refused_are_recorded() {
     // Another process with the same key, in a session that is not the open one.
     let options = cluster.access.join(&"w1".parse().unwrap(), &cluster.worker_dir("w1")).await;
     let bus = Bus::connect(options).await.unwrap();
-    let beat = Heartbeat { session: SessionId(uuid::Uuid::nil()), revision: 1, told: None };
+    let beat = Heartbeat { session: SessionId(uuid::Uuid::nil()), revision: 1, told: None, load: None, digest: None };
     let to = subject::worker(&"w1".parse().unwrap(), WorkerVerb::Heartbeat);
     let refused = bus.request::<_, HeartbeatAck>(to, &beat, LIMIT).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Unauthenticated);

@@ -171,7 +171,16 @@ pub fn worker_options(
     runtime: Arc<dyn Runtime>,
 ) -> WorkerOptions {
     let give_up_after = Duration::from_millis(200);
-    WorkerOptions { bus, data_dir, info: info(name, &*runtime), runtime, guard: None, give_up_after, keep_free: 0 }
+    WorkerOptions {
+        bus,
+        data_dir,
+        info: info(name, &*runtime),
+        runtime,
+        guard: None,
+        give_up_after,
+        keep_free: 0,
+        delete_unknown_after: None,
+    }
 }
 
 /// A controller on `data_dir` with its embedded broker, over TLS as always, on any free ports.

@@ -3,6 +3,7 @@
 
 mod access;
 mod accounts;
+mod agent;
 mod api;
 mod audit;
 mod broker;

@@ -62,7 +62,7 @@ impl Drop for Host {
     }
 }
 
-fn processes_in(folder: &Path) -> Vec<i32> {
+pub fn processes_in(folder: &Path) -> Vec<i32> {
     let folder = folder.canonicalize().unwrap();
     let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
     pids.filter(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&folder)))

@@ -37,7 +37,7 @@ use orchard::model::settings::{ClusterSettings, HostDirPolicy, Profile};
 use orchard::model::vm::{
     Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec, VmStatus,
 };
-use orchard::model::worker::WorkerInfo;
+use orchard::model::worker::{HostLoad, WorkerInfo};
 use orchard::model::{AccountName, SessionId, Timestamp, VmUid, WorkerName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -291,7 +291,13 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "answer/error", &Answer::<Done>::Error(ApiError::new(ErrorCode::NotFound, "no such VM")));
     let ticket = TunnelTicket { endpoint: endpoint(), ticket: Secret::new("t"), uid: uid() };
     line(&mut file, "answer/connect.open", &Answer::Ok(ticket));
-    line(&mut file, "worker/hello", &Hello { session: session(), info: info(), place: "p".into() });
+    let deletes = Hello { session: session(), info: info(), place: "p".into(), delete_unknown_s: Some(3_600) };
+    line(&mut file, "worker/hello/delete-unknown", &deletes);
+    line(
+        &mut file,
+        "worker/hello",
+        &Hello { session: session(), info: info(), place: "p".into(), delete_unknown_s: None },
+    );
     let welcome = Welcome {
         lease_ms: 15_000,
         heartbeat_ms: 3_000,
@@ -300,9 +306,29 @@ fn the_bytes_of_every_message_are_as_written_down() {
         assignment: assignment(),
     };
     line(&mut file, "worker/hello/answer", &Answer::Ok(welcome));
-    line(&mut file, "worker/heartbeat", &Heartbeat { session: session(), revision: 3, told: None });
-    line(&mut file, "worker/heartbeat/told", &Heartbeat { session: session(), revision: 3, told: Some(true) });
-    line(&mut file, "worker/heartbeat/answer", &Answer::Ok(HeartbeatAck { revision: 4 }));
+    line(
+        &mut file,
+        "worker/heartbeat",
+        &Heartbeat { session: session(), revision: 3, told: None, load: None, digest: None },
+    );
+    line(
+        &mut file,
+        "worker/heartbeat/told",
+        &Heartbeat { session: session(), revision: 3, told: Some(true), load: None, digest: None },
+    );
+    let load = HostLoad {
+        cpu_permille: Some(250),
+        memory_mib: Some(16_384),
+        memory_available_mib: Some(9_000),
+        disk_mib: Some(500_000),
+        disk_free_mib: Some(120_000),
+    };
+    let full =
+        Heartbeat { session: session(), revision: 3, told: Some(true), load: Some(load), digest: Some(u64::MAX) };
+    line(&mut file, "worker/heartbeat/load", &full);
+    let tell_all = HeartbeatAck { revision: 4, tell_all: true };
+    line(&mut file, "worker/heartbeat/answer/tell-all", &Answer::Ok(tell_all));
+    line(&mut file, "worker/heartbeat/answer", &Answer::Ok(HeartbeatAck { revision: 4, tell_all: false }));
     line(&mut file, "worker/assign", &assignment());
     let message = || "text".to_owned();
     for (name, observation) in [
@@ -317,7 +343,8 @@ fn the_bytes_of_every_message_are_as_written_down() {
                 image_fqn: Some("i@sha256:ab".into()),
             },
         ),
-        ("failed", Observation::Failed { message: message(), disk: true }),
+        ("halted", Observation::Failed { message: message(), disk: true, halted: true }),
+        ("failed", Observation::Failed { message: message(), disk: true, halted: false }),
         ("stopped", Observation::Stopped { message: message() }),
         ("fenced", Observation::Fenced { message: message() }),
         ("absent", Observation::Absent),

@@ -97,6 +97,7 @@ async fn run() {
         guard: None,
         give_up_after: orchard::worker::GIVE_UP_AFTER,
         keep_free: 0,
+        delete_unknown_after: None,
     };
     let worker = Worker::start(options).await.unwrap();
     let bus = Bus::connect(login).await.unwrap();

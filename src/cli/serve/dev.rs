@@ -140,6 +140,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
                 default_memory: defaults.memory,
                 give_up_after: GIVE_UP_AFTER,
                 keep_free: 0,
+                delete_unknown_after: None,
                 local_network: None,
                 name: name.clone(),
             };

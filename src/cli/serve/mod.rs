@@ -32,6 +32,25 @@ trait Running {
 
     /// Stops it; VMs go on.
     async fn shutdown(self);
+
+    /// What to say when a signal tells it to stop.
+    fn farewell(&self) -> &'static str {
+        "stopping; VMs go on, but for synthetic ones, and the next start finds them again"
+    }
+
+    /// How long [`Running::stop`] may take.
+    fn grace(&self) -> Duration {
+        STOP_GRACE
+    }
+
+    /// Stops it as a signal has told, with whatever else it was asked to do then; whether all of that was done.
+    async fn stop(self) -> bool
+    where
+        Self: Sized,
+    {
+        self.shutdown().await;
+        true
+    }
 }
 
 /// What to say of a part that has ended though it never should.
@@ -55,24 +74,38 @@ async fn until_stopped<R: Running>(
         }
     };
     let announced = announce(&running);
-    let mut code = 0;
+    let mut told = false;
     if announced.is_ok() {
         tokio::select! {
-            name = signals.wait() => eprintln!("{name}: stopping; VMs go on, but for synthetic ones, and the next start finds them again"),
-            why = running.failed() => {
-                eprintln!("error: {why}");
-                code = FAILED;
+            name = signals.wait() => {
+                eprintln!("{name}: {}", running.farewell());
+                told = true;
             }
+            why = running.failed() => eprintln!("error: {why}"),
         }
     }
-    tokio::select! {
-        stopped = tokio::time::timeout(STOP_GRACE, running.shutdown()) => {
-            announced?;
-            if stopped.is_err() {
-                eprintln!("error: something does not stop within {STOP_GRACE:?}; ending anyhow");
-                return Ok(FAILED);
+    let grace = if told { running.grace() } else { STOP_GRACE };
+    let stop = async {
+        match told {
+            true => running.stop().await,
+            // It was not asked for, so nothing more is done than is needed.
+            false => {
+                running.shutdown().await;
+                false
             }
-            Ok(code)
+        }
+    };
+    tokio::select! {
+        stopped = tokio::time::timeout(grace, stop) => {
+            announced?;
+            match stopped {
+                Ok(true) => Ok(0),
+                Ok(false) => Ok(FAILED),
+                Err(_) => {
+                    eprintln!("error: something does not stop within {grace:?}; ending anyhow");
+                    Ok(FAILED)
+                }
+            }
         }
         name = signals.wait() => {
             eprintln!("{name}: ending at once");

@@ -83,6 +83,8 @@ pub(super) struct WorkerSetup {
     pub(super) give_up_after: Duration,
     /// The same.
     pub(super) keep_free: u64,
+    /// As in [`WorkerOptions`].
+    pub(super) delete_unknown_after: Option<Duration>,
     /// How guests are reached, if not directly.
     pub(super) local_network: Option<LocalNetwork>,
 }
@@ -167,6 +169,7 @@ pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -
         runtime,
         give_up_after: setup.give_up_after,
         keep_free: setup.keep_free,
+        delete_unknown_after: setup.delete_unknown_after,
     };
     let worker = match lock {
         Some(lock) => Worker::start_in(options, lock).await?,
@@ -231,6 +234,11 @@ impl RunningWorker {
     /// Returns, with what to say of it, when the worker is not let in any more; see [`Worker::revoked`].
     pub(super) async fn revoked(&self) -> String {
         self.worker.revoked().await.to_string()
+    }
+
+    /// Stops it with its VMs; see [`Worker::shutdown_with_vms`].
+    pub(super) async fn shutdown_with_vms(self, tell: impl FnMut(usize)) -> Option<usize> {
+        self.worker.shutdown_with_vms(tell).await
     }
 }
 

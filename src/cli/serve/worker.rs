@@ -12,7 +12,7 @@ use super::guard::{self, GuardArgs};
 use super::host::{self, Capacity};
 use super::parts::{self, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
-use super::{Running, until_stopped};
+use super::{Running, STOP_GRACE, until_stopped};
 use crate::bus::client::{BusOptions, Login, Trust};
 use crate::bus::subject;
 use crate::cli::{UsageError, output, pairs};
@@ -37,13 +37,14 @@ pub(in crate::cli) enum WorkerCommand {
 Examples:
   orchard get bootstrap-token | ssh mini-1 orchard worker run --bootstrap-token-stdin
   orchard worker run --labels role=ci                      # from the second start on
+  orchard worker run --stop-vms-on-exit                    # on a machine that is switched off at night
   orchard worker run tls://nats.example.com --token-file password   # with NATS servers of your own
 
 The bootstrap token says where the controller is and how to know it. It is needed once: the worker
 exchanges it for a key of its own, which it keeps in its data folder.
 
-The worker only dials out: it needs no open port. Stopping it stops no VM; the next start finds
-them again. Only VMs created with --on-unseen replace are ended when it is not back in time (a
+The worker only dials out: it needs no open port. Stopping it stops no VM unless --stop-vms-on-exit
+says so; the next start finds them again. Only VMs created with --on-unseen replace are ended when it is not back in time (a
 minute, unless the controller says otherwise), as they may then start elsewhere.")]
     Run(Box<RunArgs>),
     /// End the VMs that may be started elsewhere when the worker cannot; the worker starts this by itself
@@ -114,6 +115,35 @@ pub(in crate::cli) struct RunArgs {
     /// removes nothing by itself.
     #[arg(long, value_name = "SIZE", default_value = "2GB", value_parser = pairs::bytes)]
     image_cache_min_free: u64,
+    /// On Ctrl-C or SIGTERM, stop the VMs in order before the worker ends
+    ///
+    /// Each guest is asked to switch itself off and has 20 s to do so; 45 s later the worker ends anyhow, with
+    /// code 1 if anything was left. The VMs keep their disks and their room, show as pending, and boot again
+    /// when the worker is started again, whatever their restart policy: stopping a machine is no failure of
+    /// its VMs. Those with --on-unseen replace start over elsewhere if that takes longer than the lease (a
+    /// minute, unless the controller says otherwise). A VM that was stopped by a user stays stopped; one that
+    /// the controller does not know runs on. A second signal ends the worker at once; what still runs goes on.
+    #[arg(long)]
+    stop_vms_on_exit: bool,
+    /// Delete VMs named orchard-… that the controller does not know, an hour after it was told of them
+    ///
+    /// Without this they are only told of (`orchard list strays`) and run on until somebody deletes them. The
+    /// controller decides, and counts from when this worker has told it of the copy since it registered last;
+    /// --delete-unknown=24h gives it another time. Copies that a VM has or may come to have are kept, and so is
+    /// everything until all workers were heard after a backup was restored.
+    ///
+    /// DANGER after an old backup was restored: VMs that were made after it are unknown, although people use
+    /// them, and this deletes them, disks included. Where that may happen, look at `orchard list strays` and
+    /// use `orchard delete stray` instead. VMs that Orchard has not made are never touched.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1h",
+        value_parser = duration::parse
+    )]
+    delete_unknown: Option<Duration>,
 }
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
@@ -151,10 +181,12 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
             default_memory: offer.defaults.memory,
             give_up_after: arguments.give_up_after,
             keep_free: arguments.image_cache_min_free,
+            delete_unknown_after: arguments.delete_unknown,
             local_network: arguments.local_network_helper.map(LocalNetwork::at),
         };
         let worker = parts::start_worker(setup, Some(lock)).await?;
-        Ok(Started { worker, line: format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}") })
+        let line = format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}");
+        Ok(Started { worker, line, with_vms: arguments.stop_vms_on_exit })
     };
     until_stopped(start, |started| Ok(output::line(&started.line)?)).await
 }
@@ -163,7 +195,12 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
 struct Started {
     worker: RunningWorker,
     line: String,
+    /// Its VMs end with it.
+    with_vms: bool,
 }
+
+/// How long that may take: all that [`crate::worker::Worker::shutdown_with_vms`] waits for, and the worker's own end.
+const WITH_VMS_GRACE: Duration = Duration::from_secs(60);
 
 impl Running for Started {
     async fn failed(&self) -> String {
@@ -175,6 +212,31 @@ impl Running for Started {
 
     async fn shutdown(self) {
         self.worker.shutdown().await;
+    }
+
+    fn farewell(&self) -> &'static str {
+        match self.with_vms {
+            true => "stopping the VMs, then the worker; once more to end at once and let them go on",
+            false => "stopping; VMs go on, but for synthetic ones, and the next start finds them again",
+        }
+    }
+
+    fn grace(&self) -> Duration {
+        if self.with_vms { WITH_VMS_GRACE } else { STOP_GRACE }
+    }
+
+    async fn stop(self) -> bool {
+        if !self.with_vms {
+            self.shutdown().await;
+            return true;
+        }
+        let left = self.worker.shutdown_with_vms(|left| eprintln!("VMs still to stop: {left}")).await;
+        match left {
+            Some(0) => eprintln!("all VMs are stopped; they boot again when this worker is started again"),
+            Some(left) => eprintln!("error: {left} VMs do not stop; they go on without the worker"),
+            None => eprintln!("error: the host does not tell which VMs run, so they may go on without the worker"),
+        }
+        left == Some(0)
     }
 }
 

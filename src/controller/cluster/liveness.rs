@@ -237,6 +237,7 @@ impl WorkerEntry {
         self.last_seen = known.last_seen;
         self.lease_from = known.lease_from;
         self.closed = known.closed;
+        self.load = known.load;
         if drain::is_same(self.record.drain.as_ref(), known.record.drain.as_ref()) {
             self.drain_until = known.drain_until;
         }

@@ -17,6 +17,7 @@ mod drain;
 mod ends;
 mod given_up;
 mod images;
+mod inventory;
 mod join;
 mod liveness;
 mod once;
@@ -52,6 +53,7 @@ pub use self::changes::{Changes, Said};
 pub use self::given_up::GivenUp;
 use self::given_up::GivenUps;
 use self::images::{HeldImages, Names};
+use self::inventory::Agreement;
 pub use self::liveness::Timing;
 pub use self::once::{Spent, SpentKey};
 use self::pauses::Pauses;
@@ -72,7 +74,7 @@ use crate::model::planted::{Bug, planted};
 use crate::model::resources::Resources;
 use crate::model::settings::ClusterSettings;
 use crate::model::vm::{Vm, VmStatus};
-use crate::model::worker::{Worker, WorkerState, WorkerView};
+use crate::model::worker::{HostLoad, Worker, WorkerState, WorkerView};
 use crate::model::{CopyId, Now, SessionId, Timestamp, VmName, VmUid, WorkerName};
 
 /// A copy that its worker still has to remove.
@@ -153,6 +155,8 @@ struct WorkerEntry {
     closed: Option<SessionId>,
     /// When a drain moves away what is left, by the monotonic clock; none = it does not.
     drain_until: Option<Duration>,
+    /// How busy its host is, as it last said.
+    load: Option<HostLoad>,
 }
 
 /// What is known of a worker only while it speaks.
@@ -160,6 +164,10 @@ struct WorkerEntry {
 struct Live {
     session: SessionId,
     revision: u64,
+    /// Whether both know the same.
+    agreement: Agreement,
+    /// For how long a copy may be unknown here until it is deleted; none = for ever.
+    delete_unknown: Option<Duration>,
 }
 
 /// The state of the whole cluster.
@@ -280,6 +288,9 @@ impl Cluster {
         for (name, entry) in &mut self.workers {
             if let Some(known) = other.workers.get(name) {
                 entry.live.clone_from(&known.live);
+                if let Some(live) = &mut entry.live {
+                    live.agreement = Agreement::default();
+                }
                 entry.place.clone_from(&known.place);
                 entry.strays.clone_from(&known.strays);
                 entry.images.clone_from(&known.images);
@@ -408,6 +419,7 @@ impl WorkerEntry {
             gone_since: None,
             closed: None,
             drain_until,
+            load: None,
         }
     }
 
@@ -425,6 +437,8 @@ impl WorkerEntry {
             state: self.state,
             connectable: false,
             last_seen: self.last_seen,
+            // Of one that is silent it says nothing.
+            load: self.load.filter(|_| self.state == WorkerState::Online),
             used: used.cloned().unwrap_or_default(),
             vms: u64::try_from(self.vms.len()).unwrap_or(u64::MAX),
             strays: u64::try_from(self.strays.len()).unwrap_or(u64::MAX),

@@ -39,6 +39,11 @@ impl Cluster {
         }
     }
 
+    /// Whether the wish for its copy is that it runs.
+    pub(super) fn shall_run(&self, vm: &Vm) -> bool {
+        vm.status != VmStatus::Failed && vm.spec.power_state == PowerState::Running && self.may_run(vm)
+    }
+
     /// Whether it has room on its worker, and no pause is in the way.
     fn may_run(&self, vm: &Vm) -> bool {
         vm.conditions.scheduled() && !self.held_back.contains(vm.uid)
@@ -97,6 +102,23 @@ impl Cluster {
             return;
         }
         self.failed(worker, uid, message, now, changes);
+    }
+
+    /// The worker says that it has ended a process as it was to end itself. That is nobody's failure: whatever its policy is, the
+    /// copy boots again from its disk, with its room kept, as soon as its worker is back; a VM that may be replaced does so
+    /// elsewhere if the worker is not back before its lease is over (`replace`).
+    pub(super) fn halted(&mut self, worker: &WorkerName, uid: VmUid, message: String, now: Now, changes: &mut Changes) {
+        if !self.vm_record(uid).is_some_and(|vm| self.shall_run(vm)) {
+            return self.ended(worker, uid, (message, true), now, changes);
+        }
+        let Some(vm) = known(&self.names, &mut self.vms, uid) else { return };
+        vm.set_conditions(true, false);
+        next_boot(vm, format!("boots again from its disk when its worker is back: {message}"));
+        changes.vm_event(&mut self.last_event, now, vm, EventType::Stopped, message);
+        self.reassign(worker, changes);
+        if self.is_held(uid) {
+            self.adopt(uid, now, changes);
+        }
     }
 
     /// It is off: its room is free, its worker keeps its disk.

@@ -1,19 +1,24 @@
 //! Copies that a worker has found on its machine although nobody here wishes for them: told of, and left alone.
 
 use std::ops::Bound::{Included, Unbounded};
+use std::time::Duration;
 
-use super::{Changes, Cluster, Leaving};
+use super::{Changes, Cluster, Leaving, WorkerEntry};
 use crate::bus::strays::StrayView;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
 use crate::model::resources::Resources;
 use crate::model::vm::Vm;
-use crate::model::{CopyId, Now, WorkerName};
+use crate::model::worker::WorkerState;
+use crate::model::{CopyId, Now, SessionId, WorkerName};
 
 /// Unknown copies of which each worker may tell: far more than a machine can hold. Those beyond are not told of.
 const MAX_STRAYS: usize = 1024;
 /// The same with those of VMs that are known, which decide what may start after a backup was restored.
 const MAX_KNOWN_STRAYS: usize = 16 * MAX_STRAYS;
+
+/// Strays of one worker that time deletes at once; more follow with the next tick.
+const UNKNOWN_AT_ONCE: usize = 64;
 
 /// What a worker has told of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +27,10 @@ pub(super) struct Stray {
     pub(super) name: String,
     /// Whether it ran when it was told of; not, if the worker does not say.
     pub(super) running: bool,
+    /// In which session it was told of last.
+    session: Option<SessionId>,
+    /// When it was told of first in that, by the monotonic clock.
+    since: Duration,
 }
 
 impl Cluster {
@@ -54,7 +63,9 @@ impl Cluster {
             return Ok(());
         }
         let (first, name) = (told.is_none(), name.chars().take(crate::model::MAX_NAME_LEN).collect::<String>());
-        let stray = Stray { name: name.clone(), running: running.unwrap_or(false) };
+        let session = entry.live.as_ref().map(|live| live.session);
+        let since = told.filter(|told| told.session == session).map_or(now.mono, |told| told.since);
+        let stray = Stray { name: name.clone(), running: running.unwrap_or(false), session, since };
         entry.strays.insert(id, stray);
         if !self.adopt(id.uid, now, changes) && first {
             let what = if known { "which is not that VM's copy" } else { "which is not known here" };
@@ -143,6 +154,32 @@ impl Cluster {
         changes.leaving.insert(id);
         self.reassign(worker, changes);
         Ok(())
+    }
+
+    /// Has workers whose operators want that (`orchard worker run --delete-unknown`) remove strays that have been told of, in
+    /// the worker's present session, for as long as they said. By the same rules as for [`Cluster::delete_stray`], so never what
+    /// a VM may want; and nothing at all while it is not known what was there before a backup was restored.
+    pub(super) fn delete_unknown(&mut self, now: Now, changes: &mut Changes) {
+        if !self.restored_record().waiting.is_empty() {
+            return;
+        }
+        let due = |entry: &WorkerEntry| {
+            let live = entry.live.as_ref().filter(|_| entry.state == WorkerState::Online)?;
+            let after = live.delete_unknown?;
+            let old =
+                |stray: &Stray| stray.session == Some(live.session) && now.mono.saturating_sub(stray.since) >= after;
+            let due = entry.strays.iter().filter(|(id, stray)| old(stray) && !self.leaving.contains_key(*id));
+            Some(due.map(|(id, _)| *id).take(UNKNOWN_AT_ONCE).collect::<Vec<_>>())
+        };
+        let with_strays = self.workers.iter().filter(|(_, entry)| !entry.strays.is_empty());
+        let due: Vec<(WorkerName, Vec<CopyId>)> =
+            with_strays.filter_map(|(name, entry)| Some((name.clone(), due(entry)?))).collect();
+        for (name, ids) in due {
+            for id in ids {
+                // One that a VM may want is kept, and asked about again.
+                let _ = self.delete_stray(&name, id, now, changes);
+            }
+        }
     }
 
     /// Whether the copy is the VM's, or may become it.

@@ -8,6 +8,7 @@ mod given_up;
 mod going_back;
 mod hostile;
 mod images;
+mod inventory;
 mod liveness;
 mod once;
 mod placing;
@@ -102,7 +103,7 @@ impl World {
 
     fn join(&mut self, worker: &str, cores: u64) -> SessionId {
         let session = SessionId(self.id());
-        let hello = Hello { session, info: self.info(worker, cores), place: String::new() };
+        let hello = Hello { session, info: self.info(worker, cores), place: String::new(), delete_unknown_s: None };
         self.cluster.hello(&name(worker), hello, self.now, &mut self.changes).unwrap();
         session
     }
@@ -189,7 +190,7 @@ fn running() -> Observation {
 }
 
 fn failed() -> Observation {
-    Observation::Failed { message: "broke".into(), disk: false }
+    Observation::Failed { message: "broke".into(), disk: false, halted: false }
 }
 
 #[test]
@@ -307,7 +308,7 @@ fn silence_is_not_death() {
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Unseen);
     assert_eq!(world.events().iter().filter(|kind| **kind == EventType::Unseen).count(), 2);
     // The same session goes on when the worker is heard again.
-    let beat = Heartbeat { session, revision: 0, told: None };
+    let beat = Heartbeat { session, revision: 0, told: None, load: None, digest: None };
     world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes).unwrap();
     assert_eq!(world.cluster.worker(&name("w")).unwrap().state, WorkerState::Online);
     // Nor does a longer silence end anything; but then it has to register again.
@@ -335,7 +336,7 @@ fn a_second_machine_of_the_same_name_is_refused() {
     let session = SessionId(world.id());
     let mut info = world.cluster.worker(&name("w")).unwrap().worker.info;
     info.machine_id = "other".into();
-    let told = |info| Hello { session, info, place: String::new() };
+    let told = |info| Hello { session, info, place: String::new(), delete_unknown_s: None };
     let refused = world.cluster.hello(&name("w"), told(info.clone()), world.now, &mut world.changes);
     assert_eq!(refused.unwrap_err().code, ErrorCode::Conflict);
     let refused = world.cluster.hello(&name("v"), told(info), world.now, &mut world.changes);
@@ -348,7 +349,7 @@ fn a_hello_that_comes_twice_does_not_set_revisions_back() {
     let session = world.join("w", 8);
     world.create("a", VmSpec::default()).unwrap();
     let before = world.cluster.assignment(&name("w")).unwrap();
-    let again = Hello { session, info: world.info("w", 8), place: String::new() };
+    let again = Hello { session, info: world.info("w", 8), place: String::new(), delete_unknown_s: None };
     world.cluster.hello(&name("w"), again, world.now, &mut world.changes).unwrap();
     let after = world.cluster.assignment(&name("w")).unwrap();
     assert_eq!(after.copies, before.copies);

@@ -163,7 +163,12 @@ impl Cluster {
                 self.note_image(uid, image_fqn, changes);
                 self.running(worker, uid, (bounded(message), ready, generation), now, changes);
             }
-            Observation::Failed { message, disk } => self.ended(worker, uid, (bounded(message), disk), now, changes),
+            Observation::Failed { message, halted: true, .. } => {
+                self.halted(worker, uid, bounded(message), now, changes);
+            }
+            Observation::Failed { message, disk, halted: false } => {
+                self.ended(worker, uid, (bounded(message), disk), now, changes);
+            }
             Observation::Fenced { message } => self.fenced(worker, uid, &bounded(message), now, changes),
             Observation::Stopped { message } => self.stopped(worker, uid, bounded(message), now, changes),
         }

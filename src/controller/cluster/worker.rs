@@ -1,5 +1,8 @@
 //! Workers: registration, sessions, heartbeats. What silence means stands in `liveness`.
 
+use std::time::Duration;
+
+use super::inventory::Agreement;
 use super::{Changes, Cluster, Live, WorkerEntry};
 use crate::bus::measure::encoded_len;
 use crate::bus::message::{Assignment, Heartbeat, HeartbeatAck, Hello};
@@ -85,7 +88,9 @@ impl Cluster {
             // The same hello may come twice. Numbers that began anew would be below those that the worker has.
             let again = entry.live.take().filter(|live| live.session == hello.session);
             let revision = again.map_or(0, |live| live.revision) + 1;
-            entry.live = Some(Live { session: hello.session, revision });
+            let delete_unknown = hello.delete_unknown_s.map(Duration::from_secs);
+            let agreement = Agreement::default();
+            entry.live = Some(Live { session: hello.session, revision, agreement, delete_unknown });
         }
         if let Some(key) = self.access.keys.get_mut(&name).filter(|key| key.place != hello.place) {
             // Kept, so that a copy of the worker's data folder does not come first after a restart of the controller.
@@ -119,12 +124,15 @@ impl Cluster {
         self.heard_of(worker, now, changes);
         self.has_lease(worker, changes);
         self.has_told(worker, beat.session, beat.told, now, changes);
+        if let Some(entry) = self.workers.get_mut(worker) {
+            entry.load = beat.load.or(entry.load);
+        }
         let revision = self.workers.get(worker).and_then(|entry| entry.live.as_ref()).map_or(0, |live| live.revision);
         if beat.revision < revision && !planted(Bug::NotResent) {
             // The message that told it was lost, or is on its way: once more does no harm.
             changes.assign.insert(worker.clone());
         }
-        Ok(HeartbeatAck { revision })
+        Ok(HeartbeatAck { revision, tell_all: self.disagrees(worker, beat) })
     }
 
     /// Lets time pass: leases run out, pauses and drains end.
@@ -143,6 +151,7 @@ impl Cluster {
         self.forget_given_up(now, changes);
         self.go_on_draining(now, changes);
         self.end_hold(now, changes);
+        self.delete_unknown(now, changes);
         #[cfg(test)]
         self.check_watched();
     }

@@ -56,6 +56,7 @@ fn found_in(folder: &Path) -> Vec<&'static str> {
 }
 
 /// A folder as the release before sealing left it: many changes, so that old pages hold plain text, too.
+#[allow(clippy::vec_box)] // as records have it
 fn plain_store(folder: &Path) -> Vec<Box<Vm>> {
     crate::identity::make_private_dir(&folder.join("db")).unwrap();
     let (env, tables) = tables::open(&folder.join("db"), Bounds::default().map_size).unwrap();

@@ -23,6 +23,8 @@ struct Shared {
     clock: Clock,
     /// The name of this start of the machine.
     boot: String,
+    /// See [`Keeper::rebooted`].
+    rebooted: bool,
     notes: Notes,
     lease: Mutex<Lease>,
     /// The session whose orders all copies have.
@@ -50,6 +52,7 @@ impl Keeper {
 
     /// Goes on with the lease that an earlier process of this worker had, if the machine was not started anew since.
     pub(super) fn new(notes: Notes, boot: String, clock: Clock, supervisor: Supervisor) -> Self {
+        let rebooted = notes.written_lease().is_some_and(|lease| lease.until_in(&boot).is_none());
         let mut lease = match notes.lease(&boot) {
             Some(until) => Lease::restored(until, clock.now()),
             None => Lease::none(),
@@ -59,6 +62,7 @@ impl Keeper {
         Self(Arc::new(Shared {
             clock,
             boot,
+            rebooted,
             notes,
             lease: Mutex::new(lease),
             ordered: Mutex::default(),
@@ -78,6 +82,12 @@ impl Keeper {
     #[cfg(test)]
     pub(super) fn for_test_after(&self, supervisor: Supervisor) -> Self {
         Self::new(self.notes().clone(), self.0.boot.clone(), self.0.clock.clone(), supervisor)
+    }
+
+    /// Whether the machine was started anew since a process of this worker last had a lease. For messages alone: one that was
+    /// killed early may know nothing of it.
+    pub(in crate::worker) fn rebooted(&self) -> bool {
+        self.0.rebooted
     }
 
     pub(in crate::worker) fn notes(&self) -> &Notes {

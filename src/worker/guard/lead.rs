@@ -69,8 +69,9 @@ pub(in crate::worker) async fn lead(
                 return led.fence(&mut orders, &why).await;
             }
             // Nobody starts it as if it had not been; what becomes of its disk is another matter. One that the controller
-            // does not know now it may come to know again, after a backup was restored.
-            if order.wish != Wish::Unknown {
+            // does not know now it may come to know again, after a backup was restored; and what ends with its worker is
+            // wished for all the same.
+            if !matches!(order.wish, Wish::Unknown | Wish::Halt) {
                 led.keeper.notes().forget_fenced(id);
             }
         }
@@ -82,7 +83,7 @@ pub(in crate::worker) async fn lead(
         let lapses = match prepared {
             Ok(lapses) => lapses,
             Err(why) => {
-                led.host.uplink.tell(id, order.boot, Observation::Failed { message: why, disk: false });
+                led.host.uplink.tell(id, order.boot, Observation::Failed { message: why, disk: false, halted: false });
                 changed(&mut orders).await;
                 continue;
             }
@@ -200,7 +201,11 @@ impl Led {
                     to.send_replace(order);
                 }
                 Err(why) => {
-                    self.host.uplink.tell(self.id, order.boot, Observation::Failed { message: why, disk: false });
+                    self.host.uplink.tell(
+                        self.id,
+                        order.boot,
+                        Observation::Failed { message: why, disk: false, halted: false },
+                    );
                 }
             }
         }
@@ -209,7 +214,7 @@ impl Led {
     fn is_fenceable(&self, order: &Order) -> bool {
         match order.wish {
             // Whether it is stopped or suspended, it may still run for a while.
-            Wish::Run | Wish::Keep | Wish::Suspend => {
+            Wish::Run | Wish::Keep | Wish::Suspend | Wish::Halt => {
                 replaceable(order).unwrap_or_else(|| self.keeper.notes().is_marked(self.id))
             }
             // It is being removed, or nobody would start it elsewhere.
@@ -241,7 +246,7 @@ impl Led {
 fn replaceable(order: &Order) -> Option<bool> {
     match (order.wish, &order.copy) {
         (Wish::Run, Some(copy)) => Some(copy.spec.on_unseen == OnUnseen::Replace),
-        (Wish::Run | Wish::Keep | Wish::Suspend | Wish::Absent, _) => None,
+        (Wish::Run | Wish::Keep | Wish::Suspend | Wish::Absent | Wish::Halt, _) => None,
         // The controller does not know it, so it starts it nowhere.
         (Wish::Unknown, _) => Some(false),
     }

@@ -69,8 +69,13 @@ impl Notes {
     /// The end of the lease, if it is of the start of the machine named `boot`; `None` when there is none or it cannot be
     /// read.
     pub(super) fn lease(&self, boot: &str) -> Option<Moment> {
+        self.written_lease()?.until_in(boot)
+    }
+
+    /// The lease as it was written last, perhaps before the machine was started anew.
+    pub(super) fn written_lease(&self) -> Option<Written> {
         let read = || Written::read(&std::fs::read_to_string(self.folder.join("lease")).ok()?);
-        (0..TRIES).find_map(|_| read())?.until_in(boot)
+        (0..TRIES).find_map(|_| read())
     }
 
     /// Marks a copy as one that may be started elsewhere, or takes that back.

@@ -56,7 +56,8 @@ async fn a_failure_is_told_only_once_the_copy_certainly_does_not_run() {
     let host = host(runtime, dir.path()).await;
     let (_orders, task) = task_for(&host, &copy, Seen::Created);
     let _task = task::spawn(task.run());
-    let failed = Observation::Failed { message: "cannot start the VM: VM a runs already".into(), disk: false };
+    let failed =
+        Observation::Failed { message: "cannot start the VM: VM a runs already".into(), disk: false, halted: false };
     told(&host, copy.id, &failed).await;
     assert!(on.found().iter().all(|found| found.state != super::super::runtime::FoundState::Running));
     assert_eq!(host.boot_slots.available_permits(), 1);
@@ -104,7 +105,7 @@ async fn a_script_waits_for_its_guest_up_to_a_limit_and_without_one_the_vm_runs_
         match script {
             None => assert!(matches!(told, Observation::Running { ready: false, .. }), "{told:?}"),
             Some(_) => assert!(
-                matches!(&told, Observation::Failed { message, disk: true } if message.contains("30 minutes")),
+                matches!(&told, Observation::Failed { message, disk: true, .. } if message.contains("30 minutes")),
                 "{told:?}"
             ),
         }
@@ -121,7 +122,7 @@ async fn a_script_that_ended_before_its_worker_did_has_ended() {
             ScriptState::Done,
             Observation::Running { message: "ready".into(), ready: true, generation: 0, image_fqn: None },
         ),
-        (ScriptState::Failed(why.clone()), Observation::Failed { message: why, disk: true }),
+        (ScriptState::Failed(why.clone()), Observation::Failed { message: why, disk: true, halted: false }),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let runtime = Synthetic::on(Arc::new(SyntheticHost::default()));
@@ -149,5 +150,64 @@ async fn a_failure_is_told_again_to_a_controller_that_had_forgotten_the_copy() {
     told(&host, copy.id, &Observation::Stray { name: "a".into(), running: Some(false) }).await;
     orders.send_replace(wished);
     let message = "the VM's process ended while nobody watched".into();
-    told(&host, copy.id, &Observation::Failed { message, disk: false }).await;
+    told(&host, copy.id, &Observation::Failed { message, disk: false, halted: false }).await;
+}
+
+/// What is told of a copy that ended with its worker, if that is what is told.
+fn is_halted(host: &Host, id: CopyId) -> bool {
+    matches!(host.uplink.told(id), Some(Observation::Failed { halted: true, disk: true, .. }))
+}
+
+async fn until(what: &str, is: impl Fn() -> bool) {
+    let began = tokio::time::Instant::now();
+    while !is() {
+        assert!(began.elapsed() < Duration::from_secs(60), "not yet: {what}");
+        tokio::time::advance(Duration::from_millis(100)).await;
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_with_its_worker_is_told_by_the_next_process_too_and_boots_only_when_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let on = Arc::new(SyntheticHost::default());
+    let runtime = Synthetic::on(on.clone());
+    let copy = spec();
+    runtime.create(&copy, &Progress::new().0).await.unwrap();
+    runtime.start(&copy).await.unwrap();
+    let host = host(runtime, dir.path()).await;
+    let runs = || on.found()[0].state == super::super::runtime::FoundState::Running;
+    let (orders, first) = task_for(&host, &copy, Seen::Running);
+    let wished = orders.borrow().clone();
+    let task = task::spawn(first.run());
+    until("it to be adopted", || matches!(host.uplink.told(copy.id), Some(Observation::Running { .. }))).await;
+    assert_eq!(host.resting.busy([&copy.id]), 1);
+    orders.send_replace(Order { wish: Wish::Halt, copy: None, ..wished.clone() });
+    until("it to end", || is_halted(&host, copy.id) && host.resting.busy([&copy.id]) == 0).await;
+    assert!(!runs());
+    task.abort().await;
+
+    host.uplink.forget(copy.id);
+    let (orders, next) = task_for(&host, &copy, Seen::Ended);
+    let _task = task::spawn(next.run());
+    until("it to be told again", || is_halted(&host, copy.id)).await;
+    assert!(!runs(), "the boot that has ended is not begun again");
+    orders.send_replace(Order { boot: 1, ran: true, ..wished });
+    until("it to boot", runs).await;
+    assert!(!host.journal.halted(copy.id));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_did_not_end_with_its_worker_counts_as_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Synthetic::on(Arc::new(SyntheticHost::default()));
+    let copy = spec();
+    runtime.create(&copy, &Progress::new().0).await.unwrap();
+    runtime.start(&copy).await.unwrap();
+    let host = host(runtime, dir.path()).await;
+    host.journal.set_halted(copy.id, 0);
+    let (_orders, task) = task_for(&host, &copy, Seen::Running);
+    let _task = task::spawn(task.run());
+    until("it to be adopted", || matches!(host.uplink.told(copy.id), Some(Observation::Running { .. }))).await;
+    assert!(!host.journal.halted(copy.id));
 }

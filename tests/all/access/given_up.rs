@@ -183,7 +183,7 @@ async fn copied_key(cluster: &Cluster) -> Bus {
 
 /// What the controller answers when `copy` registers from `place`.
 async fn hello(copy: &Bus, info: WorkerInfo, place: &str) -> Result<Welcome, ApiError> {
-    let hello = Hello { session: SessionId(Uuid::now_v7()), info, place: place.into() };
+    let hello = Hello { session: SessionId(Uuid::now_v7()), info, place: place.into(), delete_unknown_s: None };
     copy.request(subject::worker(&name("w"), WorkerVerb::Hello), &hello, LIMIT).await
 }
 

@@ -81,7 +81,7 @@ fn observation() -> impl Strategy<Value = Observation> {
             ready,
             generation
         }),
-        text.clone().prop_map(|message| Observation::Failed { message, disk: false }),
+        text.clone().prop_map(|message| Observation::Failed { message, disk: false, halted: false }),
         Just(Observation::Absent),
         text.prop_map(|name| Observation::Stray { name, running: None }),
     ]
@@ -104,14 +104,17 @@ fn wellformed(known: Known) -> impl Strategy<Value = (WorkerVerb, Vec<u8>)> {
             )
         });
     let beat = (copy, number()).prop_map(|((session, ..), revision)| {
-        (WorkerVerb::Heartbeat, encode(&Heartbeat { session, revision, told: None }).unwrap())
+        (WorkerVerb::Heartbeat, encode(&Heartbeat { session, revision, told: None, load: None, digest: None }).unwrap())
     });
     let names = prop::sample::select(vec!["evil", "victim", "other"]);
     let hello = (names, number(), 0usize..500, "\\PC{0,200}").prop_map(move |(called, n, labels, place)| {
         let mut info = WorkerInfo { name: name(called), default_cpu: n, default_memory: n, ..info.clone() };
         info.resources = [(LOGICAL_CORES, n), (MEMORY_MIB, n), ("odd", n)].into();
         info.labels = (0..labels).map(|n| (format!("l{n}"), "x".repeat(n))).collect();
-        (WorkerVerb::Hello, encode(&Hello { session: SessionId(Uuid::now_v7()), info, place }).unwrap())
+        (
+            WorkerVerb::Hello,
+            encode(&Hello { session: SessionId(Uuid::now_v7()), info, place, delete_unknown_s: None }).unwrap(),
+        )
     });
     prop_oneof![4 => report, 2 => lines, 1 => beat, 1 => hello]
 }
@@ -154,7 +157,8 @@ async fn whatever_a_worker_sends_the_controller_answers_and_nothing_of_another_w
     let stolen = cluster.access.join(&name("evil"), &cluster.worker_dir("evil")).await;
     let bus = Bus::connect(stolen).await.unwrap();
     let base = WorkerInfo { labels: Default::default(), ..info(&name("evil"), &Synthetic::new()) };
-    let first = Hello { session: SessionId(Uuid::now_v7()), info: base.clone(), place: String::new() };
+    let first =
+        Hello { session: SessionId(Uuid::now_v7()), info: base.clone(), place: String::new(), delete_unknown_s: None };
     let subject = |verb| subject::worker(&name("evil"), verb);
     bus.request::<_, Welcome>(subject(WorkerVerb::Hello), &first, LIMIT).await.unwrap();
     let mut known = Known {

@@ -141,7 +141,7 @@ async fn member(number: usize, data_dir: PathBuf, token: BootstrapToken, ledger:
     };
     let host = Arc::new(SyntheticHost::new(Behaviour::default(), number as u64, ledger));
     let runtime = Arc::new(Synthetic::on(host));
-    Worker::start(WorkerOptions {
+    let options = WorkerOptions {
         bus,
         data_dir,
         info,
@@ -149,7 +149,7 @@ async fn member(number: usize, data_dir: PathBuf, token: BootstrapToken, ledger:
         guard: None,
         give_up_after: GIVE_UP_AFTER,
         keep_free: 0,
-    })
-    .await
-    .unwrap()
+        delete_unknown_after: None,
+    };
+    Worker::start(options).await.unwrap()
 }

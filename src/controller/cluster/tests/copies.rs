@@ -8,12 +8,12 @@ use crate::model::account::{JoinId, SecretHash};
 fn hello(world: &mut World, machine_id: &str, place: &str) -> Result<SessionId, ApiError> {
     let session = SessionId(world.id());
     let info = WorkerInfo { machine_id: machine_id.into(), ..world.info("w", 4) };
-    let hello = Hello { session, info, place: place.into() };
+    let hello = Hello { session, info, place: place.into(), delete_unknown_s: None };
     world.cluster.hello(&name("w"), hello, world.now, &mut world.changes).map(|_| session)
 }
 
 fn beat(world: &mut World, session: SessionId) -> Result<(), ApiError> {
-    let beat = Heartbeat { session, revision: 9, told: None };
+    let beat = Heartbeat { session, revision: 9, told: None, load: None, digest: None };
     world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes).map(drop)
 }
 

@@ -15,7 +15,7 @@ impl World {
     fn pass_online(&mut self, sessions: &[(&str, SessionId)], millis: u64) {
         for _ in 0..millis / 250 {
             for (worker, session) in sessions {
-                let beat = Heartbeat { session: *session, revision: 0, told: None };
+                let beat = Heartbeat { session: *session, revision: 0, told: None, load: None, digest: None };
                 self.cluster.heartbeat(&name(worker), &beat, self.now, &mut self.changes).unwrap();
             }
             self.stall(250);
@@ -86,7 +86,9 @@ fn a_failed_vm_keeps_no_drain_from_ending_and_is_not_moved() {
     let session = world.join("w1", 8);
     let uid = world.create("a", VmSpec::default()).unwrap();
     let id = CopyId { uid, attempt: 0 };
-    world.report("w1", session, id, Observation::Failed { message: "broken".into(), disk: false }).unwrap();
+    world
+        .report("w1", session, id, Observation::Failed { message: "broken".into(), disk: false, halted: false })
+        .unwrap();
     world.drain("w1", Some(0));
     world.pass_online(&[("w1", session)], 250);
     assert_eq!((world.vm("a").worker, world.vm("a").restart_count), (Some(name("w1")), 0));

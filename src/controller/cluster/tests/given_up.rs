@@ -6,7 +6,7 @@ use super::*;
 fn register(world: &mut World, worker: &str, machine_id: &str) -> SessionId {
     let session = SessionId(world.id());
     let info = WorkerInfo { machine_id: machine_id.into(), ..world.info(worker, 4) };
-    let hello = Hello { session, info, place: String::new() };
+    let hello = Hello { session, info, place: String::new(), delete_unknown_s: None };
     world.cluster.hello(&name(worker), hello, world.now, &mut world.changes).unwrap();
     session
 }

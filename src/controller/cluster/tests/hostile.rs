@@ -29,7 +29,7 @@ fn a_worker_that_says_too_much_of_itself_is_refused() {
     let mut world = World::new();
     let mut info = world.info("w", 8);
     info.labels = (0..600).map(|n| (format!("label-{n}"), "x".repeat(100))).collect();
-    let hello = Hello { session: SessionId(world.id()), info, place: String::new() };
+    let hello = Hello { session: SessionId(world.id()), info, place: String::new(), delete_unknown_s: None };
     let refused = world.cluster.hello(&name("w"), hello, world.now, &mut world.changes).unwrap_err();
     assert_eq!(refused.code, ErrorCode::Invalid);
     assert!(world.cluster.workers(None, 1, 1).0.is_empty());
@@ -164,7 +164,7 @@ proptest! {
             let line = LogLine { stream: LogStream::Stdout, text: "x".into(), time: None };
             let log = LogLines { session: evil, uid: id.uid, attempt, boot: 0, first: number, lines: vec![line] };
             let _ = world.cluster.log(&name("evil"), log, world.now, &mut world.changes);
-            let beat = Heartbeat { session: evil, revision: number, told: None };
+            let beat = Heartbeat { session: evil, revision: number, told: None, load: None, digest: None };
             let _ = world.cluster.heartbeat(&name("evil"), &beat, world.now, &mut world.changes);
             prop_assert_eq!(&of_others(&world), &before);
         }

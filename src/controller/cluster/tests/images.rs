@@ -205,6 +205,6 @@ fn the_image_that_a_copy_was_made_from_is_kept_until_it_starts_over() {
     world.report("w", session, id, up(Some("https://u:p@h/x@sha256:ab"))).unwrap();
     assert!(world.changes.is_empty(), "it is known already");
     assert!(world.vm("a").image_fqn.is_some());
-    world.report("w", session, id, Observation::Failed { message: "no".into(), disk: false }).unwrap();
+    world.report("w", session, id, Observation::Failed { message: "no".into(), disk: false, halted: false }).unwrap();
     assert_eq!(world.vm("a").image_fqn, None);
 }

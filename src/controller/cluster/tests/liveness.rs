@@ -29,7 +29,7 @@ impl World {
     fn beat(&mut self, worker: &str, session: SessionId) -> Result<HeartbeatAck, ApiError> {
         self.cluster.heartbeat(
             &name(worker),
-            &Heartbeat { session, revision: 0, told: None },
+            &Heartbeat { session, revision: 0, told: None, load: None, digest: None },
             self.now,
             &mut self.changes,
         )
@@ -65,7 +65,7 @@ fn after_its_lease_a_silent_worker_is_gone_and_only_what_may_be_replaced_starts_
 
     // Its session is closed, and what is still under way of it opens none.
     assert_eq!(world.beat("w1", session).unwrap_err().code, ErrorCode::Unauthenticated);
-    let again = Hello { session, info: world.info("w1", 8), place: String::new() };
+    let again = Hello { session, info: world.info("w1", 8), place: String::new(), delete_unknown_s: None };
     let refused = world.cluster.hello(&name("w1"), again, world.now, &mut world.changes);
     assert_eq!(refused.unwrap_err().code, ErrorCode::Unauthenticated);
 

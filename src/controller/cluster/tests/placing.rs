@@ -35,7 +35,7 @@ fn a_pause_outlives_the_worker_and_the_controller_and_no_heartbeat_undoes_it() {
     world.cluster.set_paused(&name("w"), true, world.now, &mut world.changes).unwrap();
     world.cluster.set_paused(&name("w"), true, world.now, &mut world.changes).unwrap();
     assert_eq!(world.events().iter().filter(|kind| **kind == EventType::Paused).count(), 1);
-    let beat = Heartbeat { session, revision: 1, told: None };
+    let beat = Heartbeat { session, revision: 1, told: None, load: None, digest: None };
     world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes).unwrap();
     let workers = vec![world.cluster.worker_record(&name("w")).unwrap().clone()];
     world.cluster = Cluster::load(Records { workers, ..Records::default() }, Timing::default(), world.now);

@@ -2,14 +2,14 @@
 
 use super::*;
 use crate::bus::life::{SpecChange, UpdateVm};
-use crate::model::vm::PowerState;
+use crate::model::vm::{OnUnseen, PowerState};
 
 pub(super) fn stopped() -> Observation {
     Observation::Stopped { message: "it is switched off".into() }
 }
 
 fn crashed() -> Observation {
-    Observation::Failed { message: "broke".into(), disk: true }
+    Observation::Failed { message: "broke".into(), disk: true, halted: false }
 }
 
 impl World {
@@ -218,4 +218,50 @@ fn a_worker_that_is_taken_out_takes_the_disks_of_what_is_off_with_it() {
     assert!(vm.status_message.contains("from its image when it is switched on"), "{}", vm.status_message);
     world.switch("a", PowerState::Running).unwrap();
     assert_eq!(world.vm("a").worker, Some(name("v")));
+}
+
+fn halted() -> Observation {
+    Observation::Failed { message: "stopped as its worker ends".into(), disk: true, halted: true }
+}
+
+#[test]
+fn what_its_worker_stopped_as_it_ended_boots_again_whatever_its_policy_and_counts_as_no_failure() {
+    for restart_policy in [RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::Always] {
+        let mut world = World::new();
+        let (session, copy) = world.running_vm(VmSpec { restart_policy, ..VmSpec::default() });
+        for boot in 0..5 {
+            world.report_boot("w", session, (copy, boot), running()).unwrap();
+            world.report_boot("w", session, (copy, boot), halted()).unwrap();
+            let vm = world.vm("a");
+            assert_eq!((vm.status, vm.boot, vm.quick_failures), (VmStatus::Pending, boot + 1, 0), "{restart_policy}");
+            assert_eq!((world.boots("w"), world.cores_in_use()), (vec![(boot + 1, "run")], 4), "its room is kept");
+            assert!(vm.status_message.contains("when its worker is back"), "{}", vm.status_message);
+        }
+        let told = world.report("w", session, copy, halted()).unwrap_err();
+        assert_eq!(told.code, ErrorCode::Conflict, "told twice");
+        assert!(world.events().contains(&EventType::Stopped) && !world.events().contains(&EventType::Failed));
+        assert_eq!(world.vm("a").restart_count, 0, "the same copy");
+    }
+}
+
+#[test]
+fn what_its_worker_stopped_as_it_ended_stays_off_if_that_is_wished() {
+    let mut world = World::new();
+    let (session, copy) = world.running_vm(VmSpec::default());
+    world.switch("a", PowerState::Stopped).unwrap();
+    world.report("w", session, copy, halted()).unwrap();
+    assert!(world.vm("a").is_off() && world.vm("a").boot == 0, "{:?}", world.vm("a"));
+}
+
+#[test]
+fn a_vm_that_may_be_replaced_starts_over_elsewhere_if_the_worker_that_stopped_it_stays_away() {
+    let mut world = World::new();
+    let (session, copy) = world.running_vm(VmSpec { on_unseen: OnUnseen::Replace, ..VmSpec::default() });
+    world.report("w", session, copy, halted()).unwrap();
+    world.join("v", 1);
+    world.pass(50_000);
+    assert_eq!(world.vm("a").worker, Some(name("w")), "its worker may be back in time");
+    world.pass(60_000);
+    assert_eq!(world.vm("a").restart_count, 1);
+    assert_eq!(world.vm("a").worker, None, "v is silent, too");
 }

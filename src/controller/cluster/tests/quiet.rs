@@ -17,7 +17,7 @@ fn a_lease_is_renewed_without_a_change_unless_it_brings_the_worker_back() {
     let session = world.join("w", 8);
     world.create("a", VmSpec::default()).unwrap();
     let beat = |world: &mut World, revision| {
-        let beat = Heartbeat { session, revision, told: Some(true) };
+        let beat = Heartbeat { session, revision, told: Some(true), load: None, digest: None };
         let (done, quiet) = quiet(world, |cluster, now, changes| cluster.heartbeat(&name("w"), &beat, now, changes));
         (done.is_ok(), quiet)
     };
@@ -90,7 +90,7 @@ fn a_worker_that_renews_its_lease_while_nothing_can_be_stored_keeps_what_it_runs
         world.pass(3_000);
         // What another wants in the same batch cannot be stored, and all that is not goes back.
         world.create(&format!("b{n}"), VmSpec::default()).unwrap();
-        let beat = Heartbeat { session, revision: 99, told: Some(true) };
+        let beat = Heartbeat { session, revision: 99, told: Some(true), load: None, digest: None };
         let renew =
             |cluster: &mut Cluster, now, changes: &mut Changes| cluster.heartbeat(&name("w"), &beat, now, changes);
         let (done, quiet) = quiet(&mut world, renew);

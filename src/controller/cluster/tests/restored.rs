@@ -13,7 +13,7 @@ impl World {
     }
 
     fn says(&mut self, worker: &Told<'_>, told: Option<bool>) {
-        let beat = Heartbeat { session: worker.1, revision: 99, told };
+        let beat = Heartbeat { session: worker.1, revision: 99, told, load: None, digest: None };
         self.cluster.heartbeat(&name(worker.0), &beat, self.now, &mut self.changes).unwrap();
         self.cluster.place(self.now, &mut self.changes);
     }

@@ -70,3 +70,84 @@ fn a_copy_that_a_held_vm_may_go_on_with_is_kept() {
     world.cluster.delete_vm(&name("a"), world.now, &mut world.changes).unwrap();
     assert_eq!(delete(&mut world, "w", copy), Ok(()));
 }
+
+const MINUTE: u64 = 60_000;
+
+impl World {
+    /// A worker whose operator wants unknown copies gone after ten minutes.
+    fn join_to_delete(&mut self, worker: &str) -> SessionId {
+        let session = SessionId(self.id());
+        let info = self.info(worker, 4);
+        let hello = Hello { session, info, place: String::new(), delete_unknown_s: Some(600) };
+        self.cluster.hello(&name(worker), hello, self.now, &mut self.changes).unwrap();
+        session
+    }
+
+    /// Lets time pass while a worker is heard of.
+    fn pass_with(&mut self, worker: &str, session: SessionId, millis: u64) {
+        for _ in 0..millis / 10_000 {
+            self.pass(10_000);
+            let beat = Heartbeat { session, revision: 99, told: Some(true), load: None, digest: None };
+            self.cluster.heartbeat(&name(worker), &beat, self.now, &mut self.changes).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_unknown_copy_is_deleted_only_where_that_is_wanted_and_only_after_its_time_in_one_session() {
+    let mut world = World::new();
+    let (keeps, deletes) = (world.join("v", 4), world.join_to_delete("w"));
+    let (kept, unknown) =
+        (CopyId { uid: VmUid(world.id()), attempt: 0 }, CopyId { uid: VmUid(world.id()), attempt: 2 });
+    told(&mut world, "v", keeps, kept);
+    told(&mut world, "w", deletes, unknown);
+    world.pass_with("w", deletes, 9 * MINUTE);
+    told(&mut world, "w", deletes, unknown);
+    assert_eq!(world.wants("w"), [], "its time is not over");
+
+    // Another session counts anew, and one that has not told of it counts nothing.
+    let deletes = world.join_to_delete("w");
+    world.pass_with("w", deletes, 20 * MINUTE);
+    assert_eq!(world.wants("w"), [], "it was not told of in this session");
+    told(&mut world, "w", deletes, unknown);
+    world.pass_with("w", deletes, 9 * MINUTE);
+    told(&mut world, "w", deletes, unknown);
+    assert_eq!(world.wants("w"), []);
+    world.pass_with("w", deletes, MINUTE);
+    assert_eq!(world.wants("w"), [(unknown, "absent")]);
+    world.report("w", deletes, unknown, Observation::Absent).unwrap();
+    assert_eq!(world.cluster.worker(&name("w")).unwrap().strays, 0);
+    assert_eq!(world.cluster.strays(Some(&name("v")), None, 9).0.len(), 1, "nobody asked for that");
+}
+
+#[test]
+fn no_unknown_copy_is_deleted_of_a_worker_that_is_silent() {
+    let mut world = World::new();
+    let session = world.join_to_delete("w");
+    let unknown = CopyId { uid: VmUid(world.id()), attempt: 0 };
+    told(&mut world, "w", session, unknown);
+    world.pass(11 * MINUTE);
+    assert!(world.cluster.strays(None, None, 9).0.iter().all(|stray| !stray.deleting));
+}
+
+#[test]
+fn no_unknown_copy_is_deleted_while_a_restored_backup_is_not_settled() {
+    let mut world = World::new();
+    world.now = at(1_800_000_000_000);
+    world.join("v", 4);
+    world.join_to_delete("w");
+    let backup = world.records();
+    let restored = Restoration::of(&backup, world.now.wall, world.now.wall);
+    world.load(Records { restored, ..backup });
+    let session = world.join_to_delete("w");
+    let unknown = CopyId { uid: VmUid(world.id()), attempt: 0 };
+    told(&mut world, "w", session, unknown);
+    world.pass_with("w", session, 20 * MINUTE);
+    assert_eq!(world.wants("w"), [], "v has not told what it has");
+    let other = world.join("v", 4);
+    world.pass_with("v", other, 10_000);
+    let beat = Heartbeat { session, revision: 99, told: Some(true), load: None, digest: None };
+    world.cluster.heartbeat(&name("w"), &beat, world.now, &mut world.changes).unwrap();
+    world.pass(1_000);
+    assert_eq!(world.wants("w"), [(unknown, "absent")]);
+}

@@ -169,7 +169,14 @@ async fn a_nearly_full_store_takes_nothing_new_and_keeps_room_for_deletions_repo
 /// A worker with room for all VMs.
 fn join(session: SessionId, step: &mut Step<'_>) -> Result<(), ApiError> {
     let info = WorkerInfo { default_cpu: 1, default_memory: 1, ..sample("w", 1 << 20, 1 << 30) };
-    step.cluster.hello(&"w".parse()?, Hello { session, info, place: String::new() }, step.now, step.changes).map(drop)
+    step.cluster
+        .hello(
+            &"w".parse()?,
+            Hello { session, info, place: String::new(), delete_unknown_s: None },
+            step.now,
+            step.changes,
+        )
+        .map(drop)
 }
 
 /// Creates VMs until one is refused; says how many were made, and why no more.
