@@ -191,7 +191,14 @@ impl LogFile {
             }
         }
         let first = self.memory.front()?.number;
-        let lines = self.memory.iter().take(MAX_LOG_BATCH).map(Line::to_send).collect();
+        let mut room = CHUNK;
+        let fits = |line: &&Line| {
+            let bytes = line.text.len();
+            let fits = bytes <= room;
+            room = room.saturating_sub(bytes);
+            fits
+        };
+        let lines = self.memory.iter().take(MAX_LOG_BATCH).take_while(fits).map(Line::to_send).collect();
         Some(Batch { first, lines, end: None })
     }
 

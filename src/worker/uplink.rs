@@ -4,6 +4,8 @@
 //! That a copy has ended is told after what its script has said: on that word the controller may begin the next boot or
 //! another copy, and takes no lines of this one any more.
 
+mod lines;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,10 +15,12 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::spool::{Batch, LogKey};
+use self::lines::follows_log;
+pub(super) use self::lines::{LogAnswer, LogToCome};
+use super::spool::LogKey;
 use crate::bus::client::Bus;
 use crate::bus::inventory::{self, State};
-use crate::bus::message::{Done, LogLines, Observation, Report};
+use crate::bus::message::{Done, Observation, Report};
 use crate::bus::subject::{self, WorkerVerb};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{Boot, CopyId, SessionId, WorkerName};
@@ -27,7 +31,9 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
 /// Reports on their way at once.
 const IN_FLIGHT: usize = 32;
-/// How long the end of a copy waits for its log lines, counted in one session: what a spool holds is sent in less.
+/// How long log lines wait until it is acknowledged that the VM runs whose they are, so that those who follow its life hear
+/// of that first; and how long the end of a copy waits for its log lines, counted in one
+/// session: what a spool holds is sent in less.
 const LOG_FIRST: Duration = Duration::from_secs(30);
 /// How often a worker that ends looks whether all is acknowledged.
 const HEARD_LOOK: Duration = Duration::from_millis(20);
@@ -48,6 +54,8 @@ pub(super) struct Uplink {
 struct Shared {
     copies: Mutex<BTreeMap<CopyId, Entry>>,
     changed: Notify,
+    /// Signalled whenever `copies` changes.
+    copies_changed: watch::Sender<()>,
     session: watch::Sender<Option<SessionId>>,
     found: Mutex<Option<Inventory>>,
     /// Boots of which lines are to be sent still, or may come.
@@ -70,13 +78,15 @@ struct Entry {
     boot: Boot,
     observation: Observation,
     acknowledged: bool,
+    /// It is acknowledged that this boot runs, or ran.
+    ran: bool,
 }
 
 impl Uplink {
     pub(super) fn new(bus: Bus, worker: WorkerName) -> Self {
         let (copies, found) = (Mutex::default(), Mutex::default());
         let (changed, session, logs) = (Notify::new(), watch::Sender::new(None), Mutex::default());
-        let shared = Shared { copies, changed, session, found, logs };
+        let shared = Shared { copies, changed, copies_changed: watch::Sender::new(()), session, found, logs };
         Self { bus, worker, shared: Arc::new(shared) }
     }
 
@@ -93,8 +103,10 @@ impl Uplink {
     pub(super) fn tell(&self, id: CopyId, boot: Boot, observation: Observation) {
         let mut copies = self.copies();
         if copies.get(&id).is_none_or(|entry| (entry.boot, &entry.observation) != (boot, &observation)) {
-            copies.insert(id, Entry { boot, observation, acknowledged: false });
+            let ran = copies.get(&id).is_some_and(|entry| entry.boot == boot && entry.ran);
+            copies.insert(id, Entry { boot, observation, acknowledged: false, ran });
             drop(copies);
+            self.shared.copies_changed.send_replace(());
             self.shared.changed.notify_one();
         }
     }
@@ -276,6 +288,10 @@ impl Uplink {
     fn settle(&self, id: CopyId, boot: Boot, observation: &Observation) {
         let mut copies = self.copies();
         let Some(entry) = copies.get_mut(&id) else { return };
+        if entry.boot == boot && matches!(observation, Observation::Running { .. }) {
+            entry.ran = true;
+            self.shared.copies_changed.send_replace(());
+        }
         if (entry.boot, &entry.observation) != (boot, observation) {
             return;
         }
@@ -287,74 +303,6 @@ impl Uplink {
 
     async fn request<Q: serde::Serialize>(&self, verb: WorkerVerb, message: &Q) -> Result<Done, ApiError> {
         self.bus.request(subject::worker(&self.worker, verb), message, ACK_TIMEOUT).await
-    }
-
-    fn logs(&self) -> MutexGuard<'_, BTreeSet<LogKey>> {
-        self.shared.logs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// There are, or will be, lines of this boot to send, until what is returned is dropped.
-    pub(super) fn log_to_come(&self, key: LogKey) -> LogToCome {
-        self.logs().insert(key);
-        LogToCome { uplink: self.clone(), key }
-    }
-
-    /// Sends lines until they are acknowledged, or not wanted. Cancel safe: what was not acknowledged can be sent again.
-    pub(super) async fn send_log(&self, (id, boot): LogKey, batch: &Batch) -> LogAnswer {
-        let mut session = self.shared.session.subscribe();
-        loop {
-            let current = match session.wait_for(Option::is_some).await.map(|session| *session) {
-                Ok(Some(current)) => current,
-                Ok(None) => continue,
-                // The worker ends.
-                Err(_) => std::future::pending().await,
-            };
-            let (first, lines) = (batch.first, batch.lines.clone());
-            let message = LogLines { session: current, uid: id.uid, attempt: id.attempt, boot, first, lines };
-            match self.request(WorkerVerb::Log, &message).await {
-                Ok(Done {}) => return LogAnswer::Taken,
-                Err(error) if is_final(error.code) => {
-                    tracing::debug!("log of {id} is not wanted: {error}");
-                    return LogAnswer::Unwanted;
-                }
-                Err(error) => {
-                    tracing::debug!("log of {id} not acknowledged: {error}");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        }
-    }
-}
-
-/// What the controller says of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogAnswer {
-    /// It has them.
-    Taken,
-    /// It wants none of this boot any more.
-    Unwanted,
-}
-
-/// Lines of a boot are on their way.
-#[derive(Debug)]
-pub(super) struct LogToCome {
-    uplink: Uplink,
-    key: LogKey,
-}
-
-impl Drop for LogToCome {
-    fn drop(&mut self) {
-        self.uplink.logs().remove(&self.key);
-        self.uplink.shared.changed.notify_one();
-    }
-}
-
-/// Whether this is told only after all lines of the boot that it is about. Not that it was fenced, which others wait for.
-fn follows_log(observation: &Observation) -> bool {
-    match observation {
-        Observation::Failed { .. } | Observation::Stopped { .. } => true,
-        Observation::Preparing { .. } | Observation::Running { .. } => false,
-        Observation::Fenced { .. } | Observation::Absent | Observation::Stray { .. } => false,
     }
 }
 
@@ -374,84 +322,4 @@ impl Drop for Closed<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::VmUid;
-
-    #[tokio::test]
-    async fn a_copy_that_is_gone_is_forgotten_once_the_controller_knows() {
-        let uplink = Uplink::unheard().await;
-        let id = CopyId { uid: VmUid(uuid::Uuid::nil()), attempt: 0 };
-        let preparing = Observation::Preparing { message: "x".into() };
-        uplink.observe(id, preparing.clone());
-        uplink.observe(id, Observation::Absent);
-        uplink.settle(id, 0, &preparing);
-        assert!(uplink.tells(id, &Observation::Absent), "only an older observation was acknowledged");
-        uplink.settle(id, 0, &Observation::Absent);
-        assert!(uplink.copies().is_empty());
-    }
-
-    #[tokio::test]
-    async fn all_is_told_once_every_copy_was_acknowledged_in_this_session() {
-        let uplink = Uplink::unheard().await;
-        let copy = |n| CopyId { uid: VmUid(uuid::Uuid::from_u128(n)), attempt: 0 };
-        let (now, before) = (SessionId(uuid::Uuid::from_u128(1)), SessionId(uuid::Uuid::nil()));
-        let stray = Observation::Stray { name: "a".into(), running: Some(true) };
-        let preparing = Observation::Preparing { message: "x".into() };
-        let (wished, unwished) = ([copy(1)].into(), [copy(2)].into());
-        uplink.has_found(Inventory { session: now, wished, unwished });
-        uplink.observe(copy(1), preparing.clone());
-        uplink.observe(copy(2), preparing.clone());
-        uplink.settle(copy(1), 0, &preparing);
-        uplink.settle(copy(2), 0, &preparing);
-        assert!(!uplink.has_told(now), "nothing is served");
-        uplink.shared.session.send_replace(Some(now));
-        assert!(!uplink.has_told(now), "that it is a stray is still to come");
-        uplink.observe(copy(2), stray.clone());
-        assert!(!uplink.has_told(now), "nobody has acknowledged it");
-        assert_eq!(uplink.digest(now), None);
-        uplink.settle(copy(2), 0, &stray);
-        assert!(uplink.has_told(now));
-        let mut digest = inventory::Inventory::default();
-        digest.add(copy(1), 0, State::Coming);
-        assert_eq!(uplink.digest(now), Some(digest.digest()), "what nobody wishes for is left out");
-        uplink.tell_all();
-        assert!(!uplink.has_told(now), "it is to be told again");
-        uplink.settle(copy(1), 0, &preparing);
-        uplink.settle(copy(2), 0, &stray);
-        uplink.shared.session.send_replace(Some(before));
-        assert!(!uplink.has_told(before), "by the wishes of another session");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn that_a_copy_has_ended_is_told_after_what_it_said_but_not_never() {
-        let uplink = Uplink::unheard().await;
-        let copy = |n| CopyId { uid: VmUid(uuid::Uuid::from_u128(n)), attempt: 0 };
-        let failed = || Observation::Failed { message: "x".into(), disk: true, halted: false };
-        let logs = [uplink.log_to_come((copy(1), 4)), uplink.log_to_come((copy(2), 3))];
-        for n in [1, 2] {
-            uplink.tell(copy(n), 4, failed());
-        }
-        let mut waiting = BTreeMap::new();
-        let mut due =
-            || -> Vec<CopyId> { uplink.due(&BTreeSet::new(), &mut waiting).into_iter().map(|(id, ..)| id).collect() };
-        assert_eq!(due(), [copy(2)], "lines of another boot are no reason to wait");
-        tokio::time::advance(LOG_FIRST).await;
-        assert_eq!(due(), [copy(1), copy(2)]);
-        uplink.tell(copy(1), 4, Observation::Fenced { message: "x".into() });
-        assert_eq!(due(), [copy(1), copy(2)]);
-        uplink.tell(copy(1), 4, failed());
-        assert_eq!(due(), [copy(2)]);
-        drop(logs);
-        assert_eq!(due(), [copy(1), copy(2)]);
-        assert!(waiting.is_empty(), "nobody waits any more");
-    }
-
-    #[test]
-    fn what_an_older_controller_cannot_read_is_not_sent_for_ever() {
-        assert!(is_final(ErrorCode::Invalid) && is_final(ErrorCode::Conflict));
-        for code in [ErrorCode::Unavailable, ErrorCode::Timeout, ErrorCode::Internal, ErrorCode::Unauthenticated] {
-            assert!(!is_final(code), "{code:?}");
-        }
-    }
-}
+mod tests;

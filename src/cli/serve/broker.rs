@@ -94,7 +94,7 @@ pub(in crate::cli) async fn run(command: BrokerCommand) -> anyhow::Result<u8> {
     tokio::select! {
         () = broker.shutdown() => Ok(0),
         name = signals.stop() => {
-            eprintln!("{name}: ending at once");
+            say!("{name}: ending at once");
             Ok(FAILED)
         }
     }
@@ -122,9 +122,9 @@ async fn until_told(broker: &Broker, access: &Access, signals: &mut BrokerSignal
             Told::LameDuck => {
                 lame = true;
                 *ports = None; // as below
-                eprintln!("lame duck: no new clients; those connected are sent away one by one");
+                say!("lame duck: no new clients; those connected are sent away one by one");
             }
-            Told::Stop(name) => return eprintln!("{name}: stopping"),
+            Told::Stop(name) => return say!("{name}: stopping"),
         }
     }
 }
@@ -137,7 +137,7 @@ fn reload(access: &Access, broker: &Broker, read: anyhow::Result<Fresh>) {
     match read {
         Ok(fresh) => {
             access.apply(fresh, broker);
-            eprintln!("reloaded: users and certificates are those of the files now");
+            say!("reloaded: users and certificates are those of the files now");
         }
         Err(error) => tracing::error!("not reloaded, all stays as it was: {error:#}"),
     }

@@ -1,6 +1,15 @@
 //! The commands that serve until they are told to stop: `dev`, `controller run`, `worker run`, `broker run`. What they share is
 //! here: start, announce, wait for a signal, stop.
 
+/// Says something to whoever watches. That nobody reads standard error any more, as it goes into a pipe whose reader was
+/// ended by the same Ctrl-C, is no reason to end otherwise than in order.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($what)*);
+    }};
+}
+
 mod access;
 mod as_user;
 mod backup;
@@ -69,7 +78,7 @@ async fn until_stopped<R: Running>(
     let running = tokio::select! {
         started = start => started?,
         name = signals.wait() => {
-            eprintln!("{name}: stopped before everything was up");
+            say!("{name}: stopped before everything was up");
             return Ok(0);
         }
     };
@@ -78,10 +87,10 @@ async fn until_stopped<R: Running>(
     if announced.is_ok() {
         tokio::select! {
             name = signals.wait() => {
-                eprintln!("{name}: {}", running.farewell());
+                say!("{name}: {}", running.farewell());
                 told = true;
             }
-            why = running.failed() => eprintln!("error: {why}"),
+            why = running.failed() => say!("error: {why}"),
         }
     }
     let grace = if told { running.grace() } else { STOP_GRACE };
@@ -102,13 +111,13 @@ async fn until_stopped<R: Running>(
                 Ok(true) => Ok(0),
                 Ok(false) => Ok(FAILED),
                 Err(_) => {
-                    eprintln!("error: something does not stop within {grace:?}; ending anyhow");
+                    say!("error: something does not stop within {grace:?}; ending anyhow");
                     Ok(FAILED)
                 }
             }
         }
         name = signals.wait() => {
-            eprintln!("{name}: ending at once");
+            say!("{name}: ending at once");
             Ok(FAILED)
         }
     }

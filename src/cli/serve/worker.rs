@@ -122,7 +122,8 @@ pub(in crate::cli) struct RunArgs {
     /// when the worker is started again, whatever their restart policy: stopping a machine is no failure of
     /// its VMs. Those with --on-unseen replace start over elsewhere if that takes longer than the lease (a
     /// minute, unless the controller says otherwise). A VM that was stopped by a user stays stopped; one that
-    /// the controller does not know runs on. A second signal ends the worker at once; what still runs goes on.
+    /// the controller does not know runs on, unless the controller was not heard since the worker began: then all are
+    /// stopped, as it is not known which. A second signal ends the worker at once; what still runs goes on.
     #[arg(long)]
     stop_vms_on_exit: bool,
     /// Delete VMs named orchard-… that the controller does not know, an hour after it was told of them
@@ -132,8 +133,8 @@ pub(in crate::cli) struct RunArgs {
     /// --delete-unknown=24h gives it another time. Copies that a VM has or may come to have are kept, and so is
     /// everything until all workers were heard after a backup was restored.
     ///
-    /// DANGER after an old backup was restored: VMs that were made after it are unknown, although people use
-    /// them, and this deletes them, disks included. Where that may happen, look at `orchard list strays` and
+    /// DANGER after an old backup was restored, or when a controller begins with an empty data folder: VMs that it
+    /// never heard of are unknown, although people use them, and this deletes them, disks included. Where that may happen, look at `orchard list strays` and
     /// use `orchard delete stray` instead. VMs that Orchard has not made are never touched.
     #[arg(
         long,
@@ -141,7 +142,7 @@ pub(in crate::cli) struct RunArgs {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "1h",
-        value_parser = duration::parse
+        value_parser = unknown_for
     )]
     delete_unknown: Option<Duration>,
 }
@@ -230,11 +231,11 @@ impl Running for Started {
             self.shutdown().await;
             return true;
         }
-        let left = self.worker.shutdown_with_vms(|left| eprintln!("VMs still to stop: {left}")).await;
+        let left = self.worker.shutdown_with_vms(|left| say!("VMs still to stop: {left}")).await;
         match left {
-            Some(0) => eprintln!("all VMs are stopped; they boot again when this worker is started again"),
-            Some(left) => eprintln!("error: {left} VMs do not stop; they go on without the worker"),
-            None => eprintln!("error: the host does not tell which VMs run, so they may go on without the worker"),
+            Some(0) => say!("all VMs are stopped; they boot again when this worker is started again"),
+            Some(left) => say!("error: {left} VMs do not stop; they go on without the worker"),
+            None => say!("error: the host does not tell which VMs run, so they may go on without the worker"),
         }
         left == Some(0)
     }
@@ -345,5 +346,17 @@ fn password(arguments: &RunArgs) -> anyhow::Result<Secret> {
              NATS server of your own, this worker's password with --token-file, --token-stdin or {TOKEN}"
         ))
         .into()),
+    }
+}
+
+/// Shorter, and a controller that has just begun would have no time to be told of a mistake.
+const LEAST_UNKNOWN: Duration = Duration::from_secs(300);
+
+fn unknown_for(text: &str) -> Result<Duration, String> {
+    match duration::parse(text)? {
+        time if time < LEAST_UNKNOWN => {
+            Err(format!("{text:?} leaves nobody time to see what would be deleted; give at least 5m"))
+        }
+        time => Ok(time),
     }
 }

@@ -15,6 +15,7 @@ impl Cluster {
     pub(super) fn adopt(&mut self, uid: VmUid, now: Now, changes: &mut Changes) -> bool {
         let Some(vm) = self.vm_record(uid) else { return false };
         let (known, status, holder) = (vm.copy_id().attempt, vm.status, vm.worker.clone());
+        let has_room = vm.conditions.scheduled();
         let held = self.is_held(uid);
         if status == VmStatus::Running || known >= self.restored_record().floor {
             return false;
@@ -54,6 +55,11 @@ impl Cluster {
         if elsewhere.is_some_and(|holder| self.restored.waits_for(holder)) {
             return false;
         }
+        if attempt == known && holder.as_ref() == Some(&worker) && !running && !has_room {
+            // It waits for room there already.
+            self.consider(uid);
+            return true;
+        }
         self.make_own(uid, attempt, (&worker, running), now, changes);
         true
     }
@@ -71,8 +77,10 @@ impl Cluster {
         let same = old.copy_id().attempt == attempt && old.worker.as_ref() == Some(worker);
         // One that was switched off, or is to boot again, may have no room there.
         let takes = !same || (running && !old.conditions.scheduled());
-        // What runs has taken its room already. What does not waits for it there, as one that is switched on does.
-        let (cpu, memory, taken) = match running {
+        // What runs has taken its room already. What does not waits for it there, as one that is switched on does; one that
+        // shall not run gives its room back as soon as its worker says that it is off.
+        let has_room = running || old.is_to_be_off();
+        let (cpu, memory, taken) = match has_room {
             true => demand(&Shape::of(&old.spec), &info),
             false => (0, 0, Resources::default()),
         };
@@ -98,10 +106,10 @@ impl Cluster {
             bind(vm, worker);
             "it was found there after a backup was restored".clone_into(&mut vm.placed_because);
             (vm.assigned_cpu, vm.assigned_memory) = (cpu, memory);
-            vm.scheduled_at = running.then_some(now.wall);
+            vm.scheduled_at = has_room.then_some(now.wall);
             vm.assigned.clone_from(&taken);
         }
-        vm.set_conditions(if takes { running } else { vm.conditions.scheduled() }, running);
+        vm.set_conditions(if takes { has_room } else { vm.conditions.scheduled() }, running);
         let what = format!("on {worker}: it was found there, {}", if running { "running" } else { "not running" });
         changes.vm_event(&mut self.last_event, now, vm, EventType::Scheduled, what);
         if takes {
@@ -109,8 +117,8 @@ impl Cluster {
                 entry.vms.insert(uid);
             }
             self.scheduler.hold(worker, &taken, usize::from(!same));
-            self.consider(uid);
         }
+        self.consider(uid);
         if running {
             self.seen_running(uid);
         }

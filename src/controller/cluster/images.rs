@@ -65,12 +65,15 @@ impl Cluster {
         let ImagesReport { images, pulls, .. } = report;
         self.pulls_told(worker, pulls);
         let Some(images) = images else { return Ok(()) };
-        let mut held = HeldImages::new();
+        let (mut held, mut named_twice) = (HeldImages::new(), HeldImages::new());
         for HeldImage { image, bytes, digest, last_used, in_use } in images {
             // Whatever the worker calls it, nothing secret is shown.
             let name = self.image_names.of(&image::shown(&image));
             let digest = digest.map(|digest| self.image_names.of(&digest));
-            held.insert(name, Held { bytes, digest, last_used, in_use });
+            if let Some(first) = held.insert(name.clone(), Held { bytes, digest, last_used, in_use }) {
+                named_twice.insert(name, first);
+                self.forget_names(std::mem::take(&mut named_twice));
+            }
         }
         let Some(entry) = self.workers.get_mut(worker) else { return Ok(()) };
         let before = std::mem::replace(&mut entry.images, held);

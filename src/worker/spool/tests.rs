@@ -105,6 +105,26 @@ fn what_the_disk_does_not_take_is_held_in_memory_in_order_and_said() {
 }
 
 #[test]
+fn what_is_held_in_memory_fits_a_message_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogFile::begin(dir.path(), KEY);
+    log.append(vec![out("begins")], now());
+    log.file = Some(File::options().read(true).write(true).open("/dev/full").unwrap());
+    // Bytes that are no text become three each.
+    let long = "\u{fffd}".repeat(MAX_LOG_LINE);
+    log.append(vec![out(&long); 40], now());
+    log.file = Some(File::open(path(dir.path(), KEY)).unwrap());
+    let mut seen = 0;
+    while let Some(batch) = log.batch(now()) {
+        assert!(!batch.lines.is_empty());
+        assert!(batch.lines.iter().map(|line| line.text.len()).sum::<usize>() <= CHUNK);
+        seen += batch.lines.len();
+        log.acknowledge(&batch);
+    }
+    assert_eq!(seen, 42, "all of them, and why they were in memory");
+}
+
+#[test]
 fn a_folder_that_is_gone_harms_no_script() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = LogFile::begin(&dir.path().join("gone"), KEY);

@@ -94,6 +94,21 @@ fn what_workers_hold_is_shown_by_image_and_by_worker_page_by_page() {
 }
 
 #[test]
+fn a_worker_that_names_an_image_twice_takes_no_memory_by_it() {
+    let mut world = World::new();
+    let a = world.join("a", 8);
+    let mut kept = Vec::new();
+    for round in 0..3 {
+        let digest = |n| Some(format!("sha256:{round}-{n}"));
+        let images = (0..9).map(|n| HeldImage { digest: digest(n), ..held("x", false) }).collect();
+        let report = ImagesReport { session: a, images: Some(images), left_out: 0, pulls: Vec::new() };
+        world.cluster.images_told(&name("a"), report).unwrap();
+        kept.push(world.cluster.image_names_kept());
+    }
+    assert_eq!(kept, [2, 2, 2]);
+}
+
+#[test]
 fn a_worker_that_says_too_much_or_in_no_session_is_not_listened_to() {
     let mut world = World::new();
     let a = world.join("a", 8);

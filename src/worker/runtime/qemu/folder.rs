@@ -151,6 +151,8 @@ impl Folder {
             _ if self.noted().await.is_some() || self.is_held() => FoundState::Running,
             _ if self.listener().await.is_some() => FoundState::Running,
             Some(record) if record.created && record.started => FoundState::Stopped,
+            // That its record cannot be read now does not make its disk one that was never used.
+            None if self.file(RECORD).exists() && self.file(DISK).exists() => FoundState::Stopped,
             _ => FoundState::Incomplete,
         }
     }
@@ -296,6 +298,10 @@ mod tests {
         record.started = true;
         folder.write_record(&record).unwrap();
         assert_eq!((folder.state().await, folder.record()), (FoundState::Stopped, Some(record)));
+        std::fs::write(folder.file(RECORD), "{").unwrap();
+        assert_eq!(folder.state().await, FoundState::Incomplete);
+        std::fs::write(folder.file(DISK), "").unwrap();
+        assert_eq!(folder.state().await, FoundState::Stopped, "its disk is there, whatever it is");
         folder.remove().await.unwrap();
         folder.remove().await.unwrap();
         assert!(!folder.exists());

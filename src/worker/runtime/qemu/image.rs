@@ -308,7 +308,13 @@ impl Images {
     fn used(&self) -> Option<BTreeSet<String>> {
         let vms = self.folder.parent()?.join("vms");
         let mut used = BTreeSet::new();
-        for entry in std::fs::read_dir(&vms).into_iter().flatten() {
+        let entries = match std::fs::read_dir(&vms) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some(used),
+            // Not none, but not known: a disk would lose what it stands on.
+            Err(_) => return None,
+        };
+        for entry in entries {
             let Some(id) = Folder::parse_name(&entry.ok()?.file_name().to_string_lossy()) else { continue };
             let folder = Folder::of(&vms, id);
             match folder.record() {

@@ -42,7 +42,11 @@ impl Tart {
     async fn make_as(&self, copy: &CopySpec, name: &str, progress: &Progress) -> Result<(), RuntimeError> {
         let image = copy.spec.image.as_str();
         let cloning = "cloning the image";
-        self.make_room().await;
+        // Without this look, VMs of an image that is there would wait for each other, and room be made at its cost.
+        let held = copy.spec.image_pull_policy == ImagePullPolicy::IfNotPresent && self.listing().await?.has(image);
+        if !held {
+            self.make_room().await;
+        }
         let _images = self.images.read().await;
         match copy.spec.image_pull_policy {
             ImagePullPolicy::Always => {
@@ -50,8 +54,7 @@ impl Tart {
                 self.fetches.fetch(image, progress, pull).await?;
                 self.fetch(args::clone(image, name), name, progress.clone(), cloning).await?;
             }
-            // Without this look, VMs of an image that is there would wait for each other.
-            ImagePullPolicy::IfNotPresent if self.listing().await?.has(image) => {
+            ImagePullPolicy::IfNotPresent if held => {
                 self.fetch(args::clone(image, name), name, progress.clone(), cloning).await?;
             }
             ImagePullPolicy::IfNotPresent => {
