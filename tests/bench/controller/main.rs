@@ -14,15 +14,15 @@
 //! | the writer of the store, 64 callers | 41,000 to 53,000/s = 17.7x, 18.2x | 15x |
 //! | over the bus, 64 requests of 8 accounts | 8,000 to 13,000/s = 3.5x, 4.4x | 4x |
 //! | p99 of a lone create over the bus, beyond that of a commit | 0.49 ms, 0.95 ms | 1 ms |
-//! | 10,000 creates until all run | 8.6 s, 9.1 s | 30 s |
-//! | create to running in the full fleet | p50 5.5 ms, p90 7.4 ms, p99 15.5 ms; p99 22 ms | p99 20 ms |
-//! | CPU of controller and broker while 2,000 workers only beat | 12.6 %, 14.1 % of a core | 15 % |
-//! | memory of both then | 252.7 MiB, 253.3 MiB, of it some 60 mapped files | 250 MiB |
-//! | memory with 2,000 workers and no VM | 155 MiB | |
+//! | 10,000 creates until all run | 7.1 s to 18 s as the disk was | 30 s |
+//! | create to running in the full fleet | p99 11.5 ms, 11.7 ms | p99 20 ms |
+//! | CPU of controller and broker while 2,000 workers only beat | 10.3 % to 12.8 % of a core | 15 % |
+//! | memory of both then | 246.6 MiB, 247.4 MiB, of it some 60 mapped files | 250 MiB |
+//! | memory with 2,000 workers and no VM | 161 MiB | |
 //! | an empty controller, from start to ready | 24 ms | |
-//! | with 10,000 VMs and 100,000 events, first answer, median | 168 ms; 138 ms when the machine was faster | 150 ms |
+//! | with 10,000 VMs and 100,000 events, first answer, median | 154 ms, 155 ms, before the last step below | 150 ms |
 //! | the same with 2,000 workers at the door | 234 ms | |
-//! | all 2,000 workers back | 4.3 s, 5.0 s | 5 s |
+//! | all 2,000 workers back | 5.2 s, 5.3 s; 4.3 s when the machine was faster | 5 s |
 //! | VMs touched by that | none | none |
 //!
 //! What made the difference, each found with `perf`:
@@ -32,6 +32,10 @@
 //! * All workers have one address here, so that the broker lets 256 of them begin at a time, and what limits their return
 //!   is the two processors: 4.4 s of the controller and 5.8 s of the workers, half of what it was while quinn kept entries for
 //!   8,192 streams of each connection and read 45 KB of padding, byte by byte, to find out how large packets may be.
+//! * mimalloc in place of the system's allocator: a tenth less CPU, and less memory, once it keeps off huge pages, which had
+//!   cost 40 MiB.
+//! * At a start VMs are boxed, pages are looked through on both processors, and the tunnel's socket is bound first: its 13 MiB
+//!   of receive buffers were cleared by hand when loading had used that memory before (10 ms). Not measured on a quiet machine.
 //! * Reading pages in blocks before LMDB maps the file made a start slower by 80 ms, as trees lie scattered in it.
 //!
 //! Over the bus what limits is the processors: clients, broker, requests, and two events and an audit record published for
