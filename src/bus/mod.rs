@@ -6,6 +6,7 @@ pub mod client;
 pub mod images;
 pub mod inventory;
 pub mod life;
+pub mod log;
 pub mod measure;
 pub mod message;
 pub mod parts;

@@ -6,7 +6,7 @@ use super::clock::Millis;
 use super::fleet::Doing;
 use super::worker::{Alarm, is_final};
 use super::world::World;
-use crate::bus::message::{LogLine, LogLines};
+use crate::bus::log::{LogLine, LogLines};
 use crate::model::event::LogStream;
 use crate::model::{Boot, CopyId};
 

@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_write_more_than_the_bound_is_little() {
-        let most = crate::bus::message::MAX_LOG_BATCH * crate::bus::message::MAX_LOG_LINE * 6;
+        let most = crate::bus::log::MAX_LOG_BATCH * crate::bus::log::MAX_LOG_LINE * 6;
         assert!(most as u64 <= MAX_FILE);
     }
 }

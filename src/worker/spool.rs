@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bus::message::{LogLine, MAX_LOG_BATCH, MAX_LOG_LINE};
+use crate::bus::log::{LogLine, MAX_LOG_BATCH, MAX_LOG_LINE};
 use crate::model::event::LogStream;
 use crate::model::{Boot, CopyId, Timestamp};
 

@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "bus/access.rs",
     "bus/images.rs",
     "bus/inventory.rs",
+    "bus/log.rs",
     "bus/life.rs",
     "bus/placing.rs",
     "bus/subject.rs",

@@ -16,10 +16,11 @@ use orchard::bus::images::{
     ListHeldImages, ListImages, ListPulls, PullImage, PullOnWorker, PullPage, PullProgress, PullReport, PullView,
 };
 use orchard::bus::life::{SpecChange, UpdateVm};
+use orchard::bus::log::{LogLine, LogLines};
 use orchard::bus::message::{
     Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
-    HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, LogLine, LogLines, Observation, OpenTunnel, Report, RunSpec,
-    TunnelEndpoint, TunnelTicket, Want, Welcome, decode, encode,
+    HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, Observation, OpenTunnel, Report, RunSpec, TunnelEndpoint,
+    TunnelTicket, Want, Welcome, decode, encode,
 };
 use orchard::bus::placing::{DrainWorker, ExplainVm, Explained, Obstacle, PauseWorker, ResumeWorker};
 use orchard::bus::settings::{GetSettings, SetSettings};

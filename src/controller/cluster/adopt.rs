@@ -55,7 +55,7 @@ impl Cluster {
         if elsewhere.is_some_and(|holder| self.restored.waits_for(holder)) {
             return false;
         }
-        if attempt == known && holder.as_ref() == Some(&worker) && !running && !has_room {
+        if own(attempt, &worker) && !running && !has_room {
             // It waits for room there already.
             self.consider(uid);
             return true;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::once::SpentKey;
-use crate::bus::message::{LogLine, MAX_LOG_LINE};
+use crate::bus::log::{LogLine, MAX_LOG_LINE};
 use crate::model::account::JoinId;
 use crate::model::audit::AuditRecord;
 use crate::model::event::{Event, EventNumber, EventObject, EventType, LogStream};

@@ -65,14 +65,13 @@ impl Cluster {
         let ImagesReport { images, pulls, .. } = report;
         self.pulls_told(worker, pulls);
         let Some(images) = images else { return Ok(()) };
-        let (mut held, mut named_twice) = (HeldImages::new(), HeldImages::new());
+        let mut held = HeldImages::new();
         for HeldImage { image, bytes, digest, last_used, in_use } in images {
             // Whatever the worker calls it, nothing secret is shown.
             let name = self.image_names.of(&image::shown(&image));
             let digest = digest.map(|digest| self.image_names.of(&digest));
             if let Some(first) = held.insert(name.clone(), Held { bytes, digest, last_used, in_use }) {
-                named_twice.insert(name, first);
-                self.forget_names(std::mem::take(&mut named_twice));
+                self.image_names.forget([name].into_iter().chain(first.digest));
             }
         }
         let Some(entry) = self.workers.get_mut(worker) else { return Ok(()) };

@@ -27,7 +27,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::bus::message::{CreateVm, Heartbeat, Hello, LogLine, LogLines, Observation, Report};
+use crate::bus::log::{LogLine, LogLines};
+use crate::bus::message::{CreateVm, Heartbeat, Hello, Observation, Report};
 use crate::model::Timestamp;
 use crate::model::event::{EventObject, EventType, LogStream};
 use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};

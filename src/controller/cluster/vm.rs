@@ -3,7 +3,8 @@
 use super::once::digest_of;
 use super::spec::check_spec;
 use super::{Changes, Cluster, Leaving, replace, restarts};
-use crate::bus::message::{CreateVm, LogLines, Observation, Report};
+use crate::bus::log::LogLines;
+use crate::bus::message::{CreateVm, Observation, Report};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventObject, EventType};
 use crate::model::planted::{Bug, planted};

@@ -2,9 +2,8 @@
 
 use super::Context;
 use crate::bus::images::ImagesReport;
-use crate::bus::message::{
-    Answer, Done, Heartbeat, Hello, LogLines, MAX_LOG_BATCH, MAX_LOG_LINE, Report, Welcome, decode, encode,
-};
+use crate::bus::log::{LogLines, MAX_LOG_BATCH, MAX_LOG_LINE};
+use crate::bus::message::{Answer, Done, Heartbeat, Hello, Report, Welcome, decode, encode};
 use crate::bus::parts;
 use crate::bus::subject::{self, WorkerVerb};
 use crate::identity;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{MutexGuard, PoisonError};
 
 use super::{Entry, LOG_FIRST, RETRY, Uplink, is_final};
-use crate::bus::message::{Done, LogLines, Observation};
+use crate::bus::log::LogLines;
+use crate::bus::message::{Done, Observation};
 use crate::bus::subject::WorkerVerb;
 use crate::worker::spool::{Batch, LogKey};
 

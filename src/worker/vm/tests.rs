@@ -35,12 +35,7 @@ fn task_for(host: &Host, copy: &CopySpec, seen: Seen) -> (watch::Sender<Order>, 
 
 /// Waits until this is told of a copy.
 async fn told(host: &Host, id: CopyId, observation: &Observation) {
-    let began = tokio::time::Instant::now();
-    while !host.uplink.tells(id, observation) {
-        assert!(began.elapsed() < Duration::from_secs(60), "never told: {observation:?}");
-        tokio::time::advance(Duration::from_millis(100)).await;
-        tokio::task::yield_now().await;
-    }
+    until(&format!("told {observation:?}"), || host.uplink.tells(id, observation)).await;
 }
 
 #[tokio::test(start_paused = true)]

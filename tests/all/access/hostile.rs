@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchard::bus::client::Bus;
+use orchard::bus::log::{LogLine, LogLines};
 use orchard::bus::message::{
-    Answer, GetVm, GetWorker, Heartbeat, Hello, ListEvents, ListWorkers, LogLine, LogLines, Observation, Report,
-    Welcome, decode, encode,
+    Answer, GetVm, GetWorker, Heartbeat, Hello, ListEvents, ListWorkers, Observation, Report, Welcome, decode, encode,
 };
 use orchard::bus::subject::{self, WorkerVerb};
 use orchard::model::event::{EventObject, LogStream};

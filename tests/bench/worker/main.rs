@@ -16,6 +16,9 @@ mod agent;
 #[path = "../controller/ground.rs"]
 #[allow(dead_code)] // of another bench, which uses all of it
 mod ground;
+#[path = "../../all/wait.rs"]
+#[allow(dead_code)] // the tests use more of it
+mod wait;
 
 use std::time::{Duration, Instant};
 
@@ -35,6 +38,8 @@ use orchard::model::{AccountName, VmName};
 const MANY: usize = 500;
 /// VMs of an ordinary one.
 const SOME: usize = 50;
+/// How long the agent gets to come to rest.
+const SETTLED: Duration = Duration::from_secs(5);
 /// For so long an agent is watched that does nothing but what it does anyhow.
 const WATCHED: Duration = Duration::from_secs(30);
 /// Changes among many VMs, one after another.
@@ -143,22 +148,20 @@ impl Place {
     }
 
     async fn until_all(&self, vms: usize, is: impl Fn(&orchard::model::vm::Vm) -> bool) {
-        let began = Instant::now();
-        loop {
+        wait::until("all VMs to get there", Duration::from_secs(120), async || {
             let page = self.bus.call(&account(), &ListVms::default(), ground::CALL).await.unwrap();
-            if page.vms.iter().filter(|vm| is(vm)).count() == vms {
-                return;
-            }
-            assert!(began.elapsed() < Duration::from_secs(120), "the VMs do not get there");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            let there = page.vms.iter().filter(|vm| is(vm)).count();
+            if there == vms { Ok(()) } else { Err(there) }
+        })
+        .await;
     }
 
     /// The share of one core that the agent takes when nothing is asked of it.
     async fn idle(&self) -> f64 {
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        // Nothing is waited for here: these are the times in which nothing shall happen, first until it does, then measured.
+        let _ = tokio::time::timeout(SETTLED, std::future::pending::<()>()).await;
         let (cpu, began) = (self.agent.cpu(), Instant::now());
-        tokio::time::sleep(WATCHED).await;
+        let _ = tokio::time::timeout(WATCHED, std::future::pending::<()>()).await;
         (self.agent.cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64()
     }
 
