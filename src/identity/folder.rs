@@ -1,6 +1,7 @@
 //! The lock of a data folder, so that one process at a time uses it. Taken by the controller's store, the worker and
 //! `orchard dev`; held by the system, so that a process that was killed leaves none behind.
 
+use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,8 @@ pub enum LockError {
     InUse {
         /// The folder.
         folder: PathBuf,
-        /// Who has it, as far as known.
-        holder: String,
+        /// Who has it.
+        holder: Holder,
     },
     /// The lock's file cannot be used.
     #[error("cannot lock the data folder {}", folder.display())]
@@ -32,6 +33,22 @@ pub enum LockError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// The process that has a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder(
+    /// Its id, if it is known.
+    pub Option<u32>,
+);
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(id) => write!(f, "process {id}"),
+            None => f.write_str("another process"),
+        }
+    }
 }
 
 /// Locks `folder` by the file `serve.lock` in it, which is made if it is not there, belongs to its owner alone, and holds the id of
@@ -57,11 +74,7 @@ pub fn lock(folder: &Path) -> Result<FolderLock, LockError> {
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
             let _ = (&mut file).take(MAX_ID).read_to_string(&mut holder);
-            let holder = match holder.trim() {
-                "" => "another process".to_owned(),
-                id => format!("process {id}"),
-            };
-            return Err(LockError::InUse { folder: folder.to_owned(), holder });
+            return Err(LockError::InUse { folder: folder.to_owned(), holder: Holder(holder.trim().parse().ok()) });
         }
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     }

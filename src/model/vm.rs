@@ -348,6 +348,9 @@ pub struct Vm {
     /// Lines of the startup script stored for this attempt.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub log_lines: u64,
+    /// Those of the boot before, of which more may come: its worker may have been cut off when this boot was asked for.
+    #[serde(default, rename = "earlierLog", skip_serializing_if = "Option::is_none")]
+    pub earlier_log: Option<Box<EarlierLog>>,
     /// When it was last started over after a failure: the pause before that is counted from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarted_at: Option<Timestamp>,
@@ -363,6 +366,15 @@ pub struct Vm {
     /// The request that it came from, if that bore a key. Not shown to readers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub once: Option<Once>,
+}
+
+/// What is stored of an earlier boot's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierLog {
+    /// Which boot.
+    pub boot: Boot,
+    /// How many of its lines.
+    pub lines: u64,
 }
 
 /// A request that may come again and is to be done once.
@@ -402,6 +414,7 @@ impl Vm {
             quick_failures: 0,
             replace_since: 0,
             log_lines: 0,
+            earlier_log: None,
             restarted_at: None,
             scheduled_at: None,
             started_at: None,
@@ -437,6 +450,7 @@ impl Vm {
         self.spec = self.spec.redacted();
         // Passwords are part of what the digest is of, and can be guessed.
         self.once = None;
+        self.earlier_log = None;
         self.status_message = redact_urls(&self.status_message);
         self.image_fqn = self.image_fqn.map(|fqn| redact_urls(&fqn));
         self

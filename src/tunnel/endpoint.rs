@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::debug;
 
 use super::allowance::FIRST_STREAMS;
+use super::udp::Bounded;
 use super::{ALPN, IDLE_TIMEOUT, KEEP_ALIVE};
 use crate::identity::ca::Identity;
 use crate::identity::tls;
@@ -242,5 +243,6 @@ fn bind(address: SocketAddr, mut config: EndpointConfig, server: Option<quinn::S
         }
     }
     config.max_udp_payload_size(JUMBO_PAYLOAD).map_err(io::Error::other)?;
-    Endpoint::new(config, server, socket.into(), Arc::new(TokioRuntime))
+    let socket = Bounded::new(socket.into(), JUMBO_PAYLOAD)?;
+    Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
 }

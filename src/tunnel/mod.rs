@@ -24,6 +24,7 @@ pub mod relay;
 mod splice;
 pub mod stream;
 pub mod ticket;
+mod udp;
 pub mod worker;
 
 use std::fmt;

@@ -141,7 +141,14 @@ async fn a_killed_worker_keeps_the_vms_that_are_its_own_and_no_other_and_adopts_
 
     // A guard that ended is replaced, too.
     kill_process(Pid::from_raw(guard).unwrap(), Signal::KILL).unwrap();
-    wait::until("another guard", LIMIT, || async { world.guard().filter(|pid| *pid != guard).ok_or("none") }).await;
+    let other = |than: i32| {
+        let world = &world;
+        move || async move { world.guard().filter(|pid| *pid != than).ok_or("none") }
+    };
+    let guard = wait::until("another guard", LIMIT, other(guard)).await;
+    // So is one that is there and does nothing.
+    kill_process(Pid::from_raw(guard).unwrap(), Signal::STOP).unwrap();
+    wait::until("another guard than the one that stands still", LIMIT, other(guard)).await;
 
     world.worker.take().unwrap().kill().await;
     world.fenced(&replaced, (&kept, pid)).await;

@@ -100,7 +100,7 @@ impl Cluster {
         vm.status = if running { VmStatus::Running } else { VmStatus::Pending };
         vm.status_message = format!("found on {worker} after a backup was restored");
         vm.started_at = running.then_some(now.wall);
-        (vm.failed_at, vm.log_lines) = (None, 0);
+        (vm.failed_at, vm.log_lines, vm.earlier_log) = (None, 0, None);
         if takes {
             vm.worker = Some(worker.clone());
             bind(vm, worker);

@@ -13,7 +13,7 @@ use super::{Changes, Cluster, restarts};
 use crate::bus::message::{RunSpec, Want};
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
-use crate::model::vm::{PowerState, RestartPolicy, Vm, VmStatus};
+use crate::model::vm::{EarlierLog, PowerState, RestartPolicy, Vm, VmStatus};
 use crate::model::{Boot, Now, VmUid, WorkerName};
 
 impl Cluster {
@@ -165,6 +165,7 @@ impl Cluster {
 
 /// The next boot of the copy begins: nothing that was told of the one before counts for it.
 pub(super) fn next_boot(vm: &mut Vm, message: String) {
+    vm.earlier_log = Some(Box::new(EarlierLog { boot: vm.boot, lines: vm.log_lines }));
     vm.boot = vm.boot.saturating_add(1);
     vm.status = VmStatus::Pending;
     vm.ready = false;

@@ -40,6 +40,7 @@ pub(super) fn be_nowhere(vm: &mut Vm) {
     vm.started_at = None;
     vm.failed_at = None;
     vm.log_lines = 0;
+    vm.earlier_log = None;
     vm.image_fqn = None;
     // Whoever gets the new copy is told from the start.
     vm.replace_since = 0;

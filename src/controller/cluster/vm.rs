@@ -176,28 +176,36 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stores lines of a startup script; those that are already stored are left out.
+    /// Stores lines of a startup script; those that are already stored are left out. Lines of the boot before the present one
+    /// are taken, too: its worker may have been cut off when the present one was asked for, and nothing is to be lost.
     ///
     /// # Errors
-    /// As for [`Cluster::report`], and [`ErrorCode::Conflict`] when lines before these are missing.
+    /// As for [`Cluster::report`], and [`ErrorCode::Invalid`] for a line beyond the last that a copy can have.
     pub fn log(&mut self, worker: &WorkerName, log: LogLines, now: Now, changes: &mut Changes) -> Result<(), ApiError> {
         self.check_session(worker, log.session)?;
         let last_event = &mut self.last_event;
         let id = CopyId { uid: log.uid, attempt: log.attempt };
-        let vm = at_boot(placed(&self.names, &mut self.vms, worker, id)?, worker, (id, log.boot))?;
+        let vm = placed(&self.names, &mut self.vms, worker, id)?;
+        let earlier = vm.earlier_log.as_deref().copied().filter(|earlier| earlier.boot == log.boot);
+        let mut stored = match earlier {
+            Some(earlier) => earlier.lines,
+            None => at_boot(vm, worker, (id, log.boot))?.log_lines,
+        };
         if log.first > MAX_LOG_LINES {
             let what = format!("line {} cannot be: a copy has at most {MAX_LOG_LINES} lines", log.first);
             return Err(ApiError::new(ErrorCode::Invalid, what));
         }
-        let known = usize::try_from(vm.log_lines.saturating_sub(log.first)).unwrap_or(usize::MAX);
-        if log.first > vm.log_lines {
-            // The store was set back behind the worker; the gap cannot be filled, what follows can still be kept.
-            vm.log_lines = log.first;
-        }
+        let known = usize::try_from(stored.saturating_sub(log.first)).unwrap_or(usize::MAX);
+        // If there is a gap, the store was set back behind the worker; it cannot be filled, what follows can still be kept.
+        stored = stored.max(log.first);
         for line in log.lines.into_iter().skip(known) {
-            vm.log_lines = vm.log_lines.saturating_add(1);
+            stored = stored.saturating_add(1);
             changes.vms.insert(vm.uid);
             changes.log(last_event, now, vm, line);
+        }
+        match vm.earlier_log.as_deref_mut().filter(|_| earlier.is_some()) {
+            Some(earlier) => earlier.lines = stored,
+            None => vm.log_lines = stored,
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! | `lead` | leads the task of each copy in the worker: no step without a valid lease |
 //! | `end` | ends copies, in the worker and in the guard |
 //! | `supervisor` | starts the guard's process and sees that it is there |
+//! | `beat` | by which the worker sees that the guard goes on |
 //! | `watch` | the guard's process: `orchard worker guard` |
 //!
 //! # Why a second process
@@ -46,6 +47,7 @@
 //!   systemd, whose usual mode ends all processes of the service.
 //! * A guard of an earlier release goes on when the worker is updated. The files keep their form, or change their names.
 
+mod beat;
 mod clock;
 mod end;
 mod keeper;

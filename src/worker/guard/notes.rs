@@ -6,6 +6,7 @@
 //! | `<copy>.replace` | the worker | the copy may be started elsewhere when the lease is over |
 //! | `<copy>.fenced` | whoever ends it | why, for people; never started again, told of as fenced |
 //! | `serve.lock` | the guard | held by the one that watches |
+//! | `beat` | the guard | that it goes on; see [`super::beat`] |
 //! | `guard.log` | the guard | what it did |
 //!
 //! All but the lease count by being there, so none is ever seen half-written; none is synced, see the module's own text.

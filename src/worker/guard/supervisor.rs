@@ -1,5 +1,6 @@
 //! Starts the guard's process and sees, from the worker, that it is there for as long as there is a replaceable copy.
-//! Whether it is there is told by the lock of its folder, which it takes once it is able to end VMs.
+//! Whether it is there is told by the lock of its folder, which it takes once it is able to end VMs; whether it goes on, by
+//! [`beat`](super::beat).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -7,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::beat::{Beat, HUNG, Listener};
 use super::notes::Notes;
-use crate::identity::folder::{self, LockError};
+use crate::identity::folder::{self, Holder, LockError};
 use crate::worker::runtime::tool;
 
 /// How the guard is started: this program, with what makes it one.
@@ -45,6 +49,9 @@ pub(in crate::worker) struct Supervisor {
     state: watch::Sender<State>,
     wanted: Notify,
 }
+
+/// How long a hung guard has to end once it was killed: one that waits for a dead disk cannot.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -89,11 +96,14 @@ impl Supervisor {
             return std::future::pending().await;
         }
         let mut pause = PERIOD;
+        let mut listener = Listener::default();
         loop {
             let needed = notes.marked().map_or(true, |marked| !marked.is_empty());
             let state = match needed {
                 false => State::Idle,
-                true => self.see_to_it(notes.folder()).await.map_or_else(State::Failed, |()| State::Watches),
+                true => {
+                    self.see_to_it(notes.folder(), &mut listener).await.map_or_else(State::Failed, |()| State::Watches)
+                }
             };
             match &state {
                 State::Failed(why) => {
@@ -111,8 +121,10 @@ impl Supervisor {
         }
     }
 
-    async fn see_to_it(&self, folder: &Path) -> Result<(), String> {
-        if is_watched(folder)? {
+    async fn see_to_it(&self, folder: &Path, listener: &mut Listener) -> Result<(), String> {
+        if let Some(guard) = watching(folder)?
+            && !end_if_hung(guard, folder, listener).await?
+        {
             return Ok(());
         }
         let Some(command) = &self.command else { return Err("this worker has no program to start as one".to_owned()) };
@@ -122,7 +134,7 @@ impl Supervisor {
         })?;
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline {
-            if is_watched(folder)? {
+            if watching(folder)?.is_some() {
                 tracing::info!(pid = child.id(), "a guard watches over the VMs that may be replaced");
                 return Ok(());
             }
@@ -136,15 +148,46 @@ impl Supervisor {
     }
 }
 
-/// Whether a guard has the folder's lock.
-fn is_watched(folder: &Path) -> Result<bool, String> {
+/// The guard that has the folder's lock; `None` = there is none.
+fn watching(folder: &Path) -> Result<Option<Holder>, String> {
     match folder::lock(folder) {
         // Free again at once; a guard that starts just now tries for longer than this takes.
-        Ok(_) => Ok(false),
+        Ok(_) => Ok(None),
         // A child that this process is just starting holds what this process had open, until it runs its own program.
-        Err(LockError::InUse { holder, .. }) => Ok(holder != format!("process {}", std::process::id())),
+        Err(LockError::InUse { holder, .. }) => Ok((holder != Holder(Some(std::process::id()))).then_some(holder)),
         Err(error @ LockError::Io { .. }) => Err(error.to_string()),
     }
+}
+
+/// Kills the guard if it is hung; whether it was, and is no more.
+///
+/// # Errors
+/// It is hung and cannot be ended: for people.
+async fn end_if_hung(guard: Holder, folder: &Path, listener: &mut Listener) -> Result<bool, String> {
+    let Holder(Some(pid)) = guard else { return Ok(false) };
+    // Where this process cannot write either, the disk is what stands still.
+    if !listener.is_hung(pid, Beat::read(folder), Instant::now()) || !is_writable(folder) {
+        return Ok(false);
+    }
+    tracing::warn!(pid, "the guard has not moved for {} s; it is killed, and another started", HUNG.as_secs());
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let killed = process.ok_or(Errno::SRCH).and_then(|process| kill_process(process, Signal::KILL));
+    killed.map_err(|error| format!("the guard, process {pid}, hangs and cannot be killed: {error}"))?;
+    let deadline = Instant::now() + END_LIMIT;
+    while watching(folder)? == Some(guard) {
+        if Instant::now() >= deadline {
+            return Err(format!("the guard, process {pid}, hangs and does not end although it was killed"));
+        }
+        tokio::time::sleep(START_PAUSE).await;
+    }
+    Ok(true)
+}
+
+fn is_writable(folder: &Path) -> bool {
+    let probe = folder.join("probe");
+    let written = std::fs::write(&probe, "x");
+    let _ = std::fs::remove_file(&probe);
+    written.is_ok()
 }
 
 /// Detached: it needs nothing of the worker's, and gets none of its secrets.

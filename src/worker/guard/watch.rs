@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::beat::{BEAT, Beat};
 use super::clock::{self, Clock};
 use super::end;
 use super::notes::Notes;
@@ -69,8 +70,25 @@ pub async fn run(data_dir: &Path, runtime: Arc<dyn Runtime>) -> Result<(), Watch
         return Ok(());
     };
     tracing::info!(data = %data_dir.display(), runtime = %runtime.kind(), "watching over the VMs that may be replaced");
+    let folder = notes.folder().to_owned();
     let mut watch = Watch { notes, runtime, clock, boot, marked: BTreeSet::new(), until: None, clean: 0 };
-    watch.run(lock).await
+    // Neither is cancelled before the process ends.
+    tokio::select! {
+        ended = watch.run(lock) => ended,
+        never = beat(&folder) => match never {},
+    }
+}
+
+/// Tells the worker that this process goes on. Apart from the look at the VMs, which a slow tool may hold up.
+async fn beat(folder: &Path) -> std::convert::Infallible {
+    let mut beat = Beat { pid: std::process::id(), number: 0 };
+    loop {
+        beat.number += 1;
+        if let Err(error) = beat.write(folder) {
+            tracing::debug!("cannot write that this guard goes on: {error}");
+        }
+        tokio::time::sleep(BEAT).await;
+    }
 }
 
 struct Watch {

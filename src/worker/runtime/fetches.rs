@@ -1,23 +1,36 @@
 //! Fetches of images, for VMs and ahead of them: each image once at a time, and only so many images at a time, whoever asks.
 //! Who waits is told how far the one is that does the work; if that is given up, the next takes it up. Used by every runtime
-//! that has images.
+//! that has images. What is fetched ahead of need never takes the last place, nor makes a VM wait for its turn.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, SemaphorePermit, watch};
 
 use super::{Progress, RuntimeError};
 
 /// Images at a time: one fills most networks, a small one should not wait for a huge one, and more would all be late.
 const AT_A_TIME: usize = 2;
 
+/// Of these, for what nobody waits for; it queues before it has any claim to an image.
+const AHEAD: usize = 1;
+
+/// Who waits for an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// A VM.
+    Needed,
+    /// Nobody yet.
+    Ahead,
+}
+
 /// All fetches of a runtime.
 #[derive(Debug)]
 pub(super) struct Fetches {
     places: Semaphore,
+    ahead: Semaphore,
     images: Mutex<Images>,
 }
 
@@ -49,7 +62,7 @@ pub(super) enum Fetched<T> {
 
 impl Default for Fetches {
     fn default() -> Self {
-        Self { places: Semaphore::new(AT_A_TIME), images: Mutex::default() }
+        Self { places: Semaphore::new(AT_A_TIME), ahead: Semaphore::new(AHEAD), images: Mutex::default() }
     }
 }
 
@@ -63,10 +76,14 @@ impl Fetches {
     /// Those of `fetch`.
     pub(super) async fn fetch<T: Send, F: Future<Output = Result<T, RuntimeError>> + Send>(
         &self,
-        name: &str,
+        (name, urgency): (&str, Urgency),
         progress: &Progress,
         fetch: impl FnOnce(Progress, Turn) -> F + Send,
     ) -> Result<Fetched<T>, RuntimeError> {
+        let _ahead = match urgency {
+            Urgency::Needed => None,
+            Urgency::Ahead => Some(wait_for(&self.ahead, progress).await),
+        };
         let image = self.join(name);
         let before = image.fetched.load(Ordering::Acquire);
         let turn = image.turn.clone().lock_owned();
@@ -75,13 +92,7 @@ impl Fetches {
             return Ok(Fetched::Elsewhere);
         }
         let turn = Turn(Arc::new((turn, image.clone())));
-        let _place = match self.places.try_acquire() {
-            Ok(place) => Ok(place),
-            Err(_) => {
-                progress.say("waiting until another image has been fetched");
-                self.places.acquire().await
-            }
-        };
+        let _place = wait_for(&self.places, progress).await;
         let (own, mut told) = Progress::new();
         // Kept here, too: not every fetch has work that outlives it.
         let mut fetching = std::pin::pin!(fetch(own, turn.clone()));
@@ -112,6 +123,17 @@ impl Fetches {
         let image = Arc::default();
         images.insert(name.to_owned(), Arc::downgrade(&image));
         image
+    }
+}
+
+/// A place; says so if there is none yet. None is ever taken away, so there is no error.
+async fn wait_for<'a>(places: &'a Semaphore, progress: &Progress) -> Option<SemaphorePermit<'a>> {
+    match places.try_acquire() {
+        Ok(place) => Some(place),
+        Err(_) => {
+            progress.say("waiting until another image has been fetched");
+            places.acquire().await.ok()
+        }
     }
 }
 
@@ -164,7 +186,7 @@ mod tests {
                     now.fetch_sub(1, Ordering::SeqCst);
                     Ok(())
                 };
-                fetches.fetch(&image, &Progress::new().0, work).await.unwrap()
+                fetches.fetch((&image, Urgency::Needed), &Progress::new().0, work).await.unwrap()
             }
         };
         let fetched = futures_util::future::join_all(images.iter().map(one)).await;
@@ -181,14 +203,46 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_keeps_no_vm_waiting() {
+        let (fetches, progress) = (Fetches::default(), Progress::new().0);
+        let begun = tokio::sync::Mutex::new(Vec::new());
+        let start = tokio::time::Instant::now();
+        let fetch = |name: &'static str, urgency| {
+            let (fetches, begun, progress) = (&fetches, &begun, &progress);
+            let work = move |_, _turn| async move {
+                begun.lock().await.push((start.elapsed().as_secs(), name));
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                Ok(())
+            };
+            async move { fetches.fetch((name, urgency), progress, work).await.unwrap() }
+        };
+        let later = |name| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            fetch(name, Urgency::Needed).await
+        };
+        tokio::join!(
+            fetch("a", Urgency::Ahead),
+            fetch("b", Urgency::Ahead),
+            fetch("c", Urgency::Ahead),
+            // One of them is wanted by a VM now, and the other place is free.
+            later("c"),
+        );
+        assert_eq!(
+            *begun.lock().await,
+            [(0, "a"), (1, "c"), (10, "b"), (20, "c")],
+            "the third finds it, and looks again"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_waits_is_told_how_far_it_is_and_takes_over_what_is_given_up() {
         let fetches = Fetches::default();
         let (first, second) = (Progress::new(), Progress::new());
-        let mut given_up = Box::pin(fetches.fetch("a", &first.0, |progress, _turn| async move {
+        let mut given_up = Box::pin(fetches.fetch(("a", Urgency::Needed), &first.0, |progress, _turn| async move {
             progress.say("half-way");
             std::future::pending::<Result<(), RuntimeError>>().await
         }));
-        let mut waiting = Box::pin(fetches.fetch("a", &second.0, |_, _| std::future::ready(Ok(()))));
+        let mut waiting = Box::pin(fetches.fetch(("a", Urgency::Needed), &second.0, |_, _| std::future::ready(Ok(()))));
         for _ in 0..3 {
             tokio::select! {
                 biased;
@@ -210,7 +264,7 @@ mod tests {
         let progress = Progress::new().0;
         let mut kept = None;
         {
-            let given_up = fetches.fetch("a", &progress, |_, turn| {
+            let given_up = fetches.fetch(("a", Urgency::Needed), &progress, |_, turn| {
                 kept = Some(turn);
                 std::future::pending::<Result<(), RuntimeError>>()
             });
@@ -220,7 +274,7 @@ mod tests {
                 () = tokio::task::yield_now() => {}
             }
         }
-        let mut next = Box::pin(fetches.fetch("a", &progress, |_, _turn| async { Ok(()) }));
+        let mut next = Box::pin(fetches.fetch(("a", Urgency::Needed), &progress, |_, _turn| async { Ok(()) }));
         tokio::select! {
             biased;
             _ = &mut next => panic!("the write of the first is still under way"),
@@ -236,11 +290,11 @@ mod tests {
         let failed = || async { Err::<(), _>(RuntimeError::Image("gone".into())) };
         let progress = Progress::new().0;
         let (one, other) = tokio::join!(
-            fetches.fetch("a", &progress, |_, _turn| async {
+            fetches.fetch(("a", Urgency::Needed), &progress, |_, _turn| async {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 failed().await
             }),
-            fetches.fetch("a", &progress, |_, _turn| async { Ok(()) }),
+            fetches.fetch(("a", Urgency::Needed), &progress, |_, _turn| async { Ok(()) }),
         );
         assert!(one.is_err());
         assert_eq!(other.unwrap(), Fetched::Here(()));

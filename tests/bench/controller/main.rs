@@ -45,8 +45,13 @@
 mod durable;
 mod fleet;
 mod ground;
+mod handshakes;
 mod scheduling;
 mod workers;
+
+/// The program's own, so that what runs in this process is as in that, the workers too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();

@@ -265,3 +265,31 @@ fn a_vm_that_may_be_replaced_starts_over_elsewhere_if_the_worker_that_stopped_it
     assert_eq!(world.vm("a").restart_count, 1);
     assert_eq!(world.vm("a").worker, None, "v is silent, too");
 }
+
+#[test]
+fn lines_of_the_boot_before_are_stored_once_though_the_next_was_asked_for_already() {
+    let mut world = World::new();
+    let (session, copy) = world.running_vm(VmSpec::default());
+    let log = |world: &mut World, boot: u32, first: u64, lines: &[&str]| {
+        let lines =
+            lines.iter().map(|text| LogLine { stream: LogStream::Stdout, text: (*text).into(), time: None }).collect();
+        let log = LogLines { session, uid: copy.uid, attempt: copy.attempt, boot, first, lines };
+        world.cluster.log(&name("w"), log, world.now, &mut world.changes)
+    };
+    log(&mut world, 0, 0, &["1", "2"]).unwrap();
+    // While its worker is cut off.
+    world.switch("a", PowerState::Stopped).unwrap();
+    world.switch("a", PowerState::Running).unwrap();
+    assert_eq!(world.vm("a").boot, 1);
+    log(&mut world, 0, 1, &["2", "3"]).unwrap();
+    log(&mut world, 1, 0, &["new"]).unwrap();
+    log(&mut world, 0, 3, &["4"]).unwrap();
+    log(&mut world, 0, 3, &["4"]).unwrap();
+    log(&mut world, 1, 0, &["new", "newer"]).unwrap();
+    assert_eq!(log(&mut world, 2, 0, &["never"]).unwrap_err().code, ErrorCode::Conflict);
+    let lines: Vec<_> =
+        world.changes.events.iter().filter(|e| e.kind == EventType::Log).map(|e| e.message.as_str()).collect();
+    assert_eq!(lines, ["1", "2", "3", "new", "4", "newer"]);
+    let vm = world.vm("a");
+    assert_eq!((vm.log_lines, vm.redacted().earlier_log), (2, None));
+}

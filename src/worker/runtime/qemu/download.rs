@@ -5,13 +5,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use super::super::fetches::Turn;
 use super::super::{Progress, RuntimeError, room};
@@ -22,6 +23,10 @@ use crate::identity::write_private;
 const TRIES: u32 = 6;
 /// The pause before the second try; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// A server that sends less than [`SLOW_BYTES`] in this time is left, and asked again: another of its machines may do better.
+const SLOW_TIME: Duration = Duration::from_secs(300);
+/// Less is no download: a hundredth of what the slowest lines of today carry.
+const SLOW_BYTES: u64 = 1 << 20;
 /// After how many bytes the room on the disk is looked at.
 const LOOK_EVERY: u64 = 64 << 20;
 /// What is read of a file, and written to it, at once.
@@ -56,6 +61,8 @@ struct Arrived {
 enum Trouble {
     /// Another may do better.
     Again(String),
+    /// So it may, but what this one brought is as good as nothing.
+    Slow(String),
     /// None will.
     Final(RuntimeError),
 }
@@ -102,19 +109,20 @@ impl Download {
                 Ok(()) => return Ok(HEXLOWER.encode(&arrived.hasher.finalize())),
                 Err(trouble) => trouble,
             };
+            let moved = arrived.bytes > furthest && !matches!(trouble, Trouble::Slow(_));
             let why = match trouble {
-                Trouble::Again(why) => why,
+                Trouble::Again(why) | Trouble::Slow(why) => why,
                 Trouble::Final(RuntimeError::Image(why)) => {
                     return Err(RuntimeError::Image(format!("cannot download {shown}: {why}")));
                 }
                 Trouble::Final(error) => return Err(error),
             };
-            failed = if arrived.bytes > furthest { 1 } else { failed + 1 };
+            failed = if moved { 1 } else { failed + 1 };
             furthest = furthest.max(arrived.bytes);
             if failed >= TRIES {
                 let of = arrived.version.total.map(|total| format!(" of {total}")).unwrap_or_default();
                 return Err(RuntimeError::Image(format!(
-                    "cannot download {shown}: {why}; {furthest}{of} bytes had arrived, and {TRIES} tries brought no more"
+                    "cannot download {shown}: {why}; {furthest}{of} bytes had arrived, and {TRIES} tries brought no more to speak of"
                 )));
             }
             tracing::info!(image = shown, bytes = arrived.bytes, why, "the download broke off and is tried again");
@@ -173,6 +181,7 @@ impl Download {
         }
         let full = |error| Trouble::Final(room::explain(&self.folder, "the image", error));
         let (mut looked, mut waiting) = (arrived.bytes, Vec::with_capacity(BLOCK));
+        let mut pace = Pace { since: Instant::now(), bytes: arrived.bytes };
         let outcome = loop {
             let chunk = match answer.chunk().await {
                 Ok(Some(chunk)) => chunk,
@@ -186,6 +195,13 @@ impl Download {
                 return Err(Trouble::Again("the server sent more than it had announced".to_owned()));
             }
             progress.say(told("downloading", bytes, arrived.version.total));
+            if pace.is_too_slow(bytes, Instant::now()) {
+                let minutes = SLOW_TIME.as_secs() / 60;
+                break Err(Trouble::Slow(format!(
+                    "less than {} came in {minutes} minutes",
+                    room::megabytes(SLOW_BYTES)
+                )));
+            }
             if waiting.len() >= BLOCK {
                 self.append(arrived, &mut waiting).await.map_err(full)?;
             }
@@ -251,9 +267,14 @@ impl Download {
         let version = note.and_then(|note| serde_json::from_slice::<Version>(&note).ok());
         let data = self.data.clone();
         let read = self.blocking(move || {
-            let (mut file, mut hasher, mut bytes) = (File::open(data)?, Sha256::new(), 0u64);
+            let (mut hasher, mut bytes) = (Sha256::new(), 0u64);
+            let mut file = File::options().read(true).append(true).open(data)?;
             let mut block = vec![0; BLOCK];
             loop {
+                if bytes.is_multiple_of(LOOK_EVERY) {
+                    // It is of use again: see leftovers.rs.
+                    file.set_modified(SystemTime::now())?;
+                }
                 match file.read(&mut block)? {
                     0 => return Ok((bytes, hasher)),
                     count => {
@@ -279,6 +300,24 @@ impl Drop for Download {
         if !self.note.exists() {
             let _ = std::fs::remove_file(&self.data);
         }
+    }
+}
+
+/// How much came since when.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Whether the time is over in which more should have come than up to `bytes`.
+    fn is_too_slow(&mut self, bytes: u64, now: Instant) -> bool {
+        if now.duration_since(self.since) < SLOW_TIME {
+            return false;
+        }
+        let came = bytes.saturating_sub(self.bytes);
+        *self = Self { since: now, bytes };
+        came < SLOW_BYTES
     }
 }
 
@@ -317,6 +356,16 @@ mod tests {
         assert_eq!(validator(&headers(&[(header::ETAG, "\"a\""), date.clone()])).unwrap(), "\"a\"");
         assert_eq!(validator(&headers(&[(header::ETAG, "W/\"a\""), date.clone()])).unwrap(), date.1);
         assert_eq!(validator(&headers(&[(header::ETAG, "W/\"a\"")])), None);
+    }
+
+    #[test]
+    fn a_trickle_is_too_slow_and_a_slow_line_is_not() {
+        let start = Instant::now();
+        let mut pace = Pace { since: start, bytes: 5 };
+        assert!(!pace.is_too_slow(5, start + SLOW_TIME / 2));
+        assert!(!pace.is_too_slow(5 + SLOW_BYTES, start + SLOW_TIME));
+        assert!(!pace.is_too_slow(5 + SLOW_BYTES, start + SLOW_TIME * 3 / 2), "counted anew");
+        assert!(pace.is_too_slow(4 + SLOW_BYTES * 2, start + SLOW_TIME * 2));
     }
 
     #[test]

@@ -18,21 +18,19 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::super::fetches::{Fetched, Fetches, Turn};
+use super::super::fetches::{Fetched, Fetches, Turn, Urgency};
 use super::super::prune::{self, Cached};
 use super::super::room::{self, megabytes};
 use super::super::{Progress, RuntimeError, tool};
 use super::download::Download;
 use super::fetch::{self, Part};
 use super::folder::Folder;
+use super::leftovers;
 use super::source::{Format, HEADER_LEN, Place, Source, inspect};
 use crate::identity::{make_private_dir, write_private};
 
 /// `qemu-img info` reads a header; a loaded host or a slow disk may take seconds.
 const INFO_LIMIT: Duration = Duration::from_secs(30);
-
-/// For how long the beginning of a download is kept that nobody asks for.
-const PART_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// An image in the store; while this is held it is not removed.
 #[derive(Clone, Debug)]
@@ -50,11 +48,12 @@ pub struct Image {
 
 /// What a source was found to be when it was brought in.
 #[derive(Debug, Serialize, Deserialize)]
-struct Entry {
+pub(super) struct Entry {
     /// For people who look.
     source: String,
     sha256: String,
-    file: String,
+    /// The image's, in the same folder.
+    pub(super) file: String,
     size: u64,
     /// Of a local file: tells whether it is still the same.
     stamp: Option<String>,
@@ -87,17 +86,9 @@ impl Images {
         tidy: bool,
     ) -> Result<Self, RuntimeError> {
         make_private_dir(&folder).map_err(RuntimeError::io(format!("cannot make {}", folder.display())))?;
-        let ours = format!("{}-", std::process::id());
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let begun = name.ends_with(".part.json") || (name.ends_with(".part") && !name.contains('-'));
-            let left = match begun {
-                true => age(&entry.path()).is_some_and(|age| age > PART_AGE),
-                false => name.ends_with(".part") && !name.starts_with(&ours),
-            };
-            if tidy && left {
-                let _ = std::fs::remove_file(entry.path());
-            }
+        if tidy {
+            leftovers::remove_begun(&folder, leftovers::PART_AGE);
+            leftovers::remove_unfinished(&folder);
         }
         let (client, fetches) = (fetch::client()?, Fetches::default());
         Ok(Self { folder, qemu_img, allowed, keep_free: 0, client, fetches, held: Mutex::default() })
@@ -114,6 +105,18 @@ impl Images {
     /// # Errors
     /// [`RuntimeError::Image`] when it cannot be had or used.
     pub async fn get(&self, text: &str, progress: &Progress) -> Result<Image, RuntimeError> {
+        self.have(text, Urgency::Needed, progress).await
+    }
+
+    /// The same ahead of need: VMs are not kept waiting by it.
+    ///
+    /// # Errors
+    /// As for [`Images::get`].
+    pub async fn pull(&self, text: &str, progress: &Progress) -> Result<Image, RuntimeError> {
+        self.have(text, Urgency::Ahead, progress).await
+    }
+
+    async fn have(&self, text: &str, urgency: Urgency, progress: &Progress) -> Result<Image, RuntimeError> {
         let source = Source::parse(text)?;
         let stamp = match &source.place {
             Place::File(path) => Some(self.stamp(path)?),
@@ -128,7 +131,7 @@ impl Images {
                 return Ok(image);
             }
             let bring = |progress, turn| self.bring(&key, &source, stamp.clone(), progress, turn);
-            if let Fetched::Here(image) = self.fetches.fetch(&key, progress, bring).await? {
+            if let Fetched::Here(image) = self.fetches.fetch((&key, urgency), progress, bring).await? {
                 return Ok(image);
             }
             // What another call brought may be another version than is asked for here.
@@ -286,6 +289,10 @@ impl Images {
         &self,
         choose: impl for<'a> FnOnce(&'a [Cached], u64) -> Vec<&'a Cached>,
     ) -> Result<Vec<String>, RuntimeError> {
+        // They can be had again, and nobody misses them.
+        if leftovers::remove_begun(&self.folder, leftovers::PART_AGE_IN_NEED) > 0 {
+            tracing::info!("removed beginnings of downloads that nobody went on with, as the disk is short of room");
+        }
         // Under the lock, so that nobody begins to use one of them meanwhile.
         let held = self.held();
         let Some((free, _)) = room::of(&self.folder) else { return Ok(Vec::new()) };
@@ -299,6 +306,7 @@ impl Images {
             }
         }
         if !removed.is_empty() {
+            leftovers::remove_entries(&self.folder);
             tracing::info!(images = removed.join(", "), "removed from the image cache, as the disk is short of room");
         }
         Ok(removed)
@@ -420,13 +428,9 @@ fn hold(held: &mut HashMap<String, Weak<()>>, file: &str) -> Arc<()> {
     hold
 }
 
-fn read_entry(path: &Path) -> Option<Entry> {
+pub(super) fn read_entry(path: &Path) -> Option<Entry> {
     path.extension().filter(|end| *end == "json")?;
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-}
-
-fn age(path: &Path) -> Option<Duration> {
-    SystemTime::now().duration_since(std::fs::metadata(path).ok()?.modified().ok()?).ok()
 }
 
 fn since_epoch(about: &std::fs::Metadata) -> u64 {

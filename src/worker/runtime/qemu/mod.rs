@@ -1,7 +1,7 @@
 //! The QEMU runtime: Linux guests on Linux and macOS hosts, with hardware help or without.
 //!
 //! ```text
-//! DATA/images/sha256-….qcow2        see image.rs: source.rs (what was asked for), fetch.rs (copy or download)
+//! DATA/images/sha256-….qcow2        see image.rs: source.rs (what was asked for), fetch.rs (copy or download), leftovers.rs
 //! DATA/vms/<uid>-<attempt>/         see folder.rs; QEMU runs in there with the command line of args.rs
 //! ```
 //!
@@ -29,6 +29,7 @@ mod hold;
 pub mod host;
 pub mod image;
 mod launch;
+mod leftovers;
 pub mod qmp;
 mod seed;
 pub mod source;
@@ -388,7 +389,7 @@ impl Runtime for Qemu {
     }
 
     async fn pull(&self, image: &str, progress: &Progress) -> Result<(), RuntimeError> {
-        self.images.get(image, progress).await.map(drop)
+        self.images.pull(image, progress).await.map(drop)
     }
 
     async fn prune_images(&self, keep_free: u64) -> Result<Vec<String>, RuntimeError> {

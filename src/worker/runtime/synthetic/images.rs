@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::super::fetches::Fetches;
+use super::super::fetches::{Fetches, Urgency};
 use super::super::prune::{self, Cached};
 use super::super::{CachedImage, Progress, RuntimeError};
 use super::behaviour::Step;
@@ -75,7 +75,7 @@ impl Images {
 /// Fetches an image if it is not there, or always; once at a time, as the real ones.
 pub(super) async fn fetch(
     host: &SyntheticHost,
-    text: &str,
+    (text, urgency): (&str, Urgency),
     policy: ImagePullPolicy,
     progress: &Progress,
 ) -> Result<(), RuntimeError> {
@@ -91,7 +91,7 @@ pub(super) async fn fetch(
         host.images.note_use(&name, Some(bytes));
         Ok(())
     };
-    host.images.fetches.fetch(&name, progress, pull).await.map(drop)
+    host.images.fetches.fetch((&name, urgency), progress, pull).await.map(drop)
 }
 
 /// What stands for the digest of an image's content: that of its name.
@@ -113,15 +113,15 @@ mod tests {
         );
         let progress = Progress::new().0;
         for name in ["https://u:p@h/a?token=t", "b", "b"] {
-            fetch(&host, name, ImagePullPolicy::IfNotPresent, &progress).await.unwrap();
+            fetch(&host, (name, Urgency::Needed), ImagePullPolicy::IfNotPresent, &progress).await.unwrap();
         }
         let names =
             |host: &SyntheticHost| host.images.list(host).into_iter().map(|image| image.name).collect::<Vec<_>>();
         assert_eq!(names(&host), ["b", "https://h/a"]);
-        fetch(&host, "c", ImagePullPolicy::IfNotPresent, &progress).await.unwrap();
+        fetch(&host, ("c", Urgency::Needed), ImagePullPolicy::IfNotPresent, &progress).await.unwrap();
         assert_eq!(names(&host).len(), 2, "one had to go");
         assert_eq!(host.images.prune(&host, 25).len(), 2);
         host.fail_next(Step::Pull, 1, "no such image");
-        assert!(fetch(&host, "d", ImagePullPolicy::Always, &progress).await.is_err());
+        assert!(fetch(&host, ("d", Urgency::Needed), ImagePullPolicy::Always, &progress).await.is_err());
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use self::behaviour::Step;
 use self::host::SyntheticHost;
+use super::fetches::Urgency;
 use super::{CachedImage, CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError};
 use crate::model::vm::{ImagePullPolicy, RuntimeKind};
 use crate::model::{CopyId, image};
@@ -75,7 +76,7 @@ impl Runtime for Synthetic {
 
     async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {
         self.host.begin(copy)?;
-        images::fetch(&self.host, &copy.spec.image, copy.spec.image_pull_policy, progress).await?;
+        images::fetch(&self.host, (&copy.spec.image, Urgency::Needed), copy.spec.image_pull_policy, progress).await?;
         progress.say(format!("cloning {}", copy.spec.image));
         self.host.take(Step::Create).await?;
         self.host.complete(copy.id)
@@ -136,7 +137,7 @@ impl Runtime for Synthetic {
     }
 
     async fn pull(&self, image: &str, progress: &Progress) -> Result<(), RuntimeError> {
-        images::fetch(&self.host, image, ImagePullPolicy::Always, progress).await
+        images::fetch(&self.host, (image, Urgency::Ahead), ImagePullPolicy::Always, progress).await
     }
 
     async fn prune_images(&self, keep_free: u64) -> Result<Vec<String>, RuntimeError> {

@@ -10,7 +10,7 @@ use super::parse::{self, FetchProgress};
 use crate::identity;
 use crate::model::features;
 use crate::model::vm::ImagePullPolicy;
-use crate::worker::runtime::fetches::Fetched;
+use crate::worker::runtime::fetches::{Fetched, Urgency};
 use crate::worker::runtime::tool::Call;
 use crate::worker::runtime::{CopySpec, Progress, RuntimeError};
 
@@ -51,7 +51,7 @@ impl Tart {
         match copy.spec.image_pull_policy {
             ImagePullPolicy::Always => {
                 let pull = |progress, _turn| self.fetch(args::pull(image), name, progress, "pulling the image");
-                self.fetches.fetch(image, progress, pull).await?;
+                self.fetches.fetch((image, Urgency::Needed), progress, pull).await?;
                 self.fetch(args::clone(image, name), name, progress.clone(), cloning).await?;
             }
             ImagePullPolicy::IfNotPresent if held => {
@@ -59,7 +59,7 @@ impl Tart {
             }
             ImagePullPolicy::IfNotPresent => {
                 let clone = |progress, _turn| self.fetch(args::clone(image, name), name, progress, cloning);
-                if self.fetches.fetch(image, progress, clone).await? == Fetched::Elsewhere {
+                if self.fetches.fetch((image, Urgency::Needed), progress, clone).await? == Fetched::Elsewhere {
                     self.fetch(args::clone(image, name), name, progress.clone(), cloning).await?;
                 }
             }

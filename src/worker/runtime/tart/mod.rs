@@ -38,7 +38,7 @@ pub use self::create::Limits;
 use self::names::disk_name;
 use self::notes::{Note, Notes};
 use self::parse::{Listed, Listing};
-use super::fetches::Fetches;
+use super::fetches::{Fetches, Urgency};
 use super::process::Reaper;
 use super::{CachedImage, CopySpec, Exit, Found, FoundState, GuestStream, Progress, Runtime, RuntimeError, room, tool};
 use crate::model::vm::RuntimeKind;
@@ -298,7 +298,7 @@ impl Runtime for Tart {
         self.make_room().await;
         let _images = self.images.read().await;
         let fetch = |progress, _turn| self.fetch_alone(image, progress);
-        self.fetches.fetch(image, progress, fetch).await.map(drop)
+        self.fetches.fetch((image, Urgency::Ahead), progress, fetch).await.map(drop)
     }
 
     async fn prune_images(&self, keep_free: u64) -> Result<Vec<String>, RuntimeError> {
