@@ -15,7 +15,7 @@ use crate::config::duration;
 use crate::model::condition::{ConditionState, ConditionType};
 use crate::model::resources::{Labels, Resources};
 use crate::model::vm::Vm;
-use crate::model::worker::{Drain, WorkerView};
+use crate::model::worker::{DataPath, Drain, WorkerView};
 use crate::model::{AccountName, Clock, Timestamp, VmName, WorkerName};
 
 #[derive(Debug, Subcommand)]
@@ -170,6 +170,10 @@ fn worker_table(view: &WorkerView, now: Timestamp) -> Table {
     row("Created", output::ago(view.worker.created_at, now));
     row("Last seen", list::last_seen(view, now));
     row("State", list::state(view));
+    row("Connectable", connectable(view));
+    if let Some(path) = &view.path {
+        row("Data path", data_path(path));
+    }
     row("Scheduling paused", view.worker.scheduling_paused.to_string());
     if let Some(drain) = &view.worker.drain {
         row("Drained since", drain_of(drain, now));
@@ -191,6 +195,26 @@ fn worker_table(view: &WorkerView, now: Timestamp) -> Table {
     row("Stray copies", format!("{}{hint}", view.strays));
     row("Labels", show_labels(&info.labels));
     table
+}
+
+/// Whether SSH and ports of its VMs can be reached; a heartbeat alone proves nothing of that.
+fn connectable(view: &WorkerView) -> String {
+    match view.connectable {
+        true => "yes".to_owned(),
+        false if view.not_connectable_because.is_empty() => "no".to_owned(),
+        false => format!("no: {}", view.not_connectable_because),
+    }
+}
+
+fn data_path(path: &DataPath) -> String {
+    let DataPath { address, rtt_us, sent, lost, age_s, answered_s, connects } = path;
+    let ago = |seconds: u64| duration::show(Duration::from_secs(seconds));
+    let rtt = format!("{}.{} ms", rtt_us / 1_000, rtt_us % 1_000 / 100);
+    // A connection that has sent nothing has lost nothing.
+    let lost = list::percent(lost.saturating_mul(1_000).checked_div(*sent).unwrap_or(0));
+    let answered = answered_s.map_or("it has not answered yet".to_owned(), |s| format!("it answered {} ago", ago(s)));
+    let often = if *connects > 1 { format!(", connected {connects} times") } else { String::new() };
+    format!("from {address}, round trip {rtt}, {lost} of packets lost, for {}{often}; {answered}", ago(*age_s))
 }
 
 /// What is left of something, in MiB.
@@ -249,5 +273,27 @@ mod tests {
         assert!(text.contains("Default memory     8192"), "{text}");
         assert!(text.contains("Labels             role: ci"), "{text}");
         assert!(text.contains("Disk free          195.3 GiB of 488.2 GiB"), "{text}");
+    }
+
+    #[test]
+    fn a_worker_shows_its_data_path_or_why_there_is_none() {
+        let now = Timestamp::from_millis(0);
+        let path = DataPath {
+            address: "192.0.2.7:4711".into(),
+            rtt_us: 12_340,
+            sent: 2_000,
+            lost: 3,
+            age_s: 90,
+            answered_s: Some(4),
+            connects: 2,
+        };
+        let text = worker_table(&WorkerView { path: Some(path), ..worker("w") }, now).text();
+        assert!(text.contains("Connectable        yes\n"), "{text}");
+        let shown = "from 192.0.2.7:4711, round trip 12.3 ms, 0.1 % of packets lost, for 1m30s, connected 2 times; it \
+                     answered 4s ago";
+        assert!(text.contains(shown), "{text}");
+        let silent = WorkerView { connectable: false, not_connectable_because: "UDP is blocked".into(), ..worker("w") };
+        let text = worker_table(&silent, now).text();
+        assert!(text.contains("no: UDP is blocked") && text.contains("online, not connectable"), "{text}");
     }
 }

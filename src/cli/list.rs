@@ -260,7 +260,7 @@ pub(super) fn state(view: &WorkerView) -> String {
     use crate::model::worker::WorkerState;
     let state = match (view.state, view.connectable) {
         (WorkerState::Online, true) => "online",
-        (WorkerState::Online, false) => "online, no tunnel",
+        (WorkerState::Online, false) => "online, not connectable",
         (WorkerState::Unseen, _) => "unseen",
         (WorkerState::Gone, _) => "gone",
     };
@@ -302,6 +302,8 @@ pub(super) mod tests {
             },
             state: WorkerState::Online,
             connectable: true,
+            not_connectable_because: String::new(),
+            path: None,
             last_seen: Some(Timestamp::from_millis(55_000)),
             load: Some(HostLoad {
                 cpu_permille: Some(375),

@@ -1,6 +1,6 @@
 //! Who may use the tunnel: workers by the secret of their session, clients by tickets for one stream.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -26,7 +26,6 @@ pub(super) struct Gate {
     clock: Clock,
     tickets: Mutex<Tickets>,
     sessions: RwLock<HashMap<WorkerName, (SessionId, Secret)>>,
-    links: RwLock<HashSet<WorkerName>>,
     /// The key with which each worker that is connected has proven itself.
     admitted: RwLock<HashMap<WorkerName, String>>,
     access: Arc<AccessView>,
@@ -47,7 +46,6 @@ impl Gate {
             clock,
             tickets: Mutex::new(Tickets::default()),
             sessions: RwLock::default(),
-            links: RwLock::default(),
             admitted: RwLock::default(),
             access,
             workers_have_keys,
@@ -110,11 +108,6 @@ impl Gate {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         sessions.contains_key(worker) || self.access.worker_key(worker).is_some()
     }
-
-    /// Whether the worker's data path is up.
-    pub(super) fn is_linked(&self, worker: &WorkerName) -> bool {
-        self.links.read().unwrap_or_else(PoisonError::into_inner).contains(worker)
-    }
 }
 
 impl Gatekeeper for Gate {
@@ -167,15 +160,6 @@ impl Gatekeeper for Gate {
         self.tickets().redeem(ticket, now).map_err(|error: TicketError| {
             ApiError::new(ErrorCode::Unauthenticated, format!("{error}; ask for a new ticket"))
         })
-    }
-
-    fn link_changed(&self, worker: &WorkerName, up: bool) {
-        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
-        if up {
-            links.insert(worker.clone());
-        } else {
-            links.remove(worker);
-        }
     }
 }
 

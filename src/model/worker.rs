@@ -108,6 +108,26 @@ pub struct Drain {
     pub done: bool,
 }
 
+/// A worker's data path, from the controller's end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataPath {
+    /// Where its packets come from: address and UDP port, perhaps of a NAT.
+    pub address: String,
+    /// Round-trip time in microseconds, smoothed.
+    pub rtt_us: u64,
+    /// Packets sent to the worker over this connection.
+    pub sent: u64,
+    /// Of these, packets lost.
+    pub lost: u64,
+    /// Seconds that the connection has lasted.
+    pub age_s: u64,
+    /// Seconds since the worker last answered over it; none = not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_s: Option<u64>,
+    /// How often it has connected, this time included, since it was last away for an hour or the controller started.
+    pub connects: u64,
+}
+
 /// A worker as readers see it: the record, with what is only known while the controller runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerView {
@@ -118,6 +138,12 @@ pub struct WorkerView {
     pub state: WorkerState,
     /// Whether its data path (QUIC) is up, apart from the heartbeat.
     pub connectable: bool,
+    /// Why it is not, for people; empty when it is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub not_connectable_because: String,
+    /// How that path is; only in the answer about one worker, and none without a connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<DataPath>,
     /// When it was last heard of; none = not since the controller started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<Timestamp>,

@@ -330,7 +330,11 @@ mod tests {
         let mut pulls = known.pulls.subscribe();
         wishes.send_replace(Some(assignment(&[(1, "a"), (2, "b")])));
         let far = |(state, message): &(PullState, String)| *state == PullState::Pulling && message.contains('%');
-        pulls.wait_for(|pulls| pulls.len() == 2 && pulls.values().all(far)).await.unwrap();
+        let waits = |(_, message): &(PullState, String)| message.contains("another image");
+        let one_by_one = |pulls: &BTreeMap<PullId, (PullState, String)>| {
+            pulls.len() == 2 && pulls.values().any(far) && pulls.values().any(waits)
+        };
+        pulls.wait_for(one_by_one).await.unwrap();
         wishes.send_replace(Some(assignment(&[(1, "a"), (3, "c")])));
         let done = |pulls: &BTreeMap<_, _>| pulls.values().all(|(state, _)| *state == PullState::Done);
         pulls.wait_for(|pulls| !pulls.contains_key(&id(2)) && pulls.len() == 2 && done(pulls)).await.unwrap();

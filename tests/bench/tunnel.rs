@@ -63,7 +63,6 @@ impl Gatekeeper for Gate {
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError> {
         Ok(self.0.lock().unwrap().redeem(ticket, Duration::ZERO)?)
     }
-    fn link_changed(&self, _worker: &WorkerName, _up: bool) {}
 }
 
 struct Guests;

@@ -436,6 +436,8 @@ impl WorkerEntry {
             worker: self.record.clone(),
             state: self.state,
             connectable: false,
+            not_connectable_because: String::new(),
+            path: None,
             last_seen: self.last_seen,
             // Of one that is silent it says nothing.
             load: self.load.filter(|_| self.state == WorkerState::Online),

@@ -20,7 +20,7 @@ use crate::model::access::rule;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventFilter;
 use crate::model::vm::VmStatus;
-use crate::model::worker::WorkerView;
+use crate::model::worker::{DataPath, WorkerView};
 use crate::model::{AccountName, VmUid};
 use crate::tunnel::ticket::{Grant, TICKET_TTL};
 
@@ -129,7 +129,17 @@ async fn delete_vm(context: &Context, _: AccountName, request: DeleteVm) -> Resu
 
 async fn get_worker(context: &Context, _: AccountName, request: GetWorker) -> Result<WorkerView, ApiError> {
     let view = context.writer.submit(move |step| step.cluster.worker(&request.name)).await?;
-    Ok(connectable(context, view))
+    let link = context.relay.link(&view.worker.info.name);
+    let path = link.map(|link| DataPath {
+        address: link.address.to_string(),
+        rtt_us: u64::try_from(link.rtt.as_micros()).unwrap_or(u64::MAX),
+        sent: link.sent,
+        lost: link.lost,
+        age_s: link.age.as_secs(),
+        answered_s: link.proven.map(|ago| ago.as_secs()),
+        connects: link.connects,
+    });
+    Ok(WorkerView { path, ..connectable(context, view) })
 }
 
 async fn list_workers(context: &Context, _: AccountName, request: ListWorkers) -> Result<WorkerPage, ApiError> {
@@ -146,7 +156,9 @@ async fn delete_worker(context: &Context, _: AccountName, request: DeleteWorker)
 }
 
 fn connectable(context: &Context, mut view: WorkerView) -> WorkerView {
-    view.connectable = context.gate.is_linked(&view.worker.info.name);
+    let reached = context.relay.reaches(&view.worker.info.name);
+    view.connectable = reached.is_ok();
+    view.not_connectable_because = reached.err().map(|why| why.message).unwrap_or_default();
     view
 }
 
@@ -220,10 +232,7 @@ async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunne
             return Err(ApiError::new(ErrorCode::Unavailable, why));
         }
     };
-    if !context.gate.is_linked(&worker) {
-        let why = format!("worker {worker} is online but its tunnel is not connected (UDP may be blocked on its way)");
-        return Err(ApiError::new(ErrorCode::Unavailable, why));
-    }
+    context.relay.reaches(&worker)?;
     let grant = Grant { account, vm: vm.name, copy, worker, port: request.port };
     let ticket = identity::new_token();
     context.gate.issue(&ticket, grant, context.clock.now().mono, TICKET_TTL)?;

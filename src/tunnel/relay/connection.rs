@@ -1,14 +1,16 @@
 //! One connection, from its handshake to its end. Its first header says whether a worker or a client has come.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quinn::{Connection, Incoming};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 use tracing::{debug, info};
 
-use super::{Note, NoteEvent, Shared, client};
+use super::reach::{self, Next};
+use super::{Note, NoteEvent, Shared, client, session};
 use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::Place;
@@ -116,18 +118,13 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
         return;
     }
     info!(worker = %name, "the worker is connected");
-    loop {
-        let next = match control.read_frame().await {
-            Ok(Frame::WorkerHello(next)) if next.worker == name => next,
-            Ok(_) => return refuse_worker(connection, control, &name, out_of_order()).await,
-            Err(_) => break,
-        };
-        if let Err(refusal) = admit(connection, &next, shared) {
-            return refuse_worker(connection, control, &name, refusal).await;
-        }
-        if control.write_frame(&Frame::Admitted {}).await.is_err() {
-            break;
-        }
+    // Neither is dropped half-way, except to end the connection.
+    let refusal = tokio::select! {
+        refusal = renewals(connection, &mut control, &name, shared) => refusal,
+        never = keep_asking(connection, &name, shared) => match never {},
+    };
+    if let Some(refusal) = refusal {
+        return refuse_worker(connection, control, &name, refusal).await;
     }
     // The news of why usually follows the end of the control stream at once.
     if timeout(FAREWELL_LINGER, connection.closed()).await.is_err() {
@@ -136,6 +133,41 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
     }
     let why = connection.close_reason().map_or_else(String::new, |error| reason::describe(&error));
     info!(worker = %name, %why, "the worker's connection has ended");
+}
+
+/// Takes further hellos until the control stream ends, or one is to be refused.
+async fn renewals(
+    connection: &Connection,
+    control: &mut TunnelStream,
+    name: &WorkerName,
+    shared: &Shared,
+) -> Option<ApiError> {
+    loop {
+        let next = match control.read_frame().await {
+            Ok(Frame::WorkerHello(next)) if next.worker == *name => next,
+            Ok(_) => return Some(out_of_order()),
+            Err(_) => return None,
+        };
+        if let Err(refusal) = admit(connection, &next, shared) {
+            return Some(refusal);
+        }
+        if control.write_frame(&Frame::Admitted {}).await.is_err() {
+            return None;
+        }
+    }
+}
+
+/// Sees whether the worker answers, for as long as this is polled.
+async fn keep_asking(connection: &Connection, name: &WorkerName, shared: &Shared) -> Infallible {
+    let mut looks = tokio::time::interval(reach::LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        if shared.links.look(name, connection) == Next::Ask {
+            let answer = session::ping(connection, name, reach::ANSWER).await;
+            shared.links.answered(name, connection, answer.map_err(|why| why.message));
+        }
+    }
 }
 
 fn admit(connection: &Connection, hello: &WorkerHello, shared: &Shared) -> Result<(), ApiError> {

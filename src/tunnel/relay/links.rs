@@ -1,13 +1,14 @@
-//! Which worker is connected, by which connection. The newest connection of a worker is the one that counts.
+//! Which worker is connected, by which connection, and whether it answers. The newest connection of a worker is the one that
+//! counts.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::Connection;
 
-use super::Gatekeeper;
+use super::reach::{Next, Reach};
 use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::tunnel::reason::{self, Reason};
@@ -28,47 +29,83 @@ pub struct LinkInfo {
     pub lost: u64,
     /// How long it has lasted.
     pub age: Duration,
+    /// How long ago the worker last answered over it; none = not yet.
+    pub proven: Option<Duration>,
+    /// How often the worker has connected, this time included, since it was last away for an hour.
+    pub connects: u64,
 }
 
-pub(super) struct Links {
-    gate: Arc<dyn Gatekeeper>,
-    links: Mutex<HashMap<WorkerName, Link>>,
+#[derive(Default)]
+pub(super) struct Links(Mutex<HashMap<WorkerName, Link>>);
+
+struct Link {
+    state: State,
+    connects: u64,
 }
 
-enum Link {
-    Up { connection: Connection, since: Instant },
+enum State {
+    Up { connection: Connection, since: Instant, reach: Reach },
     Down { since: Instant, why: String },
 }
 
 impl Links {
-    pub(super) fn new(gate: Arc<dyn Gatekeeper>) -> Self {
-        Self { gate, links: Mutex::default() }
-    }
-
     /// The connection becomes the worker's; an older one is closed.
     pub(super) fn up(&self, worker: &WorkerName, connection: &Connection) {
         let mut links = self.lock();
-        links.retain(|_, link| !matches!(link, Link::Down { since, .. } if since.elapsed() > REMEMBERED));
-        let link = Link::Up { connection: connection.clone(), since: Instant::now() };
-        if let Some(Link::Up { connection: older, .. }) = links.insert(worker.clone(), link) {
+        links.retain(|_, link| !matches!(link.state, State::Down { since, .. } if since.elapsed() > REMEMBERED));
+        let since = Instant::now();
+        let state = State::Up { connection: connection.clone(), since, reach: Reach::new(since) };
+        let connects = links.get(worker).map_or(0, |link| link.connects).saturating_add(1);
+        if let Some(Link { state: State::Up { connection: older, .. }, .. }) =
+            links.insert(worker.clone(), Link { state, connects })
+        {
             older.close(Reason::Replaced.code(), b"");
         }
-        self.gate.link_changed(worker, true);
     }
 
     /// The connection has ended; nothing happens if it is not the worker's any more.
     pub(super) fn down(&self, worker: &WorkerName, connection: &Connection) {
         let mut links = self.lock();
-        let ours = matches!(links.get(worker), Some(Link::Up { connection: kept, .. })
-            if kept.stable_id() == connection.stable_id());
-        if ours {
+        let Some(link) = links.get_mut(worker) else { return };
+        if matches!(&link.state, State::Up { connection: kept, .. } if kept.stable_id() == connection.stable_id()) {
             let why = connection.close_reason().map_or_else(|| "unknown".to_owned(), |e| reason::describe(&e));
-            links.insert(worker.clone(), Link::Down { since: Instant::now(), why });
-            self.gate.link_changed(worker, false);
+            link.state = State::Down { since: Instant::now(), why };
         }
     }
 
-    /// The worker's living connection.
+    /// Looks whether anything has come over the connection; says what is to be done. Nothing if it is not the worker's any
+    /// more.
+    pub(super) fn look(&self, worker: &WorkerName, connection: &Connection) -> Next {
+        let datagrams = connection.stats().udp_rx.datagrams;
+        self.with_reach(worker, connection, |reach| reach.look(datagrams, Instant::now())).unwrap_or(Next::Wait)
+    }
+
+    /// What came of asking the worker over the connection.
+    pub(super) fn answered(&self, worker: &WorkerName, connection: &Connection, answer: Result<(), String>) {
+        self.with_reach(worker, connection, |reach| reach.answered(answer, Instant::now()));
+    }
+
+    fn with_reach<T>(&self, worker: &WorkerName, of: &Connection, f: impl FnOnce(&mut Reach) -> T) -> Option<T> {
+        match self.lock().get_mut(worker).map(|link| &mut link.state) {
+            Some(State::Up { connection, reach, .. }) if connection.stable_id() == of.stable_id() => Some(f(reach)),
+            _ => None,
+        }
+    }
+
+    /// The worker's living connection, if it answers over it.
+    pub(super) fn answering(&self, worker: &WorkerName) -> Result<Connection, ApiError> {
+        let connection = self.get(worker)?;
+        if let Some(Link { state: State::Up { reach, .. }, .. }) = self.lock().get(worker)
+            && let Some((since, why)) = reach.failing()
+        {
+            let seconds = since.elapsed().as_secs();
+            let what = format!("worker {worker} does not answer over the tunnel, for {seconds} s now: {why}");
+            return Err(ApiError::new(ErrorCode::Unavailable, what));
+        }
+        Ok(connection)
+    }
+
+    /// The worker's living connection, whether it answers over it or not.
     pub(super) fn get(&self, worker: &WorkerName) -> Result<Connection, ApiError> {
         let missing = |what: &str| {
             ApiError::new(
@@ -76,12 +113,12 @@ impl Links {
                 format!("worker {worker} is not connected to the tunnel endpoint ({what})"),
             )
         };
-        match self.lock().get(worker) {
-            Some(Link::Up { connection, .. }) => match connection.close_reason() {
+        match self.lock().get(worker).map(|link| &link.state) {
+            Some(State::Up { connection, .. }) => match connection.close_reason() {
                 None => Ok(connection.clone()),
                 Some(error) => Err(missing(&format!("its connection has just ended: {}", reason::describe(&error)))),
             },
-            Some(Link::Down { since, why }) => {
+            Some(State::Down { since, why }) => {
                 Err(missing(&format!("its connection ended {} s ago: {why}", since.elapsed().as_secs())))
             }
             None => {
@@ -92,7 +129,9 @@ impl Links {
 
     pub(super) fn info(&self, worker: &WorkerName) -> Option<LinkInfo> {
         match self.lock().get(worker) {
-            Some(Link::Up { connection, since }) if connection.close_reason().is_none() => {
+            Some(Link { state: State::Up { connection, since, reach }, connects })
+                if connection.close_reason().is_none() =>
+            {
                 let path = connection.stats().path;
                 Some(LinkInfo {
                     address: connection.remote_address(),
@@ -100,6 +139,8 @@ impl Links {
                     sent: path.sent_packets,
                     lost: path.lost_packets,
                     age: since.elapsed(),
+                    proven: reach.proven().map(|at| at.elapsed()),
+                    connects: *connects,
                 })
             }
             _ => None,
@@ -108,13 +149,13 @@ impl Links {
 
     /// Closes the worker's connection, if it has one.
     pub(super) fn disconnect(&self, worker: &WorkerName, reason: Reason) {
-        if let Some(Link::Up { connection, .. }) = self.lock().get(worker) {
+        if let Some(Link { state: State::Up { connection, .. }, .. }) = self.lock().get(worker) {
             connection.close(reason.code(), b"");
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<WorkerName, Link>> {
-        // Nothing panics while it is held but the gate, and the map is whole even then.
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

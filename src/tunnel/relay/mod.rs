@@ -2,12 +2,14 @@
 //! binds one, gives it a [`Gatekeeper`], and asks it which workers are connected.
 //!
 //! `connection` takes one connection from its handshake to its first header and serves workers, `client` serves clients,
-//! `session` opens one client stream, `links` knows the workers' connections, `accounts` whose streams are open.
+//! `session` opens one client stream, `links` knows the workers' connections and `reach` whether they answer, `accounts`
+//! whose streams are open.
 
 mod accounts;
 mod client;
 mod connection;
 mod links;
+mod reach;
 mod session;
 mod socket;
 
@@ -64,10 +66,6 @@ pub trait Gatekeeper: Send + Sync + 'static {
 
     /// What happened to a stream, for the record. Must not wait.
     fn note(&self, note: Note<'_>);
-
-    /// A worker's data path came up or went down. Called in the order it happened, under the relay's lock: must not
-    /// wait and must not call the relay.
-    fn link_changed(&self, worker: &WorkerName, up: bool);
 }
 
 /// What happened to a client's stream.
@@ -215,7 +213,7 @@ impl Relay {
     /// Listens on a socket that is bound already. Needs a tokio runtime.
     pub fn start(socket: Socket, gate: Arc<dyn Gatekeeper>, limits: Limits) -> Self {
         let Socket { endpoint, configs, local, fingerprint } = socket;
-        let links = Links::new(gate.clone());
+        let links = Links::default();
         let Limits { sessions_per_account, connections_per_account, connections, .. } = limits;
         // What is left is for workers.
         let of_all = connections.div_ceil(4) * 3;
@@ -273,7 +271,7 @@ impl Relay {
     }
 }
 
-/// Cuts what is open. Of no use once the relay has ended.
+/// Cuts what is open, and tells what is. Of no use once the relay has ended.
 #[derive(Clone, Debug)]
 pub struct Control(Arc<Shared>);
 
@@ -282,6 +280,20 @@ impl Control {
     /// [`Gatekeeper`] refuse it first, or it comes straight back.
     pub fn disconnect(&self, worker: &WorkerName, reason: Reason) {
         self.0.links.disconnect(worker, reason);
+    }
+
+    /// Whether a stream to the worker would be served, as far as is known: it is connected, and answers when it is asked now and
+    /// then.
+    ///
+    /// # Errors
+    /// [`Unavailable`](crate::model::error::ErrorCode::Unavailable) with the reason.
+    pub fn reaches(&self, worker: &WorkerName) -> Result<(), ApiError> {
+        self.0.links.answering(worker).map(drop)
+    }
+
+    /// What is known of the worker's connection; none without one.
+    pub fn link(&self, worker: &WorkerName) -> Option<LinkInfo> {
+        self.0.links.info(worker)
     }
 
     /// Breaks off every stream of `account`, and tells both ends why; says how many there were. Whoever calls this has

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use quinn::Connection;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
@@ -28,7 +29,7 @@ pub(super) async fn run(
     let note = |event: NoteEvent<'_>| shared.gate.note(Note { peer, grant: Some(grant), event });
     let asked = Frame::Attach { copy: *copy, port: *port };
     let answer = tokio::select! {
-        answer = ask(shared, worker, &asked, OPEN_DEADLINE) => answer,
+        answer = open(shared, worker, &asked) => answer,
         reason = entry.cut() => Err(ApiError::new(ErrorCode::Unauthenticated, reason.to_string())),
     };
     let opened = match answer {
@@ -74,23 +75,33 @@ pub(super) async fn run(
 /// Asks the worker to answer over its data path.
 pub(super) async fn probe(shared: &Shared, worker: &WorkerName, deadline: Duration) -> Result<Duration, ApiError> {
     let started = Instant::now();
-    match ask(shared, worker, &Frame::Ping {}, deadline).await? {
+    ping(&shared.links.get(worker)?, worker, deadline).await?;
+    Ok(started.elapsed())
+}
+
+/// Asks over this connection.
+pub(super) async fn ping(link: &Connection, worker: &WorkerName, deadline: Duration) -> Result<(), ApiError> {
+    match ask(link, worker, &Frame::Ping {}, deadline).await? {
         (mut stream, Frame::Pong {}) => {
             stream.outgoing.finish();
-            Ok(started.elapsed())
+            Ok(())
         }
         _ => Err(not_understood(worker)),
     }
 }
 
+/// Asks for a stream to a guest, unless the worker is known not to answer.
+async fn open(shared: &Shared, worker: &WorkerName, asked: &Frame) -> Result<(TunnelStream, Frame), ApiError> {
+    ask(&shared.links.answering(worker)?, worker, asked, OPEN_DEADLINE).await
+}
+
 /// Opens a stream to the worker, sends one header and yields the answer.
 async fn ask(
-    shared: &Shared,
+    link: &Connection,
     worker: &WorkerName,
     frame: &Frame,
     deadline: Duration,
 ) -> Result<(TunnelStream, Frame), ApiError> {
-    let link = shared.links.get(worker)?;
     let broken = |what: &dyn std::fmt::Display| {
         ApiError::new(ErrorCode::Unavailable, format!("worker {worker} could not be asked over the tunnel: {what}"))
     };

@@ -10,6 +10,7 @@ use orchard::identity::new_token;
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::secret::Secret;
 use orchard::model::{CopyId, VmUid};
+use orchard::task;
 use orchard::tunnel::client::Client;
 use orchard::tunnel::header::Frame;
 use orchard::tunnel::relay::Limits;
@@ -101,7 +102,7 @@ async fn sessions_go_on_when_the_workers_session_is_renewed() {
     world.worker.renew(world.gate.session("w1"));
     converse(stream, b"from before").await;
     converse(world.open(port).await.unwrap(), b"from after").await;
-    assert_eq!(*world.gate.links.lock().unwrap(), [true]);
+    assert_eq!(world.relay.link(&"w1".parse().unwrap()).unwrap().connects, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +118,7 @@ async fn worker_and_client_come_back_after_the_relay_was_restarted_on_the_same_p
     let relay = until("the port", LIMIT, || async { bind(address, &identity, &gate, Limits::default()) }).await;
     wait_connected(&relay, true).await;
     converse(client.open(&gate.ticket("w1", port), LIMIT).await.unwrap(), b"again").await;
-    assert_eq!(*gate.links.lock().unwrap(), [true, false, true]);
+    assert_eq!(relay.link(&"w1".parse().unwrap()).unwrap().connects, 1, "with this relay");
     worker.stop().await;
     wait_connected(&relay, false).await;
 }
@@ -221,7 +222,7 @@ async fn the_newer_connection_of_a_worker_replaces_the_older() {
     let down = |state: &LinkState| matches!(state, LinkState::Down(why) if why.contains("newer connection"));
     tokio::time::timeout(LIMIT, states.wait_for(down)).await.unwrap().unwrap();
     converse(world.open(port).await.unwrap(), b"through the newer").await;
-    assert!(world.gate.links.lock().unwrap().iter().all(|up| *up));
+    assert!(world.relay.link(&"w1".parse().unwrap()).unwrap().connects > 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,4 +232,37 @@ async fn an_endpoint_that_does_not_answer_is_reported_as_such() {
     let nobody = Identity::generate().unwrap().fingerprint();
     let error = Client::connect(address, nobody, Transport::default()).await.unwrap_err();
     assert!(matches!(error, DialError::Timeout { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hangs_is_told_of_at_once_and_reached_again_once_it_answers() {
+    let gate = Arc::new(Gate::default());
+    let relay = bind(any(), &Identity::generate().unwrap(), &gate, Limits::default()).unwrap();
+    let (control, w1) = (relay.control(), "w1".parse().unwrap());
+    let worker = raw(&relay).await;
+    let (admitted, _stream) = ask(&worker, &Frame::WorkerHello(gate.session("w1"))).await;
+    assert_eq!(admitted, Frame::Admitted {});
+    assert_eq!(control.reaches(&w1), Ok(()), "being admitted is an answer");
+
+    // It keeps the connection alive, and takes no stream in.
+    let hangs = || async { if control.reaches(&w1).is_err() { Ok(()) } else { Err("it is said to answer") } };
+    until("word that it does not answer", LIMIT, hangs).await;
+    let (port, _echo) = echo().await;
+    let (client, started) = (connect(&relay).await, Instant::now());
+    let refusal = client.open(&gate.ticket("w1", port), LIMIT).await.unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::Unavailable);
+    assert!(refusal.message.contains("worker w1 does not answer over the tunnel"), "{refusal}");
+    assert!(started.elapsed() < Duration::from_secs(5), "asking it would have taken longer");
+    assert!(relay.connected(&w1) && relay.link(&w1).unwrap().proven.is_none());
+
+    let _answers = task::spawn(async move {
+        while let Ok((mut write, mut read)) = worker.accept_bi().await {
+            if answer(&mut read).await == (Frame::Ping {}) {
+                write.write_all(&Frame::Pong {}.encode().unwrap()).await.unwrap();
+            }
+        }
+    });
+    let answers = || async { control.reaches(&w1) };
+    until("word that it answers", LIMIT, answers).await;
+    assert!(relay.link(&w1).unwrap().proven.is_some());
 }

@@ -15,7 +15,7 @@ use orchard::model::secret::Secret;
 use orchard::model::{AccountName, CopyId, SessionId, VmUid, WorkerName};
 use orchard::task::{self, Task};
 use orchard::tunnel::client::Client;
-use orchard::tunnel::header::WorkerHello;
+use orchard::tunnel::header::{Decoder, Frame, WorkerHello};
 use orchard::tunnel::proof::{self, Exported};
 use orchard::tunnel::relay::{Gatekeeper, Limits, Note, NoteEvent, Relay};
 use orchard::tunnel::stream::TunnelStream;
@@ -40,7 +40,6 @@ pub struct Gate {
     pub barred: Mutex<HashSet<AccountName>>,
     /// What the relay noted.
     pub notes: Mutex<Vec<String>>,
-    pub links: Mutex<Vec<bool>>,
     /// Done once, when the next worker has been found good and before that is said.
     pub meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     pub now_secs: AtomicU64,
@@ -117,10 +116,6 @@ impl Gatekeeper for Gate {
 
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError> {
         Ok(self.tickets.lock().unwrap().redeem(ticket, self.now())?)
-    }
-
-    fn link_changed(&self, _worker: &WorkerName, up: bool) {
-        self.links.lock().unwrap().push(up);
     }
 }
 
@@ -257,4 +252,22 @@ pub fn noise(length: usize, mut seed: u64) -> Vec<u8> {
     }
     bytes.truncate(length);
     bytes
+}
+
+/// Sends one frame over a new stream and yields the answer; the stream stays open.
+pub async fn ask(connection: &quinn::Connection, frame: &Frame) -> (Frame, (quinn::SendStream, quinn::RecvStream)) {
+    let (mut write, mut read) = connection.open_bi().await.unwrap();
+    write.write_all(&frame.encode().unwrap()).await.unwrap();
+    (answer(&mut read).await, (write, read))
+}
+
+pub async fn answer(read: &mut quinn::RecvStream) -> Frame {
+    let mut decoder = Decoder::default();
+    loop {
+        let mut buffer = vec![0; decoder.wants()];
+        let got = tokio::time::timeout(LIMIT, read.read(&mut buffer)).await.unwrap().unwrap().unwrap();
+        if let (_, Some(frame)) = decoder.push(&buffer[..got]).unwrap() {
+            return frame;
+        }
+    }
 }
