@@ -9,6 +9,7 @@ use crate::model::access::Roles;
 use crate::model::account::{AccountView, JoinId, JoinTokenView};
 use crate::model::audit::{AuditNumber, AuditRecord};
 use crate::model::secret::Secret;
+use crate::model::ssh_key::SshKey;
 use crate::model::{AccountName, Timestamp, WorkerName};
 
 /// `service-account.create`: a new account.
@@ -24,8 +25,14 @@ pub struct CreateAccount {
     /// Its token, at least [`MIN_TOKEN_LEN`] characters; none = the controller makes one, which is better.
     #[serde(default)]
     pub token: Option<Secret>,
+    /// Public keys with which it may log in to the SSH jump host, beside the token; at most [`MAX_SSH_KEYS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<SshKey>,
 }
 api_call!(CreateAccount => NewToken, "service-account", "create");
+
+/// The most SSH keys of one account: one for each machine that a person works at, and some.
+pub const MAX_SSH_KEYS: usize = 16;
 
 /// The shortest token that may be chosen by hand: 256 bits in hexadecimal digits or more.
 pub const MIN_TOKEN_LEN: usize = 32;
@@ -79,6 +86,9 @@ pub struct UpdateAccount {
     /// When it ends from now on.
     #[serde(default)]
     pub expiry: Option<Expiry>,
+    /// The public keys with which it may log in to the SSH jump host from now on; those it had are gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_keys: Option<Vec<SshKey>>,
 }
 api_call!(UpdateAccount => AccountView, "service-account", "update");
 

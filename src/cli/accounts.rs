@@ -14,6 +14,7 @@ use crate::bus::access::{CreateAccount, Expiry, ListAccounts, NewToken, RotateAc
 use crate::config::duration;
 use crate::model::access::Role;
 use crate::model::account::AccountView;
+use crate::model::ssh_key::{SshKey, SshKeyError};
 use crate::model::{AccountName, Clock, Timestamp};
 
 #[derive(Debug, Args)]
@@ -38,6 +39,9 @@ pub(super) struct CreateAccountArgs {
     /// Read its token from standard input in place of having one made
     #[arg(long)]
     token_stdin: bool,
+    /// Public key file with which it may log in to the SSH jump host, beside its token; may be given several times
+    #[arg(long, value_name = "FILE", value_parser = public_key)]
+    ssh_key: Vec<SshKey>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -64,7 +68,7 @@ Examples:
 }
 
 #[derive(Debug, Args)]
-#[group(id = "change", required = true, multiple = true, args = ["roles", "ttl", "no_expiry"])]
+#[group(id = "change", required = true, multiple = true, args = ["roles", "ttl", "no_expiry", "ssh_key", "no_ssh_keys"])]
 pub(super) struct UpdateArgs {
     /// The account's name
     name: AccountName,
@@ -77,6 +81,12 @@ pub(super) struct UpdateArgs {
     /// It is good for ever
     #[arg(long)]
     no_expiry: bool,
+    /// Public key file with which it may log in to the SSH jump host from now on; those it had are gone
+    #[arg(long, value_name = "FILE", value_parser = public_key, conflicts_with = "no_ssh_keys")]
+    ssh_key: Vec<SshKey>,
+    /// It logs in to the jump host by its token alone
+    #[arg(long)]
+    no_ssh_keys: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -91,6 +101,12 @@ pub(super) enum Rotate {
         #[command(flatten)]
         output: OutputArgs,
     },
+}
+
+/// The key in a file such as `~/.ssh/id_ed25519.pub`.
+fn public_key(path: &str) -> Result<SshKey, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
+    text.parse().map_err(|why: SshKeyError| why.to_string())
 }
 
 /// `connect` is called once the options are known to be sound.
@@ -108,6 +124,7 @@ pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
         roles: arguments.roles.into_iter().collect(),
         expires_at: arguments.ttl.map(end),
         token,
+        ssh_keys: arguments.ssh_key,
     };
     let client = connect().await?;
     let outside = client.is_bus_outside().await;
@@ -134,7 +151,8 @@ pub(super) async fn update(command: Update, client: &Client) -> anyhow::Result<(
         (false, None) => None,
     };
     let roles = (!arguments.roles.is_empty()).then(|| arguments.roles.iter().copied().collect());
-    let request = UpdateAccount { name: arguments.name, roles, expiry };
+    let ssh_keys = (arguments.no_ssh_keys || !arguments.ssh_key.is_empty()).then_some(arguments.ssh_key);
+    let request = UpdateAccount { name: arguments.name, roles, expiry, ssh_keys };
     let outside = client.is_bus_outside().await;
     let account =
         client.call(&request).await.with_context(|| format!("cannot change service account {}", request.name))?;
@@ -254,6 +272,7 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             rotated_at: None,
             expires_at: expires_at.map(Timestamp::from_millis),
+            ssh_keys: Vec::new(),
         };
         let text = table(&[account("a", None), account("b", Some(1_000))], Timestamp::from_millis(60_000)).text();
         let lines: Vec<_> = text.lines().collect();

@@ -13,6 +13,7 @@ mod bootstrap;
 mod buses;
 mod enforce;
 mod gate;
+mod jump;
 mod publisher;
 mod pulse;
 mod service;
@@ -29,6 +30,8 @@ use self::buses::{Buses, OpenBus, open_bus};
 use self::cluster::Timing;
 use self::enforce::Enforcer;
 use self::gate::Gate;
+use self::jump::JumpHost;
+pub use self::jump::{HostKeyError, JumpError, JumpOptions};
 use self::publisher::{Feed, publish, send_assignments};
 use self::pulse::Pulse;
 use self::service::{BusAddress, Context, Service};
@@ -87,6 +90,8 @@ pub struct ControllerOptions {
     pub timing: Timing,
     /// Files with a certificate, behind it those that lead to its CA, and its key; none = the controller makes its own.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Where the SSH jump host listens; none = there is none.
+    pub jump: Option<JumpOptions>,
     /// How long events are kept.
     pub events_kept: Retention,
     /// The token of the first account from this start on, whatever it was; none = one is made at the first start.
@@ -119,6 +124,9 @@ pub enum StartError {
     /// The tunnel's port.
     #[error("cannot start the tunnel endpoint")]
     Tunnel(#[from] RelayError),
+    /// The SSH jump host.
+    #[error("cannot start the SSH jump host")]
+    Jump(#[from] JumpError),
     /// TLS.
     #[error("cannot encrypt with the controller's certificate")]
     Tls(#[from] rustls::Error),
@@ -135,6 +143,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Controller {
     // In the order of stopping, which is the reverse of starting.
+    jump: Option<JumpHost>,
     service: Service,
     relay: Relay,
     auditor: Auditor,
@@ -202,7 +211,12 @@ impl Controller {
             bus: address.clone(),
             workers_have_keys: broker.is_some(),
         };
-        let service = Service::start(&buses, Arc::new(context)).await.map_err(StartError::Bus)?;
+        let context = Arc::new(context);
+        let jump = match &options.jump {
+            Some(jump) => Some(JumpHost::start(jump, &options.data_dir, context.clone()).await?),
+            None => None,
+        };
+        let service = Service::start(&buses, context).await.map_err(StartError::Bus)?;
         let pulse = Arc::new(Pulse::new(buses.workers.clone(), clock, options.timing.heartbeat));
         let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
         let loops = vec![
@@ -215,6 +229,7 @@ impl Controller {
             task::spawn(enforce::run(enforcer)),
         ];
         Ok(Self {
+            jump,
             service,
             relay,
             auditor,
@@ -284,6 +299,11 @@ impl Controller {
         self.relay.local_addr()
     }
 
+    /// Where the SSH jump host listens (TCP), and the SHA-256 of its key as `ssh-keygen -l` shows it; none when there is none.
+    pub fn jump_host(&self) -> Option<(SocketAddr, &str)> {
+        self.jump.as_ref().map(|jump| (jump.local_addr(), jump.fingerprint()))
+    }
+
     /// Returns when a part has ended that never should: whoever runs the controller must then start it anew. Cancel safe.
     pub async fn failed(&self) -> &'static str {
         tokio::select! {
@@ -296,6 +316,7 @@ impl Controller {
     /// Stops in order: no new requests, streams closed, everything queued stored, clients told. Takes a few seconds at
     /// most. No VM is stopped by it.
     pub async fn shutdown(self) {
+        drop(self.jump);
         self.service.stop().await;
         self.relay.shutdown().await;
         // Streams that have just ended are still to be recorded.

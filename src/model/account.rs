@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::access::Roles;
+use super::ssh_key::SshKey;
 use super::{AccountName, Timestamp, WorkerName};
 
 /// The SHA-256 of a secret, as 64 lower-case hexadecimal digits. Made by `identity::hash_of`.
@@ -63,6 +64,9 @@ pub struct AccountView {
     /// From when on it is not let in any more; none = never.
     #[serde(default, rename = "expiresAt", skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// Public keys with which it may log in to the SSH jump host, beside its token.
+    #[serde(default, rename = "sshKeys", skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<SshKey>,
 }
 
 impl AccountView {

@@ -50,6 +50,7 @@ pub mod planted;
 pub mod resources;
 pub mod secret;
 pub mod settings;
+pub mod ssh_key;
 pub mod vm;
 pub mod worker;
 

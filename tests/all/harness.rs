@@ -14,7 +14,7 @@ use orchard::config::join::BootstrapToken;
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
 use orchard::controller::cluster::Timing;
 use orchard::controller::store::Retention;
-use orchard::controller::{BusSource, Controller, ControllerOptions};
+use orchard::controller::{BusSource, Controller, ControllerOptions, JumpOptions};
 use orchard::identity;
 use orchard::model::error::ApiError;
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
@@ -192,6 +192,7 @@ pub fn controller_options(data_dir: &Path) -> ControllerOptions {
         tunnel_host: None,
         timing: TIMING,
         certificate: None,
+        jump: None,
         events_kept: Retention::default(),
         bootstrap_token: None,
     }
@@ -227,14 +228,24 @@ impl Cluster {
 
     /// The same with a heartbeat and lease of the test's own.
     pub async fn start_with(bus: BusSource, token: Secret, timing: Timing) -> Self {
+        Self::start_as(ControllerOptions { bus, timing, ..controller_options(Path::new("")) }, token).await
+    }
+
+    /// With an SSH jump host.
+    pub async fn start_jumping(jump: JumpOptions) -> Self {
+        let options = ControllerOptions { jump: Some(jump), ..controller_options(Path::new("")) };
+        Self::start_as(options, identity::new_token()).await
+    }
+
+    /// With these options, but for folder, host and token.
+    async fn start_as(options: ControllerOptions, token: Secret) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let outside = matches!(bus, BusSource::Outside { .. });
+        let outside = matches!(options.bus, BusSource::Outside { .. });
         let controller = Controller::start(ControllerOptions {
-            bus,
+            data_dir: dir.path().join("controller"),
             tunnel_host: Some("127.0.0.1".into()),
-            timing,
             bootstrap_token: (!outside).then(|| token.clone()),
-            ..controller_options(&dir.path().join("controller"))
+            ..options
         })
         .await
         .unwrap();

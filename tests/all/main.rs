@@ -21,6 +21,7 @@ mod guest;
 mod harness;
 mod images;
 mod joining;
+mod jump;
 mod layers;
 mod life;
 mod liveness;

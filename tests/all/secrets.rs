@@ -75,7 +75,13 @@ async fn no_log_holds_a_secret() {
 
     let roles = [Role::ComputeConnect, Role::ComputeWrite, Role::ComputeRead].into_iter().collect();
     let chosen = new_token();
-    let request = CreateAccount { name: "user".parse().unwrap(), roles, expires_at: None, token: Some(chosen.clone()) };
+    let request = CreateAccount {
+        name: "user".parse().unwrap(),
+        roles,
+        expires_at: None,
+        token: Some(chosen.clone()),
+        ssh_keys: Vec::new(),
+    };
     secrets.push(("a token that was chosen", chosen));
     let NewToken { token: first, .. } = admin.call(&request).await.unwrap();
     let NewToken { token, .. } = admin.call(&RotateAccount { name: "user".parse().unwrap() }).await.unwrap();

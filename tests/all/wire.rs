@@ -177,6 +177,7 @@ fn access(file: &mut String) {
         roles: roles.clone(),
         expires_at: Some(time),
         token: Some(Secret::new("t")),
+        ssh_keys: Vec::new(),
     };
     line(file, "service-account.create", &create);
     let least = CreateAccount { roles: Roles::default(), expires_at: None, token: None, ..create };
@@ -184,12 +185,27 @@ fn access(file: &mut String) {
     line(file, "service-account.get", &GetAccount { name: name.clone() });
     line(file, "service-account.list", &ListAccounts { after: Some(name.clone()), limit: 10 });
     let at = Some(Expiry::At(time));
-    line(file, "service-account.update", &UpdateAccount { name: name.clone(), roles: Some(roles.clone()), expiry: at });
+    line(
+        file,
+        "service-account.update",
+        &UpdateAccount { name: name.clone(), roles: Some(roles.clone()), expiry: at, ssh_keys: None },
+    );
     let never = Some(Expiry::Never);
-    line(file, "service-account.update/never", &UpdateAccount { name: name.clone(), roles: None, expiry: never });
+    line(
+        file,
+        "service-account.update/never",
+        &UpdateAccount { name: name.clone(), roles: None, expiry: never, ssh_keys: None },
+    );
     line(file, "service-account.rotate", &RotateAccount { name: name.clone() });
     line(file, "service-account.delete", &DeleteAccount { name: name.clone() });
-    let view = AccountView { name, roles, created_at: time, rotated_at: Some(time), expires_at: Some(time) };
+    let view = AccountView {
+        name,
+        roles,
+        created_at: time,
+        rotated_at: Some(time),
+        expires_at: Some(time),
+        ssh_keys: Vec::new(),
+    };
     line(file, "answer/service-account.get", &Answer::Ok(view.clone()));
     line(file, "answer/service-account.list", &Answer::Ok(AccountPage { accounts: vec![view.clone()], more: true }));
     line(file, "answer/service-account.create", &Answer::Ok(NewToken { account: view, token: Secret::new("t") }));

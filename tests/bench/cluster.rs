@@ -51,6 +51,7 @@ async fn run() {
         tunnel_host: None,
         timing: Timing::default(),
         certificate: None,
+        jump: None,
         events_kept: orchard::controller::store::Retention::default(),
         bootstrap_token: Some(token.clone()),
     })

@@ -14,7 +14,7 @@ use orchard::identity::ca::{Identity, SERVER_NAME};
 use orchard::identity::{new_token, tls};
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::secret::Secret;
-use orchard::model::{AccountName, CopyId, SessionId, VmUid, WorkerName};
+use orchard::model::{AccountName, CopyId, SessionId, VmUid};
 use orchard::tunnel::client::Client;
 use orchard::tunnel::header::WorkerHello;
 use orchard::tunnel::proof::Exported;

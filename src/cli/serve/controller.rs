@@ -17,6 +17,7 @@ use crate::config::address::{DEFAULT_BUS_PORT, normalise_bus_url, parse_listen};
 use crate::config::context::Context;
 use crate::config::file::ContextFile;
 use crate::config::{Home, duration, variable};
+use crate::controller::JumpOptions;
 use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::controller::cluster::{self, Timing};
 use crate::controller::store::Retention;
@@ -62,6 +63,12 @@ pub(in crate::cli) struct RunArgs {
     /// UDP address of the tunnels
     #[arg(long, default_value = "0.0.0.0:6120", value_name = "ADDR", value_parser = parse_listen)]
     listen: SocketAddr,
+    /// TCP address of an SSH jump host, such as 0.0.0.0:6122: `ssh -J ACCOUNT@HOST:6122 USER@VM` with any client
+    #[arg(long, value_name = "ADDR", value_parser = parse_listen)]
+    listen_ssh: Option<SocketAddr>,
+    /// Private key of the jump host, in OpenSSH's form [default: one made in the data folder]
+    #[arg(long, value_name = "FILE", requires = "listen_ssh")]
+    ssh_host_key: Option<PathBuf>,
     /// TCP address of the bus [default: 0.0.0.0:4222, or 127.0.0.1:4222 with --insecure-no-tls]
     #[arg(long, value_name = "ADDR", value_parser = parse_listen)]
     bus_listen: Option<SocketAddr>,
@@ -167,6 +174,7 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         tls: !arguments.insecure_no_tls,
         bus_host,
         certificate: arguments.controller_cert.zip(arguments.controller_key),
+        jump: arguments.listen_ssh.map(|listen| JumpOptions { listen, host_key: arguments.ssh_host_key }),
         bootstrap_token,
         timing: arguments.lease.map_or_else(Timing::default, Timing::with_lease),
     });
@@ -219,6 +227,9 @@ orchard controller is ready
         bus = controller.bus_url,
         tunnels = controller.tunnel_addr,
     );
+    if let Some((address, key)) = &controller.jump_host {
+        text += &format!("\n  ssh          {address} (jump host, key {key})");
+    }
     if let Some(fingerprint) = &controller.fingerprint {
         text += &format!("\n  certificate  {fingerprint} (SHA-256)");
     }

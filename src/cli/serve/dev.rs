@@ -115,6 +115,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         tls: true,
         bus_host: None,
         certificate: None,
+        jump: None,
         events_kept: Retention::default(),
         bootstrap_token: Some(token),
         timing: Timing::default(),

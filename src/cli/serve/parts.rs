@@ -13,7 +13,7 @@ use crate::config::context::Context;
 use crate::config::join::BootstrapToken;
 use crate::controller::cluster::Timing;
 use crate::controller::store::Retention;
-use crate::controller::{BusSource, Controller, ControllerOptions, StartError};
+use crate::controller::{BusSource, Controller, ControllerOptions, JumpOptions, StartError};
 use crate::identity;
 use crate::identity::ca::Fingerprint;
 use crate::identity::folder::FolderLock;
@@ -48,6 +48,8 @@ pub(super) struct ControllerSetup {
     pub(super) bus_host: Option<String>,
     /// Certificate and key to use in place of the controller's own.
     pub(super) certificate: Option<(PathBuf, PathBuf)>,
+    /// The SSH jump host, if there is to be one.
+    pub(super) jump: Option<JumpOptions>,
     /// How long events are kept.
     pub(super) events_kept: Retention,
     /// The first account's token from now on; none = the one it has.
@@ -100,6 +102,8 @@ pub(super) struct RunningController {
     pub(super) fingerprint: Option<Fingerprint>,
     /// The first account's token, if it was made or given in this start.
     pub(super) bootstrap_token: Option<Secret>,
+    /// Where its SSH jump host listens, and what that is known by; none when there is none.
+    pub(super) jump_host: Option<(SocketAddr, String)>,
     controller: Controller,
 }
 
@@ -122,6 +126,7 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         tunnel_host: setup.tunnel_host,
         timing: setup.timing,
         certificate: setup.certificate,
+        jump: setup.jump,
         events_kept: setup.events_kept,
         bootstrap_token: setup.bootstrap_token,
     })
@@ -132,6 +137,7 @@ pub(super) async fn start_controller(setup: ControllerSetup) -> anyhow::Result<R
         tunnel_addr: controller.tunnel_addr(),
         fingerprint: controller.fingerprint(),
         bootstrap_token: controller.bootstrap_token().cloned(),
+        jump_host: controller.jump_host().map(|(address, key)| (address, key.to_owned())),
         controller,
     })
 }

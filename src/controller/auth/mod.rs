@@ -40,8 +40,26 @@ pub(super) struct BusUsers {
     clock: Clock,
     /// What the controller presents to its own broker.
     own: Secret,
-    attempts: Mutex<Attempts>,
+    failures: Failures,
     paces: Paces,
+}
+
+/// Logins that failed, of one door.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Mutex<Attempts>);
+
+impl Failures {
+    /// The refusal of a login from `address` as `known`, or as somebody who is not known here.
+    pub(super) fn denied(&self, why: String, address: IpAddr, known: Option<&str>, now: Duration) -> Denied {
+        // Counts of failures: whatever a panic left there does no harm.
+        let verdict = self.0.lock().unwrap_or_else(PoisonError::into_inner).failed(address, known, now);
+        let reason = match verdict {
+            Verdict::LateWith(untold) => format!("{why}; and {untold} more like it from {address} in the last minute"),
+            Verdict::Single | Verdict::Late => why,
+        };
+        let delay = if verdict == Verdict::Single { Duration::ZERO } else { PENALTY };
+        Denied { reason, delay, quiet: verdict == Verdict::Late, known: known.is_some() }
+    }
 }
 
 /// Whom a password could be for.
@@ -54,7 +72,7 @@ enum Claimed {
 
 impl BusUsers {
     pub(super) fn new(access: Arc<AccessView>, clock: Clock, own: Secret) -> Self {
-        Self { access, clock, own, attempts: Mutex::default(), paces: Paces::default() }
+        Self { access, clock, own, failures: Failures::default(), paces: Paces::default() }
     }
 
     fn by_password(&self, name: &str, password: &str, address: IpAddr) -> Result<User, Denied> {
@@ -84,13 +102,7 @@ impl BusUsers {
 
     /// The refusal of a login as `known`, or as somebody who is not known here.
     fn denied(&self, why: String, address: IpAddr, known: Option<&str>) -> Denied {
-        let verdict = self.attempts().failed(address, known, self.clock.now().mono);
-        let reason = match verdict {
-            Verdict::LateWith(untold) => format!("{why}; and {untold} more like it from {address} in the last minute"),
-            Verdict::Single | Verdict::Late => why,
-        };
-        let delay = if verdict == Verdict::Single { Duration::ZERO } else { PENALTY };
-        Denied { reason, delay, quiet: verdict == Verdict::Late, known: known.is_some() }
+        self.failures.denied(why, address, known, self.clock.now().mono)
     }
 
     fn claimed(&self, name: &str) -> Claimed {
@@ -135,11 +147,6 @@ impl BusUsers {
 
     fn paced(&self, user: User, rates: Rates) -> User {
         User { pace: Some(self.paces.of(&user.name, rates, Instant::now())), ..user }
-    }
-
-    fn attempts(&self) -> std::sync::MutexGuard<'_, Attempts> {
-        // Counts of failures: whatever a panic left there does no harm.
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

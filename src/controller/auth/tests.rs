@@ -29,7 +29,13 @@ impl World {
         world.change(|cluster, now, changes| cluster.restore_admin(&"admin".parse().unwrap(), token, now, changes));
         world.change(|cluster, now, changes| {
             let roles: Roles = [Role::ComputeRead].into_iter().collect();
-            let request = CreateAccount { name: "ci".parse().unwrap(), roles, expires_at: None, token: None };
+            let request = CreateAccount {
+                name: "ci".parse().unwrap(),
+                roles,
+                expires_at: None,
+                token: None,
+                ssh_keys: Vec::new(),
+            };
             cluster.create_account(&request, token, now, changes).unwrap()
         });
         world
@@ -94,7 +100,8 @@ fn what_changes_holds_for_those_who_are_here_already() {
     let mut world = World::new();
     let user = world.ci().unwrap();
     assert_eq!(world.users.current(&user).as_ref(), Some(&user));
-    let update = |roles: Option<Roles>, expiry| UpdateAccount { name: "ci".parse().unwrap(), roles, expiry };
+    let update =
+        |roles: Option<Roles>, expiry| UpdateAccount { name: "ci".parse().unwrap(), roles, expiry, ssh_keys: None };
     let more = update(Some(Roles::all()), None);
     world.change(|cluster, now, changes| cluster.update_account(&more, now, changes).unwrap());
     assert!(world.users.current(&user).unwrap().permissions.may_publish(b"orchard.v1.api.ci.vm.create"));

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::{Changes, Cluster};
-use crate::bus::access::{CreateAccount, Expiry, MIN_TOKEN_LEN, UpdateAccount};
+use crate::bus::access::{CreateAccount, Expiry, MAX_SSH_KEYS, MIN_TOKEN_LEN, UpdateAccount};
 use crate::model::access::{Role, Roles};
 use crate::model::account::{Account, AccountView, JoinId, JoinToken, SecretHash, WorkerKey};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
+use crate::model::ssh_key::SshKey;
 use crate::model::{AccountName, Now, Timestamp, WorkerName};
 
 /// Accounts at a time: far more than people and programs that use one cluster, few enough to be held in memory.
@@ -90,6 +91,7 @@ impl Cluster {
         if let Some(end) = request.expires_at {
             check_end(end, now)?;
         }
+        check_ssh_keys(&request.ssh_keys)?;
         if self.access.accounts.contains_key(name) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -110,6 +112,7 @@ impl Cluster {
             created_at: now.wall,
             rotated_at: None,
             expires_at: request.expires_at,
+            ssh_keys: request.ssh_keys.clone(),
         };
         self.access.accounts.insert(name.clone(), Account { view: view.clone(), token_hash });
         changes.accounts.insert(name.clone());
@@ -142,6 +145,10 @@ impl Cluster {
                 check_end(end, now)?;
                 view.expires_at = Some(end);
             }
+        }
+        if let Some(keys) = &request.ssh_keys {
+            check_ssh_keys(keys)?;
+            view.ssh_keys.clone_from(keys);
         }
         if was_admin && !is_lasting_admin(&view) && !self.access.has_other_admin(name) {
             return Err(last_admin(name, "cannot lose that role or get an end"));
@@ -208,7 +215,14 @@ impl Cluster {
             None => None,
         };
         let created_at = old.map_or(now.wall, |old| old.view.created_at);
-        let view = AccountView { name: name.clone(), roles: Roles::all(), created_at, rotated_at, expires_at: None };
+        let view = AccountView {
+            name: name.clone(),
+            roles: Roles::all(),
+            created_at,
+            rotated_at,
+            expires_at: None,
+            ssh_keys: Vec::new(),
+        };
         let account = Account { view, token_hash };
         if old != Some(&account) {
             let before = old.map_or_else(|| "there was none".to_owned(), |old| standing(&old.view));
@@ -247,6 +261,14 @@ pub fn check_token(token: &Secret) -> Result<(), ApiError> {
 fn standing(view: &AccountView) -> String {
     let end = view.expires_at.map_or_else(|| "no end".to_owned(), |end| format!("end {end}"));
     format!("roles {}, {end}", view.roles)
+}
+
+fn check_ssh_keys(keys: &[SshKey]) -> Result<(), ApiError> {
+    if keys.len() > MAX_SSH_KEYS {
+        let what = format!("an account has at most {MAX_SSH_KEYS} SSH keys, not {}", keys.len());
+        return Err(ApiError::new(ErrorCode::LimitExceeded, what));
+    }
+    Ok(())
 }
 
 fn check_end(end: Timestamp, now: Now) -> Result<(), ApiError> {

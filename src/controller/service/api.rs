@@ -21,7 +21,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventFilter;
 use crate::model::vm::VmStatus;
 use crate::model::worker::{DataPath, WorkerView};
-use crate::model::{AccountName, VmUid};
+use crate::model::{AccountName, VmName, VmUid};
 use crate::tunnel::ticket::{Grant, TICKET_TTL};
 
 /// A page of an answer ends at this size, whatever number was asked for: scripts and log lines are long, and the bus
@@ -206,11 +206,27 @@ fn place_of(seen: u64, more: bool, last: u64) -> (u64, u64) {
 }
 
 async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunnel) -> Result<TunnelTicket, ApiError> {
-    if request.port == 0 {
+    let grant = grant(context, account, request.vm, request.port).await?;
+    let (ticket, uid) = (identity::new_token(), grant.copy.uid);
+    context.gate.issue(&ticket, grant, context.clock.now().mono, TICKET_TTL)?;
+    Ok(TunnelTicket { endpoint: context.tunnel.clone(), ticket, uid })
+}
+
+/// The right of `account`, which is looked at when it is used, to a stream into the port of the VM as it runs now.
+///
+/// # Errors
+/// Why there can be none now, for people; [`ErrorCode::Unavailable`] when that may change by itself.
+pub(in crate::controller) async fn grant(
+    context: &Context,
+    account: AccountName,
+    vm: VmName,
+    port: u16,
+) -> Result<Grant, ApiError> {
+    if port == 0 {
         return Err(ApiError::new(ErrorCode::Invalid, "port 0 is no port; give one from 1 to 65535"));
     }
     let vm = context.writer.submit({
-        let name = request.vm.clone();
+        let name = vm;
         move |step| {
             let vm = step.cluster.vm(&name, step.now)?;
             if let Some(why) = vm.worker.as_ref().and_then(|worker| step.cluster.silence_of(worker, step.now)) {
@@ -233,10 +249,7 @@ async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunne
         }
     };
     context.relay.reaches(&worker)?;
-    let grant = Grant { account, vm: vm.name, copy, worker, port: request.port };
-    let ticket = identity::new_token();
-    context.gate.issue(&ticket, grant, context.clock.now().mono, TICKET_TTL)?;
-    Ok(TunnelTicket { endpoint: context.tunnel.clone(), ticket, uid: vm.uid })
+    Ok(Grant { account, vm: vm.name, copy, worker, port })
 }
 
 async fn get_info(context: &Context, account: AccountName, _: GetInfo) -> Result<ControllerInfo, ApiError> {

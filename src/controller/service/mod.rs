@@ -5,7 +5,7 @@
 //! silence; `nats service ls` shows it as `orchard`.
 
 mod access;
-mod api;
+pub(super) mod api;
 mod guard;
 mod images;
 mod join;
@@ -48,7 +48,7 @@ const MAX_IN_FLIGHT: usize = 1_024;
 
 /// What a handler needs.
 #[derive(Clone)]
-pub(super) struct Context {
+pub(in crate::controller) struct Context {
     pub(super) writer: Writer,
     pub(super) store: Store,
     pub(super) gate: Arc<Gate>,

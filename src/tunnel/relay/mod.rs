@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quinn::{Endpoint, Incoming};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tracing::{Instrument, debug, info, info_span};
 
@@ -294,6 +295,25 @@ impl Control {
     /// What is known of the worker's connection; none without one.
     pub fn link(&self, worker: &WorkerName) -> Option<LinkInfo> {
         self.0.links.info(worker)
+    }
+
+    /// Joins a stream of this process, of a client at `peer`, to the port that `grant` names, as if it had come with a ticket:
+    /// within the account's limits, cut with its rights, and recorded. `answer` is told whether the port is open, and yields
+    /// the stream to join, if its client is still there. Returns when the session has ended; dropping the future ends it.
+    pub async fn join<S, F>(&self, grant: &Grant, peer: SocketAddr, answer: impl FnOnce(Result<(), ApiError>) -> F)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+        F: Future<Output = Option<S>>,
+    {
+        let entered = self.0.accounts.enter(&grant.account);
+        // As for tickets: first among the account's streams, then asked.
+        match entered.and_then(|entry| self.0.gate.permits(&grant.account).map(|()| entry)) {
+            Ok(entry) => session::join(&self.0, grant, entry, peer, answer).await,
+            Err(refusal) => {
+                self.0.gate.note(Note { peer, grant: Some(grant), event: NoteEvent::Refused(&refusal) });
+                answer(Err(refusal)).await;
+            }
+        }
     }
 
     /// Breaks off every stream of `account`, and tells both ends why; says how many there were. Whoever calls this has

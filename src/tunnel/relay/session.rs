@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use quinn::Connection;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, info};
 
@@ -11,11 +12,42 @@ use super::accounts::Entry;
 use super::{Note, NoteEvent, Shared};
 use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::tunnel::OPEN_DEADLINE;
 use crate::tunnel::header::Frame;
 use crate::tunnel::reason::{self, Reason};
+use crate::tunnel::splice::{self, Traffic};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::ticket::Grant;
-use crate::tunnel::{OPEN_DEADLINE, splice};
+
+/// The same for a client whose stream is of this process: `answer` is told whether the worker's half is open, and yields the
+/// client's stream, unless that is gone.
+pub(super) async fn join<S, F>(
+    shared: &Shared,
+    grant: &Grant,
+    mut entry: Entry<'_>,
+    peer: SocketAddr,
+    answer: impl FnOnce(Result<(), ApiError>) -> F,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+    F: Future<Output = Option<S>>,
+{
+    let stream = match attach(shared, grant, &mut entry, peer).await {
+        Ok(stream) => stream,
+        Err(refusal) => {
+            answer(Err(refusal)).await;
+            return;
+        }
+    };
+    let Some(client) = answer(Ok(())).await else { return };
+    let opened = Opened::now(shared, grant, peer);
+    // Dropped half-way only to end the session: the worker's half is reset then.
+    let traffic = tokio::select! {
+        traffic = splice::guest(stream, client) => traffic,
+        reason = entry.cut() => Traffic { broken: Some(reason), ..Traffic::default() },
+    };
+    // Seen from the worker's half: forward is what came from the VM.
+    opened.ended(Traffic { forward: traffic.back, back: traffic.forward, ..traffic });
+}
 
 /// Opens the worker's half, answers the client, and copies until the session ends or `entry` is cut.
 pub(super) async fn run(
@@ -25,14 +57,31 @@ pub(super) async fn run(
     mut entry: Entry<'_>,
     peer: SocketAddr,
 ) {
+    let stream = match attach(shared, grant, &mut entry, peer).await {
+        Ok(stream) => stream,
+        Err(refusal) => return client.refuse(refusal).await,
+    };
+    if client.write_frame(&Frame::Opened {}).await.is_err() {
+        return;
+    }
+    let opened = Opened::now(shared, grant, peer);
+    opened.ended(splice::relay(client, stream, entry.cut()).await);
+}
+
+/// Opens the worker's half; a refusal is recorded.
+async fn attach(
+    shared: &Shared,
+    grant: &Grant,
+    entry: &mut Entry<'_>,
+    peer: SocketAddr,
+) -> Result<TunnelStream, ApiError> {
     let Grant { account, vm, copy, worker, port } = grant;
-    let note = |event: NoteEvent<'_>| shared.gate.note(Note { peer, grant: Some(grant), event });
     let asked = Frame::Attach { copy: *copy, port: *port };
     let answer = tokio::select! {
         answer = open(shared, worker, &asked) => answer,
         reason = entry.cut() => Err(ApiError::new(ErrorCode::Unauthenticated, reason.to_string())),
     };
-    let opened = match answer {
+    let attached = match answer {
         Ok((stream, Frame::Opened {})) => Ok(stream),
         Ok((_, Frame::Refused(refusal))) => Err(refusal),
         Ok((mut stream, _)) => {
@@ -41,35 +90,38 @@ pub(super) async fn run(
         }
         Err(refusal) => Err(refusal),
     };
-    let stream = match opened {
-        Ok(stream) => stream,
-        Err(refusal) => {
-            debug!(%account, %vm, %worker, port, %refusal, "a session could not be opened");
-            note(NoteEvent::Failed(&refusal));
-            return client.refuse(refusal).await;
-        }
-    };
-    if client.write_frame(&Frame::Opened {}).await.is_err() {
-        return;
+    attached.inspect_err(|refusal| {
+        debug!(%account, %vm, %worker, port, %refusal, "a session could not be opened");
+        shared.gate.note(Note { peer, grant: Some(grant), event: NoteEvent::Failed(refusal) });
+    })
+}
+
+/// A session for the record, from when both its halves are open.
+struct Opened<'a> {
+    shared: &'a Shared,
+    grant: &'a Grant,
+    peer: SocketAddr,
+    since: Instant,
+}
+
+impl<'a> Opened<'a> {
+    fn now(shared: &'a Shared, grant: &'a Grant, peer: SocketAddr) -> Self {
+        let Grant { account, vm, worker, port, .. } = grant;
+        debug!(%account, %vm, %worker, port, "a session is open");
+        shared.gate.note(Note { peer, grant: Some(grant), event: NoteEvent::Opened });
+        Self { shared, grant, peer, since: Instant::now() }
     }
-    let started = Instant::now();
-    debug!(%account, %vm, %worker, port, "a session is open");
-    note(NoteEvent::Opened);
-    let traffic = splice::relay(client, stream, entry.cut()).await;
-    note(NoteEvent::Closed {
-        to_vm: traffic.forward,
-        from_vm: traffic.back,
-        lasted: started.elapsed(),
-        broken: traffic.broken,
-    });
-    info!(
-        %account, %vm, %worker, port,
-        to_vm = traffic.forward,
-        from_vm = traffic.back,
-        ms = started.elapsed().as_millis(),
-        broken = traffic.broken.map(tracing::field::display),
-        "a session has ended"
-    );
+
+    /// `forward` in `traffic` is what went to the VM.
+    fn ended(self, traffic: Traffic) {
+        let Grant { account, vm, worker, port, .. } = self.grant;
+        let lasted = self.since.elapsed();
+        let Traffic { forward: to_vm, back: from_vm, broken } = traffic;
+        let event = NoteEvent::Closed { to_vm, from_vm, lasted, broken };
+        self.shared.gate.note(Note { peer: self.peer, grant: Some(self.grant), event });
+        let (ms, broken) = (lasted.as_millis(), broken.map(tracing::field::display));
+        info!(%account, %vm, %worker, port, to_vm, from_vm, ms, broken, "a session has ended");
+    }
 }
 
 /// Asks the worker to answer over its data path.

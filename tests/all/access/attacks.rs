@@ -47,7 +47,8 @@ async fn roles_given_and_taken_hold_for_open_connections_at_once() {
     let bus = reader.bus().await;
     let mut events = bus.subscribe("orchard.v1.events.vm.>").await.unwrap();
     bus.call(&reader.account, &ListVms::default(), LIMIT).await.unwrap();
-    let become_ = |roles: Roles| UpdateAccount { name: reader.account(), roles: Some(roles), expiry: None };
+    let become_ =
+        |roles: Roles| UpdateAccount { name: reader.account(), roles: Some(roles), expiry: None, ssh_keys: None };
     cluster.access.call(&become_(Roles::default())).await.unwrap();
     let started = std::time::Instant::now();
     wait::until("the verb to be refused", LIMIT, || async {
@@ -73,7 +74,7 @@ async fn an_account_that_ends_is_cut_off_then() {
     let raw = Raw::connect(&as_account(&guest)).await.unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let end = Timestamp::from_millis(i64::try_from((now + Duration::from_millis(1500)).as_millis()).unwrap());
-    let update = UpdateAccount { name: guest.account(), roles: None, expiry: Some(Expiry::At(end)) };
+    let update = UpdateAccount { name: guest.account(), roles: None, expiry: Some(Expiry::At(end)), ssh_keys: None };
     cluster.access.call(&update).await.unwrap();
     assert!(raw.ended().await < Duration::from_millis(1500) + PROMPT);
     assert_eq!(guest.try_bus().await.unwrap_err().code, ErrorCode::Unauthenticated);
@@ -191,6 +192,7 @@ async fn a_token_is_shown_once_and_in_no_answer_after_that() {
         roles: Roles::default(),
         expires_at: None,
         token: Some(chosen.clone()),
+        ssh_keys: Vec::new(),
     };
     let made = cluster.access.call(&request).await.unwrap();
     assert_eq!(made.token, chosen);

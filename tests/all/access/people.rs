@@ -20,6 +20,7 @@ pub async fn account(cluster: &Cluster, name: &str, roles: &[Role]) -> Access {
         roles: roles.iter().copied().collect(),
         expires_at: None,
         token: None,
+        ssh_keys: Vec::new(),
     };
     let NewToken { token, .. } = cluster.access.call(&request).await.unwrap();
     cluster.access.of(name, &token)

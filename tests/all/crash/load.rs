@@ -58,7 +58,8 @@ impl Thing {
             Self::Vm(name) => bus.call(by, &DeleteVm { name: name.clone() }, CALL).await.map(|_| State::Absent),
             Self::Account(name) if absent => {
                 let roles: Roles = [Role::ComputeRead].into_iter().collect();
-                let request = CreateAccount { name: name.clone(), roles, expires_at: None, token: None };
+                let request =
+                    CreateAccount { name: name.clone(), roles, expires_at: None, token: None, ssh_keys: Vec::new() };
                 bus.call(by, &request, CALL).await.map(|_| State::Present)
             }
             Self::Account(name) => {

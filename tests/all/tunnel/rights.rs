@@ -38,7 +38,8 @@ pub async fn cluster() -> (Cluster, Access) {
 
 pub async fn account(cluster: &Cluster, name: &str, roles: &[Role]) -> Access {
     let roles: Roles = roles.iter().copied().collect();
-    let request = CreateAccount { name: name.parse().unwrap(), roles, expires_at: None, token: None };
+    let request =
+        CreateAccount { name: name.parse().unwrap(), roles, expires_at: None, token: None, ssh_keys: Vec::new() };
     let NewToken { token, .. } = cluster.access.call(&request).await.unwrap();
     cluster.access.of(name, &token)
 }
@@ -78,14 +79,18 @@ async fn roles_taken_away_an_account_deleted_or_its_token_changed_cut_open_strea
 
     let (_client, mut stream) = open(&user).await;
     let unused = ticket(&user).await.unwrap();
-    let update = UpdateAccount { name: name.clone(), roles: Some(Roles::default()), expiry: None };
+    let update = UpdateAccount { name: name.clone(), roles: Some(Roles::default()), expiry: None, ssh_keys: None };
     let started = Instant::now();
     cluster.access.call(&update).await.unwrap();
     assert!(end(&mut stream, started).await.contains("may not connect any more"));
     assert_eq!(redeem(&unused).await.unwrap_err().code, ErrorCode::Forbidden);
 
-    let update =
-        UpdateAccount { name: name.clone(), roles: Some([Role::ComputeWrite].into_iter().collect()), expiry: None };
+    let update = UpdateAccount {
+        name: name.clone(),
+        roles: Some([Role::ComputeWrite].into_iter().collect()),
+        expiry: None,
+        ssh_keys: None,
+    };
     cluster.access.call(&update).await.unwrap();
     let (_client, mut stream) = open(&user).await;
     let unused = ticket(&user).await.unwrap();
@@ -109,7 +114,7 @@ async fn an_account_that_expires_is_cut_although_nothing_else_happens() {
     let (_client, mut stream) = open(&user).await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let end_at = Timestamp::from_millis(i64::try_from((now + Duration::from_millis(1200)).as_millis()).unwrap());
-    let update = UpdateAccount { name: user.account(), roles: None, expiry: Some(Expiry::At(end_at)) };
+    let update = UpdateAccount { name: user.account(), roles: None, expiry: Some(Expiry::At(end_at)), ssh_keys: None };
     cluster.access.call(&update).await.unwrap();
     let started = Instant::now() + Duration::from_millis(1200);
     assert!(end(&mut stream, started).await.contains("has expired"));

@@ -143,6 +143,7 @@ async fn through_the_bus(folder: &Path) -> ((f64, Vec<Duration>), Vec<Duration>)
         timing: Timing::default(),
         events_kept: orchard::controller::store::Retention::default(),
         certificate: None,
+        jump: None,
         bootstrap_token: Some(token.clone()),
     })
     .await
@@ -159,7 +160,13 @@ async fn through_the_bus(folder: &Path) -> ((f64, Vec<Duration>), Vec<Duration>)
     let mut buses = vec![(BOOTSTRAP_ADMIN.parse().unwrap(), Bus::connect(login.clone()).await.unwrap())];
     for n in 1..ACCOUNTS {
         let name: AccountName = format!("account-{n}").parse().unwrap();
-        let request = CreateAccount { name: name.clone(), roles: Roles::all(), expires_at: None, token: None };
+        let request = CreateAccount {
+            name: name.clone(),
+            roles: Roles::all(),
+            expires_at: None,
+            token: None,
+            ssh_keys: Vec::new(),
+        };
         let made = buses[0].1.call(&buses[0].0, &request, CALL).await.unwrap();
         let login = BusOptions { user: name.to_string(), login: Login::Password(made.token), ..login.clone() };
         buses.push((name, Bus::connect(login).await.unwrap()));

@@ -126,6 +126,7 @@ impl Place {
             tunnel_host: None,
             timing: Timing { heartbeat, ..Timing::default() },
             certificate: None,
+            jump: None,
             events_kept: Retention::default(),
             bootstrap_token: Some(token.clone()),
         });

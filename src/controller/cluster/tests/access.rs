@@ -21,11 +21,11 @@ fn roles(of: &[Role]) -> Roles {
 }
 
 fn request(account: &str, of: &[Role]) -> CreateAccount {
-    CreateAccount { name: name(account), roles: roles(of), expires_at: None, token: None }
+    CreateAccount { name: name(account), roles: roles(of), expires_at: None, token: None, ssh_keys: Vec::new() }
 }
 
 fn update(account: &str, of: Option<&[Role]>, expiry: Option<Expiry>) -> UpdateAccount {
-    UpdateAccount { name: name(account), roles: of.map(roles), expiry }
+    UpdateAccount { name: name(account), roles: of.map(roles), expiry, ssh_keys: None }
 }
 
 impl World {

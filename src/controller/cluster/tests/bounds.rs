@@ -111,6 +111,7 @@ impl World {
             roles: Roles::from_iter([Role::ComputeRead]),
             expires_at: None,
             token: Some(Secret::new("correct-horse-battery-staple-and-more")),
+            ssh_keys: Vec::new(),
         };
         self.cluster.create_account(&request, SecretHash([7; 32]), self.now, &mut self.changes).map(drop)
     }
@@ -133,8 +134,12 @@ fn each_change_says_what_was_changed_and_no_secret() {
     world.new_account("ann").unwrap();
     assert_eq!(world.said().message, "roles compute:read, no end");
     let roles = Some(Roles::from_iter([Role::ComputeRead, Role::ComputeWrite]));
-    let request =
-        UpdateAccount { name: name("ann"), roles, expiry: Some(Expiry::At(Timestamp::from_millis(86_400_000))) };
+    let request = UpdateAccount {
+        name: name("ann"),
+        roles,
+        expiry: Some(Expiry::At(Timestamp::from_millis(86_400_000))),
+        ssh_keys: None,
+    };
     world.cluster.update_account(&request, world.now, &mut world.changes).unwrap();
     let said = world.said().message;
     assert_eq!(

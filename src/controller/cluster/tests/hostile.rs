@@ -51,13 +51,20 @@ fn what_an_account_gave_out_ends_with_its_right_to_give_it_out() {
     let ends: [fn(&mut World); 3] = [
         |w| drop(w.cluster.rotate_account(&name("boss"), SecretHash([3; 32]), w.now, &mut w.changes).unwrap()),
         |w| {
-            let fewer = UpdateAccount { name: name("boss"), roles: Some(Roles::default()), expiry: None };
+            let fewer =
+                UpdateAccount { name: name("boss"), roles: Some(Roles::default()), expiry: None, ssh_keys: None };
             drop(w.cluster.update_account(&fewer, w.now, &mut w.changes).unwrap());
         },
         |w| w.cluster.delete_account(&name("boss"), &mut w.changes).unwrap(),
     ];
     for end in ends {
-        let request = CreateAccount { name: name("boss"), roles: Roles::all(), expires_at: None, token: None };
+        let request = CreateAccount {
+            name: name("boss"),
+            roles: Roles::all(),
+            expires_at: None,
+            token: None,
+            ssh_keys: Vec::new(),
+        };
         // There from the last round, unless this is the first.
         let _ = world.cluster.create_account(&request, SecretHash([2; 32]), world.now, &mut world.changes);
         let (own, other) = (joinable(&mut world, "boss"), joinable(&mut world, "root"));

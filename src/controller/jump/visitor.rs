@@ -1,0 +1,147 @@
+//! One client of the jump host: its login, and the ports that it opens.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use russh::keys::PublicKeyBase64 as _;
+use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelOpenFailure, MethodKind, MethodSet};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, debug};
+
+use super::Shared;
+use crate::controller::service::api::grant;
+use crate::model::error::{ApiError, ErrorCode};
+use crate::model::network::Place;
+use crate::model::ssh_key::SshKey;
+use crate::model::{AccountName, VmName};
+
+/// What RFC 4254 (section 5.1) calls `SSH_OPEN_CONNECT_FAILED`.
+const CONNECT_FAILED: u32 = 2;
+
+pub(super) struct Visitor {
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    logged_in: CancellationToken,
+    /// Among those who have not logged in.
+    place: Option<Place>,
+    account: Option<AccountName>,
+    /// Ends with the connection.
+    sessions: JoinSet<()>,
+}
+
+impl Visitor {
+    /// `logged_in` is cancelled once it has.
+    pub(super) fn new(peer: SocketAddr, place: Place, shared: Arc<Shared>, logged_in: CancellationToken) -> Self {
+        Self { peer, shared, logged_in, place: Some(place), account: None, sessions: JoinSet::new() }
+    }
+
+    async fn settle(&mut self, login: Result<AccountName, std::time::Duration>) -> Auth {
+        match login {
+            Ok(account) => {
+                debug!(%account, "logged in");
+                self.account = Some(account);
+                self.place = None;
+                self.logged_in.cancel();
+                Auth::Accept
+            }
+            Err(delay) => {
+                tokio::time::sleep(delay).await;
+                rejected()
+            }
+        }
+    }
+}
+
+/// People may try again, with either.
+fn rejected() -> Auth {
+    let methods = MethodSet::from([MethodKind::PublicKey, MethodKind::Password].as_slice());
+    Auth::Reject { proceed_with_methods: Some(methods), partial_success: false }
+}
+
+impl Handler for Visitor {
+    type Error = russh::Error;
+
+    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, russh::Error> {
+        let login = self.shared.logins.by_token(user, password, self.peer);
+        Ok(self.settle(login).await)
+    }
+
+    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, russh::Error> {
+        let key = SshKey::from_bytes(&offer.public_key.public_key_bytes());
+        let known = key.is_ok_and(|key| self.shared.logins.knows(user, &key));
+        Ok(if known { Auth::Accept } else { rejected() })
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
+        let Ok(key) = SshKey::from_bytes(&key.public_key.public_key_bytes()) else { return Ok(rejected()) };
+        let login = self.shared.logins.by_key(user, &key, self.peer);
+        Ok(self.settle(login).await)
+    }
+
+    /// `ssh -J`, `-W` and `-L` open these; every other channel is refused by the library's own answer.
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), russh::Error> {
+        while self.sessions.try_join_next().is_some() {}
+        let Some(account) = self.account.clone() else { return Ok(()) };
+        let (shared, peer, host) = (self.shared.clone(), self.peer, host.to_owned());
+        // The connection goes on meanwhile.
+        self.sessions.spawn(open(shared, account, (host, port), peer, channel, reply).instrument(Span::current()));
+        Ok(())
+    }
+}
+
+/// Opens a port of a VM and copies until either side has ended.
+async fn open(
+    shared: Arc<Shared>,
+    account: AccountName,
+    (host, port): (String, u32),
+    peer: SocketAddr,
+    channel: Channel<Msg>,
+    reply: ChannelOpenHandle,
+) {
+    let granted = async {
+        let vm = vm_of(&host)?;
+        let port = u16::try_from(port).map_err(|_| ApiError::new(ErrorCode::Invalid, format!("{port} is no port")))?;
+        grant(&shared.context, account, vm, port).await
+    };
+    let grant = match granted.await {
+        Ok(grant) => grant,
+        Err(refusal) => return refuse(reply, refusal).await,
+    };
+    let answer = |opened: Result<(), ApiError>| async move {
+        match opened {
+            Ok(()) => {
+                reply.accept().await;
+                Some(channel.into_stream())
+            }
+            Err(refusal) => {
+                refuse(reply, refusal).await;
+                None
+            }
+        }
+    };
+    shared.context.relay.join(&grant, peer, answer).await;
+}
+
+fn vm_of(host: &str) -> Result<VmName, ApiError> {
+    host.parse().map_err(|why| {
+        let what = format!("the jump host leads to VMs by their names, and {host:?} is none: {why}");
+        ApiError::new(ErrorCode::Invalid, what)
+    })
+}
+
+/// The reason is what the client shows: "open failed: connect failed: …".
+async fn refuse(reply: ChannelOpenHandle, refusal: ApiError) {
+    debug!(%refusal, "a port could not be opened");
+    reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason: refusal.message }).await;
+}

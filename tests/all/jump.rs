@@ -1,0 +1,179 @@
+//! The SSH jump host with stock OpenSSH: who gets where, what the others are told, and what ends when a right is taken away.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+
+use orchard::bus::access::{CreateAccount, DeleteAccount};
+use orchard::controller::JumpOptions;
+use orchard::model::access::{Role, Roles};
+use orchard::model::audit::AuditType;
+use orchard::worker::runtime::synthetic::Synthetic;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+
+use crate::guest::guest_image;
+use crate::harness::{Cluster, LIMIT, any_port, finish, succeed};
+use crate::real::QemuCluster;
+use crate::wait::until;
+
+/// What a person at another machine has: a configuration of OpenSSH, a key pair, and the passwords that are typed.
+struct Person {
+    dir: PathBuf,
+}
+
+impl Person {
+    /// Called `account`, in a folder of the cluster's.
+    async fn new(cluster: &Cluster, account: &str, token: &str) -> Self {
+        let dir = cluster.dir.path().join(format!("person-{account}"));
+        std::fs::create_dir(&dir).unwrap();
+        let (address, _) = cluster.controller.jump_host().unwrap();
+        let known = dir.join("known");
+        let config = format!(
+            "Host jump\n  HostName {}\n  Port {}\n  User {account}\nHost *\n  StrictHostKeyChecking accept-new\n  \
+             UserKnownHostsFile {}\n  IdentityFile {}\n  IdentitiesOnly yes\n  ServerAliveInterval 5\n  LogLevel ERROR\n",
+            address.ip(),
+            address.port(),
+            known.display(),
+            dir.join("id").display(),
+        );
+        std::fs::write(dir.join("config"), config).unwrap();
+        // Asked twice: by the jump host and by the guest.
+        let ask = format!("#!/bin/sh\ncase \"$1\" in {account}@*) echo '{token}';; *) echo admin;; esac\n");
+        std::fs::write(dir.join("ask"), ask).unwrap();
+        std::fs::set_permissions(dir.join("ask"), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "somebody", "-f"]).arg(dir.join("id"));
+        succeed(keygen).await;
+        Self { dir }
+    }
+
+    fn key(&self) -> String {
+        std::fs::read_to_string(self.dir.join("id.pub")).unwrap()
+    }
+
+    fn ssh(&self, arguments: &[&str]) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.arg("-F").arg(self.dir.join("config")).args(arguments);
+        ssh.env("SSH_ASKPASS", self.dir.join("ask")).env("SSH_ASKPASS_REQUIRE", "force").env("DISPLAY", ":0");
+        ssh.env_remove("SSH_AUTH_SOCK").stdin(Stdio::null()).kill_on_drop(true);
+        ssh
+    }
+
+    /// Runs a command in a VM by way of the jump host.
+    async fn jump(&self, to: &str, command: &str) -> Output {
+        finish(self.ssh(&["-J", "jump", to, command])).await
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What the jump host says to somebody who gets no further.
+async fn refusal(person: &Person, to: &str) -> String {
+    let output = person.jump(to, "true").await;
+    assert!(!output.status.success());
+    text(&output.stderr)
+}
+
+async fn account(cluster: &Cluster, name: &str, roles: &[Role], keys: &[String]) -> String {
+    let request = CreateAccount {
+        name: name.parse().unwrap(),
+        roles: roles.iter().copied().collect::<Roles>(),
+        expires_at: None,
+        token: None,
+        ssh_keys: keys.iter().map(|key| key.parse().unwrap()).collect(),
+    };
+    cluster.access.call(&request).await.unwrap().token.expose().to_owned()
+}
+
+async fn synthetic() -> Cluster {
+    let mut cluster = Cluster::start_jumping(JumpOptions { listen: any_port(), host_key: None }).await;
+    cluster.add_worker("w1", Arc::new(Synthetic::new())).await;
+    cluster.run(&["create", "vm", "box", "--image", "any", "--wait"]).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_ssh_jumps_into_a_real_guest_by_token_and_by_key() {
+    let real = QemuCluster::on(Cluster::start_jumping(JumpOptions { listen: any_port(), host_key: None }).await).await;
+    let cluster = &real.cluster;
+    let image = guest_image();
+    let create = ["create", "vm", "box", "--image", image.to_str().unwrap(), "--cpu", "1", "--memory", "128", "--wait"];
+    cluster.run(&create).await;
+    let token = account(cluster, "ann", &[Role::ComputeConnect], &[]).await;
+    let ann = Person::new(cluster, "ann", &token).await;
+    let output = ann.jump("admin@box", "uname -n; cat; exit 7").await;
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(7), "box\n"), "{}", text(&output.stderr));
+
+    // A key of another account's own, attached on the command line; its token is not known to the person.
+    let ben = Person::new(cluster, "ben", "wrong").await;
+    cluster.run(&["create", "service-account", "ben", "--roles", "compute:connect"]).await;
+    assert!(refusal(&ben, "admin@box").await.contains("Permission denied"));
+    let key = ben.dir.join("id.pub");
+    cluster.run(&["update", "service-account", "ben", "--ssh-key", key.to_str().unwrap()]).await;
+    let output = ben.jump("admin@box", "head -c 3000000 /dev/zero | wc -c").await;
+    assert_eq!(text(&output.stdout).trim(), "3000000", "{}", text(&output.stderr));
+    // Any port, as with -L; and the guest's own refusal.
+    let said = text(&finish(ben.ssh(&["-W", "box:1", "jump"])).await.stderr);
+    assert!(said.contains("cannot reach port 1 of the VM"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_is_told_so_at_once_and_it_is_recorded() {
+    let cluster = synthetic().await;
+    // Case 42 of the system that users come from.
+    let token = account(&cluster, "ann", &[Role::ComputeConnect], &[]).await;
+    let ann = Person::new(&cluster, "ann", &token).await;
+    assert_eq!(text(&ann.jump("admin@box", "echo in").await.stdout), "in\n");
+    let said = refusal(&ann, "admin@absent").await;
+    assert!(said.contains("absent") && said.contains("connect failed"), "{said}");
+    let said = text(&finish(ann.ssh(&["-W", "127.0.0.1:22", "jump"])).await.stderr);
+    assert!(said.contains("leads to VMs by their names"), "no other host: {said}");
+    assert!(!finish(ann.ssh(&["jump", "true"])).await.status.success(), "no shell");
+
+    let wrong = Person::new(&cluster, "stranger", &token).await;
+    assert!(refusal(&wrong, "admin@box").await.contains("Permission denied"), "another's token");
+    let reader = Person::new(&cluster, "reader", "").await;
+    account(&cluster, "reader", &[Role::ComputeRead], &[reader.key()]).await;
+    let said = refusal(&reader, "admin@box").await;
+    assert!(said.contains("compute:connect"), "{said}");
+
+    let trail = async || cluster.json(&["audit", "--limit", "100"]).await.to_string();
+    until("the record of it", LIMIT, || async {
+        let trail = trail().await;
+        let all = [AuditType::LoginFailed, AuditType::TunnelOpened, AuditType::TunnelClosed];
+        match all.iter().find(|kind| !trail.contains(kind.as_str())) {
+            Some(kind) => Err(format!("no {} in {trail}", kind.as_str())),
+            None => Ok(()),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_ends_with_the_account_and_with_the_worker_the_reason_is_told() {
+    let mut cluster = synthetic().await;
+    let token = account(&cluster, "ann", &[Role::ComputeConnect], &[]).await;
+    let ann = Person::new(&cluster, "ann", &token).await;
+    let mut open = ann.ssh(&["-J", "jump", "admin@box", "cat"]);
+    let mut open = open.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(open.stdout.take().unwrap()).lines();
+    open.stdin.as_mut().unwrap().write_all(b"there\n").await.unwrap();
+    let line = tokio::time::timeout(LIMIT, lines.next_line()).await.unwrap().unwrap();
+    assert_eq!(line.as_deref(), Some("there"));
+
+    cluster.access.call(&DeleteAccount { name: "ann".parse().unwrap() }).await.unwrap();
+    let ended = tokio::time::timeout(LIMIT, open.wait()).await.unwrap().unwrap();
+    assert!(!ended.success(), "its session is cut");
+    assert!(refusal(&ann, "admin@box").await.contains("Permission denied"));
+
+    let token = account(&cluster, "cleo", &[Role::ComputeWrite], &[]).await;
+    let cleo = Person::new(&cluster, "cleo", &token).await;
+    assert_eq!(text(&cleo.jump("admin@box", "echo in").await.stdout), "in\n");
+    cluster.workers.pop().unwrap().shutdown().await;
+    let said = refusal(&cleo, "admin@box").await;
+    assert!(said.contains("w1"), "not silence, but the worker that is away: {said}");
+}
