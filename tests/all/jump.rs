@@ -141,7 +141,7 @@ async fn who_may_not_is_told_so_at_once_and_it_is_recorded() {
     let said = refusal(&reader, "admin@box").await;
     assert!(said.contains("compute:connect"), "{said}");
 
-    let trail = async || cluster.json(&["audit", "--limit", "100"]).await.to_string();
+    let trail = async || cluster.run(&["audit", "--output", "json"]).await;
     until("the record of it", LIMIT, || async {
         let trail = trail().await;
         let all = [AuditType::LoginFailed, AuditType::TunnelOpened, AuditType::TunnelClosed];
