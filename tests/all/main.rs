@@ -6,6 +6,7 @@ mod accounts;
 mod agent;
 mod api;
 mod audit;
+mod bridged;
 mod broker;
 mod broker_run;
 mod chaos;
