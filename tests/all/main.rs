@@ -21,6 +21,7 @@ mod flow;
 mod guest;
 mod harness;
 mod images;
+mod inside;
 mod joining;
 mod layers;
 mod life;
