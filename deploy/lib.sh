@@ -13,6 +13,8 @@ GUEST_PACKAGES="busybox-static=static-busybox dropbear-bin=dropbear openssh-sftp
   kmod=depmod cpio=cpio zstd=zstd xz-utils=xz e2fsprogs=debugfs dosfstools=mkfs.vfat mtools=mcopy syslinux=syslinux
   syslinux-common=/usr/lib/syslinux/mbr/mbr.bin perl-base=perl"
 [ "$(id -u)" = 0 ] || GUEST_PACKAGES="$GUEST_PACKAGES fakeroot=fakeroot"
+# VMs that boot by UEFI: its firmware, and what makes the guest image one that it can boot.
+UEFI_PACKAGES="ovmf=uefi-firmware systemd-boot-efi=/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 BUILD_PACKAGES="build-essential=cc"
 
 # ---------------------------------------------------------------- saying what happens
@@ -40,6 +42,7 @@ present() {
   case $1 in
     # A busybox with shared libraries would not run in the guest's initramfs.
     static-busybox) command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
+    uefi-firmware) [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || [ -e /usr/share/OVMF/OVMF_CODE.fd ] ;;
     python3-pip) python3 -m pip --version >/dev/null 2>&1 ;;
     python3-venv) python3 -c 'import venv, ensurepip' 2>/dev/null ;;
     /*) [ -e "$1" ] ;;
@@ -130,15 +133,17 @@ target_dir() {
 }
 
 # ---------------------------------------------------------------- the guest image
-# guest_image FOLDER: builds FOLDER/tiny.qcow2 unless the one there is of this very script
+# guest_image FOLDER [NAME KERNEL]: builds FOLDER/tiny.qcow2 (FOLDER/NAME.qcow2 with build.sh's KERNEL) unless the one
+# there is of this very script and of all that it can make use of
 guest_image() {
-  local image=$1/tiny.qcow2 key
-  key=$(sha256sum "$ROOT/deploy/guest/build.sh" | cut -d' ' -f1)
+  local image=$1/${2:-tiny}.qcow2 kernel=${3:-cloud} key
+  # shellcheck disable=SC2086 # a list of words
+  key="$(sha256sum "$ROOT/deploy/guest/build.sh" | cut -d' ' -f1) $kernel $(missing_packages $UEFI_PACKAGES)"
   if [ -f "$image" ] && [ "$(cat "$image.key" 2>/dev/null)" = "$key" ]; then
     note "guest image: $image (built earlier)"; return 0
   fi
   mkdir -p "$1"; rm -f "$image.key"
-  logged "$1/build.log" "$ROOT/deploy/guest/build.sh" "$image" || return 1
+  logged "$image.log" env KERNEL="$kernel" "$ROOT/deploy/guest/build.sh" "$image" || return 1
   echo "$key" >"$image.key"
   note "guest image: $image ($(($(wc -c <"$image") / 1048576)) MiB)"
 }

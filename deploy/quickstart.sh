@@ -128,6 +128,8 @@ have_qemu() {
   fi
   # shellcheck disable=SC2086
   ensure_packages "building the guest image" $GUEST_PACKAGES || return 1
+  # shellcheck disable=SC2086
+  ensure_packages "VMs that boot by UEFI" $UEFI_PACKAGES || note "orchard create vm --firmware uefi will not work here"
   step "Building the guest image"
   guest_image "$DATA/guest" || return 1
   IMAGE=$DATA/guest/tiny.qcow2

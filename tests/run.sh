@@ -5,7 +5,8 @@
 # machine is said loudly before the tests start, with the tests that will fail; no test is skipped for it.
 #
 # What the tests are told by environment variables (set one yourself and this script leaves it alone):
-#   ORCHARD_TEST_IMAGE       path of a bootable guest image, user admin/admin
+#   ORCHARD_TEST_IMAGE       path of a guest image that boots by BIOS and UEFI, user admin/admin
+#   ORCHARD_TEST_9P_IMAGE    the same with a kernel that has 9p, for host directories
 #   ORCHARD_TEST_NATS_IMAGE  name:tag of a local nats-server image; without it the official one is pulled
 #   ORCHARD_TEST_PYTHON      a Python that has nats.py
 #   ORCHARD_TEST_NODE_MODULES  the folder node_modules in which nats.js is
@@ -34,7 +35,7 @@ main() {
     ensure_packages "building" $BUILD_PACKAGES || die "There is no C compiler to build with."
     ensure_packages "the tests" $TEST_PACKAGES || warn "WILL FAIL: the tests that use the tools named above"
     ensure_sshd || warn "WILL FAIL: the tests that use an OpenSSH server"
-    [ "$(id -u)" = 0 ] || warn "WILL FAIL: the tests that make network namespaces, which needs root"
+    [ "$(id -u)" = 0 ] || warn "WILL FAIL: the tests that make network namespaces and bridges, which needs root"
   fi
   TOOLS=$(target_dir)/tools
   mkdir -p "$TOOLS"
@@ -63,13 +64,25 @@ ensure_sshd() {
 }
 
 provide_guest() {
-  if [ -n "${ORCHARD_TEST_IMAGE:-}" ]; then note "guest image: $ORCHARD_TEST_IMAGE (ORCHARD_TEST_IMAGE)"; return 0; fi
-  [ "$(uname -sm)" = "Linux x86_64" ] || { warn "The guest image is built on x86_64 Linux only."; return 1; }
+  local given=0
+  for name in ORCHARD_TEST_IMAGE ORCHARD_TEST_9P_IMAGE; do
+    [ -z "${!name:-}" ] || { note "guest image: ${!name} ($name)"; given=$((given + 1)); }
+  done
+  [ $given != 2 ] || return 0
+  [ "$(uname -sm)" = "Linux x86_64" ] || { warn "The guest images are built on x86_64 Linux only."; return 1; }
   # shellcheck disable=SC2086 # lists of words
   ensure_packages "running and building the test VMs" $QEMU_PACKAGES $GUEST_PACKAGES || return 1
-  guest_image "$(target_dir)/guest" || return 1
-  ORCHARD_TEST_IMAGE=$(target_dir)/guest/tiny.qcow2
-  export ORCHARD_TEST_IMAGE
+  # shellcheck disable=SC2086
+  ensure_packages "test VMs that boot by UEFI" $UEFI_PACKAGES || warn "WILL FAIL: the tests that boot a VM by UEFI"
+  local folder; folder=$(target_dir)/guest
+  if [ -z "${ORCHARD_TEST_IMAGE:-}" ]; then
+    guest_image "$folder" || return 1
+    export ORCHARD_TEST_IMAGE=$folder/tiny.qcow2
+  fi
+  if [ -z "${ORCHARD_TEST_9P_IMAGE:-}" ]; then
+    guest_image "$folder" tiny-9p full || return 1
+    export ORCHARD_TEST_9P_IMAGE=$folder/tiny-9p.qcow2
+  fi
 }
 
 # ---------------------------------------------------------------- nats-server, as a program and as a Docker image

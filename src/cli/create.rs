@@ -73,7 +73,8 @@ pub(super) struct CreateVmArgs {
     /// When the image is fetched: IfNotPresent (the worker does not have it) or Always (before each creation)
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = pairs::one_of::<ImagePullPolicy>)]
     image_pull_policy: ImagePullPolicy,
-    /// Make the guest part of the network at this interface of the worker's host (Tart)
+    /// Make the guest part of the network at this interface of the worker's host (Tart), or at this bridge, if
+    /// /etc/qemu/bridge.conf there allows it (QEMU)
     #[arg(long, value_name = "INTERFACE")]
     net_bridged: Option<String>,
     /// Isolate the guest's network with Softnet (Tart)

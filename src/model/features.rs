@@ -40,7 +40,7 @@ fn impossible(spec: &VmSpec, kind: RuntimeKind) -> Option<(&'static str, &'stati
         ("Softnet isolation (netSoftnet)", spec.net_softnet, anything, ONLY_TART),
         ("host directories (hostDirs)", !spec.host_dirs.is_empty(), !vetu, NOT_VETU),
         ("suspending (suspendable)", spec.suspendable, !vetu, NOT_VETU),
-        ("bridged network (net-bridged)", spec.net_bridged.is_some(), anything, ONLY_TART),
+        ("bridged network (net-bridged)", spec.net_bridged.is_some(), !vetu, NOT_VETU),
         ("nested virtualisation (nested)", spec.nested, !vetu, NOT_VETU),
         ("serial numbers (randomSerial)", spec.random_serial, !vetu, NOT_VETU),
         ("choice of firmware (firmware)", spec.firmware != Firmware::Default, qemu, ONLY_QEMU),
@@ -110,7 +110,7 @@ mod tests {
             check(&spec, RuntimeKind::Synthetic).unwrap();
             let why = refused(&spec, RuntimeKind::Vetu);
             assert!(why.contains("vetu") && why.contains(&format!("({field})")), "{why}");
-            let also_qemu = ["hostDirs", "suspendable", "nested", "randomSerial"].contains(&field);
+            let also_qemu = ["hostDirs", "suspendable", "net-bridged", "nested", "randomSerial"].contains(&field);
             assert_eq!(check(&spec, RuntimeKind::Qemu).is_ok(), also_qemu, "{field}");
         }
         let of_qemu = [

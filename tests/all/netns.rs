@@ -17,12 +17,12 @@ use crate::processes::Server;
 use crate::{processes, wait};
 
 /// A network namespace; removed when dropped, with all that runs in it.
-struct Namespace {
-    name: String,
+pub struct Namespace {
+    pub name: String,
 }
 
 impl Namespace {
-    fn new(role: &str) -> Self {
+    pub fn new(role: &str) -> Self {
         let name = format!("orchard{}{role}", std::process::id());
         sh(&format!("ip netns add {name}"));
         sh(&format!("ip -n {name} link set lo up"));
@@ -30,7 +30,7 @@ impl Namespace {
     }
 
     /// What is put before a command to run it in here.
-    fn prefix(&self) -> [&str; 4] {
+    pub fn prefix(&self) -> [&str; 4] {
         ["ip", "netns", "exec", &self.name]
     }
 
@@ -51,7 +51,7 @@ impl Namespace {
 
 /// A cable between two namespaces (none = this one), with network `net` of this test process on it: yields the addresses
 /// of both ends.
-fn cable(near: Option<&Namespace>, far: &Namespace, net: u32) -> (String, String) {
+pub fn cable(near: Option<&Namespace>, far: &Namespace, net: u32) -> (String, String) {
     let id = std::process::id();
     // A /30 of the range that is set aside for tests of networks (RFC 2544), by process.
     let base = format!("198.18.{}.", id % 256);
@@ -66,7 +66,8 @@ fn cable(near: Option<&Namespace>, far: &Namespace, net: u32) -> (String, String
     (here, there)
 }
 
-fn sh(line: &str) {
+/// Runs a command that must succeed; its words are separated by single spaces.
+pub fn sh(line: &str) {
     let words: Vec<&str> = line.split(' ').collect();
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
@@ -83,7 +84,7 @@ impl Drop for Namespace {
 }
 
 /// Namespaces need root; CI has it.
-fn may_run(what: &str) -> bool {
+pub fn may_run(what: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     assert!(root || std::env::var_os("CI").is_none(), "{what} needs root, and CI must run it");
     if !root {

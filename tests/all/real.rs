@@ -40,11 +40,11 @@ const FILE_SIZE: usize = 6_000_000;
 /// A cluster whose worker runs real guests; they are ended with it.
 pub struct QemuCluster {
     pub cluster: Cluster,
-    runtime: Arc<Qemu>,
+    pub runtime: Arc<Qemu>,
 }
 
 impl QemuCluster {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         Self::on(Cluster::start().await).await
     }
 

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -186,7 +187,7 @@ async fn start_time(pid: i32) -> io::Result<Option<String>> {
 #[derive(Debug, Default)]
 pub struct Reaper(JoinSet<()>);
 
-/// Starts `program` in folder `cwd`, detached: no input, output appended to `log`, a session or process group of its own.
+/// Starts `program` in folder `cwd`, detached: `input` or none, output appended to `log`, a session or process group of its own.
 ///
 /// # Errors
 /// When it cannot be started, or is gone at once.
@@ -194,6 +195,7 @@ pub async fn spawn_detached(
     program: &Path,
     args: &[String],
     cwd: &Path,
+    input: Option<OwnedFd>,
     log: File,
     reaper: &std::sync::Mutex<Reaper>,
 ) -> io::Result<Process> {
@@ -213,8 +215,8 @@ pub async fn spawn_detached(
         (_, None) => return Err(io::Error::new(io::ErrorKind::NotFound, "it is not there, or not executable")),
     };
     without_secrets(&mut command);
-    let mut child =
-        command.args(args).current_dir(cwd).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+    let input = input.map_or_else(Stdio::null, Stdio::from);
+    let mut child = command.args(args).current_dir(cwd).stdin(input).stdout(log.try_clone()?).stderr(log).spawn()?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     // The pid cannot be reused before the reaper below has collected the child.
     let process = match pid {
@@ -312,7 +314,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
         let reaper = std::sync::Mutex::default();
-        let process = spawn_detached(Path::new("sleep"), &["1000".to_owned()], dir.path(), log, &reaper).await.unwrap();
+        let process =
+            spawn_detached(Path::new("sleep"), &["1000".to_owned()], dir.path(), None, log, &reaper).await.unwrap();
         assert!(process.alive().await);
         let pid = Pid::from_raw(process.pid);
         assert_eq!(rustix::process::getpgid(pid).ok(), pid);
@@ -329,7 +332,8 @@ mod tests {
         std::fs::write(dir.path().join("plain"), "").unwrap();
         for program in [PathBuf::from("no-such-program"), dir.path().join("none"), dir.path().join("plain")] {
             let log = File::create(dir.path().join("log")).unwrap();
-            let error = spawn_detached(&program, &[], dir.path(), log, &std::sync::Mutex::default()).await.unwrap_err();
+            let error =
+                spawn_detached(&program, &[], dir.path(), None, log, &std::sync::Mutex::default()).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::NotFound, "{}", program.display());
         }
     }

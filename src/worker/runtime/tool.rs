@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub struct Call<'a, S> {
     pub limit: Duration,
     /// Where its process is noted while it runs: should the worker be killed meanwhile, the next can end it.
     pub note: Option<&'a Path>,
+    /// Its standard input; none = there is none.
+    pub input: Option<OwnedFd>,
 }
 
 /// What must not stay behind when a call is given up.
@@ -71,7 +74,7 @@ pub async fn run<S: AsRef<OsStr>>(
     cwd: Option<&Path>,
     limit: Duration,
 ) -> Result<String, RuntimeError> {
-    Call { program, args, cwd, limit, note: None }.run(&mut |_| {}).await
+    Call { program, args, cwd, limit, note: None, input: None }.run(&mut |_| {}).await
 }
 
 impl<S: AsRef<OsStr>> Call<'_, S> {
@@ -79,9 +82,10 @@ impl<S: AsRef<OsStr>> Call<'_, S> {
     ///
     /// # Errors
     /// As [`run`]; and cancel safe like that.
-    pub async fn run(self, listener: Listener<'_>) -> Result<String, RuntimeError> {
+    pub async fn run(mut self, listener: Listener<'_>) -> Result<String, RuntimeError> {
+        let input = self.input.take().map_or_else(Stdio::null, Stdio::from);
         let mut command = Command::new(self.program);
-        command.args(self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.args(self.args).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         without_secrets(&mut command);
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
@@ -257,7 +261,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let note = dir.path().join("note");
         let args = ["-c", "echo begun; sleep 1000"];
-        let call = Call { program: Path::new("sh"), args: &args, cwd: None, limit: LIMIT, note: Some(&note) };
+        let call =
+            Call { program: Path::new("sh"), args: &args, cwd: None, limit: LIMIT, note: Some(&note), input: None };
         let (begun, mut told) = tokio::sync::mpsc::channel(1);
         let process: Process = {
             let mut listener = |line: &str| drop(begun.try_send(line.to_owned()));

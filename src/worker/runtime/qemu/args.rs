@@ -58,6 +58,8 @@ pub struct Parameters<'a> {
     pub memory: u64,
     /// `52:54:00:…`
     pub mac: &'a str,
+    /// The same of a second card, which QEMU gets as its standard input; see bridge.rs.
+    pub bridged: Option<&'a str>,
     /// Guest and host architecture.
     pub arch: Arch,
     /// See [`Accel`].
@@ -110,8 +112,14 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     add("-device", "virtio-blk-pci,drive=disk0,bootindex=1".to_owned());
     add("-drive", format!("if=none,id=seed,file={SEED},format=raw,readonly=on"));
     add("-device", "virtio-blk-pci,drive=seed".to_owned());
-    add("-netdev", format!("user,id={NETDEV}"));
+    // Shut, it would still name itself as the way out for IPv6.
+    let shut = if machine.bridged.is_some() { ",restrict=on,ipv6=off" } else { "" };
+    add("-netdev", format!("user,id={NETDEV}{shut}"));
     add("-device", format!("virtio-net-pci,netdev={NETDEV},mac={},romfile=", machine.mac));
+    if let Some(mac) = machine.bridged {
+        add("-netdev", format!("tap,id={BRIDGED},fd=0"));
+        add("-device", format!("virtio-net-pci,netdev={BRIDGED},mac={mac},romfile="));
+    }
     add("-device", "virtio-rng-pci".to_owned());
     match machine.arch {
         Arch::Amd64 => add("-vga", "std".to_owned()),
@@ -164,6 +172,8 @@ pub fn resume(args: &[String], machine: &str) -> Vec<String> {
 
 /// The network device's name, in the command line and in forwards.
 pub const NETDEV: &str = "net0";
+/// That of the second card.
+const BRIDGED: &str = "net1";
 
 /// The words after `qemu-img` that make a VM's disk on top of an image. `base` is relative to the VM's folder, where the
 /// command runs. `size` in bytes; none = the image's own.
@@ -186,6 +196,15 @@ pub fn mac_address(id: CopyId) -> String {
     let digest = sha2::Sha256::digest(id.to_string().as_bytes());
     let tail: Vec<String> = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
     format!("52:54:00:{}", tail.join(":"))
+}
+
+/// The address of a copy's card on a bridge. Others share that network, so more of it is the copy's own; the first byte says
+/// that nobody gave it out, and that it stands for one card.
+pub fn bridged_mac_address(id: CopyId) -> String {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(format!("bridged card of {id}").as_bytes());
+    let tail: Vec<String> = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    format!("52:{}", tail.join(":"))
 }
 
 /// A serial number, the same for a copy at each start and different between copies.
@@ -213,6 +232,7 @@ mod tests {
             cpu: 2,
             memory: 128,
             mac: "52:54:00:01:02:03",
+            bridged: None,
             arch: Arch::Amd64,
             accel,
             firmware: None,
@@ -259,6 +279,14 @@ mod tests {
             "-nodefaults -no-user-config",
         ];
         assert_eq!(run(&machine(Accel::Tcg)).join(" "), expected.join(" "));
+    }
+
+    #[test]
+    fn a_guest_on_a_bridge_has_a_second_card_and_no_way_out_through_the_first() {
+        let line = run(&Parameters { bridged: Some("52:01:02:03:04:05"), ..machine(Accel::Tcg) }).join(" ");
+        let part = "-netdev user,id=net0,restrict=on,ipv6=off -device virtio-net-pci,netdev=net0,mac=52:54:00:01:02:03,romfile= \
+            -netdev tap,id=net1,fd=0 -device virtio-net-pci,netdev=net1,mac=52:01:02:03:04:05,romfile= -device virtio-rng";
+        assert!(line.contains(part), "{line}");
     }
 
     #[test]
@@ -321,6 +349,8 @@ mod tests {
         let other = CopyId { attempt: 3, ..id() };
         assert_ne!(mac_address(id()), mac_address(other));
         assert_eq!(mac_address(id()), mac_address(id()));
+        assert_ne!(bridged_mac_address(id()), bridged_mac_address(other));
+        assert_eq!(bridged_mac_address(id()).len(), mac_address(id()).len());
     }
 
     proptest! {

@@ -1,11 +1,13 @@
 //! From a made copy to a process that runs, and its end without asking. Called by `mod.rs`.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::super::process::{raise_file_limit, spawn_detached};
 use super::super::{CopySpec, RuntimeError, tool};
 use super::args;
 use super::asked;
+use super::bridge;
 use super::folder::{EFI_VARS, Folder, QEMU_LOG, Record, SEED};
 use super::seed::Seed;
 use super::suspend::{self, LoadError};
@@ -40,13 +42,14 @@ impl Qemu {
             None => {
                 asked::check_host_dirs(&copy.spec.host_dirs)?;
                 asked::check_nested(copy.spec.nested, self.accel)?;
-                write_seed(folder, copy)?;
+                write_seed(folder, record, copy)?;
                 let args = self.arguments(folder, record, copy)?;
                 suspend::note_run(folder, &args)?;
                 args
             }
         };
-        let process = spawn_detached(&self.programs.system, &args, folder.path(), log, &self.reaper).await;
+        let card = card_of(copy).await?;
+        let process = spawn_detached(&self.programs.system, &args, folder.path(), card, log, &self.reaper).await;
         let process = process.map_err(|error| {
             let said = tool::tail(&folder.file(QEMU_LOG), 2048);
             RuntimeError::Tool(format!("cannot start {}: {error} {said}", self.programs.system.display()))
@@ -77,6 +80,7 @@ impl Qemu {
             cpu: copy.cpu,
             memory: copy.memory,
             mac: &record.mac,
+            bridged: bridged_mac(copy).as_deref(),
             arch: Arch::HOST,
             accel: self.accel,
             firmware: host::firmware().map_err(RuntimeError::Tool)?,
@@ -113,11 +117,35 @@ pub(super) fn uefi_of(copy: &CopySpec) -> Result<Option<(&'static str, &'static 
     }
 }
 
+/// The card on a bridge that a copy is to have; see bridge.rs.
+///
+/// # Errors
+/// Why it cannot be had on this host.
+pub(super) async fn card_of(copy: &CopySpec) -> Result<Option<OwnedFd>, RuntimeError> {
+    match &copy.spec.net_bridged {
+        Some(bridge) => bridge::join(bridge).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The address of that card.
+fn bridged_mac(copy: &CopySpec) -> Option<String> {
+    copy.spec.net_bridged.as_ref().map(|_| args::bridged_mac_address(copy.id))
+}
+
 /// Writes what cloud-init reads, for its owner alone: it holds the guest's password.
-fn write_seed(folder: &Folder, copy: &CopySpec) -> Result<(), RuntimeError> {
+fn write_seed(folder: &Folder, record: &Record, copy: &CopySpec) -> Result<(), RuntimeError> {
     let (user, password) = (copy.spec.guest_user(), copy.spec.guest_password());
-    let seed =
-        Seed { id: copy.id, name: copy.name.as_str(), user, password: password.expose(), keys: &copy.spec.ssh_keys };
+    let bridged = bridged_mac(copy);
+    let seed = Seed {
+        id: copy.id,
+        name: copy.name.as_str(),
+        user,
+        password: password.expose(),
+        keys: &copy.spec.ssh_keys,
+        // One card is set up without being asked for.
+        cards: bridged.as_deref().map(|bridged| [record.mac.as_str(), bridged]),
+    };
     let written = seed.volume().and_then(|volume| write_private(&folder.file(SEED), &volume));
     written.map_err(RuntimeError::io(format!("cannot write {}", folder.file(SEED).display())))
 }

@@ -17,10 +17,12 @@
 //! Forwards listen on the host's loopback address, as QEMU offers nothing narrower: other users of the host can reach
 //! the guest's ports that were dialled. The other way round, a guest reaches all that listens on the host's loopback address,
 //! as 10.0.2.2. `restrict=on` would shut that door, and every other one out of the guest with it; slirp itself could
-//! (`disable_host_loopback`), but QEMU does not pass that on, and `guestfwd` cannot stand in the host's own address.
+//! (`disable_host_loopback`), but QEMU does not pass that on, and `guestfwd` cannot stand in the host's own address. A guest on
+//! a bridge of its host (bridge.rs) needs no other way out, so its user network is shut.
 
 pub mod args;
 mod asked;
+mod bridge;
 mod download;
 mod fetch;
 pub mod folder;
@@ -253,6 +255,8 @@ impl Runtime for Qemu {
         asked::check_host_dirs(&copy.spec.host_dirs)?;
         asked::check_nested(copy.spec.nested, self.accel)?;
         launch::uefi_of(copy)?;
+        // Given back at once: what matters is that it can be had, before an image is fetched for it.
+        drop(launch::card_of(copy).await?);
         let image = self.images.get(&copy.spec.image, progress).await?;
         let size = match copy.spec.disk_size {
             0 => None,

@@ -1,5 +1,5 @@
 //! What an ordinary cloud image needs to know of its user: cloud-init's NoCloud seed, a small FAT volume labelled `CIDATA` with
-//! `meta-data` and `user-data`. Images without cloud-init see a second disk and leave it alone.
+//! `meta-data` and `user-data`, and `network-config` where there are two network cards. Images without cloud-init see a second disk and leave it alone.
 //!
 //! No text of a user is ever written as it is: each is a YAML string in double quotes, of printable ASCII, with escapes for
 //! all else. So none ends its string, and none holds a character that cloud-init's parser refuses.
@@ -25,6 +25,8 @@ pub struct Seed<'a> {
     pub password: &'a str,
     /// Public keys that let that user in, too.
     pub keys: &'a [String],
+    /// The addresses of its network cards, if there is more than the one that cloud-init sets up by itself.
+    pub cards: Option<[&'a str; 2]>,
 }
 
 /// The smallest volume that a FAT file system is commonly made on.
@@ -50,7 +52,8 @@ impl Seed<'_> {
         let (user, password) = (quoted(self.user), quoted(self.password));
         let keys: String = self.keys.iter().map(|key| format!("  - {}\n", quoted(key))).collect();
         let keys = if keys.is_empty() { keys } else { format!("  ssh_authorized_keys:\n{keys}") };
-        // The second half is for users that the image has already: of those, the first changes no password.
+        // The second half is for users that the image has already: of those, the first changes no password. With its own
+        // name in its hosts file a guest need not ask a name server for it, which sudo does each time.
         format!(
             "#cloud-config\n\
              users:\n\
@@ -59,6 +62,7 @@ impl Seed<'_> {
                lock_passwd: false\n  \
                plain_text_passwd: {password}\n{keys}\
              ssh_pwauth: true\n\
+             manage_etc_hosts: localhost\n\
              chpasswd:\n  \
                expire: false\n  \
                users:\n  \
@@ -66,6 +70,17 @@ impl Seed<'_> {
                  password: {password}\n    \
                  type: text\n"
         )
+    }
+
+    /// `network-config`: each card asks for an address. Nothing waits for that of the second, which may never come. The names
+    /// are given, as not all that cloud-init writes for looks at the cards' addresses.
+    fn network_config(&self) -> Option<String> {
+        let [first, second] = self.cards?;
+        let card = |name: &str, mac: &str, more: &str| {
+            format!("  {name}:\n    match:\n      macaddress: \"{mac}\"\n    set-name: {name}\n    dhcp4: true\n{more}")
+        };
+        let (first, second) = (card("eth0", first, ""), card("eth1", second, "    optional: true\n"));
+        Some(format!("version: 2\nethernets:\n{first}{second}"))
     }
 
     /// The volume's bytes.
@@ -78,7 +93,10 @@ impl Seed<'_> {
         format_volume(Cursor::new(bytes.as_mut_slice()), options)?;
         {
             let volume = FileSystem::new(Cursor::new(bytes.as_mut_slice()), FsOptions::new())?;
-            for (name, text) in [("meta-data", self.meta_data()), ("user-data", self.user_data())] {
+            let network = self.network_config().map(|text| ("network-config", text));
+            for (name, text) in
+                [("meta-data", self.meta_data()), ("user-data", self.user_data())].into_iter().chain(network)
+            {
                 volume.root_dir().create_file(name)?.write_all(text.as_bytes())?;
             }
             volume.unmount()?;
@@ -157,22 +175,24 @@ mod tests {
         CopyId { uid: "00000000-0000-7000-8000-000000000001".parse().unwrap(), attempt: 2 }
     }
 
-    /// The files on a volume, read back.
+    /// The two files on every volume, read back.
     fn read(seed: &Seed<'_>) -> (String, String) {
+        (file(seed, "meta-data").unwrap(), file(seed, "user-data").unwrap())
+    }
+
+    fn file(seed: &Seed<'_>, name: &str) -> Option<String> {
         let mut bytes = seed.volume().unwrap();
         let volume = FileSystem::new(Cursor::new(bytes.as_mut_slice()), FsOptions::new()).unwrap();
         assert_eq!(volume.volume_label_as_bytes(), b"CIDATA");
-        let read = |name: &str| {
-            let mut text = String::new();
-            volume.root_dir().open_file(name).unwrap().read_to_string(&mut text).unwrap();
-            text
-        };
-        (read("meta-data"), read("user-data"))
+        let mut text = String::new();
+        volume.root_dir().open_file(name).ok()?.read_to_string(&mut text).unwrap();
+        Some(text)
     }
 
     #[test]
     fn the_exact_files() {
-        let (meta, user) = read(&Seed { id: id(), name: "build.7", user: "ann", password: "a\"b", keys: &[] });
+        let seed = Seed { id: id(), name: "build.7", user: "ann", password: "a\"b", keys: &[], cards: None };
+        let (meta, user) = read(&seed);
         assert_eq!(meta, "instance-id: 00000000-0000-7000-8000-000000000001-2\nlocal-hostname: build-7\n");
         let expected = [
             "#cloud-config",
@@ -182,6 +202,7 @@ mod tests {
             "  lock_passwd: false",
             "  plain_text_passwd: \"a\\\"b\"",
             "ssh_pwauth: true",
+            "manage_etc_hosts: localhost",
             "chpasswd:",
             "  expire: false",
             "  users:",
@@ -191,6 +212,36 @@ mod tests {
             "",
         ];
         assert_eq!(user, expected.join("\n"));
+        assert_eq!(file(&seed, "network-config"), None, "the image sets its one card up as it always does");
+    }
+
+    #[test]
+    fn of_two_cards_both_ask_for_an_address_and_nothing_waits_for_the_second() {
+        let seed = Seed {
+            id: id(),
+            name: "a",
+            user: "u",
+            password: "p",
+            keys: &[],
+            cards: Some(["52:54:00:00:00:01", "52:1:2:3:4:5"]),
+        };
+        let expected = [
+            "version: 2",
+            "ethernets:",
+            "  eth0:",
+            "    match:",
+            "      macaddress: \"52:54:00:00:00:01\"",
+            "    set-name: eth0",
+            "    dhcp4: true",
+            "  eth1:",
+            "    match:",
+            "      macaddress: \"52:1:2:3:4:5\"",
+            "    set-name: eth1",
+            "    dhcp4: true",
+            "    optional: true",
+            "",
+        ];
+        assert_eq!(file(&seed, "network-config").unwrap(), expected.join("\n"));
     }
 
     proptest! {
@@ -199,7 +250,8 @@ mod tests {
             name in "[A-Za-z0-9][A-Za-z0-9:_.-]{0,40}|true|No|y|12|1e3|0x1|null", user in "\\PC{1,20}|.{1,20}|true|null|~|- a|'|123", password in any::<String>(),
             keys in proptest::collection::vec(".{1,30}", 0..3),
         ) {
-            let (meta, data) = read(&Seed { id: id(), name: &name, user: &user, password: &password, keys: &keys });
+            let (meta, data) =
+                read(&Seed { id: id(), name: &name, user: &user, password: &password, keys: &keys, cards: None });
             prop_assert!(data.starts_with("#cloud-config\n"));
             prop_assert!(data.bytes().all(|byte| matches!(byte, b'\n' | b' '..=b'~')));
             let meta: MetaData = serde_saphyr::from_str(&meta).unwrap();

@@ -89,6 +89,7 @@ impl Tart {
             cwd: None,
             limit: self.options.limits.fetch,
             note: Some(&note),
+            input: None,
         };
         let mut far = FetchProgress::default();
         let mut listener = |line: &str| {

@@ -57,7 +57,7 @@ impl Tart {
         let path = self.notes.path(&name, Note::Log);
         let log = File::options().append(true).create(true).open(&path);
         let log = log.map_err(RuntimeError::io(format!("cannot write {}", path.display())))?;
-        let process = spawn_detached(Path::new("sh"), &args, self.notes.folder(), log, &self.reaper).await;
+        let process = spawn_detached(Path::new("sh"), &args, self.notes.folder(), None, log, &self.reaper).await;
         let process = process.map_err(RuntimeError::io(format!("cannot start {} run", self.options.kind)))?;
         let noted = self.notes.write(&name, Note::Process, &serde_json::to_vec(&process).unwrap_or_default());
         let started = match noted {
