@@ -197,6 +197,7 @@ impl Controller {
             clock,
             timing: options.timing,
             tunnel: endpoint,
+            relay: relay.control(),
             access: access.clone(),
             bus: address.clone(),
             workers_have_keys: broker.is_some(),

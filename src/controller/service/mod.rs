@@ -41,6 +41,7 @@ use crate::identity::ca::Fingerprint;
 use crate::model::Clock;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::task::{self, Task};
+use crate::tunnel::relay::Control;
 
 /// Requests worked on at once; those beyond wait in the bus client's bounded subscription.
 const MAX_IN_FLIGHT: usize = 1_024;
@@ -57,6 +58,7 @@ pub(super) struct Context {
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
     pub(super) tunnel: TunnelEndpoint,
+    pub(super) relay: Control,
     pub(super) access: Arc<AccessView>,
     /// Where others reach the bus.
     pub(super) bus: BusAddress,

@@ -1,6 +1,6 @@
 //! One session: a client's stream whose ticket was accepted is joined to a stream on the worker's connection.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
@@ -8,9 +8,9 @@ use tracing::{debug, info};
 
 use super::accounts::Entry;
 use super::{Note, NoteEvent, Shared};
-use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::tunnel::header::Frame;
+use crate::model::{CopyId, WorkerName};
+use crate::tunnel::header::{EXEC_PORT, Frame};
 use crate::tunnel::reason::{self, Reason};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::ticket::Grant;
@@ -26,7 +26,10 @@ pub(super) async fn run(
 ) {
     let Grant { account, vm, copy, worker, port } = grant;
     let note = |event: NoteEvent<'_>| shared.gate.note(Note { peer, grant: Some(grant), event });
-    let asked = Frame::Attach { copy: *copy, port: *port };
+    let asked = match *port {
+        EXEC_PORT => Frame::Serve { copy: *copy, account: account.clone() },
+        port => Frame::Attach { copy: *copy, port },
+    };
     let answer = tokio::select! {
         answer = ask(shared, worker, &asked, OPEN_DEADLINE) => answer,
         reason = entry.cut() => Err(ApiError::new(ErrorCode::Unauthenticated, reason.to_string())),
@@ -79,6 +82,18 @@ pub(super) async fn probe(shared: &Shared, worker: &WorkerName, deadline: Durati
             stream.outgoing.finish();
             Ok(started.elapsed())
         }
+        _ => Err(not_understood(worker)),
+    }
+}
+
+/// Asks the worker which address the guest of a copy has.
+pub(super) async fn locate(shared: &Shared, worker: &WorkerName, copy: CopyId) -> Result<IpAddr, ApiError> {
+    match ask(shared, worker, &Frame::Locate { copy }, OPEN_DEADLINE).await? {
+        (mut stream, Frame::Located { ip }) => {
+            stream.outgoing.finish();
+            ip.parse().map_err(|_| not_understood(worker))
+        }
+        (_, Frame::Refused(refusal)) => Err(refusal),
         _ => Err(not_understood(worker)),
     }
 }
