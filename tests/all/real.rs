@@ -38,13 +38,13 @@ authorization: { users: [
 const FILE_SIZE: usize = 6_000_000;
 
 /// A cluster whose worker runs real guests; they are ended with it.
-struct QemuCluster {
-    cluster: Cluster,
+pub struct QemuCluster {
+    pub cluster: Cluster,
     runtime: Arc<Qemu>,
 }
 
 impl QemuCluster {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let mut cluster = Cluster::start().await;
         let runtime = Arc::new(Qemu::new(QemuOptions::new(cluster.worker_dir("q").join("qemu"))).await.unwrap());
         cluster.add_worker("q", runtime.clone()).await;
