@@ -15,9 +15,9 @@ set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/lib.sh"
 
-# OpenSSH and sshpass are the peers that our own SSH code is held against; iproute2 makes the network namespace of the
+# OpenSSH, rsync and sshpass are the peers that our own SSH code is held against; iproute2 makes the network namespace of the
 # worker that can only dial out; python3 fetches nats-server; python3 and nodejs run the stock NATS clients.
-TEST_PACKAGES="openssh-client=ssh sshpass=sshpass iproute2=ip procps=ps python3=python3 python3-pip=python3-pip
+TEST_PACKAGES="openssh-client=ssh sshpass=sshpass rsync=rsync iproute2=ip procps=ps python3=python3 python3-pip=python3-pip
   python3-venv=python3-venv nodejs=node npm=npm"
 SSHD_PACKAGE="openssh-server=/usr/sbin/sshd"
 DOCKER_PACKAGES="docker.io=dockerd iptables=iptables"

@@ -224,7 +224,7 @@ pub struct EventPage {
 pub struct OpenTunnel {
     /// Which VM.
     pub vm: VmName,
-    /// TCP port in the guest.
+    /// TCP port in the guest; 0 = the exec sessions that the VM's worker holds.
     pub port: u16,
 }
 api_call!(OpenTunnel => TunnelTicket, "connect", "open");
@@ -237,6 +237,26 @@ pub struct TunnelTicket {
     /// Good for one stream, for a short time.
     pub ticket: Secret,
     /// Identity of the VM it leads to, so that a client can tell a new VM of the same name.
+    pub uid: VmUid,
+    /// Which start of it: each begins with a fresh disk, and so with new host keys. None from an older release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<Attempt>,
+}
+
+/// `connect.address`: which address a VM has in its own network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetAddress {
+    /// Which VM.
+    pub vm: VmName,
+}
+api_call!(GetAddress => VmAddress, "connect", "address");
+
+/// Where a VM is, as its worker sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmAddress {
+    /// The guest's address, as text.
+    pub ip: String,
+    /// Identity of the VM that has it.
     pub uid: VmUid,
 }
 

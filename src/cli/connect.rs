@@ -11,7 +11,7 @@ use crate::config::address;
 use crate::duplex::BoxedStream;
 use crate::identity::ca::Fingerprint;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::{VmName, VmUid};
+use crate::model::{Attempt, VmName, VmUid};
 use crate::tunnel::{self, Address, Transport};
 
 /// How long it may take to open a stream once the ticket is there: a little more than the relay gives the worker, so that
@@ -25,6 +25,8 @@ pub(super) type Stream = BoxedStream;
 pub(super) struct Opened {
     pub(super) stream: Stream,
     pub(super) uid: VmUid,
+    /// Which start of it; an older controller does not say.
+    pub(super) attempt: Option<Attempt>,
 }
 
 /// Opens streams into VMs; all clones share one connection of the tunnel.
@@ -56,7 +58,7 @@ impl Dialer {
         let ticket = self.client.call(&OpenTunnel { vm: vm.clone(), port }).await?;
         let tunnel = self.connect(&ticket.endpoint).await?;
         let stream = tunnel.open(&ticket.ticket, OPEN_TIMEOUT).await?;
-        Ok(Opened { stream: Box::new(stream), uid: ticket.uid })
+        Ok(Opened { stream: Box::new(stream), uid: ticket.uid, attempt: ticket.attempt })
     }
 
     /// Ends all streams and tells the relay, which would otherwise hold them until it has heard nothing for a while.

@@ -146,7 +146,7 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
 }
 
 /// Reads a copy.
-fn copy(text: &str) -> Result<CopyId, String> {
+pub(super) fn copy(text: &str) -> Result<CopyId, String> {
     let read = text.split_once('/').and_then(|(uid, attempt)| Some((uid.parse().ok()?, attempt.parse().ok()?)));
     let (uid, attempt) = read.ok_or("write UID/ATTEMPT, as `orchard list strays` shows it")?;
     Ok(CopyId { uid, attempt })

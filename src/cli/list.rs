@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
-use super::{accounts, bootstrap, images};
+use super::{accounts, bootstrap, exec_session, images};
 use crate::bus::message::{ListVms, ListWorkers};
 use crate::bus::strays::{ListStrays, StrayView};
 use crate::model::vm::Vm;
@@ -70,6 +70,9 @@ Examples:
 fetch the image when they are back."
     )]
     Pulls(images::ListPullsArgs),
+    /// List the exec sessions of this account in a VM; see `orchard exec vm --help`
+    #[command(subcommand, visible_alias = "exec")]
+    Execs(exec_session::ListExecs),
     /// List all service accounts and their roles
     #[command(visible_alias = "service-account", after_help = "Example:\n  orchard list service-accounts")]
     ServiceAccounts(ListArgs),
@@ -105,6 +108,7 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
         }
         List::Images(arguments) => images::list(arguments, client, now).await,
         List::Pulls(arguments) => images::list_pulls(arguments, client, now).await,
+        List::Execs(command) => exec_session::list(command, client, now).await,
         List::ServiceAccounts(arguments) => {
             let all = accounts::all(client).await?;
             print(&arguments, &all, |account| account.name.to_string(), |all| accounts::table(all, now))

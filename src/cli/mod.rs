@@ -1,7 +1,7 @@
 //! The command line: what may be said, and which file does it. `main` parses [`Arguments`] and calls [`run`].
 //!
 //! Client commands talk to the controller over the bus and the tunnel only, as any other program could. Exit codes: a
-//! remote command's own (`ssh`), 0, [`FAILED`], [`USAGE`], [`INTERRUPTED`]. Commands that serve end orderly by Ctrl-C, which
+//! remote command's own (`ssh`, `exec`), 0, [`FAILED`], [`USAGE`], [`INTERRUPTED`]. Commands that serve end orderly by Ctrl-C, which
 //! is how they are meant to end, and so with 0.
 
 mod accounts;
@@ -10,16 +10,21 @@ mod bootstrap;
 mod client;
 mod connect;
 mod context;
+mod cp;
 mod create;
 mod delete;
 mod drain;
 mod event_order;
 mod events;
+mod exec;
+mod exec_session;
 mod follow;
 mod forward;
 mod get;
+mod host_keys;
 mod images;
 mod interrupt;
+mod ip;
 mod list;
 mod logs;
 mod output;
@@ -27,9 +32,11 @@ mod pairs;
 mod placing;
 mod power;
 mod prompt;
+mod proxy;
 mod serve;
 mod settings;
 mod ssh;
+mod ssh_config;
 mod wait;
 
 use clap::{Args, Parser, Subcommand};
@@ -53,7 +60,7 @@ Environment:
                                  a saved context's for that address, or public CAs
 
 Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 ended by Ctrl-C (0 for what serves);
-`orchard ssh` exits as the remote command did.
+`orchard ssh` and `exec` exit as the remote command did.
 
 Begin with `orchard dev` in one terminal and `orchard create vm --help` in another, or with
 `orchard context create URL` where a controller runs already.";
@@ -133,6 +140,19 @@ enum Command {
     /// Run a command or a shell in a VM
     #[command(subcommand)]
     Ssh(ssh::Ssh),
+    /// Run a command in a VM, word for word
+    #[command(subcommand)]
+    Exec(exec::Exec),
+    /// Copy files into a VM or out of it
+    Cp(cp::CpArgs),
+    /// Print the address of a VM
+    #[command(subcommand)]
+    Ip(ip::Ip),
+    /// Connect standard input and output to a TCP port of a VM
+    #[command(subcommand)]
+    Proxy(proxy::Proxy),
+    /// Print a configuration by which ssh, scp, sftp and rsync reach VMs
+    SshConfig(ssh_config::SshConfigArgs),
     /// Have workers fetch an image before a VM needs it
     #[command(subcommand)]
     Pull(images::Pull),
@@ -185,15 +205,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Controller(command) => serve::controller::run(command, home).await,
         Command::Worker(command) => serve::worker::run(command, home).await,
         Command::Broker(command) => serve::broker::run(command).await,
-        // It closes its connections before it ends.
+        // These close their connections before they end.
         Command::PortForward(command) => {
-            let mut interrupt = interrupt::Interrupt::install()?;
-            let client = tokio::select! {
-                client = client::Client::connect(&home, &global) => client?,
-                () = interrupt.wait() => return Err(Interrupted.into()),
-            };
-            drop(interrupt);
-            forward::run(command, &client).await?;
+            forward::run(command, &connect_once(&home, &global).await?).await?;
+            Ok(0)
+        }
+        Command::Proxy(command) => {
+            proxy::run(command, &connect_once(&home, &global).await?).await?;
             Ok(0)
         }
         command => {
@@ -204,6 +222,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
                 () = interrupt.wait() => Err(Interrupted.into()),
             }
         }
+    }
+}
+
+/// Connects for a command that takes over Ctrl-C itself from then on.
+async fn connect_once(home: &Home, global: &Global) -> anyhow::Result<client::Client> {
+    let mut interrupt = interrupt::Interrupt::install()?;
+    tokio::select! {
+        client = client::Client::connect(home, global) => client,
+        () = interrupt.wait() => Err(Interrupted.into()),
     }
 }
 
@@ -231,12 +258,17 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Audit(arguments) => audit::run(arguments, &connect().await?).await?,
         Command::Context(command) => context::run(command, home.clone()).await?,
         Command::Ssh(command) => return ssh::run(command, &connect().await?).await,
+        Command::Exec(command) => return exec::run(command, connect).await,
+        Command::Cp(arguments) => cp::run(arguments, connect).await?,
+        Command::Ip(command) => ip::run(command, &connect().await?).await?,
+        Command::SshConfig(arguments) => ssh_config::run(arguments, &home, &global, &connect().await?).await?,
         // Done by the caller.
         Command::Dev(_)
         | Command::Controller(_)
         | Command::Worker(_)
         | Command::Broker(_)
-        | Command::PortForward(_) => {}
+        | Command::PortForward(_)
+        | Command::Proxy(_) => {}
         Command::Version(arguments) => get::version(arguments, connect).await?,
     }
     Ok(0)

@@ -10,7 +10,8 @@ use clap::{Args, Subcommand};
 use tokio::time::Instant;
 
 use super::client::Client;
-use super::connect::{Dialer, Stream};
+use super::connect::{Dialer, Opened, Stream};
+use super::host_keys::HostKeys;
 use super::output::{OutputError, Progress};
 use crate::config::duration;
 use crate::model::error::{ApiError, ErrorCode};
@@ -18,10 +19,10 @@ use crate::model::secret::Secret;
 use crate::model::vm::{DEFAULT_GUEST_PASSWORD, DEFAULT_GUEST_USER, RestartPolicy, Vm, VmStatus};
 use crate::model::{VmName, VmUid};
 use crate::ssh::client::{Program, Session, Stdio};
-use crate::ssh::{AcceptAny, ExitStatus, Login, SshError, stdin, terminal};
+use crate::ssh::{ExitStatus, HostKeyCheck, Login, SshError, stdin, terminal};
 
 /// The guest's SSH port.
-const SSH_PORT: u16 = 22;
+pub(super) const SSH_PORT: u16 = 22;
 /// Pause before the second try; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between tries: what a user hardly notices after a boot.
@@ -45,7 +46,11 @@ Examples:
   orchard ssh vm -u ci -p secret build-1 'cd src && make -j4'
   orchard ssh vm build-1 'sh -s' < script.sh
 
-Options stand before NAME or directly after it; everything from COMMAND on is the command's own.")]
+Options stand before NAME or directly after it; everything from COMMAND on is the command's own.
+
+The guest's host key is remembered at the first login, in the file known_hosts of Orchard's home folder;
+another one of the same VM is refused from then on. A VM that was made anew, or that started over from
+its image, is a new one. For ssh, scp, rsync and sftp themselves see `orchard ssh-config --help`.")]
     Vm(SshArgs),
 }
 
@@ -74,11 +79,7 @@ pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
         user: arguments.username.unwrap_or_else(|| DEFAULT_GUEST_USER.to_owned()),
         password: Secret::new(arguments.password.unwrap_or_else(|| DEFAULT_GUEST_PASSWORD.to_owned())),
     };
-    let uid = match client.vm_if_visible(&arguments.name).await? {
-        Some(vm) => OnceLock::from(vm.uid),
-        None => OnceLock::new(),
-    };
-    let target = Target { client: client.clone(), dialer: Dialer::new(client.clone()), name: arguments.name, uid };
+    let target = Target::find(client, arguments.name).await?;
     // As `ssh` does: the words are joined, and the guest's shell takes them apart.
     let command = (!arguments.command.is_empty()).then(|| arguments.command.join(" "));
     let status = match target.connect(&login, arguments.wait).await {
@@ -91,7 +92,7 @@ pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
 
 /// Why an attempt failed.
 #[derive(Debug)]
-enum Failure {
+pub(super) enum Failure {
     /// It may succeed later.
     Passing(String),
     /// It will not.
@@ -108,23 +109,47 @@ impl From<ApiError> for Failure {
     }
 }
 
-struct Target {
-    client: Client,
-    dialer: Dialer,
-    name: VmName,
+/// A VM that is connected to.
+pub(super) struct Target {
+    pub(super) client: Client,
+    pub(super) dialer: Dialer,
+    pub(super) name: VmName,
     /// Which VM of that name it is; for an account that may not see VMs, only known once the first ticket says so.
     uid: OnceLock<VmUid>,
+    host_keys: HostKeys,
 }
 
 impl Target {
-    async fn connect(&self, login: &Login, wait: Duration) -> anyhow::Result<Session> {
+    /// The VM `name`, as far as it can be seen.
+    pub(super) async fn find(client: &Client, name: VmName) -> anyhow::Result<Self> {
+        let uid = match client.vm_if_visible(&name).await? {
+            Some(vm) => OnceLock::from(vm.uid),
+            None => OnceLock::new(),
+        };
+        let host_keys = HostKeys::locate()?;
+        Ok(Self { client: client.clone(), dialer: Dialer::new(client.clone()), name, uid, host_keys })
+    }
+
+    /// Logs in, however often that takes within `wait`.
+    pub(super) async fn connect(&self, login: &Login, wait: Duration) -> anyhow::Result<Session> {
+        self.until("answer SSH", wait, async |deadline| self.attempt(login, deadline).await).await
+    }
+
+    /// Tries until it succeeds, it cannot any more, or `wait` has passed; `what` the VM was to do is for the error then. An
+    /// attempt gets its deadline.
+    pub(super) async fn until<T>(
+        &self,
+        what: &str,
+        wait: Duration,
+        attempt: impl AsyncFn(Instant) -> Result<T, Failure>,
+    ) -> anyhow::Result<T> {
         let started = Instant::now();
         let deadline = started + wait;
         let mut pause = FIRST_PAUSE;
         let mut progress: Option<Progress> = None;
         loop {
-            let reason = match self.attempt(login, deadline).await {
-                Ok(session) => return Ok(session),
+            let reason = match attempt(deadline.max(Instant::now() + MIN_ATTEMPT)).await {
+                Ok(done) => return Ok(done),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(reason)) => reason,
             };
@@ -139,11 +164,14 @@ impl Target {
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                anyhow::bail!(
-                    "VM {} did not answer SSH within {}: {why}; --wait gives it more time",
-                    self.name,
-                    duration::show(wait)
-                );
+                let name = &self.name;
+                match wait.is_zero() {
+                    true => anyhow::bail!("VM {name} did not {what}: {why}; --wait gives it time"),
+                    false => anyhow::bail!(
+                        "VM {name} did not {what} within {}: {why}; --wait gives it more time",
+                        duration::show(wait)
+                    ),
+                }
             }
             if started.elapsed() > QUIET {
                 progress.get_or_insert_with(Progress::start).say(&format!("waiting for VM {}: {why}", self.name));
@@ -153,16 +181,22 @@ impl Target {
         }
     }
 
-    async fn attempt(&self, login: &Login, deadline: Instant) -> Result<Session, Failure> {
-        let deadline = deadline.max(Instant::now() + MIN_ATTEMPT);
-        let opened = tokio::time::timeout_at(deadline, self.dialer.open(&self.name, SSH_PORT))
+    /// Opens a stream to a port of the same VM as before.
+    pub(super) async fn open(&self, port: u16, deadline: Instant) -> Result<Opened, Failure> {
+        let opened = tokio::time::timeout_at(deadline, self.dialer.open(&self.name, port))
             .await
             .map_err(|_| Failure::Passing("no way into it was open in time".to_owned()))??;
         if opened.uid != *self.uid.get_or_init(|| opened.uid) {
             return Err(Failure::Final(anyhow::anyhow!(replaced(&self.name))));
         }
+        Ok(opened)
+    }
+
+    async fn attempt(&self, login: &Login, deadline: Instant) -> Result<Session, Failure> {
+        let opened = self.open(SSH_PORT, deadline).await?;
         let left = deadline.saturating_duration_since(Instant::now()).min(MAX_LOGIN);
-        log_in(opened.stream, login, left).await
+        let check = self.host_keys.check_of(&self.name, opened.uid, opened.attempt);
+        log_in(opened.stream, login, check, left).await
     }
 }
 
@@ -188,10 +222,14 @@ fn join(reason: &str, state: &str) -> String {
     if told { reason.to_owned() } else { format!("{reason} ({state})") }
 }
 
-/// Logs in over `stream`. The host key is not checked: the tunnel's ends know each other, the stream ends in the guest's
-/// own port, and the guest makes its keys at its first boot.
-async fn log_in(stream: Stream, login: &Login, deadline: Duration) -> Result<Session, Failure> {
-    Session::connect(stream, login.clone(), AcceptAny, deadline).await.map_err(|error| match error {
+/// Logs in over `stream`.
+async fn log_in(
+    stream: Stream,
+    login: &Login,
+    check: impl HostKeyCheck,
+    deadline: Duration,
+) -> Result<Session, Failure> {
+    Session::connect(stream, login.clone(), check, deadline).await.map_err(|error| match error {
         SshError::AuthRefused { user, .. } => Failure::Final(anyhow::anyhow!(
             "the guest refused user {user:?} with the given password; give the ones that it knows with -u and -p"
         )),
@@ -216,10 +254,15 @@ async fn execute(session: Session, command: Option<&str>) -> anyhow::Result<u8> 
         }
     };
     session.close().await;
+    Ok(exit_code(&status))
+}
+
+/// The code to exit with as the remote command did; tells what it cannot say.
+pub(super) fn exit_code(status: &ExitStatus) -> u8 {
     if let ExitStatus::Signal(_) | ExitStatus::Unknown = status {
-        eprintln!("the remote command {}", describe(&status));
+        eprintln!("the remote command {}", describe(status));
     }
-    Ok(u8::try_from(status.code()).unwrap_or(u8::MAX))
+    u8::try_from(status.code()).unwrap_or(u8::MAX)
 }
 
 fn describe(status: &ExitStatus) -> String {

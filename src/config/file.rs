@@ -117,7 +117,7 @@ fn first_line(error: &dyn std::fmt::Display) -> String {
     error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
-fn lock(path: &Path) -> Result<File, ContextError> {
+pub(super) fn lock(path: &Path) -> Result<File, ContextError> {
     let failed = |source| ContextError::Io { what: "lock", path: path.to_owned(), source };
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
     let deadline = Instant::now() + LOCK_TIMEOUT;

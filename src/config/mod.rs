@@ -1,5 +1,5 @@
 //! What is kept on the user's machine: the home folder here, the saved contexts in [`context`] and their file in [`mod@file`],
-//! the one in force in [`target`], the ways to write addresses in [`address`], durations in [`duration`] and bootstrap tokens in [`join`].
+//! the one in force in [`target`], the ways to write addresses in [`address`], durations in [`duration`] and bootstrap tokens in [`join`], and the host keys of VMs in [`known_hosts`].
 //! Called by the command line, and by the worker when it joins.
 
 pub mod address;
@@ -7,6 +7,7 @@ pub mod context;
 pub mod duration;
 pub mod file;
 pub mod join;
+pub mod known_hosts;
 pub mod target;
 
 use std::ffi::OsString;

@@ -16,7 +16,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::{AccountName, Clock, SessionId, WorkerName};
 use crate::tunnel::Reason;
-use crate::tunnel::header::WorkerHello;
+use crate::tunnel::header::{EXEC_PORT, WorkerHello};
 use crate::tunnel::proof::{self, Exported};
 use crate::tunnel::relay::{Gatekeeper, Note, NoteEvent};
 use crate::tunnel::ticket::{Grant, TicketError, Tickets};
@@ -179,6 +179,9 @@ fn deed_of(note: &Note<'_>) -> Deed {
     };
     let (account, verb, target) = match (note.event, note.grant) {
         (NoteEvent::WorkerRefused(worker, _), _) => (subject::worker_user(worker), "tunnel", worker.to_string()),
+        (_, Some(Grant { account, vm, port: EXEC_PORT, .. })) => {
+            (account.to_string(), "connect.open", format!("{vm}:exec"))
+        }
         (_, Some(grant)) => (grant.account.to_string(), "connect.open", format!("{}:{}", grant.vm, grant.port)),
         (_, None) => (String::new(), "connect.open", String::new()),
     };

@@ -172,6 +172,7 @@ pub const VERBS: &[Verb] = &[
     changes("cluster-settings", "set", ADMIN_WRITE),
     reads("event", "list", READ),
     reads("connect", "open", CONNECT),
+    reads("connect", "address", CONNECT),
     changes("service-account", "create", ADMIN_WRITE),
     reads("service-account", "get", ADMIN_READ),
     reads("service-account", "list", ADMIN_READ),

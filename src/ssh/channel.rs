@@ -54,7 +54,7 @@ fn local(what: &'static str) -> impl FnOnce(io::Error) -> SshError {
 
 /// Runs `program` on a fresh channel until the server closes it. With `linger`, output that processes left in the
 /// background still produce is awaited only that long after the exit status. Dropping the future closes the channel,
-/// as far as the connection takes the message; the server then hangs the command up.
+/// as far as the connection takes the message; the server then hangs the command up. Once `end` is ready, it is made to end.
 pub(super) async fn run(
     channel: Channel<Msg>,
     program: Program<'_>,
@@ -62,6 +62,7 @@ pub(super) async fn run(
     linger: Option<Duration>,
     stdin: impl AsyncRead + Unpin + Send,
     output: &mut impl Output,
+    end: impl Future<Output = ()> + Send,
 ) -> Result<ExitStatus, SshError> {
     let (mut from_guest, to_guest) = channel.split();
     let to_guest = CloseOnDrop(to_guest);
@@ -80,6 +81,7 @@ pub(super) async fn run(
         ended = receive(&mut from_guest, linger, output) => ended,
         Err(error) = send(&to_guest.0, stdin) => Err(error),
         () = follow_size(&to_guest.0, pty) => Err(SshError::Lost("the terminal ended".to_owned())),
+        () = end_on(&to_guest.0, end) => Err(SshError::Lost("the command was ended, and did not say how".to_owned())),
     }
 }
 
@@ -154,6 +156,19 @@ async fn follow_size(to_guest: &ChannelWriteHalf<Msg>, pty: Option<Pty>) {
     }
     std::future::pending().await
 }
+
+/// Once `end` is, has the server end the command: hanging up alone ends none that has no terminal. Returns when it had its time.
+async fn end_on(to_guest: &ChannelWriteHalf<Msg>, end: impl Future<Output = ()>) {
+    end.await;
+    for (signal, time) in [(russh::Sig::TERM, TERM_GRACE), (russh::Sig::KILL, KILL_GRACE)] {
+        let _ = to_guest.signal(signal).await; // a connection that is lost ends the command otherwise
+        tokio::time::sleep(time).await;
+    }
+}
+
+/// What a command gets to end by itself once it is told to, and the time to hear of it when it was made to.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+const KILL_GRACE: Duration = Duration::from_secs(2);
 
 fn signal(name: &russh::Sig) -> ExitStatus {
     ExitStatus::Signal(match name {

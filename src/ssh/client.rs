@@ -1,5 +1,6 @@
 //! One logged-in connection to a guest: [`Session::connect`], then commands on it, side by side.
 
+use std::future::pending;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use russh::client::{self, AuthResult, DisconnectReason, Handle, KeyboardInteractiveAuthResponse};
-use russh::keys::{HashAlg, PublicKeyOrCertificate};
+use russh::keys::{HashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{Disconnect, MethodKind, MethodSet};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
@@ -122,7 +123,7 @@ impl Session {
         E: AsyncWrite + Unpin + Send,
     {
         let mut output = Writers { stdout: stdio.stdout, stderr: stdio.stderr };
-        self.run(Program::Command(command), None, None, stdio.stdin, &mut output).await
+        self.run(Program::Command(command), None, None, stdio.stdin, &mut output, pending()).await
     }
 
     /// Like [`Session::exec`], in a terminal of the guest.
@@ -141,7 +142,28 @@ impl Session {
         E: AsyncWrite + Unpin + Send,
     {
         let mut output = Writers { stdout: stdio.stdout, stderr: stdio.stderr };
-        self.run(program, Some(pty), None, stdio.stdin, &mut output).await
+        self.run(program, Some(pty), None, stdio.stdin, &mut output, pending()).await
+    }
+
+    /// Like [`Session::exec`], in a terminal if there is one, until the command ends or `end` is ready: then it is told to end,
+    /// and made to a few seconds later.
+    ///
+    /// # Errors
+    /// As [`Session::exec`].
+    pub async fn exec_until<I, O, E>(
+        &self,
+        command: &str,
+        pty: Option<Pty>,
+        stdio: Stdio<I, O, E>,
+        end: impl Future<Output = ()> + Send,
+    ) -> Result<ExitStatus, SshError>
+    where
+        I: AsyncRead + Unpin + Send,
+        O: AsyncWrite + Unpin + Send,
+        E: AsyncWrite + Unpin + Send,
+    {
+        let mut output = Writers { stdout: stdio.stdout, stderr: stdio.stderr };
+        self.run(Program::Command(command), pty, None, stdio.stdin, &mut output, end).await
     }
 
     pub(super) async fn run(
@@ -151,6 +173,7 @@ impl Session {
         linger: Option<Duration>,
         stdin: impl AsyncRead + Unpin + Send,
         output: &mut impl Output,
+        end: impl Future<Output = ()> + Send,
     ) -> Result<ExitStatus, SshError> {
         let opened = timeout(REPLY_WAIT, self.handle.channel_open_session()).await;
         let channel = match opened {
@@ -159,7 +182,7 @@ impl Session {
             Ok(Err(_)) => return Err(self.ended.explain(SshError::Lost(String::new()))),
             Err(_) => return Err(SshError::Timeout { what: "opening a session", after: REPLY_WAIT }),
         };
-        channel::run(channel, program, pty, linger, stdin, output).await.map_err(|error| self.ended.explain(error))
+        channel::run(channel, program, pty, linger, stdin, output, end).await.map_err(|error| self.ended.explain(error))
     }
 
     /// Whether the connection has ended.
@@ -263,10 +286,12 @@ impl client::Handler for Events {
             PublicKeyOrCertificate::PublicKey { key, .. } => HostKey {
                 algorithm: key.algorithm().to_string(),
                 fingerprint: key.fingerprint(HashAlg::Sha256).to_string(),
+                openssh: openssh(key),
             },
             PublicKeyOrCertificate::Certificate(certificate) => HostKey {
                 algorithm: certificate.algorithm().to_string(),
                 fingerprint: certificate.public_key().fingerprint(HashAlg::Sha256).to_string(),
+                openssh: openssh(&PublicKey::from(certificate.public_key().clone())),
             },
         };
         match self.host_key.check(&key) {
@@ -287,6 +312,12 @@ impl client::Handler for Events {
         *self.ended.0.lock().unwrap_or_else(PoisonError::into_inner) = why;
         Ok(())
     }
+}
+
+/// Algorithm and key without a comment; nothing for a key that has no such form, which then fits none that is known.
+fn openssh(key: &PublicKey) -> String {
+    let text = key.to_openssh().unwrap_or_default();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 /// Notes whether the peer ever said anything.

@@ -37,6 +37,8 @@ pub struct HostKey {
     pub algorithm: String,
     /// `SHA256:…`, as OpenSSH prints it.
     pub fingerprint: String,
+    /// Algorithm and key, as they stand in OpenSSH's file of known hosts.
+    pub openssh: String,
 }
 
 /// Decides whether a server is the one it should be. Called once in every handshake, after the server proved that it

@@ -1,6 +1,7 @@
 //! Runs a VM's startup script: in the user's login shell without a terminal, its output as bounded lines as they come.
 //! The worker calls it after each start, with the session that it just opened.
 
+use std::future::pending;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,7 +45,7 @@ pub async fn run(
 ) -> Result<ExitStatus, ScriptError> {
     let text = frame(script)?;
     let mut output = Lines { stdout: LineSplitter::new(max_line), stderr: LineSplitter::new(max_line), lines };
-    let ended = session.run(Program::LoginShell, None, Some(LINGER), text.as_bytes(), &mut output).await;
+    let ended = session.run(Program::LoginShell, None, Some(LINGER), text.as_bytes(), &mut output, pending()).await;
     // half a line is worth having, above all when the connection broke
     let flushed = output.finish().await;
     let status = ended?;

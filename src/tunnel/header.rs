@@ -8,6 +8,8 @@
 //! client → relay   open            relay → client   opened | refused       one stream a session
 //! relay → worker   attach          worker → relay   opened | refused       the other half of that session
 //! relay → worker   ping            worker → relay   pong                   is the data path alive?
+//! relay → worker   locate          worker → relay   located | refused      which address has a guest?
+//! relay → worker   serve           worker → relay   opened | refused       a session with the worker's own holder of execs
 //! ```
 //! After `opened` the stream carries the session's bytes and nothing else.
 
@@ -15,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
-use crate::model::{CopyId, SessionId, WorkerName};
+use crate::model::{AccountName, CopyId, SessionId, WorkerName};
 
 /// The longest frame payload in bytes: ten times what the largest message needs; a peer that has proven nothing yet
 /// makes us hold no more than this.
@@ -54,7 +56,28 @@ pub enum Frame {
     Ping {},
     /// Answers a `ping`.
     Pong {},
+    /// Asks which address a guest has.
+    Locate {
+        /// Which copy of a VM.
+        copy: CopyId,
+    },
+    /// Answers a `locate`.
+    Located {
+        /// In the guest's own network, as text.
+        ip: String,
+    },
+    /// Asks a worker to serve the exec sessions of a copy itself; what is said then, [`exec`](super::exec) has.
+    Serve {
+        /// Which copy of a VM.
+        copy: CopyId,
+        /// Who asks, as the relay knows it.
+        account: AccountName,
+    },
 }
+
+/// The port, in a ticket and in `connect.open`, that stands for the exec sessions that the worker itself holds: TCP has no
+/// port 0.
+pub const EXEC_PORT: u16 = 0;
 
 /// How a worker proves itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,6 +233,9 @@ mod tests {
             "\\PC{0,2000}".prop_map(|why| Frame::refused(ApiError::new(ErrorCode::Unavailable, why))),
             Just(Frame::Ping {}),
             Just(Frame::Pong {}),
+            Just(Frame::Locate { copy: copy() }),
+            "[0-9a-f.:]{1,40}".prop_map(|ip| Frame::Located { ip }),
+            "[a-z0-9]{1,128}".prop_map(|name| Frame::Serve { copy: copy(), account: name.parse().unwrap() }),
         ]
     }
 
@@ -221,6 +247,21 @@ mod tests {
             (Frame::Opened {}, b"\x00\x09\x81\xa6opened\x80".to_vec()),
             (Frame::Ping {}, b"\x00\x07\x81\xa4ping\x80".to_vec()),
             (Frame::Pong {}, b"\x00\x07\x81\xa4pong\x80".to_vec()),
+            (
+                Frame::Locate { copy: copy() },
+                [b"\x00\x3f\x81\xa6locate\x81\xa4copy\x82\xa3uid\xd9\x24", UUID.as_bytes(), b"\xa7attempt\x03"]
+                    .concat(),
+            ),
+            (Frame::Located { ip: "10.0.2.15".into() }, b"\x00\x17\x81\xa7located\x81\xa2ip\xa910.0.2.15".to_vec()),
+            (
+                Frame::Serve { copy: copy(), account: "ci".parse().unwrap() },
+                [
+                    b"\x00\x49\x81\xa5serve\x82\xa4copy\x82\xa3uid\xd9\x24",
+                    UUID.as_bytes(),
+                    b"\xa7attempt\x03\xa7account\xa2ci",
+                ]
+                .concat(),
+            ),
             (
                 Frame::Attach { copy: copy(), port: 5900 },
                 [

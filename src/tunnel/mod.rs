@@ -17,6 +17,7 @@ pub mod backoff;
 pub mod client;
 mod dial;
 mod endpoint;
+pub mod exec;
 pub mod header;
 pub mod proof;
 mod reason;

@@ -33,7 +33,7 @@ pub struct Grant {
     pub copy: CopyId,
     /// Where that copy runs.
     pub worker: WorkerName,
-    /// TCP port in the guest.
+    /// TCP port in the guest, or [`EXEC_PORT`](super::header::EXEC_PORT).
     pub port: u16,
 }
 

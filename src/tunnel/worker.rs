@@ -2,6 +2,7 @@
 //! for each session that the relay opens over it.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,9 +24,9 @@ use super::stream::TunnelStream;
 use super::{ATTACH_DEADLINE, Address, HEADER_DEADLINE, MAX_SESSIONS, splice};
 use crate::duplex::BoxedStream;
 use crate::identity::ca::Fingerprint;
-use crate::model::CopyId;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
+use crate::model::{AccountName, CopyId};
 use crate::task::{self, Task};
 
 /// Connects to guests.
@@ -36,6 +37,25 @@ pub trait Attach: Send + Sync + 'static {
     /// # Errors
     /// The reason, which the user sees: "the VM refused port 22".
     async fn attach(&self, copy: CopyId, port: u16) -> Result<BoxedStream, ApiError>;
+
+    /// Tells which address the guest of a copy has. Given up after [`ATTACH_DEADLINE`].
+    ///
+    /// # Errors
+    /// The reason, which the user sees.
+    async fn locate(&self, copy: CopyId) -> Result<IpAddr, ApiError> {
+        Err(ApiError::new(ErrorCode::Unavailable, format!("this worker cannot tell the address of {copy}")))
+    }
+
+    /// Serves the exec sessions of a copy to `account` over the stream. Given up after [`ATTACH_DEADLINE`].
+    ///
+    /// # Errors
+    /// The reason, which the user sees.
+    async fn serve(&self, copy: CopyId, account: AccountName) -> Result<BoxedStream, ApiError> {
+        Err(ApiError::new(
+            ErrorCode::Unavailable,
+            format!("this worker holds no exec sessions of {copy} for {account}"),
+        ))
+    }
 }
 
 /// Where to connect and as whom.
@@ -274,8 +294,10 @@ async fn say_hello(control: &mut TunnelStream, hello: WorkerHello) -> Result<(),
 
 /// One stream that the relay opened.
 async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
-    let (copy, port) = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
-        Ok(Ok(Frame::Attach { copy, port })) => (copy, port),
+    let (copy, wanted) = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
+        Ok(Ok(Frame::Attach { copy, port })) => (copy, Wanted::Port(port)),
+        Ok(Ok(Frame::Serve { copy, account })) => (copy, Wanted::Execs(account)),
+        Ok(Ok(Frame::Locate { copy })) => return locate(stream, copy, &*dialer).await,
         Ok(Ok(Frame::Ping {})) => {
             if stream.write_frame(&Frame::Pong {}).await.is_ok() {
                 stream.outgoing.finish();
@@ -283,26 +305,64 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
             return;
         }
         Ok(Ok(_)) => {
-            return stream.refuse(ApiError::new(ErrorCode::Invalid, "a worker serves attach and ping")).await;
+            return stream
+                .refuse(ApiError::new(ErrorCode::Invalid, "a worker serves attach, serve, locate and ping"))
+                .await;
         }
         Ok(Err(error)) => return stream.refuse(error.into()).await,
         Err(_) => return stream.abort(Reason::Protocol),
     };
-    let guest = match timeout(ATTACH_DEADLINE, dialer.attach(copy, port)).await {
+    let attached = async {
+        match &wanted {
+            Wanted::Port(port) => dialer.attach(copy, *port).await,
+            Wanted::Execs(account) => dialer.serve(copy, account.clone()).await,
+        }
+    };
+    let guest = match timeout(ATTACH_DEADLINE, attached).await {
         Ok(Ok(guest)) => guest,
         Ok(Err(refusal)) => {
-            debug!(%copy, port, %refusal, "could not connect to the guest");
+            debug!(%copy, ?wanted, %refusal, "could not connect to the guest");
             return stream.refuse(refusal).await;
         }
         Err(_) => {
-            let why =
-                format!("the VM did not accept a connection to port {port} within {} s", ATTACH_DEADLINE.as_secs());
+            let why = format!("the VM did not accept a connection to {wanted} within {} s", ATTACH_DEADLINE.as_secs());
             return stream.refuse(ApiError::new(ErrorCode::Timeout, why)).await;
         }
     };
     if stream.write_frame(&Frame::Opened {}).await.is_ok() {
         let traffic = splice::guest(stream, guest).await;
-        debug!(%copy, port, ?traffic, "a session has ended");
+        debug!(%copy, ?wanted, ?traffic, "a session has ended");
+    }
+}
+
+/// What a stream is to lead to.
+#[derive(Debug)]
+enum Wanted {
+    Port(u16),
+    Execs(AccountName),
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wanted::Port(port) => write!(f, "port {port}"),
+            Wanted::Execs(_) => f.write_str("its exec sessions"),
+        }
+    }
+}
+
+async fn locate(mut stream: TunnelStream, copy: CopyId, dialer: &dyn Attach) {
+    let late = || {
+        let why = format!("the VM's address was not known within {} s", ATTACH_DEADLINE.as_secs());
+        ApiError::new(ErrorCode::Timeout, why)
+    };
+    match timeout(ATTACH_DEADLINE, dialer.locate(copy)).await.unwrap_or_else(|_| Err(late())) {
+        Ok(ip) => {
+            if stream.write_frame(&Frame::Located { ip: ip.to_string() }).await.is_ok() {
+                stream.outgoing.finish();
+            }
+        }
+        Err(refusal) => stream.refuse(refusal).await,
     }
 }
 

@@ -3,12 +3,13 @@
 //! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
 //! with what the runtime really runs; [`guard`] ends VMs that may run elsewhere when the [`lease`] is over; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
 //! reports until they are acknowledged, `logs` what startup scripts say, by way of the disk; `images` fetches images ahead
-//! of need and tells which are held; `attach` serves tunnel streams; `load` looks how busy the host is. VM processes are
+//! of need and tells which are held; `attach` serves tunnel streams, `execs` holds the sessions that outlive them; `load` looks how busy the host is. VM processes are
 //! not children
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
 mod bring_up;
+mod execs;
 pub(crate) mod fleet;
 pub mod guard;
 mod host;
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::execs::Execs;
 use self::fleet::Fleet;
 use self::guard::{GuardCommand, Keeper};
 use self::host::Host;
@@ -146,6 +148,9 @@ impl Worker {
         let guard = task::spawn(keeper.clone().keep_guard());
         let host = Host::new(options.runtime.clone(), uplink.clone(), journal, &options.data_dir)?;
         let fleet = Fleet::start(host, keeper.clone());
+        let folder = |source| StartError::Folder { path: options.data_dir.clone(), source };
+        let execs =
+            Execs::new(options.runtime.clone(), fleet.assignments().subscribe(), &options.data_dir).map_err(folder)?;
         let name = options.info.name.clone();
         let images = ImageAgent {
             bus: bus.clone(),
@@ -167,6 +172,7 @@ impl Worker {
             info: options.info,
             place: place::of(&options.data_dir).await,
             runtime: options.runtime,
+            execs,
             uplink: uplink.clone(),
             keeper,
             assignments: fleet.assignments(),

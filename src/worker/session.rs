@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::attach::Attachments;
+use super::execs::Execs;
 use super::guard::Keeper;
 use super::runtime::Runtime;
 use super::uplink::{SessionOver, Uplink};
@@ -44,6 +45,7 @@ pub(super) struct Agent {
     /// See `Hello`.
     pub(super) place: String,
     pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) execs: Execs,
     pub(super) uplink: Uplink,
     pub(super) keeper: Keeper,
     pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
@@ -198,7 +200,10 @@ impl Agent {
         let address = Address { host, port: endpoint.port };
         let options =
             LinkOptions { address, fingerprint, hello, key: self.key.clone(), transport: Transport::default() };
-        let connection = WorkerLink::start(options, Arc::new(Attachments { runtime: self.runtime.clone() }));
+        let connection = WorkerLink::start(
+            options,
+            Arc::new(Attachments { runtime: self.runtime.clone(), execs: self.execs.clone() }),
+        );
         *held = Some(Link { endpoint, connection });
         Ok(())
     }

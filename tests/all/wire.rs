@@ -18,9 +18,9 @@ use orchard::bus::images::{
 use orchard::bus::life::{SpecChange, UpdateVm};
 use orchard::bus::log::{LogLine, LogLines};
 use orchard::bus::message::{
-    Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
-    HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, Observation, OpenTunnel, Report, RunSpec, TunnelEndpoint,
-    TunnelTicket, Want, Welcome, decode, encode,
+    Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetAddress, GetInfo, GetVm, GetWorker,
+    Heartbeat, HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, Observation, OpenTunnel, Report, RunSpec,
+    TunnelEndpoint, TunnelTicket, VmAddress, Want, Welcome, decode, encode,
 };
 use orchard::bus::placing::{DrainWorker, ExplainVm, Explained, Obstacle, PauseWorker, ResumeWorker};
 use orchard::bus::settings::{GetSettings, SetSettings};
@@ -306,7 +306,10 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "controller.info", &GetInfo {});
     line(&mut file, "answer/ok", &Answer::Ok(Done {}));
     line(&mut file, "answer/error", &Answer::<Done>::Error(ApiError::new(ErrorCode::NotFound, "no such VM")));
-    let ticket = TunnelTicket { endpoint: endpoint(), ticket: Secret::new("t"), uid: uid() };
+    let ticket = TunnelTicket { endpoint: endpoint(), ticket: Secret::new("t"), uid: uid(), attempt: None };
+    line(&mut file, "answer/connect.open/attempt", &Answer::Ok(TunnelTicket { attempt: Some(3), ..ticket.clone() }));
+    line(&mut file, "connect.address", &GetAddress { vm: "a".parse().unwrap() });
+    line(&mut file, "answer/connect.address", &Answer::Ok(VmAddress { ip: "10.0.2.15".into(), uid: uid() }));
     line(&mut file, "answer/connect.open", &Answer::Ok(ticket));
     let deletes = Hello { session: session(), info: info(), place: "p".into(), delete_unknown_s: Some(3_600) };
     line(&mut file, "worker/hello/delete-unknown", &deletes);

@@ -111,7 +111,9 @@ async fn open(
 ) {
     let granted = async {
         let vm = vm_of(&host)?;
-        let port = u16::try_from(port).map_err(|_| ApiError::new(ErrorCode::Invalid, format!("{port} is no port")))?;
+        // 0 is none, and within Orchard stands for what only its own clients speak.
+        let port = u16::try_from(port).ok().filter(|port| *port > 0);
+        let port = port.ok_or_else(|| ApiError::new(ErrorCode::Invalid, "give a port from 1 to 65535"))?;
         grant(&shared.context, account, vm, port).await
     };
     let grant = match granted.await {

@@ -8,8 +8,9 @@ use crate::bus::access::{
 use crate::bus::images::{CancelPull, GetPull, ListHeldImages, ListImages, ListPulls, PullImage};
 use crate::bus::life::UpdateVm;
 use crate::bus::message::{
-    Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
-    ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmPage, WorkerPage, decode, encode,
+    Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetAddress, GetInfo, GetVm, GetWorker,
+    ListEvents, ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmAddress, VmPage,
+    WorkerPage, decode, encode,
 };
 use crate::bus::placing::{DrainWorker, ExplainVm, PauseWorker, ResumeWorker};
 use crate::bus::settings::{GetSettings, SetSettings};
@@ -19,9 +20,9 @@ use crate::identity;
 use crate::model::access::rule;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventFilter;
-use crate::model::vm::VmStatus;
+use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{DataPath, WorkerView};
-use crate::model::{AccountName, VmName, VmUid};
+use crate::model::{AccountName, CopyId, VmName, VmUid, WorkerName};
 use crate::tunnel::ticket::{Grant, TICKET_TTL};
 
 /// A page of an answer ends at this size, whatever number was asked for: scripts and log lines are long, and the bus
@@ -51,7 +52,7 @@ macro_rules! verbs {
 verbs! {
     CreateVm => create_vm, UpdateVm => update_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
     GetWorker => get_worker, ListWorkers => list_workers, DeleteWorker => delete_worker,
-    ListEvents => list_events, OpenTunnel => open_tunnel, GetInfo => get_info,
+    ListEvents => list_events, OpenTunnel => open_tunnel, GetAddress => get_address, GetInfo => get_info,
     CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
     UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
     CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
@@ -207,9 +208,9 @@ fn place_of(seen: u64, more: bool, last: u64) -> (u64, u64) {
 
 async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunnel) -> Result<TunnelTicket, ApiError> {
     let grant = grant(context, account, request.vm, request.port).await?;
-    let (ticket, uid) = (identity::new_token(), grant.copy.uid);
+    let (ticket, CopyId { uid, attempt }) = (identity::new_token(), grant.copy);
     context.gate.issue(&ticket, grant, context.clock.now().mono, TICKET_TTL)?;
-    Ok(TunnelTicket { endpoint: context.tunnel.clone(), ticket, uid })
+    Ok(TunnelTicket { endpoint: context.tunnel.clone(), ticket, uid, attempt: Some(attempt) })
 }
 
 /// The right of `account`, which is looked at when it is used, to a stream into the port of the VM as it runs now.
@@ -222,23 +223,28 @@ pub(in crate::controller) async fn grant(
     vm: VmName,
     port: u16,
 ) -> Result<Grant, ApiError> {
-    if port == 0 {
-        return Err(ApiError::new(ErrorCode::Invalid, "port 0 is no port; give one from 1 to 65535"));
-    }
-    let vm = context.writer.submit({
-        let name = vm;
-        move |step| {
-            let vm = step.cluster.vm(&name, step.now)?;
-            if let Some(why) = vm.worker.as_ref().and_then(|worker| step.cluster.silence_of(worker, step.now)) {
-                return Err(ApiError::new(ErrorCode::Unavailable, why));
-            }
-            Ok(vm)
+    let (vm, copy, worker) = reachable(context, vm).await?;
+    Ok(Grant { account, vm: vm.name, copy, worker, port })
+}
+
+async fn get_address(context: &Context, _: AccountName, request: GetAddress) -> Result<VmAddress, ApiError> {
+    let (vm, copy, worker) = reachable(context, request.vm).await?;
+    let ip = context.relay.locate(&worker, copy).await?;
+    Ok(VmAddress { ip: ip.to_string(), uid: vm.uid })
+}
+
+/// The VM, its copy and the worker that can be asked for it now.
+async fn reachable(context: &Context, name: VmName) -> Result<(Vm, CopyId, WorkerName), ApiError> {
+    let vm = context.writer.submit(move |step| {
+        let vm = step.cluster.vm(&name, step.now)?;
+        if let Some(why) = vm.worker.as_ref().and_then(|worker| step.cluster.silence_of(worker, step.now)) {
+            return Err(ApiError::new(ErrorCode::Unavailable, why));
         }
+        Ok(vm)
     });
     let vm = vm.await?;
-    let copy = vm.copy_id();
-    let worker = match (vm.status, vm.worker) {
-        (VmStatus::Running, Some(worker)) => worker,
+    let worker = match (vm.status, &vm.worker) {
+        (VmStatus::Running, Some(worker)) => worker.clone(),
         (VmStatus::Failed, _) => {
             let why = format!("VM {} has failed: {}", vm.name, vm.status_message);
             return Err(ApiError::new(ErrorCode::Conflict, why));
@@ -249,7 +255,8 @@ pub(in crate::controller) async fn grant(
         }
     };
     context.relay.reaches(&worker)?;
-    Ok(Grant { account, vm: vm.name, copy, worker, port })
+    let copy = vm.copy_id();
+    Ok((vm, copy, worker))
 }
 
 async fn get_info(context: &Context, account: AccountName, _: GetInfo) -> Result<ControllerInfo, ApiError> {

@@ -58,7 +58,7 @@ pub(in crate::controller) struct Context {
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
     pub(super) tunnel: TunnelEndpoint,
-    /// Tells which workers are connected.
+    /// Tells which workers are connected, and asks them.
     pub(super) relay: Control,
     pub(super) access: Arc<AccessView>,
     /// Where others reach the bus.

@@ -15,7 +15,7 @@ mod socket;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -38,7 +38,7 @@ use super::ticket::Grant;
 use crate::identity::ca::{Fingerprint, Identity};
 use crate::model::error::ApiError;
 use crate::model::network::{PerNetwork, share_of_strangers};
-use crate::model::{AccountName, WorkerName};
+use crate::model::{AccountName, CopyId, WorkerName};
 use crate::task::{self, Task};
 
 /// Decides who may come in. Called from the tasks of connections: the answers must come at once, from memory.
@@ -272,7 +272,7 @@ impl Relay {
     }
 }
 
-/// Cuts what is open, and tells what is. Of no use once the relay has ended.
+/// Cuts what is open, tells what is, and asks workers over their data path. Of no use once the relay has ended.
 #[derive(Clone, Debug)]
 pub struct Control(Arc<Shared>);
 
@@ -320,6 +320,15 @@ impl Control {
     /// the [`Gatekeeper`] refuse it first.
     pub fn cut_account(&self, account: &AccountName, reason: Reason) -> usize {
         self.0.accounts.cut(account, reason)
+    }
+
+    /// Asks the worker, over its data path, which address the guest of a copy has.
+    ///
+    /// # Errors
+    /// The worker's refusal; [`Unavailable`](crate::model::error::ErrorCode::Unavailable) or
+    /// [`Timeout`](crate::model::error::ErrorCode::Timeout) when it does not answer.
+    pub async fn locate(&self, worker: &WorkerName, copy: CopyId) -> Result<IpAddr, ApiError> {
+        session::locate(&self.0, worker, copy).await
     }
 
     /// How many streams `account` has open, or is opening.

@@ -1,6 +1,6 @@
 //! One session: a client's stream whose ticket was accepted is joined to a stream on the worker's connection.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use quinn::Connection;
@@ -10,10 +10,10 @@ use tracing::{debug, info};
 
 use super::accounts::Entry;
 use super::{Note, NoteEvent, Shared};
-use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::{CopyId, WorkerName};
 use crate::tunnel::OPEN_DEADLINE;
-use crate::tunnel::header::Frame;
+use crate::tunnel::header::{EXEC_PORT, Frame};
 use crate::tunnel::reason::{self, Reason};
 use crate::tunnel::splice::{self, Traffic};
 use crate::tunnel::stream::TunnelStream;
@@ -76,7 +76,10 @@ async fn attach(
     peer: SocketAddr,
 ) -> Result<TunnelStream, ApiError> {
     let Grant { account, vm, copy, worker, port } = grant;
-    let asked = Frame::Attach { copy: *copy, port: *port };
+    let asked = match *port {
+        EXEC_PORT => Frame::Serve { copy: *copy, account: account.clone() },
+        port => Frame::Attach { copy: *copy, port },
+    };
     let answer = tokio::select! {
         answer = open(shared, worker, &asked) => answer,
         reason = entry.cut() => Err(ApiError::new(ErrorCode::Unauthenticated, reason.to_string())),
@@ -145,6 +148,18 @@ pub(super) async fn ping(link: &Connection, worker: &WorkerName, deadline: Durat
 /// Asks for a stream to a guest, unless the worker is known not to answer.
 async fn open(shared: &Shared, worker: &WorkerName, asked: &Frame) -> Result<(TunnelStream, Frame), ApiError> {
     ask(&shared.links.answering(worker)?, worker, asked, OPEN_DEADLINE).await
+}
+
+/// Asks the worker which address the guest of a copy has.
+pub(super) async fn locate(shared: &Shared, worker: &WorkerName, copy: CopyId) -> Result<IpAddr, ApiError> {
+    match open(shared, worker, &Frame::Locate { copy }).await? {
+        (mut stream, Frame::Located { ip }) => {
+            stream.outgoing.finish();
+            ip.parse().map_err(|_| not_understood(worker))
+        }
+        (_, Frame::Refused(refusal)) => Err(refusal),
+        _ => Err(not_understood(worker)),
+    }
 }
 
 /// Opens a stream to the worker, sends one header and yields the answer.

@@ -14,6 +14,7 @@ pub mod tart;
 pub mod tool;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -228,6 +229,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         let _ = id;
         None
     }
+
+    /// The guest's address in its own network, as far as this host knows it.
+    async fn address(&self, id: CopyId) -> Result<IpAddr, RuntimeError>;
 
     /// Connects to a TCP port of the guest.
     async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError>;

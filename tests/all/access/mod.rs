@@ -6,7 +6,7 @@ mod given_up;
 mod hostile;
 mod matrix;
 mod operator;
-mod people;
+pub mod people;
 mod poison;
 mod strangers;
 mod workers;

@@ -40,6 +40,7 @@ pub mod usernet;
 pub mod vm;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -405,6 +406,11 @@ impl Runtime for Qemu {
         let (hex, _) = record.image.strip_prefix("sha256-")?.split_once('.')?;
         // As it could be asked for again, with the digest checked.
         Some(format!("{}#sha256={hex}", record.source))
+    }
+
+    async fn address(&self, id: CopyId) -> Result<IpAddr, RuntimeError> {
+        self.running(id).await?;
+        Ok(usernet::FIRST_LEASE.into())
     }
 
     async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError> {

@@ -1,11 +1,16 @@
 //! Which port of the host leads to which port of a guest: what QEMU's `info usernet` tells, and the bounded table of
 //! forwards made so far. Pure; used by `vm.rs`.
 
+use core::net::Ipv4Addr;
+
 use super::args::NETDEV;
 
 /// How many guest ports of one VM are reachable at a time. Each costs QEMU a file descriptor, of which it has 1,024;
 /// the one unused for longest is given up for the next, connections through it live on.
 pub const MAX_FORWARDS: usize = 256;
+
+/// The address that QEMU's own DHCP server gives its only client; ports are forwarded to it, too.
+pub const FIRST_LEASE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
 /// Guest port and host port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

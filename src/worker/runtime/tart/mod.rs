@@ -329,6 +329,11 @@ impl Runtime for Tart {
         parse::fqn(&self.notes.read(&name, Note::Fqn))
     }
 
+    async fn address(&self, id: CopyId) -> Result<IpAddr, RuntimeError> {
+        let name = self.name_of(id).await?;
+        self.addresses.of(id, || self.ask_address(&name)).await.map_err(RuntimeError::Refused)
+    }
+
     async fn dial(&self, id: CopyId, port: u16) -> Result<GuestStream, RuntimeError> {
         let name = self.name_of(id).await?;
         let ip = self.addresses.of(id, || self.ask_address(&name)).await.map_err(RuntimeError::Refused)?;
