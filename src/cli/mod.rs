@@ -185,30 +185,40 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Controller(command) => serve::controller::run(command, home).await,
         Command::Worker(command) => serve::worker::run(command, home).await,
         Command::Broker(command) => serve::broker::run(command).await,
-        // It closes its connections before it ends.
+        // Both close their connections before they end.
         Command::PortForward(command) => {
-            let mut interrupt = interrupt::Interrupt::install()?;
-            let client = tokio::select! {
-                client = client::Client::connect(&home, &global) => client?,
-                () = interrupt.wait() => return Err(Interrupted.into()),
-            };
+            let (client, interrupt) = connect(&home, &global).await?;
             drop(interrupt);
             forward::run(command, &client).await?;
             Ok(0)
+        }
+        Command::Ssh(command) => {
+            let (client, mut interrupt) = connect(&home, &global).await?;
+            ssh::run(command, &client, &mut interrupt).await
         }
         command => {
             let mut interrupt = interrupt::Interrupt::install()?;
             // Whoever is dropped leaves the terminal as it was: spinners go, questions are asked no more.
             tokio::select! {
-                code = as_client(global, command, home) => code,
+                done = as_client(global, command, home) => done.map(|()| 0),
                 () = interrupt.wait() => Err(Interrupted.into()),
             }
         }
     }
 }
 
+/// A connection, and Ctrl-C taken over.
+async fn connect(home: &Home, global: &Global) -> anyhow::Result<(client::Client, interrupt::Interrupt)> {
+    let mut interrupt = interrupt::Interrupt::install()?;
+    let client = tokio::select! {
+        client = client::Client::connect(home, global) => client?,
+        () = interrupt.wait() => return Err(Interrupted.into()),
+    };
+    Ok((client, interrupt))
+}
+
 /// Does what a client of a controller does.
-async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Result<u8> {
+async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Result<()> {
     let connect = || client::Client::connect(&home, &global);
     match command {
         Command::Create(command) => create::run(command, connect).await?,
@@ -230,16 +240,16 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Events(arguments) => events::run(arguments, &connect().await?).await?,
         Command::Audit(arguments) => audit::run(arguments, &connect().await?).await?,
         Command::Context(command) => context::run(command, home.clone()).await?,
-        Command::Ssh(command) => return ssh::run(command, &connect().await?).await,
         // Done by the caller.
         Command::Dev(_)
         | Command::Controller(_)
         | Command::Worker(_)
         | Command::Broker(_)
-        | Command::PortForward(_) => {}
+        | Command::PortForward(_)
+        | Command::Ssh(_) => {}
         Command::Version(arguments) => get::version(arguments, connect).await?,
     }
-    Ok(0)
+    Ok(())
 }
 
 /// Tells on standard error, in one line, why a command failed, and yields the exit code.

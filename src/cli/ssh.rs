@@ -2,23 +2,30 @@
 //!
 //! The guest may still be booting, so connecting is tried until `--wait` has passed; what runs then does so once.
 
+use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Interrupted;
 use super::client::Client;
-use super::connect::{Dialer, Stream};
+use super::connect::{Dialer, Opened};
+use super::interrupt::Interrupt;
 use super::output::{OutputError, Progress};
 use crate::config::duration;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::vm::{DEFAULT_GUEST_PASSWORD, DEFAULT_GUEST_USER, RestartPolicy, Vm, VmStatus};
 use crate::model::{VmName, VmUid};
-use crate::ssh::client::{Program, Session, Stdio};
+use crate::ssh::client::{Program, SILENCE, Session, Stdio};
 use crate::ssh::{AcceptAny, ExitStatus, Login, SshError, stdin, terminal};
+use crate::tunnel::resume::GIVE_UP_AFTER;
+use crate::tunnel::resume::client::Silence;
 
 /// The guest's SSH port.
 const SSH_PORT: u16 = 22;
@@ -30,6 +37,13 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 const MIN_ATTEMPT: Duration = Duration::from_secs(5);
 /// The most time for a handshake: one that hangs because the guest rebooted is better tried anew.
 const MAX_LOGIN: Duration = Duration::from_secs(20);
+/// How long a guest may be silent where a lost connection comes back by itself: as long as that may take, and what is allowed
+/// anyhow. One that hangs while the connection is there is noticed earlier, see [`hung`].
+const BRIDGED: Duration = Duration::from_secs(GIVE_UP_AFTER.as_secs() + SILENCE.as_secs());
+/// How often it is looked for that.
+const LOOK: Duration = Duration::from_secs(5);
+/// The exit code after SIGTERM, as shells have it.
+const TERMINATED: u8 = 128 + 15;
 /// What reads a script that is piped in without a command.
 const SCRIPT_SHELL: &str = "sh -s";
 /// How soon the waiting is told of: a guest that is up answers faster.
@@ -68,7 +82,7 @@ pub(super) struct SshArgs {
 }
 
 /// Yields the exit code.
-pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
+pub(super) async fn run(command: Ssh, client: &Client, interrupt: &mut Interrupt) -> anyhow::Result<u8> {
     let Ssh::Vm(arguments) = command;
     let login = Login {
         user: arguments.username.unwrap_or_else(|| DEFAULT_GUEST_USER.to_owned()),
@@ -81,10 +95,22 @@ pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
     let target = Target { client: client.clone(), dialer: Dialer::new(client.clone()), name: arguments.name, uid };
     // As `ssh` does: the words are joined, and the guest's shell takes them apart.
     let command = (!arguments.command.is_empty()).then(|| arguments.command.join(" "));
-    let status = match target.connect(&login, arguments.wait).await {
-        Ok(session) => execute(session, command.as_deref()).await,
-        Err(error) => Err(error),
+    let mut terminate = signal(SignalKind::terminate()).context("cannot take over SIGTERM")?;
+    let work = async {
+        let (session, silence) = target.connect(&login, arguments.wait).await?;
+        tokio::select! {
+            status = execute(session, command.as_deref(), target.dialer.lost()) => status,
+            () = hung(silence, target.dialer.lost()) => Err(anyhow::anyhow!(
+                "the guest has not answered for {} s, while the connection to it is up", SILENCE.as_secs()
+            )),
+        }
     };
+    let status = tokio::select! {
+        status = work => status,
+        () = interrupt.wait() => Err(Interrupted.into()),
+        _ = terminate.recv() => Ok(TERMINATED),
+    };
+    // However it came: a session that is only left alone goes on in the guest until its client is given up.
     target.dialer.close().await;
     status
 }
@@ -117,14 +143,14 @@ struct Target {
 }
 
 impl Target {
-    async fn connect(&self, login: &Login, wait: Duration) -> anyhow::Result<Session> {
+    async fn connect(&self, login: &Login, wait: Duration) -> anyhow::Result<(Session, Option<Silence>)> {
         let started = Instant::now();
         let deadline = started + wait;
         let mut pause = FIRST_PAUSE;
         let mut progress: Option<Progress> = None;
         loop {
             let reason = match self.attempt(login, deadline).await {
-                Ok(session) => return Ok(session),
+                Ok(connected) => return Ok(connected),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(reason)) => reason,
             };
@@ -153,7 +179,7 @@ impl Target {
         }
     }
 
-    async fn attempt(&self, login: &Login, deadline: Instant) -> Result<Session, Failure> {
+    async fn attempt(&self, login: &Login, deadline: Instant) -> Result<(Session, Option<Silence>), Failure> {
         let deadline = deadline.max(Instant::now() + MIN_ATTEMPT);
         let opened = tokio::time::timeout_at(deadline, self.dialer.open(&self.name, SSH_PORT))
             .await
@@ -162,7 +188,8 @@ impl Target {
             return Err(Failure::Final(anyhow::anyhow!(replaced(&self.name))));
         }
         let left = deadline.saturating_duration_since(Instant::now()).min(MAX_LOGIN);
-        log_in(opened.stream, login, left).await
+        let silence = opened.silence.clone();
+        Ok((log_in(opened, login, left).await?, silence))
     }
 }
 
@@ -190,8 +217,10 @@ fn join(reason: &str, state: &str) -> String {
 
 /// Logs in over `stream`. The host key is not checked: the tunnel's ends know each other, the stream ends in the guest's
 /// own port, and the guest makes its keys at its first boot.
-async fn log_in(stream: Stream, login: &Login, deadline: Duration) -> Result<Session, Failure> {
-    Session::connect(stream, login.clone(), AcceptAny, deadline).await.map_err(|error| match error {
+async fn log_in(opened: Opened, login: &Login, deadline: Duration) -> Result<Session, Failure> {
+    let silence = if opened.silence.is_some() { BRIDGED } else { SILENCE };
+    let connected = Session::connect_bearing(silence, opened.stream, login.clone(), AcceptAny, deadline).await;
+    connected.map_err(|error| match error {
         SshError::AuthRefused { user, .. } => Failure::Final(anyhow::anyhow!(
             "the guest refused user {user:?} with the given password; give the ones that it knows with -u and -p"
         )),
@@ -201,11 +230,31 @@ async fn log_in(stream: Stream, login: &Login, deadline: Duration) -> Result<Ses
     })
 }
 
+/// Returns when the guest has said nothing for [`SILENCE`] although it was asked ([`Session`] does so all the time) and the
+/// connection was there; never where the SSH connection notices that itself.
+async fn hung(silence: Option<Silence>, lost: watch::Receiver<bool>) {
+    let Some(silence) = silence else { return std::future::pending().await };
+    let mut there = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if *lost.borrow() {
+            there = Instant::now();
+        } else if silence.since().is_some_and(|since| since.max(there).elapsed() > SILENCE) {
+            return;
+        }
+    }
+}
+
 /// Runs `command`, or a shell: on a terminal an interactive one, else one that reads its script from standard input.
 /// Yields the exit code.
-async fn execute(session: Session, command: Option<&str>) -> anyhow::Result<u8> {
+async fn execute(session: Session, command: Option<&str>, lost: watch::Receiver<bool>) -> anyhow::Result<u8> {
     let status = match command {
-        None if terminal::is_interactive() => terminal::interactive(&session, Program::LoginShell).await?,
+        None if terminal::is_interactive() => {
+            terminal::interactive(&session, Program::LoginShell, lost).await.map_err(|error| match error {
+                SshError::Local { source, .. } if source.kind() == io::ErrorKind::Interrupted => Interrupted.into(),
+                error => anyhow::Error::new(error),
+            })?
+        }
         command => {
             let input = stdin::stdin().context("cannot read the standard input")?;
             let stdio = Stdio { stdin: input, stdout: tokio::io::stdout(), stderr: tokio::io::stderr() };
@@ -281,6 +330,17 @@ mod tests {
             join("the guest refused", "the VM is running: booting"),
             "the guest refused (the VM is running: booting)"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_counts_as_hung_only_while_the_connection_to_it_is_there() {
+        let (lost, seen) = watch::channel(true);
+        let mut hung = std::pin::pin!(hung(Some(Silence::for_test(Instant::now())), seen));
+        assert!(tokio::time::timeout(Duration::from_secs(300), &mut hung).await.is_err());
+        lost.send_replace(false);
+        let there = Instant::now();
+        hung.await;
+        assert!((SILENCE - LOOK..=SILENCE + LOOK).contains(&there.elapsed()), "{:?}", there.elapsed());
     }
 
     #[test]

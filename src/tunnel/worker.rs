@@ -16,7 +16,7 @@ use super::allowance::Allowance;
 use super::backoff::Backoff;
 use super::dial::{Dialled, dial};
 use super::endpoint::Transport;
-use super::header::{Frame, WorkerHello};
+use super::header::{Frame, Resume, WorkerHello};
 use super::proof::{self, Exported};
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;
@@ -36,6 +36,39 @@ pub trait Attach: Send + Sync + 'static {
     /// # Errors
     /// The reason, which the user sees: "the VM refused port 22".
     async fn attach(&self, copy: CopyId, port: u16) -> Result<BoxedStream, ApiError>;
+
+    /// The same for a session that shall be resumable, or goes on. Where that cannot be done, one that begins is a plain one.
+    ///
+    /// # Errors
+    /// As for [`Attach::attach`]; [`ErrorCode::NotFound`] when the session that is to go on is not there.
+    async fn attach_resumable(&self, copy: CopyId, port: u16, resume: &Resume) -> Result<Attached, ApiError> {
+        match resume.again {
+            true => Err(no_such_session()),
+            false => Ok(Attached { stream: self.attach(copy, port).await?, resumable: false }),
+        }
+    }
+
+    /// A session may not go on, as who opened it may not connect any more.
+    async fn forget(&self, resume: &Resume) {
+        let _ = resume;
+    }
+}
+
+/// A stream to a guest.
+pub struct Attached {
+    /// The guest's bytes, or the frames of a session.
+    pub stream: BoxedStream,
+    /// Whether they are frames of a session that can be resumed.
+    pub resumable: bool,
+}
+
+/// What is said of a session that cannot go on.
+pub fn no_such_session() -> ApiError {
+    ApiError::new(
+        ErrorCode::NotFound,
+        "the session cannot go on: the worker holds it no more. Either it was away for too long, or the VM was started anew \
+         or moved, or the worker's machine was started anew",
+    )
 }
 
 /// Where to connect and as whom.
@@ -274,8 +307,8 @@ async fn say_hello(control: &mut TunnelStream, hello: WorkerHello) -> Result<(),
 
 /// One stream that the relay opened.
 async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
-    let (copy, port) = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
-        Ok(Ok(Frame::Attach { copy, port })) => (copy, port),
+    let (copy, port, resume) = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
+        Ok(Ok(Frame::Attach { copy, port, resume })) => (copy, port, resume),
         Ok(Ok(Frame::Ping {})) => {
             if stream.write_frame(&Frame::Pong {}).await.is_ok() {
                 stream.outgoing.finish();
@@ -288,8 +321,14 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
         Ok(Err(error)) => return stream.refuse(error.into()).await,
         Err(_) => return stream.abort(Reason::Protocol),
     };
-    let guest = match timeout(ATTACH_DEADLINE, dialer.attach(copy, port)).await {
-        Ok(Ok(guest)) => guest,
+    let attached = async {
+        match &resume {
+            Some(resume) => dialer.attach_resumable(copy, port, resume).await,
+            None => Ok(Attached { stream: dialer.attach(copy, port).await?, resumable: false }),
+        }
+    };
+    let Attached { stream: guest, resumable } = match timeout(ATTACH_DEADLINE, attached).await {
+        Ok(Ok(attached)) => attached,
         Ok(Err(refusal)) => {
             debug!(%copy, port, %refusal, "could not connect to the guest");
             return stream.refuse(refusal).await;
@@ -300,9 +339,15 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
             return stream.refuse(ApiError::new(ErrorCode::Timeout, why)).await;
         }
     };
-    if stream.write_frame(&Frame::Opened {}).await.is_ok() {
+    if stream.write_frame(&Frame::Opened { resumable }).await.is_ok() {
         let traffic = splice::guest(stream, guest).await;
-        debug!(%copy, port, ?traffic, "a session has ended");
+        debug!(%copy, port, resumable, ?traffic, "a session's stream has ended");
+        // Anything else is the loss of one connection, after which the client comes back.
+        if let (Some(resume), Some(Reason::Revoked | Reason::Rotated | Reason::WorkerDeleted)) =
+            (resume.filter(|_| resumable), traffic.broken)
+        {
+            dialer.forget(&resume).await;
+        }
     }
 }
 

@@ -3,14 +3,16 @@
 //! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
 //! with what the runtime really runs; [`guard`] ends VMs that may run elsewhere when the [`lease`] is over; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
 //! reports until they are acknowledged, `logs` what startup scripts say, by way of the disk; `images` fetches images ahead
-//! of need and tells which are held; `attach` serves tunnel streams; `load` looks how busy the host is. VM processes are
+//! of need and tells which are held; `attach` serves tunnel streams, and [`sessions`] keeps those that outlive this process; `load` looks how busy the host is. VM processes are
 //! not children
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
 mod bring_up;
+pub mod companion;
 pub(crate) mod fleet;
 pub mod guard;
+mod handover;
 mod host;
 mod images;
 pub mod join;
@@ -23,7 +25,9 @@ mod place;
 pub mod plan;
 pub mod runtime;
 mod session;
+pub mod sessions;
 mod spool;
+mod unix_socket;
 mod uplink;
 mod vm;
 
@@ -31,14 +35,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::companion::CompanionCommand;
 use self::fleet::Fleet;
-use self::guard::{GuardCommand, Keeper};
+use self::guard::Keeper;
 use self::host::Host;
 use self::images::ImageAgent;
 use self::join::JoinError;
 use self::journal::Journal;
 use self::runtime::Runtime;
 use self::session::Agent;
+use self::sessions::Sessions;
 use self::uplink::Uplink;
 use crate::bus::client::{Bus, BusOptions, Login};
 use crate::identity::folder::{FolderLock, LockError};
@@ -59,7 +65,9 @@ pub struct WorkerOptions {
     /// What runs its VMs.
     pub runtime: Arc<dyn Runtime>,
     /// How to start the process that ends VMs when this one cannot; without it none is started whose runtime needs one.
-    pub guard: Option<GuardCommand>,
+    pub guard: Option<CompanionCommand>,
+    /// How to start the process that keeps sessions into VMs when this one ends; without it they end with their connections.
+    pub sessions: Option<CompanionCommand>,
     /// For how long its key must have been refused until [`Worker::revoked`] returns.
     pub give_up_after: Duration,
     /// Bytes of the disk to keep free by removing images that no VM needs; 0 = only what the next one needs.
@@ -144,6 +152,7 @@ impl Worker {
         let keeper = Keeper::open(journal.notes().clone(), options.guard, &*options.runtime).await;
         let lease = task::spawn(keeper.clone().run());
         let guard = task::spawn(keeper.clone().keep_guard());
+        let sessions = Arc::new(Sessions::new(&options.data_dir, options.sessions));
         let host = Host::new(options.runtime.clone(), uplink.clone(), journal, &options.data_dir)?;
         let fleet = Fleet::start(host, keeper.clone());
         let name = options.info.name.clone();
@@ -167,6 +176,7 @@ impl Worker {
             info: options.info,
             place: place::of(&options.data_dir).await,
             runtime: options.runtime,
+            sessions,
             uplink: uplink.clone(),
             keeper,
             assignments: fleet.assignments(),

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::attach::Attachments;
 use super::guard::Keeper;
 use super::runtime::Runtime;
+use super::sessions::Sessions;
 use super::uplink::{SessionOver, Uplink};
 use crate::bus::client::Bus;
 use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, TunnelEndpoint, Welcome};
@@ -44,6 +45,7 @@ pub(super) struct Agent {
     /// See `Hello`.
     pub(super) place: String,
     pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) sessions: Arc<Sessions>,
     pub(super) uplink: Uplink,
     pub(super) keeper: Keeper,
     pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
@@ -198,7 +200,8 @@ impl Agent {
         let address = Address { host, port: endpoint.port };
         let options =
             LinkOptions { address, fingerprint, hello, key: self.key.clone(), transport: Transport::default() };
-        let connection = WorkerLink::start(options, Arc::new(Attachments { runtime: self.runtime.clone() }));
+        let attachments = Attachments { runtime: self.runtime.clone(), sessions: self.sessions.clone() };
+        let connection = WorkerLink::start(options, Arc::new(attachments));
         *held = Some(Link { endpoint, connection });
         Ok(())
     }
