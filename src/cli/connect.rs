@@ -1,22 +1,38 @@
-//! Streams into VMs for `ssh` and `port-forward`: a ticket over the bus, then one stream of the tunnel.
+//! Streams into VMs for `ssh` and `port-forward`: a ticket over the bus, then one stream of the tunnel; and another of both when
+//! that is lost, so that the session in it goes on ([`crate::tunnel::resume`]).
 
+use std::io::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use async_trait::async_trait;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::client::Client;
-use crate::bus::message::{OpenTunnel, TunnelEndpoint};
+use super::output;
+use crate::bus::message::{OpenTunnel, TunnelEndpoint, TunnelTicket};
 use crate::config::address;
 use crate::duplex::BoxedStream;
+use crate::identity;
 use crate::identity::ca::Fingerprint;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{Attempt, VmName, VmUid};
-use crate::tunnel::{self, Address, Transport};
+use crate::ssh::terminal;
+use crate::tunnel::header::Resume;
+use crate::tunnel::resume::client::{Redial, RedialError, Silence};
+use crate::tunnel::stream::TunnelStream;
+use crate::tunnel::worker::no_such_session;
+use crate::tunnel::{self, Address, Transport, resume};
 
 /// How long it may take to open a stream once the ticket is there: a little more than the relay gives the worker, so that
 /// the worker's reason arrives.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(tunnel::OPEN_DEADLINE.as_secs() + 2);
+
+/// How long the goodbyes of all streams may hold up an exit.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A stream into a VM.
 pub(super) type Stream = BoxedStream;
@@ -27,11 +43,23 @@ pub(super) struct Opened {
     pub(super) uid: VmUid,
     /// Which start of it; an older controller does not say.
     pub(super) attempt: Option<Attempt>,
+    /// Of one that goes on when what carries it is lost, and may stand still until then: for how long nothing has come.
+    pub(super) silence: Option<Silence>,
 }
 
-/// Opens streams into VMs; all clones share one connection of the tunnel.
+/// Opens streams into VMs; all clones share one connection of the tunnel. A stream goes on when that is lost, as far as the
+/// worker can have it so.
 #[derive(Clone, Debug)]
 pub(super) struct Dialer {
+    way: Way,
+    /// The work behind the streams.
+    sessions: Arc<Mutex<JoinSet<()>>>,
+    notices: Notices,
+}
+
+/// The way to the tunnel, and its connection once there is one.
+#[derive(Clone, Debug)]
+struct Way {
     client: Client,
     tunnel: Arc<Mutex<Option<Connected>>>,
 }
@@ -43,10 +71,18 @@ struct Connected {
     tunnel: Arc<tunnel::client::Client>,
 }
 
+/// What became of an attempt to open a stream.
+struct Tried {
+    stream: TunnelStream,
+    resumable: bool,
+    uid: VmUid,
+}
+
 impl Dialer {
     /// A dialer that asks for its tickets through `client`.
     pub(super) fn new(client: Client) -> Self {
-        Self { client, tunnel: Arc::default() }
+        let way = Way { client, tunnel: Arc::default() };
+        Self { way, sessions: Arc::default(), notices: Notices::new() }
     }
 
     /// Opens a stream to TCP port `port` of `vm`. Cancel safe: a ticket that is not used lapses.
@@ -55,17 +91,131 @@ impl Dialer {
     /// What the controller or the worker refused; [`ErrorCode::Unavailable`] and [`ErrorCode::Timeout`] when the way is
     /// not open.
     pub(super) async fn open(&self, vm: &VmName, port: u16) -> Result<Opened, ApiError> {
-        let ticket = self.client.call(&OpenTunnel { vm: vm.clone(), port }).await?;
-        let tunnel = self.connect(&ticket.endpoint).await?;
-        let stream = tunnel.open(&ticket.ticket, OPEN_TIMEOUT).await?;
-        Ok(Opened { stream: Box::new(stream), uid: ticket.uid, attempt: ticket.attempt })
+        let begin = Resume { version: resume::VERSION, session: identity::new_token(), again: false };
+        let again = Resume { again: true, ..begin.clone() };
+        let ticket = self.way.ticket(vm, port).await?;
+        let attempt = ticket.attempt;
+        let Tried { stream, resumable, uid } = self.way.open(ticket, begin).await?;
+        if !resumable {
+            return Ok(Opened { stream: Box::new(stream), uid, attempt, silence: None });
+        }
+        let (way, vm, notices) = (self.way.clone(), vm.clone(), self.notices.clone());
+        let (stream, work) = resume::client::start(stream, Comeback { way, vm, port, uid, again, notices });
+        let mut sessions = self.sessions.lock().await;
+        while sessions.try_join_next().is_some() {}
+        sessions.spawn(work);
+        Ok(Opened { silence: Some(stream.silence()), stream: Box::new(stream), uid, attempt })
     }
 
-    /// Ends all streams and tells the relay, which would otherwise hold them until it has heard nothing for a while.
+    /// Whether a stream has lost what carried it and waits to go on.
+    pub(super) fn lost(&self) -> watch::Receiver<bool> {
+        self.notices.lost.subscribe()
+    }
+
+    /// Ends all streams, which must have been dropped, and tells the relay, which would otherwise hold them until it has heard
+    /// nothing for a while. What was sent before a `shutdown` is still delivered, but nobody is waited for any longer than
+    /// [`GOODBYE`].
     pub(super) async fn close(&self) {
-        if let Some(connected) = self.tunnel.lock().await.take() {
+        let mut sessions = std::mem::take(&mut *self.sessions.lock().await);
+        let _ = timeout(GOODBYE, async { while sessions.join_next().await.is_some() {} }).await;
+        if let Some(connected) = self.way.tunnel.lock().await.take() {
             connected.tunnel.close().await;
         }
+    }
+}
+
+/// Brings one session back.
+struct Comeback {
+    way: Way,
+    vm: VmName,
+    port: u16,
+    uid: VmUid,
+    again: Resume,
+    notices: Notices,
+}
+
+#[async_trait]
+impl Redial for Comeback {
+    type Stream = TunnelStream;
+
+    async fn redial(&mut self) -> Result<TunnelStream, RedialError> {
+        // The controller looks anew whether the account may, and where the VM is.
+        let ticket = self.way.ticket(&self.vm, self.port).await.map_err(|error| match error.code {
+            ErrorCode::Unavailable | ErrorCode::Timeout | ErrorCode::LimitExceeded => RedialError::Passing(error),
+            // A VM that has failed does not go on where it was.
+            _ => RedialError::Final(error),
+        })?;
+        if ticket.uid != self.uid {
+            let why = format!("VM {} was deleted and made anew by somebody", self.vm);
+            return Err(RedialError::Final(ApiError::new(ErrorCode::NotFound, why)));
+        }
+        match self.way.open(ticket, self.again.clone()).await {
+            Ok(Tried { stream, resumable: true, .. }) => Ok(stream),
+            // It leads to the VM, but to another session: one of an earlier release is in the worker's place.
+            Ok(_) => Err(RedialError::Final(no_such_session())),
+            Err(error) => match error.code {
+                ErrorCode::NotFound | ErrorCode::Forbidden | ErrorCode::Invalid => Err(RedialError::Final(error)),
+                // A ticket may have been issued by a controller that was then started anew.
+                _ => Err(RedialError::Passing(error)),
+            },
+        }
+    }
+
+    fn lost(&mut self, why: &str) {
+        self.notices.lost(why);
+    }
+
+    fn settled(&mut self, goes_on: bool) {
+        self.notices.settled(goes_on);
+    }
+}
+
+/// Tells on standard error when streams have lost what carried them, once for all that have.
+#[derive(Clone, Debug)]
+struct Notices {
+    waiting: Arc<AtomicUsize>,
+    lost: watch::Sender<bool>,
+}
+
+impl Notices {
+    fn new() -> Self {
+        Self { waiting: Arc::default(), lost: watch::Sender::new(false) }
+    }
+
+    fn lost(&self, why: &str) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.lost.send_replace(true);
+            let minutes = resume::GIVE_UP_AFTER.as_secs() / 60;
+            tell(&format!("connection lost: {}; trying again for {minutes} min (Ctrl-C ends)", output::clean(why)));
+        }
+    }
+
+    fn settled(&self, goes_on: bool) {
+        if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.lost.send_replace(false);
+            if goes_on {
+                tell("connected again");
+            }
+        }
+    }
+}
+
+/// A line on standard error, which may be the guest's terminal now.
+fn tell(text: &str) {
+    let end = if terminal::is_raw() { "\r\n" } else { "\n" };
+    // Nobody may be there to read it any more.
+    let _ = write!(std::io::stderr(), "{}{text}{end}", if terminal::is_raw() { end } else { "" });
+}
+
+impl Way {
+    async fn ticket(&self, vm: &VmName, port: u16) -> Result<TunnelTicket, ApiError> {
+        self.client.call(&OpenTunnel { vm: vm.clone(), port }).await
+    }
+
+    async fn open(&self, ticket: TunnelTicket, resume: Resume) -> Result<Tried, ApiError> {
+        let tunnel = self.connect(&ticket.endpoint).await?;
+        let (stream, resumable) = tunnel.open_resumable(&ticket.ticket, resume, OPEN_TIMEOUT).await?;
+        Ok(Tried { stream, resumable, uid: ticket.uid })
     }
 
     /// The connection to `endpoint`; one that was lost is brought back by the tunnel's own client.

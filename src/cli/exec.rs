@@ -11,9 +11,10 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
+use super::interrupt::Interrupt;
 use super::output::OutputError;
 use super::ssh::{Target, exit_code};
-use super::{UsageError, exec_session};
+use super::{Interrupted, UsageError, exec_session};
 use crate::config::duration;
 use crate::model::VmName;
 use crate::model::secret::Secret;
@@ -22,6 +23,7 @@ use crate::ssh::client::{Program, Session, Stdio};
 use crate::ssh::quote::{ScriptTextError, command_line};
 use crate::ssh::{Login, SshError, stdin, terminal};
 use crate::tunnel::exec::MAX_COMMAND;
+use tokio::sync::watch;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Exec {
@@ -110,6 +112,7 @@ impl LoginArgs {
 pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     command: Exec,
     connect: impl FnOnce() -> F,
+    interrupt: &mut Interrupt,
 ) -> anyhow::Result<u8> {
     let Exec::Vm(arguments) = command;
     if arguments.tty && !terminal::is_interactive() {
@@ -121,28 +124,41 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         true => None,
         false => Some(line(&arguments)?),
     };
-    let target = Target::find(&connect().await?, arguments.name.clone()).await?;
-    let code = match (&arguments.session, line) {
-        (Some(session), line) => {
-            let wanted = exec_session::Wanted {
-                session: session.clone(),
-                line,
-                shown: arguments.command.join(" "),
-                interactive: arguments.interactive || arguments.tty,
-                tty: arguments.tty,
-                user: arguments.login.username.clone(),
-                password: arguments.login.password.clone().map(Secret::new),
-                after: arguments.after.unwrap_or(0),
-                end: arguments.end,
-            };
-            exec_session::run(&target, &wanted, arguments.wait).await
-        }
-        (None, Some(line)) => match target.connect(&arguments.login.login(), arguments.wait).await {
-            Ok(session) => execute(session, &line, &arguments).await,
-            Err(error) => Err(error),
-        },
-        (None, None) => Err(UsageError("there is no command to run".to_owned()).into()),
+    let found = async { Target::find(&connect().await?, arguments.name.clone()).await };
+    let target = tokio::select! {
+        target = found => target?,
+        () = interrupt.wait() => return Err(Interrupted.into()),
     };
+    let work = async {
+        match (&arguments.session, line) {
+            (Some(session), line) => {
+                let wanted = exec_session::Wanted {
+                    session: session.clone(),
+                    line,
+                    shown: arguments.command.join(" "),
+                    interactive: arguments.interactive || arguments.tty,
+                    tty: arguments.tty,
+                    user: arguments.login.username.clone(),
+                    password: arguments.login.password.clone().map(Secret::new),
+                    after: arguments.after.unwrap_or(0),
+                    end: arguments.end,
+                };
+                exec_session::run(&target, &wanted, arguments.wait).await
+            }
+            (None, Some(line)) => match target.connect(&arguments.login.login(), arguments.wait).await {
+                Ok((session, silence)) => {
+                    target.unless_hung(silence, execute(session, &line, &arguments, target.dialer.lost())).await
+                }
+                Err(error) => Err(error),
+            },
+            (None, None) => Err(UsageError("there is no command to run".to_owned()).into()),
+        }
+    };
+    let code = tokio::select! {
+        code = work => code,
+        () = interrupt.wait() => Err(Interrupted.into()),
+    };
+    // However it came: what is only left alone goes on in the guest until its client is given up.
     target.dialer.close().await;
     code
 }
@@ -176,9 +192,15 @@ fn variables(
     given.iter().map(read).collect()
 }
 
-async fn execute(session: Session, line: &str, arguments: &ExecArgs) -> anyhow::Result<u8> {
+/// `lost`: whether the session stands still, as what carried it was lost.
+async fn execute(
+    session: Session,
+    line: &str,
+    arguments: &ExecArgs,
+    lost: watch::Receiver<bool>,
+) -> anyhow::Result<u8> {
     let status = if arguments.tty {
-        terminal::interactive(&session, Program::Command(line)).await?
+        terminal::interactive(&session, Program::Command(line), lost).await?
     } else {
         let (stdout, stderr) = (tokio::io::stdout(), tokio::io::stderr());
         let ended = match arguments.interactive {

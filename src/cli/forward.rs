@@ -188,7 +188,7 @@ mod tests {
                 }
                 let (near, far) = tokio::io::duplex(1024);
                 guests.lock().await.spawn(guest(far));
-                Ok(Opened { stream: Box::new(near), uid, attempt: None })
+                Ok(Opened { stream: Box::new(near), uid, attempt: None, silence: None })
             }
         };
         let _serving = crate::task::spawn(serve(listener, Arc::new(OnceLock::from(uid)), "vm:1".into(), open));

@@ -207,35 +207,53 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Broker(command) => serve::broker::run(command).await,
         // These close their connections before they end.
         Command::PortForward(command) => {
-            forward::run(command, &connect_once(&home, &global).await?).await?;
+            let (client, interrupt) = connect(&home, &global).await?;
+            drop(interrupt);
+            forward::run(command, &client).await?;
             Ok(0)
         }
         Command::Proxy(command) => {
-            proxy::run(command, &connect_once(&home, &global).await?).await?;
+            let (client, interrupt) = connect(&home, &global).await?;
+            drop(interrupt);
+            proxy::run(command, &client).await?;
             Ok(0)
+        }
+        Command::Exec(command) => {
+            let mut interrupt = interrupt::Interrupt::install()?;
+            exec::run(command, || client::Client::connect(&home, &global), &mut interrupt).await
+        }
+        Command::Cp(arguments) => {
+            let mut interrupt = interrupt::Interrupt::install()?;
+            cp::run(arguments, || client::Client::connect(&home, &global), &mut interrupt).await?;
+            Ok(0)
+        }
+        Command::Ssh(command) => {
+            let (client, mut interrupt) = connect(&home, &global).await?;
+            ssh::run(command, &client, &mut interrupt).await
         }
         command => {
             let mut interrupt = interrupt::Interrupt::install()?;
             // Whoever is dropped leaves the terminal as it was: spinners go, questions are asked no more.
             tokio::select! {
-                code = as_client(global, command, home) => code,
+                done = as_client(global, command, home) => done.map(|()| 0),
                 () = interrupt.wait() => Err(Interrupted.into()),
             }
         }
     }
 }
 
-/// Connects for a command that takes over Ctrl-C itself from then on.
-async fn connect_once(home: &Home, global: &Global) -> anyhow::Result<client::Client> {
+/// A connection, and Ctrl-C taken over.
+async fn connect(home: &Home, global: &Global) -> anyhow::Result<(client::Client, interrupt::Interrupt)> {
     let mut interrupt = interrupt::Interrupt::install()?;
-    tokio::select! {
-        client = client::Client::connect(home, global) => client,
-        () = interrupt.wait() => Err(Interrupted.into()),
-    }
+    let client = tokio::select! {
+        client = client::Client::connect(home, global) => client?,
+        () = interrupt.wait() => return Err(Interrupted.into()),
+    };
+    Ok((client, interrupt))
 }
 
 /// Does what a client of a controller does.
-async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Result<u8> {
+async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Result<()> {
     let connect = || client::Client::connect(&home, &global);
     match command {
         Command::Create(command) => create::run(command, connect).await?,
@@ -257,9 +275,6 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Events(arguments) => events::run(arguments, &connect().await?).await?,
         Command::Audit(arguments) => audit::run(arguments, &connect().await?).await?,
         Command::Context(command) => context::run(command, home.clone()).await?,
-        Command::Ssh(command) => return ssh::run(command, &connect().await?).await,
-        Command::Exec(command) => return exec::run(command, connect).await,
-        Command::Cp(arguments) => cp::run(arguments, connect).await?,
         Command::Ip(command) => ip::run(command, &connect().await?).await?,
         Command::SshConfig(arguments) => ssh_config::run(arguments, &home, &global, &connect().await?).await?,
         // Done by the caller.
@@ -268,10 +283,13 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         | Command::Worker(_)
         | Command::Broker(_)
         | Command::PortForward(_)
-        | Command::Proxy(_) => {}
+        | Command::Proxy(_)
+        | Command::Exec(_)
+        | Command::Cp(_)
+        | Command::Ssh(_) => {}
         Command::Version(arguments) => get::version(arguments, connect).await?,
     }
-    Ok(0)
+    Ok(())
 }
 
 /// Tells on standard error, in one line, why a command failed, and yields the exit code.

@@ -2,24 +2,31 @@
 //!
 //! The guest may still be booting, so connecting is tried until `--wait` has passed; what runs then does so once.
 
+use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Interrupted;
 use super::client::Client;
-use super::connect::{Dialer, Opened, Stream};
+use super::connect::{Dialer, Opened};
 use super::host_keys::HostKeys;
+use super::interrupt::Interrupt;
 use super::output::{OutputError, Progress};
 use crate::config::duration;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::vm::{DEFAULT_GUEST_PASSWORD, DEFAULT_GUEST_USER, RestartPolicy, Vm, VmStatus};
 use crate::model::{VmName, VmUid};
-use crate::ssh::client::{Program, Session, Stdio};
+use crate::ssh::client::{Program, SILENCE, Session, Stdio};
 use crate::ssh::{ExitStatus, HostKeyCheck, Login, SshError, stdin, terminal};
+use crate::tunnel::resume::GIVE_UP_AFTER;
+use crate::tunnel::resume::client::Silence;
 
 /// The guest's SSH port.
 pub(super) const SSH_PORT: u16 = 22;
@@ -31,6 +38,13 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 const MIN_ATTEMPT: Duration = Duration::from_secs(5);
 /// The most time for a handshake: one that hangs because the guest rebooted is better tried anew.
 const MAX_LOGIN: Duration = Duration::from_secs(20);
+/// How long a guest may be silent where a lost connection comes back by itself: as long as that may take, and what is allowed
+/// anyhow. One that hangs while the connection is there is noticed earlier, see [`hung`].
+const BRIDGED: Duration = Duration::from_secs(GIVE_UP_AFTER.as_secs() + SILENCE.as_secs());
+/// How often it is looked for that.
+const LOOK: Duration = Duration::from_secs(5);
+/// The exit code after SIGTERM, as shells have it.
+const TERMINATED: u8 = 128 + 15;
 /// What reads a script that is piped in without a command.
 const SCRIPT_SHELL: &str = "sh -s";
 /// How soon the waiting is told of: a guest that is up answers faster.
@@ -73,7 +87,7 @@ pub(super) struct SshArgs {
 }
 
 /// Yields the exit code.
-pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
+pub(super) async fn run(command: Ssh, client: &Client, interrupt: &mut Interrupt) -> anyhow::Result<u8> {
     let Ssh::Vm(arguments) = command;
     let login = Login {
         user: arguments.username.unwrap_or_else(|| DEFAULT_GUEST_USER.to_owned()),
@@ -82,10 +96,17 @@ pub(super) async fn run(command: Ssh, client: &Client) -> anyhow::Result<u8> {
     let target = Target::find(client, arguments.name).await?;
     // As `ssh` does: the words are joined, and the guest's shell takes them apart.
     let command = (!arguments.command.is_empty()).then(|| arguments.command.join(" "));
-    let status = match target.connect(&login, arguments.wait).await {
-        Ok(session) => execute(session, command.as_deref()).await,
-        Err(error) => Err(error),
+    let mut terminate = signal(SignalKind::terminate()).context("cannot take over SIGTERM")?;
+    let work = async {
+        let (session, silence) = target.connect(&login, arguments.wait).await?;
+        target.unless_hung(silence, execute(session, command.as_deref(), target.dialer.lost())).await
     };
+    let status = tokio::select! {
+        status = work => status,
+        () = interrupt.wait() => Err(Interrupted.into()),
+        _ = terminate.recv() => Ok(TERMINATED),
+    };
+    // However it came: a session that is only left alone goes on in the guest until its client is given up.
     target.dialer.close().await;
     status
 }
@@ -130,9 +151,24 @@ impl Target {
         Ok(Self { client: client.clone(), dialer: Dialer::new(client.clone()), name, uid, host_keys })
     }
 
-    /// Logs in, however often that takes within `wait`.
-    pub(super) async fn connect(&self, login: &Login, wait: Duration) -> anyhow::Result<Session> {
+    /// Logs in, however often that takes within `wait`. Beside the session stands for how long nothing has come of it, if it
+    /// may stand still: see [`hung`].
+    pub(super) async fn connect(&self, login: &Login, wait: Duration) -> anyhow::Result<(Session, Option<Silence>)> {
         self.until("answer SSH", wait, async |deadline| self.attempt(login, deadline).await).await
+    }
+
+    /// Does `work` on a session; ends it when the guest is hung, which a session that may stand still does not notice.
+    pub(super) async fn unless_hung<T>(
+        &self,
+        silence: Option<Silence>,
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        tokio::select! {
+            done = work => done,
+            () = hung(silence, self.dialer.lost()) => Err(anyhow::anyhow!(
+                "the guest has not answered for {} s, while the connection to it is up", SILENCE.as_secs()
+            )),
+        }
     }
 
     /// Tries until it succeeds, it cannot any more, or `wait` has passed; `what` the VM was to do is for the error then. An
@@ -192,11 +228,12 @@ impl Target {
         Ok(opened)
     }
 
-    async fn attempt(&self, login: &Login, deadline: Instant) -> Result<Session, Failure> {
+    async fn attempt(&self, login: &Login, deadline: Instant) -> Result<(Session, Option<Silence>), Failure> {
         let opened = self.open(SSH_PORT, deadline).await?;
         let left = deadline.saturating_duration_since(Instant::now()).min(MAX_LOGIN);
         let check = self.host_keys.check_of(&self.name, opened.uid, opened.attempt);
-        log_in(opened.stream, login, check, left).await
+        let silence = opened.silence.clone();
+        Ok((log_in(opened, login, check, left).await?, silence))
     }
 }
 
@@ -222,14 +259,16 @@ fn join(reason: &str, state: &str) -> String {
     if told { reason.to_owned() } else { format!("{reason} ({state})") }
 }
 
-/// Logs in over `stream`.
+/// Logs in over `opened`.
 async fn log_in(
-    stream: Stream,
+    opened: Opened,
     login: &Login,
     check: impl HostKeyCheck,
     deadline: Duration,
 ) -> Result<Session, Failure> {
-    Session::connect(stream, login.clone(), check, deadline).await.map_err(|error| match error {
+    let silence = if opened.silence.is_some() { BRIDGED } else { SILENCE };
+    let connected = Session::connect_bearing(silence, opened.stream, login.clone(), check, deadline).await;
+    connected.map_err(|error| match error {
         SshError::AuthRefused { user, .. } => Failure::Final(anyhow::anyhow!(
             "the guest refused user {user:?} with the given password; give the ones that it knows with -u and -p"
         )),
@@ -239,11 +278,31 @@ async fn log_in(
     })
 }
 
+/// Returns when the guest has said nothing for [`SILENCE`] although it was asked ([`Session`] does so all the time) and the
+/// connection was there; never where the SSH connection notices that itself.
+async fn hung(silence: Option<Silence>, lost: watch::Receiver<bool>) {
+    let Some(silence) = silence else { return std::future::pending().await };
+    let mut there = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if *lost.borrow() {
+            there = Instant::now();
+        } else if silence.since().is_some_and(|since| since.max(there).elapsed() > SILENCE) {
+            return;
+        }
+    }
+}
+
 /// Runs `command`, or a shell: on a terminal an interactive one, else one that reads its script from standard input.
 /// Yields the exit code.
-async fn execute(session: Session, command: Option<&str>) -> anyhow::Result<u8> {
+async fn execute(session: Session, command: Option<&str>, lost: watch::Receiver<bool>) -> anyhow::Result<u8> {
     let status = match command {
-        None if terminal::is_interactive() => terminal::interactive(&session, Program::LoginShell).await?,
+        None if terminal::is_interactive() => {
+            terminal::interactive(&session, Program::LoginShell, lost).await.map_err(|error| match error {
+                SshError::Local { source, .. } if source.kind() == io::ErrorKind::Interrupted => Interrupted.into(),
+                error => anyhow::Error::new(error),
+            })?
+        }
         command => {
             let input = stdin::stdin().context("cannot read the standard input")?;
             let stdio = Stdio { stdin: input, stdout: tokio::io::stdout(), stderr: tokio::io::stderr() };
@@ -324,6 +383,17 @@ mod tests {
             join("the guest refused", "the VM is running: booting"),
             "the guest refused (the VM is running: booting)"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_counts_as_hung_only_while_the_connection_to_it_is_there() {
+        let (lost, seen) = watch::channel(true);
+        let mut hung = std::pin::pin!(hung(Some(Silence::for_test(Instant::now())), seen));
+        assert!(tokio::time::timeout(Duration::from_secs(300), &mut hung).await.is_err());
+        lost.send_replace(false);
+        let there = Instant::now();
+        hung.await;
+        assert!((SILENCE - LOOK..=SILENCE + LOOK).contains(&there.elapsed()), "{:?}", there.elapsed());
     }
 
     #[test]

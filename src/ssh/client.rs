@@ -23,8 +23,8 @@ use super::{ExitStatus, HostKey, HostKeyCheck, Login, SshError};
 
 /// A silent guest is asked whether it is there this often.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// So many questions unanswered end the session: a minute of silence, which outlasts a guest that is only busy.
-const KEEPALIVE_MAX: usize = 3;
+/// So much silence ends the session, unless another time is given: it outlasts a guest that is only busy.
+pub const SILENCE: Duration = Duration::from_secs(60);
 /// Packets of a channel that wait for a slow reader here before the connection is held back: half a MiB.
 const CHANNEL_QUEUE: usize = 16;
 /// How long [`Session::close`] waits for the goodbye to go out.
@@ -90,18 +90,36 @@ impl Session {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        Self::connect_bearing(SILENCE, stream, login, host_key, deadline).await
+    }
+
+    /// The same over a stream that may stand still for a while and go on: a guest counts as gone after so much `silence`.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    pub async fn connect_bearing<S>(
+        silence: Duration,
+        stream: S,
+        login: Login,
+        host_key: impl HostKeyCheck,
+        deadline: Duration,
+    ) -> Result<Session, SshError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let token = CancellationToken::new();
         let cut = token.clone().drop_guard();
         let ended = Arc::new(Ended::default());
         let heard = Arc::new(AtomicBool::new(false));
         let stream = Cut::new(Heard { stream, heard: heard.clone() }, &token);
-        let events = Events { host_key: Box::new(host_key), ended: ended.clone() };
+        let events = Events { host_key: Box::new(host_key), ended: ended.clone(), silence };
         let shake = async {
-            let mut handle = client::connect_stream(config(), stream, events).await.map_err(|error| match error {
-                EventError::HostKey { key, reason } => SshError::HostKeyRefused { key, reason },
-                EventError::Ssh(_) if !heard.load(Ordering::Relaxed) => SshError::Closed,
-                EventError::Ssh(error) => SshError::Protocol(error),
-            })?;
+            let mut handle =
+                client::connect_stream(config(silence), stream, events).await.map_err(|error| match error {
+                    EventError::HostKey { key, reason } => SshError::HostKeyRefused { key, reason },
+                    EventError::Ssh(_) if !heard.load(Ordering::Relaxed) => SshError::Closed,
+                    EventError::Ssh(error) => SshError::Protocol(error),
+                })?;
             log_in(&mut handle, &login).await.map_err(|error| ended.explain(error))?;
             Ok(handle)
         };
@@ -198,10 +216,12 @@ impl Session {
     }
 }
 
-fn config() -> Arc<client::Config> {
+fn config(silence: Duration) -> Arc<client::Config> {
+    // The question that is one too many is asked, too.
+    let most = (silence.as_secs() / KEEPALIVE_INTERVAL.as_secs()).saturating_sub(1);
     Arc::new(client::Config {
         keepalive_interval: Some(KEEPALIVE_INTERVAL),
-        keepalive_max: KEEPALIVE_MAX,
+        keepalive_max: usize::try_from(most).unwrap_or(usize::MAX).max(1),
         channel_buffer_size: CHANNEL_QUEUE,
         ..client::Config::default()
     })
@@ -268,6 +288,7 @@ impl Ended {
 struct Events {
     host_key: Box<dyn HostKeyCheck>,
     ended: Arc<Ended>,
+    silence: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -304,7 +325,7 @@ impl client::Handler for Events {
         let why = match reason {
             DisconnectReason::ReceivedDisconnect(info) => format!("it said: {}", info.message),
             DisconnectReason::Error(EventError::Ssh(russh::Error::KeepaliveTimeout)) => {
-                "it has not answered for a minute".to_owned()
+                format!("it has not answered for {} s", self.silence.as_secs())
             }
             DisconnectReason::Error(EventError::Ssh(russh::Error::Disconnect | russh::Error::HUP)) => String::new(),
             DisconnectReason::Error(error) => error.to_string(),

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Address;
 use super::dial::{DialError, Dialled, dial};
 use super::endpoint::Transport;
-use super::header::Frame;
+use super::header::{Frame, Resume};
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;
 use crate::identity::ca::Fingerprint;
@@ -48,6 +48,30 @@ impl Client {
     /// The refusal of relay or worker, with its reason; [`ErrorCode::Timeout`]; or why there is no connection.
     /// The ticket is used up unless the relay could not be reached at all.
     pub async fn open(&self, ticket: &Secret, deadline: Duration) -> Result<TunnelStream, ApiError> {
+        Ok(self.open_with(ticket, None, deadline).await?.0)
+    }
+
+    /// The same for a session that shall be resumable, or goes on: the stream then carries the frames of
+    /// [`resume`](super::resume). Yields whether it does; where relay or worker know nothing of it, or it cannot be done, the
+    /// stream is a plain one.
+    ///
+    /// # Errors
+    /// As for [`Client::open`].
+    pub async fn open_resumable(
+        &self,
+        ticket: &Secret,
+        resume: Resume,
+        deadline: Duration,
+    ) -> Result<(TunnelStream, bool), ApiError> {
+        self.open_with(ticket, Some(resume), deadline).await
+    }
+
+    async fn open_with(
+        &self,
+        ticket: &Secret,
+        resume: Option<Resume>,
+        deadline: Duration,
+    ) -> Result<(TunnelStream, bool), ApiError> {
         let late = |_| {
             ApiError::new(ErrorCode::Timeout, format!("the tunnel was not open after {} s", deadline.as_secs_f32()))
         };
@@ -60,13 +84,13 @@ impl Client {
         let (outgoing, incoming) = opened.map_err(|error| lost(reason::describe(&error)))?;
         let mut stream = TunnelStream::new(outgoing, incoming);
         let answer = timeout_at(until, async {
-            stream.write_frame(&Frame::Open { ticket: ticket.clone() }).await?;
+            stream.write_frame(&Frame::Open { ticket: ticket.clone(), resume }).await?;
             stream.read_frame().await
         })
         .await
         .map_err(late)?;
         match answer {
-            Ok(Frame::Opened {}) => Ok(stream),
+            Ok(Frame::Opened { resumable }) => Ok((stream, resumable)),
             Ok(Frame::Refused(refusal)) => Err(refusal),
             Ok(_) => Err(ApiError::new(ErrorCode::Internal, "the tunnel endpoint gave an answer that does not fit")),
             Err(error) => match connection.close_reason() {

@@ -10,8 +10,12 @@
 //! relay → worker   ping            worker → relay   pong                   is the data path alive?
 //! relay → worker   locate          worker → relay   located | refused      which address has a guest?
 //! relay → worker   serve           worker → relay   opened | refused       a session with the worker's own holder of execs
+//! worker → keeper  attach          keeper → worker  opened | refused       as above, to the worker's own session keeper
+//! worker → keeper  forget                                                  that session shall not go on
 //! ```
-//! After `opened` the stream carries the session's bytes and nothing else.
+//! After `opened` the stream carries the session's bytes and nothing else; those of a session that can be resumed, which
+//! `open` and `attach` ask for and `opened` grants, in the frames of [`resume`](super::resume). The relay hands both on and
+//! needs to know nothing of it; whoever does not know of it leaves it out, and the session is one that cannot be resumed.
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +44,9 @@ pub enum Frame {
     Open {
         /// What the controller gave it.
         ticket: Secret,
+        /// The session shall outlive this stream.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<Resume>,
     },
     /// The relay asks a worker to connect to a guest.
     Attach {
@@ -47,11 +54,23 @@ pub enum Frame {
         copy: CopyId,
         /// TCP port in the guest.
         port: u16,
+        /// As the client has asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<Resume>,
     },
     /// The stream is connected.
-    Opened {},
+    Opened {
+        /// What follows are the frames of a session that can be resumed.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        resumable: bool,
+    },
     /// It is not, and why.
     Refused(ApiError),
+    /// A worker has its session keeper end a session.
+    Forget {
+        /// The session's name.
+        session: Secret,
+    },
     /// Asks for a `pong`.
     Ping {},
     /// Answers a `ping`.
@@ -78,6 +97,22 @@ pub enum Frame {
 /// The port, in a ticket and in `connect.open`, that stands for the exec sessions that the worker itself holds: TCP has no
 /// port 0.
 pub const EXEC_PORT: u16 = 0;
+
+/// Asks for a session that outlives the stream it goes over, or for the next stream of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The protocol that its bytes are in: [`VERSION`](super::resume::VERSION).
+    pub version: u16,
+    /// Its name, made by the client: 256 random bits in URL-safe base64, as whoever knows it and may connect to the VM can take
+    /// the session over.
+    pub session: Secret,
+    /// It goes on; else it begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
+}
+
+/// The longest name of a session, in bytes; those that we make have 43.
+pub const MAX_SESSION_NAME: usize = 64;
 
 /// How a worker proves itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -219,17 +254,23 @@ mod tests {
         }
     }
 
+    fn resume(again: bool) -> Resume {
+        Resume { version: 1, session: Secret::new("s1"), again }
+    }
+
     fn frames() -> impl Strategy<Value = Frame> {
         prop_oneof![
             "[a-z0-9]{1,128}"
                 .prop_map(|name| Frame::WorkerHello(WorkerHello { worker: name.parse().unwrap(), ..hello() })),
             Just(Frame::Admitted {}),
-            "\\PC{0,200}".prop_map(|text| Frame::Open { ticket: Secret::new(text) }),
+            "\\PC{0,200}".prop_map(|text| Frame::Open { ticket: Secret::new(text), resume: None }),
             any::<(u128, u32, u16)>().prop_map(|(uid, attempt, port)| Frame::Attach {
                 copy: CopyId { uid: VmUid(uuid::Uuid::from_u128(uid)), attempt },
-                port
+                port,
+                resume: (port % 2 == 0).then(|| resume(port % 3 == 0)),
             }),
-            Just(Frame::Opened {}),
+            any::<bool>().prop_map(|resumable| Frame::Opened { resumable }),
+            "[a-z0-9]{1,64}".prop_map(|session| Frame::Forget { session: Secret::new(session) }),
             "\\PC{0,2000}".prop_map(|why| Frame::refused(ApiError::new(ErrorCode::Unavailable, why))),
             Just(Frame::Ping {}),
             Just(Frame::Pong {}),
@@ -243,8 +284,17 @@ mod tests {
     fn the_bytes_of_every_message_are_pinned() {
         let pinned: Vec<(Frame, Vec<u8>)> = vec![
             (Frame::Admitted {}, b"\x00\x0b\x81\xa8admitted\x80".to_vec()),
-            (Frame::Open { ticket: Secret::new("abc") }, b"\x00\x12\x81\xa4open\x81\xa6ticket\xa3abc".to_vec()),
-            (Frame::Opened {}, b"\x00\x09\x81\xa6opened\x80".to_vec()),
+            (
+                Frame::Open { ticket: Secret::new("abc"), resume: None },
+                b"\x00\x12\x81\xa4open\x81\xa6ticket\xa3abc".to_vec(),
+            ),
+            (
+                Frame::Open { ticket: Secret::new("abc"), resume: Some(resume(false)) },
+                b"\x00\x00\x81\xa4open\x82\xa6ticket\xa3abc\xa6resume\x82\xa7version\x01\xa7session\xa2s1".to_vec(),
+            ),
+            (Frame::Opened { resumable: false }, b"\x00\x09\x81\xa6opened\x80".to_vec()),
+            (Frame::Opened { resumable: true }, b"\x00\x09\x81\xa6opened\x81\xa9resumable\xc3".to_vec()),
+            (Frame::Forget { session: Secret::new("s1") }, b"\x00\x00\x81\xa6forget\x81\xa7session\xa2s1".to_vec()),
             (Frame::Ping {}, b"\x00\x07\x81\xa4ping\x80".to_vec()),
             (Frame::Pong {}, b"\x00\x07\x81\xa4pong\x80".to_vec()),
             (
@@ -263,7 +313,16 @@ mod tests {
                 .concat(),
             ),
             (
-                Frame::Attach { copy: copy(), port: 5900 },
+                Frame::Attach { copy: copy(), port: 5900, resume: Some(resume(true)) },
+                [
+                    b"\x00\x51\x81\xa6attach\x83\xa4copy\x82\xa3uid\xd9\x24",
+                    UUID.as_bytes(),
+                    b"\xa7attempt\x03\xa4port\xcd\x17\x0c\xa6resume\x83\xa7version\x01\xa7session\xa2s1\xa5again\xc3",
+                ]
+                .concat(),
+            ),
+            (
+                Frame::Attach { copy: copy(), port: 5900, resume: None },
                 [
                     b"\x00\x51\x81\xa6attach\x82\xa4copy\x82\xa3uid\xd9\x24",
                     UUID.as_bytes(),
@@ -307,7 +366,7 @@ mod tests {
         let later = b"\x00\x1a\x81\xa4open\x82\xa6ticket\xa3abc\xa6future\xc3";
         let later = [&(u16::try_from(later.len() - 2).unwrap().to_be_bytes())[..], &later[2..]].concat();
         let (_, frame) = Decoder::default().push(&later).unwrap();
-        assert_eq!(frame, Some(Frame::Open { ticket: Secret::new("abc") }));
+        assert_eq!(frame, Some(Frame::Open { ticket: Secret::new("abc"), resume: None }));
         let unknown = b"\x00\x09\x81\xa6teleport"[..].to_vec();
         assert!(
             matches!(
@@ -325,7 +384,7 @@ mod tests {
             assert_eq!(decoder.push(&length.to_be_bytes()), Err(HeaderError::Length(length.into())));
         }
         let ticket = Secret::new("x".repeat(MAX_FRAME));
-        assert!(matches!(Frame::Open { ticket }.encode(), Err(HeaderError::Length(_))));
+        assert!(matches!(Frame::Open { ticket, resume: None }.encode(), Err(HeaderError::Length(_))));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod header;
 pub mod proof;
 mod reason;
 pub mod relay;
+pub mod resume;
 mod splice;
 pub mod stream;
 pub mod ticket;

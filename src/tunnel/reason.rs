@@ -55,6 +55,16 @@ const ALL: &[Reason] = &[
 ];
 
 impl Reason {
+    /// The number as a session's own frames carry it.
+    pub(super) fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// The reason for such a number.
+    pub(super) fn from_number(number: u32) -> Self {
+        ALL.iter().copied().find(|reason| reason.number() == number).unwrap_or(Self::Unknown)
+    }
+
     /// The number on the wire.
     pub(super) fn code(self) -> VarInt {
         VarInt::from_u32(self as u32)

@@ -17,7 +17,7 @@ use super::allowance::Allowance;
 use super::backoff::Backoff;
 use super::dial::{Dialled, dial};
 use super::endpoint::Transport;
-use super::header::{Frame, WorkerHello};
+use super::header::{Frame, Resume, WorkerHello};
 use super::proof::{self, Exported};
 use super::reason::{self, Reason};
 use super::stream::TunnelStream;
@@ -56,6 +56,39 @@ pub trait Attach: Send + Sync + 'static {
             format!("this worker holds no exec sessions of {copy} for {account}"),
         ))
     }
+
+    /// The same for a session that shall be resumable, or goes on. Where that cannot be done, one that begins is a plain one.
+    ///
+    /// # Errors
+    /// As for [`Attach::attach`]; [`ErrorCode::NotFound`] when the session that is to go on is not there.
+    async fn attach_resumable(&self, copy: CopyId, port: u16, resume: &Resume) -> Result<Attached, ApiError> {
+        match resume.again {
+            true => Err(no_such_session()),
+            false => Ok(Attached { stream: self.attach(copy, port).await?, resumable: false }),
+        }
+    }
+
+    /// A session may not go on, as who opened it may not connect any more.
+    async fn forget(&self, resume: &Resume) {
+        let _ = resume;
+    }
+}
+
+/// A stream to a guest.
+pub struct Attached {
+    /// The guest's bytes, or the frames of a session.
+    pub stream: BoxedStream,
+    /// Whether they are frames of a session that can be resumed.
+    pub resumable: bool,
+}
+
+/// What is said of a session that cannot go on.
+pub fn no_such_session() -> ApiError {
+    ApiError::new(
+        ErrorCode::NotFound,
+        "the session cannot go on: the worker holds it no more. Either it was away for too long, or the VM was started anew \
+         or moved, or the worker's machine was started anew",
+    )
 }
 
 /// Where to connect and as whom.
@@ -295,7 +328,7 @@ async fn say_hello(control: &mut TunnelStream, hello: WorkerHello) -> Result<(),
 /// One stream that the relay opened.
 async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
     let (copy, wanted) = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
-        Ok(Ok(Frame::Attach { copy, port })) => (copy, Wanted::Port(port)),
+        Ok(Ok(Frame::Attach { copy, port, resume })) => (copy, Wanted::Port(port, resume)),
         Ok(Ok(Frame::Serve { copy, account })) => (copy, Wanted::Execs(account)),
         Ok(Ok(Frame::Locate { copy })) => return locate(stream, copy, &*dialer).await,
         Ok(Ok(Frame::Ping {})) => {
@@ -314,12 +347,15 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
     };
     let attached = async {
         match &wanted {
-            Wanted::Port(port) => dialer.attach(copy, *port).await,
-            Wanted::Execs(account) => dialer.serve(copy, account.clone()).await,
+            Wanted::Port(port, Some(resume)) => dialer.attach_resumable(copy, *port, resume).await,
+            Wanted::Port(port, None) => Ok(Attached { stream: dialer.attach(copy, *port).await?, resumable: false }),
+            Wanted::Execs(account) => {
+                Ok(Attached { stream: dialer.serve(copy, account.clone()).await?, resumable: false })
+            }
         }
     };
-    let guest = match timeout(ATTACH_DEADLINE, attached).await {
-        Ok(Ok(guest)) => guest,
+    let Attached { stream: guest, resumable } = match timeout(ATTACH_DEADLINE, attached).await {
+        Ok(Ok(attached)) => attached,
         Ok(Err(refusal)) => {
             debug!(%copy, ?wanted, %refusal, "could not connect to the guest");
             return stream.refuse(refusal).await;
@@ -329,23 +365,29 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
             return stream.refuse(ApiError::new(ErrorCode::Timeout, why)).await;
         }
     };
-    if stream.write_frame(&Frame::Opened {}).await.is_ok() {
+    if stream.write_frame(&Frame::Opened { resumable }).await.is_ok() {
         let traffic = splice::guest(stream, guest).await;
-        debug!(%copy, ?wanted, ?traffic, "a session has ended");
+        debug!(%copy, ?wanted, resumable, ?traffic, "a session's stream has ended");
+        // Anything else is the loss of one connection, after which the client comes back.
+        if let (Wanted::Port(_, Some(resume)), true) = (&wanted, resumable)
+            && let Some(Reason::Revoked | Reason::Rotated | Reason::WorkerDeleted) = traffic.broken
+        {
+            dialer.forget(resume).await;
+        }
     }
 }
 
 /// What a stream is to lead to.
 #[derive(Debug)]
 enum Wanted {
-    Port(u16),
+    Port(u16, Option<Resume>),
     Execs(AccountName),
 }
 
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Wanted::Port(port) => write!(f, "port {port}"),
+            Wanted::Port(port, _) => write!(f, "port {port}"),
             Wanted::Execs(_) => f.write_str("its exec sessions"),
         }
     }

@@ -3,15 +3,17 @@
 //! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
 //! with what the runtime really runs; [`guard`] ends VMs that may run elsewhere when the [`lease`] is over; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
 //! reports until they are acknowledged, `logs` what startup scripts say, by way of the disk; `images` fetches images ahead
-//! of need and tells which are held; `attach` serves tunnel streams, `execs` holds the sessions that outlive them; `load` looks how busy the host is. VM processes are
+//! of need and tells which are held; `attach` serves tunnel streams, [`sessions`] keeps those that outlive this process, and `execs` holds commands that outlive their streams; `load` looks how busy the host is. VM processes are
 //! not children
 //! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
 mod bring_up;
+pub mod companion;
 mod execs;
 pub(crate) mod fleet;
 pub mod guard;
+mod handover;
 mod host;
 mod images;
 pub mod join;
@@ -24,7 +26,9 @@ mod place;
 pub mod plan;
 pub mod runtime;
 mod session;
+pub mod sessions;
 mod spool;
+mod unix_socket;
 mod uplink;
 mod vm;
 
@@ -32,15 +36,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::companion::CompanionCommand;
 use self::execs::Execs;
 use self::fleet::Fleet;
-use self::guard::{GuardCommand, Keeper};
+use self::guard::Keeper;
 use self::host::Host;
 use self::images::ImageAgent;
 use self::join::JoinError;
 use self::journal::Journal;
 use self::runtime::Runtime;
 use self::session::Agent;
+use self::sessions::Sessions;
 use self::uplink::Uplink;
 use crate::bus::client::{Bus, BusOptions, Login};
 use crate::identity::folder::{FolderLock, LockError};
@@ -61,7 +67,9 @@ pub struct WorkerOptions {
     /// What runs its VMs.
     pub runtime: Arc<dyn Runtime>,
     /// How to start the process that ends VMs when this one cannot; without it none is started whose runtime needs one.
-    pub guard: Option<GuardCommand>,
+    pub guard: Option<CompanionCommand>,
+    /// How to start the process that keeps sessions into VMs when this one ends; without it they end with their connections.
+    pub sessions: Option<CompanionCommand>,
     /// For how long its key must have been refused until [`Worker::revoked`] returns.
     pub give_up_after: Duration,
     /// Bytes of the disk to keep free by removing images that no VM needs; 0 = only what the next one needs.
@@ -146,6 +154,7 @@ impl Worker {
         let keeper = Keeper::open(journal.notes().clone(), options.guard, &*options.runtime).await;
         let lease = task::spawn(keeper.clone().run());
         let guard = task::spawn(keeper.clone().keep_guard());
+        let sessions = Arc::new(Sessions::new(&options.data_dir, options.sessions));
         let host = Host::new(options.runtime.clone(), uplink.clone(), journal, &options.data_dir)?;
         let fleet = Fleet::start(host, keeper.clone());
         let folder = |source| StartError::Folder { path: options.data_dir.clone(), source };
@@ -173,6 +182,7 @@ impl Worker {
             place: place::of(&options.data_dir).await,
             runtime: options.runtime,
             execs,
+            sessions,
             uplink: uplink.clone(),
             keeper,
             assignments: fleet.assignments(),

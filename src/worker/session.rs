@@ -12,6 +12,7 @@ use super::attach::Attachments;
 use super::execs::Execs;
 use super::guard::Keeper;
 use super::runtime::Runtime;
+use super::sessions::Sessions;
 use super::uplink::{SessionOver, Uplink};
 use crate::bus::client::Bus;
 use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, TunnelEndpoint, Welcome};
@@ -46,6 +47,7 @@ pub(super) struct Agent {
     pub(super) place: String,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) execs: Execs,
+    pub(super) sessions: Arc<Sessions>,
     pub(super) uplink: Uplink,
     pub(super) keeper: Keeper,
     pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
@@ -200,10 +202,8 @@ impl Agent {
         let address = Address { host, port: endpoint.port };
         let options =
             LinkOptions { address, fingerprint, hello, key: self.key.clone(), transport: Transport::default() };
-        let connection = WorkerLink::start(
-            options,
-            Arc::new(Attachments { runtime: self.runtime.clone(), execs: self.execs.clone() }),
-        );
+        let (runtime, execs, sessions) = (self.runtime.clone(), self.execs.clone(), self.sessions.clone());
+        let connection = WorkerLink::start(options, Arc::new(Attachments { runtime, execs, sessions }));
         *held = Some(Link { endpoint, connection });
         Ok(())
     }

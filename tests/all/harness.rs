@@ -177,6 +177,7 @@ pub fn worker_options(
         info: info(name, &*runtime),
         runtime,
         guard: None,
+        sessions: None,
         give_up_after,
         keep_free: 0,
         delete_unknown_after: None,

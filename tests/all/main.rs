@@ -35,6 +35,7 @@ mod processes;
 mod pulls;
 mod qemu;
 mod real;
+mod resume;
 mod secrets;
 mod ssh;
 mod standin;

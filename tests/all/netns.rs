@@ -3,12 +3,13 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use orchard::config::Home;
 use orchard::config::context::Context;
 use orchard::config::file::ContextFile;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 
 use crate::guest::guest_image;
@@ -132,6 +133,51 @@ async fn ssh_reaches_a_real_guest_on_a_worker_that_can_only_dial_out() {
         if count == 1 { Ok(()) } else { Err(format!("{count} processes in the namespace; only the worker should be")) }
     })
     .await;
+}
+
+/// How long the cable is out: longer than a connection that hears nothing lives.
+const OUTAGE: Duration = Duration::from_secs(orchard::tunnel::IDLE_TIMEOUT.as_secs() + 5);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_goes_on_after_a_link_was_down_for_longer_than_any_connection_lives() {
+    if !may_run("a_session_goes_on_after_a_link_was_down_for_longer_than_any_connection_lives") {
+        return;
+    }
+    let space = Namespace::new("l");
+    let (here, _) = cable(None, &space, 3);
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("home");
+    let any = format!("{here}:0");
+    let (_controller, access) = processes::controller(&home, &dir.path().join("c"), &any, &any).await;
+    let _worker = processes::worker(&access, &access.url, &dir.path().join("w"), "qemu", &space.prefix()).await;
+    let image = guest_image();
+    succeed(access.cli(&home, &["create", "vm", "far-vm", "--image", image.to_str().unwrap(), "--wait"])).await;
+    // A line each 100 ms, before, while and after the cable is out.
+    let lines = OUTAGE.as_secs() * 10 + 100;
+    let script = format!("i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo $i; sleep 0.1; done");
+    let mut command = access.cli(&home, &["ssh", "vm", "far-vm", &script]);
+    let mut session = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(session.stdout.take().unwrap()).lines();
+    let first = tokio::time::timeout(LIMIT, out.next_line()).await.expect("the first line in time");
+    assert_eq!(first.unwrap().as_deref(), Some("1"));
+    let plug = format!("o{}n3", std::process::id());
+    sh(&format!("ip link set {plug} down"));
+    let back = tokio::time::Instant::now() + OUTAGE;
+    wait::until("the end of the outage", LIMIT, || async {
+        if tokio::time::Instant::now() >= back { Ok(()) } else { Err("it lasts") }
+    })
+    .await;
+    sh(&format!("ip link set {plug} up"));
+    let rest = async {
+        for n in 2..=lines {
+            assert_eq!(out.next_line().await.unwrap(), Some(n.to_string()));
+        }
+        session.wait_with_output().await.unwrap()
+    };
+    let output = tokio::time::timeout(LIMIT, rest).await.expect("it hangs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("connection lost") && told.contains("connected again"), "{told}");
 }
 
 /// Runs `command` in the guest once it can be reached.

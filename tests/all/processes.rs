@@ -83,6 +83,8 @@ pub fn worker_command(name: &str, folder: &Path, runtime: &str, prefix: &[&str])
     let mut command = within(prefix);
     command.env("ORCHARD_HOME", folder).args(["worker", "run", "--name", name]);
     command.args(["--default-cpu", "1", "--default-memory", "128", "--runtime", runtime]);
+    // What keeps sessions into its VMs outlives it, but no test for long.
+    command.args(["--session-linger", "1s"]);
     command.arg("--data-dir").arg(folder.join("data"));
     command
 }

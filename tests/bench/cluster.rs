@@ -96,6 +96,7 @@ async fn run() {
         info,
         runtime: Arc::new(Synthetic::new()),
         guard: None,
+        sessions: None,
         give_up_after: orchard::worker::GIVE_UP_AFTER,
         keep_free: 0,
         delete_unknown_after: None,

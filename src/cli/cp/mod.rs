@@ -21,11 +21,12 @@ use tokio::io::AsyncWrite;
 use tokio_util::io::SyncIoBridge;
 
 use self::place::{Direction, InVm, Place};
-use super::UsageError;
 use super::client::Client;
 use super::exec::LoginArgs;
+use super::interrupt::Interrupt;
 use super::output::clean;
 use super::ssh::Target;
+use super::{Interrupted, UsageError};
 use crate::config::duration;
 use crate::ssh::client::{Session, Stdio};
 use crate::ssh::{ExitStatus, SshError};
@@ -69,6 +70,7 @@ pub(super) struct CpArgs {
 pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     arguments: CpArgs,
     connect: impl FnOnce() -> F,
+    interrupt: &mut Interrupt,
 ) -> anyhow::Result<()> {
     let direction = place::direction(&arguments.from, &arguments.to).map_err(UsageError)?;
     let name = match &direction {
@@ -83,15 +85,22 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
             Job::OutOf { from, target }
         }
     };
-    let target = Target::find(&connect().await?, name).await?;
-    let done = match target.connect(&arguments.login.login(), arguments.wait).await {
-        Ok(session) => {
-            let done = job.run(&session, &arguments).await;
-            session.close().await;
-            done
-        }
-        Err(error) => Err(error),
+    let found = async { Target::find(&connect().await?, name).await };
+    let target = tokio::select! {
+        target = found => target?,
+        () = interrupt.wait() => return Err(Interrupted.into()),
     };
+    let work = async {
+        let (session, silence) = target.connect(&arguments.login.login(), arguments.wait).await?;
+        let done = target.unless_hung(silence, job.run(&session, &arguments)).await;
+        session.close().await;
+        done
+    };
+    let done = tokio::select! {
+        done = work => done,
+        () = interrupt.wait() => Err(Interrupted.into()),
+    };
+    // However it came: what is only left alone goes on in the guest until its client is given up.
     target.dialer.close().await;
     done
 }

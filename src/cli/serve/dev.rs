@@ -143,6 +143,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
                 keep_free: 0,
                 delete_unknown_after: None,
                 local_network: None,
+                session_linger: None,
                 name: name.clone(),
             };
             parts::start_worker(setup, None).await

@@ -23,6 +23,7 @@ mod parts;
 mod ports;
 mod reload;
 mod runtime;
+mod session_keeper;
 pub(super) mod signals;
 pub(super) mod worker;
 

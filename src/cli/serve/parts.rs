@@ -89,6 +89,8 @@ pub(super) struct WorkerSetup {
     pub(super) delete_unknown_after: Option<Duration>,
     /// How guests are reached, if not directly.
     pub(super) local_network: Option<LocalNetwork>,
+    /// How long the keeper of its sessions stays without one; none = as usual.
+    pub(super) session_linger: Option<Duration>,
 }
 
 /// A controller that is up.
@@ -169,6 +171,7 @@ pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -
     };
     let options = WorkerOptions {
         guard: Some(super::guard::command(&setup.data_dir, setup.runtime)?),
+        sessions: Some(super::session_keeper::command(&setup.data_dir, setup.session_linger)?),
         bus: setup.bus,
         data_dir: setup.data_dir,
         info,

@@ -12,6 +12,7 @@ use super::guard::{self, GuardArgs};
 use super::host::{self, Capacity};
 use super::parts::{self, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
+use super::session_keeper::{self, SessionKeeperArgs};
 use super::{Running, STOP_GRACE, until_stopped};
 use crate::bus::client::{BusOptions, Login, Trust};
 use crate::bus::subject;
@@ -50,6 +51,9 @@ minute, unless the controller says otherwise), as they may then start elsewhere.
     /// End the VMs that may be started elsewhere when the worker cannot; the worker starts this by itself
     #[command(hide = true)]
     Guard(GuardArgs),
+    /// Hold the connections into VMs that go on when the worker ends; the worker starts this by itself
+    #[command(hide = true)]
+    SessionKeeper(SessionKeeperArgs),
 }
 
 #[derive(Debug, Args)]
@@ -145,12 +149,16 @@ pub(in crate::cli) struct RunArgs {
         value_parser = unknown_for
     )]
     delete_unknown: Option<Duration>,
+    /// How long the keeper of sessions stays without one
+    #[arg(long, value_name = "DURATION", hide = true, value_parser = duration::parse)]
+    session_linger: Option<Duration>,
 }
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
     let arguments = match command {
         WorkerCommand::Run(arguments) => *arguments,
         WorkerCommand::Guard(arguments) => return guard::run(arguments).await.map(|()| 0),
+        WorkerCommand::SessionKeeper(arguments) => return session_keeper::run(arguments).await.map(|()| 0),
     };
     if let Some(user) = &arguments.user {
         return as_user::run(user).await;
@@ -184,6 +192,7 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
             keep_free: arguments.image_cache_min_free,
             delete_unknown_after: arguments.delete_unknown,
             local_network: arguments.local_network_helper.map(LocalNetwork::at),
+            session_linger: arguments.session_linger,
         };
         let worker = parts::start_worker(setup, Some(lock)).await?;
         let line = format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}");

@@ -15,7 +15,7 @@ use crate::model::network::Place;
 use crate::model::secret::Secret;
 use crate::tunnel::allowance::{Allowance, FIRST_STREAMS};
 use crate::tunnel::endpoint::widen;
-use crate::tunnel::header::Frame;
+use crate::tunnel::header::{Frame, Resume};
 use crate::tunnel::reason::Reason;
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::{DRAIN, HEADER_DEADLINE};
@@ -38,7 +38,7 @@ enum Standing {
 /// to be delivered. Without an accepted ticket it ends at `deadline`.
 pub(super) async fn serve(
     connection: Connection,
-    (first, ticket): (TunnelStream, Secret),
+    (first, ticket, resume): (TunnelStream, Secret, Option<Resume>),
     (deadline, place): (Instant, Place),
     shared: Arc<Shared>,
 ) {
@@ -50,7 +50,7 @@ pub(super) async fn serve(
     });
     let mut sessions = JoinSet::new();
     let mut allowance = Allowance::up_to(client.shared.limits.sessions_per_client);
-    sessions.spawn(client.clone().open(first, ticket).instrument(Span::current()));
+    sessions.spawn(client.clone().open(first, ticket, resume).instrument(Span::current()));
     let mut deadline = deadline;
     loop {
         // All arms are cancel safe; nothing is awaited in their bodies.
@@ -94,7 +94,7 @@ impl Client {
     /// A further stream: reads its header first.
     async fn take(self: Arc<Self>, mut stream: TunnelStream) {
         let refusal = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
-            Ok(Ok(Frame::Open { ticket })) => return self.open(stream, ticket).await,
+            Ok(Ok(Frame::Open { ticket, resume })) => return self.open(stream, ticket, resume).await,
             Ok(Ok(_)) => ApiError::new(ErrorCode::Invalid, "a client's tunnel stream begins with open"),
             Ok(Err(error)) => error.into(),
             Err(_) => {
@@ -104,7 +104,7 @@ impl Client {
         stream.refuse(refusal).await;
     }
 
-    async fn open(self: Arc<Self>, stream: TunnelStream, ticket: Secret) {
+    async fn open(self: Arc<Self>, stream: TunnelStream, ticket: Secret, resume: Option<Resume>) {
         let peer = self.connection.remote_address();
         let gate = &self.shared.gate;
         let grant = match gate.redeem(ticket.expose()) {
@@ -136,6 +136,6 @@ impl Client {
             self.proven.store(true, Ordering::Relaxed);
             widen(&self.connection, FIRST_STREAMS.min(self.shared.limits.sessions_per_client));
         }
-        session::run(&self.shared, stream, &grant, entry, peer).await;
+        session::run(&self.shared, (stream, resume), &grant, entry, peer).await;
     }
 }

@@ -64,8 +64,8 @@ pub(super) async fn serve(incoming: Incoming, place: Place, shared: Arc<Shared>)
     .await;
     match first {
         Ok(Some((stream, Frame::WorkerHello(hello)))) => worker(&connection, stream, hello, place, &shared).await,
-        Ok(Some((stream, Frame::Open { ticket }))) => {
-            client::serve(connection, (stream, ticket), (deadline, place), shared).await;
+        Ok(Some((stream, Frame::Open { ticket, resume }))) => {
+            client::serve(connection, (stream, ticket, resume), (deadline, place), shared).await;
         }
         Ok(Some((stream, _))) => {
             stream.refuse(out_of_order()).await;

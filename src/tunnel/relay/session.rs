@@ -13,7 +13,7 @@ use super::{Note, NoteEvent, Shared};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{CopyId, WorkerName};
 use crate::tunnel::OPEN_DEADLINE;
-use crate::tunnel::header::{EXEC_PORT, Frame};
+use crate::tunnel::header::{EXEC_PORT, Frame, Resume};
 use crate::tunnel::reason::{self, Reason};
 use crate::tunnel::splice::{self, Traffic};
 use crate::tunnel::stream::TunnelStream;
@@ -31,8 +31,8 @@ pub(super) async fn join<S, F>(
     S: AsyncRead + AsyncWrite + Send + Unpin,
     F: Future<Output = Option<S>>,
 {
-    let stream = match attach(shared, grant, &mut entry, peer).await {
-        Ok(stream) => stream,
+    let stream = match attach(shared, grant, &mut entry, peer, None).await {
+        Ok((stream, _)) => stream,
         Err(refusal) => {
             answer(Err(refusal)).await;
             return;
@@ -49,43 +49,46 @@ pub(super) async fn join<S, F>(
     opened.ended(Traffic { forward: traffic.back, back: traffic.forward, ..traffic });
 }
 
-/// Opens the worker's half, answers the client, and copies until the session ends or `entry` is cut.
+/// Opens the worker's half, answers the client, and copies until the session ends or `entry` is cut. Whether the session can
+/// be `resume`d is a matter between the two: what they say of it is handed on.
 pub(super) async fn run(
     shared: &Shared,
-    mut client: TunnelStream,
+    (mut client, resume): (TunnelStream, Option<Resume>),
     grant: &Grant,
     mut entry: Entry<'_>,
     peer: SocketAddr,
 ) {
-    let stream = match attach(shared, grant, &mut entry, peer).await {
-        Ok(stream) => stream,
+    let (stream, resumable) = match attach(shared, grant, &mut entry, peer, resume).await {
+        Ok(attached) => attached,
         Err(refusal) => return client.refuse(refusal).await,
     };
-    if client.write_frame(&Frame::Opened {}).await.is_err() {
+    if client.write_frame(&Frame::Opened { resumable }).await.is_err() {
         return;
     }
     let opened = Opened::now(shared, grant, peer);
     opened.ended(splice::relay(client, stream, entry.cut()).await);
 }
 
-/// Opens the worker's half; a refusal is recorded.
+/// Opens the worker's half, and tells whether it can be resumed; a refusal is recorded.
 async fn attach(
     shared: &Shared,
     grant: &Grant,
     entry: &mut Entry<'_>,
     peer: SocketAddr,
-) -> Result<TunnelStream, ApiError> {
+    resume: Option<Resume>,
+) -> Result<(TunnelStream, bool), ApiError> {
     let Grant { account, vm, copy, worker, port } = grant;
     let asked = match *port {
+        // Those outlive their streams by themselves.
         EXEC_PORT => Frame::Serve { copy: *copy, account: account.clone() },
-        port => Frame::Attach { copy: *copy, port },
+        port => Frame::Attach { copy: *copy, port, resume },
     };
     let answer = tokio::select! {
         answer = open(shared, worker, &asked) => answer,
         reason = entry.cut() => Err(ApiError::new(ErrorCode::Unauthenticated, reason.to_string())),
     };
     let attached = match answer {
-        Ok((stream, Frame::Opened {})) => Ok(stream),
+        Ok((stream, Frame::Opened { resumable })) => Ok((stream, resumable)),
         Ok((_, Frame::Refused(refusal))) => Err(refusal),
         Ok((mut stream, _)) => {
             stream.abort(Reason::Protocol);

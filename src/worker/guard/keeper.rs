@@ -9,8 +9,9 @@ use tokio::sync::watch;
 use super::clock::{self, Clock};
 use super::end;
 use super::notes::{FENCED_MESSAGE, Notes};
-use super::supervisor::{GuardCommand, Supervisor};
+use super::supervisor::Supervisor;
 use crate::model::{CopyId, SessionId};
+use crate::worker::companion::CompanionCommand;
 use crate::worker::lease::{LOOK, Lease, Moment, Written};
 use crate::worker::runtime::Runtime;
 
@@ -45,7 +46,7 @@ pub(in crate::worker) struct State {
 
 impl Keeper {
     /// That of a worker whose VMs run in `runtime`, with `guard` as the guard's program.
-    pub(in crate::worker) async fn open(notes: Notes, guard: Option<GuardCommand>, runtime: &dyn Runtime) -> Self {
+    pub(in crate::worker) async fn open(notes: Notes, guard: Option<CompanionCommand>, runtime: &dyn Runtime) -> Self {
         let supervisor = Supervisor::new(guard, runtime.outlives_worker());
         Self::new(notes, clock::boot_name().await, Clock::system(), supervisor)
     }

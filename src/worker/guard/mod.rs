@@ -61,4 +61,3 @@ pub mod watch;
 pub(super) use self::keeper::Keeper;
 pub(super) use self::lead::lead;
 pub(super) use self::notes::Notes;
-pub use self::supervisor::GuardCommand;

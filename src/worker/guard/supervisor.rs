@@ -2,31 +2,19 @@
 //! Whether it is there is told by the lock of its folder, which it takes once it is able to end VMs; whether it goes on, by
 //! [`beat`](super::beat).
 
-use std::ffi::OsString;
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::beat::{Beat, HUNG, Listener};
 use super::notes::Notes;
 use crate::identity::folder::{self, Holder, LockError};
+use crate::worker::companion::CompanionCommand;
 use crate::worker::runtime::tool;
-
-/// How the guard is started: this program, with what makes it one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuardCommand {
-    /// The program.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub arguments: Vec<OsString>,
-}
 
 /// How often it is looked for.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -45,7 +33,7 @@ pub(super) const LOG: &str = "guard.log";
 pub(in crate::worker) struct Supervisor {
     /// None = there is none, and none is needed.
     needed: bool,
-    command: Option<GuardCommand>,
+    command: Option<CompanionCommand>,
     state: watch::Sender<State>,
     wanted: Notify,
 }
@@ -63,7 +51,7 @@ enum State {
 
 impl Supervisor {
     /// Of guards that `command` starts. `needed`: VMs would outlive the worker.
-    pub(in crate::worker) fn new(command: Option<GuardCommand>, needed: bool) -> Self {
+    pub(in crate::worker) fn new(command: Option<CompanionCommand>, needed: bool) -> Self {
         Self { needed, command, state: watch::Sender::new(State::Idle), wanted: Notify::new() }
     }
 
@@ -129,9 +117,7 @@ impl Supervisor {
         }
         let Some(command) = &self.command else { return Err("this worker has no program to start as one".to_owned()) };
         let log = folder.join(LOG);
-        let mut child = start(command, &log).map_err(|error| {
-            format!("cannot start {} with its log in {}: {error}", command.program.display(), log.display())
-        })?;
+        let mut child = command.start(&log)?;
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline {
             if watching(folder)?.is_some() {
@@ -188,24 +174,4 @@ fn is_writable(folder: &Path) -> bool {
     let written = std::fs::write(&probe, "x");
     let _ = std::fs::remove_file(&probe);
     written.is_ok()
-}
-
-/// Detached: it needs nothing of the worker's, and gets none of its secrets.
-fn start(command: &GuardCommand, log: &Path) -> std::io::Result<Child> {
-    let mut options = File::options();
-    std::os::unix::fs::OpenOptionsExt::mode(options.append(true).create(true), 0o600);
-    let log = options.open(log)?;
-    let mut guard = Command::new(&command.program);
-    guard.args(&command.arguments).current_dir("/");
-    guard.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    // It would be "exe" otherwise, where that is how the program is found.
-    #[cfg(unix)]
-    guard.arg0("orchard");
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        if name.starts_with("ORCHARD_") && name != "ORCHARD_HOME" {
-            guard.env_remove(&*name);
-        }
-    }
-    guard.spawn()
 }

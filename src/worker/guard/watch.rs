@@ -2,7 +2,6 @@
 //! `orchard worker guard`, which the worker starts.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use super::supervisor::LOG;
 use crate::identity;
 use crate::identity::folder::{self, FolderLock, LockError};
 use crate::model::CopyId;
+use crate::worker::companion;
 use crate::worker::lease::{LOOK, Moment};
 use crate::worker::runtime::Runtime;
 
@@ -29,8 +29,6 @@ const LOCK_LIMIT: Duration = Duration::from_secs(2);
 const CLEAN_LOOKS: u32 = 60;
 /// How often then.
 const SELDOM: Duration = Duration::from_secs(10);
-/// The size at which its log is emptied.
-const MAX_LOG: u64 = 1 << 20;
 
 /// What is noted of a copy that the guard ends.
 const WHY: &str = "ended by the guard of its worker, whose process had not reached the controller for so long that the VM \
@@ -131,7 +129,7 @@ impl Watch {
                     _ => self.clean = 0,
                 }
             }
-            bound_log(&self.notes.folder().join(LOG));
+            companion::bound_log(&self.notes.folder().join(LOG));
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -165,14 +163,5 @@ async fn lock(folder: &Path) -> Result<Option<FolderLock>, WatchError> {
             Err(LockError::InUse { .. }) => return Ok(None),
             Err(error @ LockError::Io { .. }) => return Err(WatchError::Lock(error)),
         }
-    }
-}
-
-/// Written to at its end, so emptying it is enough.
-fn bound_log(path: &Path) {
-    if std::fs::metadata(path).is_ok_and(|about| about.len() > MAX_LOG)
-        && let Ok(log) = File::options().write(true).open(path)
-    {
-        let _ = log.set_len(0);
     }
 }

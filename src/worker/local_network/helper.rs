@@ -1,19 +1,18 @@
 //! The side that keeps its rights: connects to guests for a worker that has none, and hands it the connections.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use tokio::io::{AsyncReadExt as _, Interest};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::protocol::{self, MAX_LINE, Reply, Request};
+use crate::worker::handover;
 
 /// What one request may take, the connect included.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -82,20 +81,6 @@ async fn read(stream: &mut UnixStream) -> io::Result<Request> {
     }
 }
 
-/// The line is far shorter than what such a socket takes at once, and nothing else was written to it.
 async fn reply(stream: &UnixStream, reply: &Reply, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let line = protocol::encode(reply);
-    let send = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let handed = connection.map(|connection| [connection]);
-        if let Some(handed) = &handed {
-            ancillary.push(SendAncillaryMessage::ScmRights(handed));
-        }
-        Ok(sendmsg(stream, &[IoSlice::new(&line)], &mut ancillary, SendFlags::empty())?)
-    };
-    match stream.async_io(Interest::WRITABLE, send).await? {
-        count if count == line.len() => Ok(()),
-        _ => Err(io::ErrorKind::WriteZero.into()),
-    }
+    handover::send(stream, &protocol::encode(reply), connection).await
 }

@@ -12,18 +12,16 @@ pub mod account;
 pub mod helper;
 mod protocol;
 
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UnixStream};
 
 pub use self::protocol::is_local;
 use self::protocol::{MAX_LINE, Reply, Request};
+use super::handover;
 
 /// The worker's way to its helper.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +43,9 @@ impl LocalNetwork {
         stream.write_all(&protocol::encode(&Request { address })).await.map_err(gone)?;
         let (mut read, mut handed) = (Vec::new(), None);
         let reply: Reply = loop {
-            let count = stream.async_io(Interest::READABLE, || receive(&stream, &mut read, &mut handed)).await;
-            let count = count.map_err(gone)?;
+            let mut chunk = [0; MAX_LINE];
+            let count = handover::receive(&stream, &mut chunk, &mut handed).await.map_err(gone)?;
+            read.extend_from_slice(chunk.get(..count).unwrap_or_default());
             if let Some(reply) = protocol::decode(&read).map_err(io::Error::other)? {
                 break reply;
             }
@@ -65,25 +64,6 @@ impl LocalNetwork {
             (Some(error), _) => Err(io::Error::other(error)),
         }
     }
-}
-
-/// Reads what is there, and takes the connection that comes with it.
-fn receive(stream: &UnixStream, read: &mut Vec<u8>, handed: &mut Option<OwnedFd>) -> io::Result<usize> {
-    let mut chunk = [0; MAX_LINE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut chunk)], &mut ancillary, RecvFlags::empty())?;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(connections) = message {
-            *handed = connections.last().or(handed.take());
-        }
-    }
-    if let Some(connection) = handed {
-        // No program that this one starts inherits it.
-        rustix::io::fcntl_setfd(&*connection, rustix::io::FdFlags::CLOEXEC)?;
-    }
-    read.extend_from_slice(chunk.get(..received.bytes).unwrap_or_default());
-    Ok(received.bytes)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! in processes of their own that outlive the worker; [`Runtime::list`] finds them again.
 
 mod fetches;
+mod guest_stream;
 pub mod process;
 pub mod prune;
 pub mod qemu;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use crate::duplex::BoxedStream;
+pub use self::guest_stream::GuestStream;
 use crate::model::vm::{RuntimeKind, VmSpec};
 use crate::model::{CopyId, Timestamp, VmName};
 
@@ -123,9 +124,6 @@ impl RuntimeError {
         move |source| RuntimeError::Io { what, source }
     }
 }
-
-/// A connection into a guest.
-pub type GuestStream = BoxedStream;
 
 /// Tells how far a slow step is; the newest text wins, nobody waits.
 #[derive(Clone, Debug)]

@@ -20,7 +20,8 @@ async fn inner_terminal() {
     let settings = || Command::new("stty").arg("-g").stdin(ChildStdio::inherit()).output().unwrap().stdout;
     let before = settings();
     let (_vm, session) = session().await;
-    let status = terminal::interactive(&session, Program::LoginShell).await.unwrap();
+    let status =
+        terminal::interactive(&session, Program::LoginShell, tokio::sync::watch::channel(false).1).await.unwrap();
     let restored = if settings() == before { "restored" } else { "CHANGED" };
     println!("inner: {status}, terminal {restored}");
 }

@@ -57,7 +57,7 @@ async fn unknown_used_and_expired_tickets_open_nothing() {
 async fn without_a_ticket_a_stream_gets_nothing_and_the_connection_ends() {
     let world = World::with(Limits { unproven: Duration::from_millis(500), ..Limits::default() }).await;
     let copy = CopyId { uid: VmUid(Uuid::nil()), attempt: 0 };
-    let attach = Frame::Attach { copy, port: 22 }.encode().unwrap();
+    let attach = Frame::Attach { copy, port: 22, resume: None }.encode().unwrap();
     for sent in [vec![], vec![0, 0], vec![0xff; 64], b"GET / HTTP/1.1\r\n\r\n".to_vec(), attach] {
         let connection = raw(&world.relay).await;
         let (mut write, mut read) = connection.open_bi().await.unwrap();

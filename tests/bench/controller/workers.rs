@@ -147,6 +147,7 @@ async fn member(number: usize, data_dir: PathBuf, token: BootstrapToken, ledger:
         info,
         runtime,
         guard: None,
+        sessions: None,
         give_up_after: GIVE_UP_AFTER,
         keep_free: 0,
         delete_unknown_after: None,

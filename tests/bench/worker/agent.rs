@@ -150,6 +150,7 @@ async fn join(token: BootstrapToken, data_dir: PathBuf, vms: u64) -> Worker {
         info,
         runtime: Arc::new(Synthetic::new()),
         guard: None,
+        sessions: None,
         give_up_after: GIVE_UP_AFTER,
         delete_unknown_after: None,
     };

@@ -12,7 +12,6 @@
 //! | `seed.img` | who the guest's user is, for cloud-init (seed.rs) |
 //! | `suspend.state`, `suspend.json` | the memory of a suspended guest, and what it needs to go on (suspend.rs) |
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +23,7 @@ use super::super::{FoundState, RuntimeError};
 use crate::identity::{make_private_dir, write_private};
 use crate::model::{CopyId, VmName};
 use crate::worker::runtime::process::Process;
+use crate::worker::unix_socket;
 
 /// The overlay.
 pub const DISK: &str = "disk.qcow2";
@@ -44,9 +44,6 @@ pub const QEMU_LOG: &str = "qemu.log";
 const RECORD: &str = "vm.json";
 /// The process of the last start.
 pub const PROCESS: &str = "process.json";
-
-/// The longest path of a Unix socket that every system takes: macOS has 104 bytes with the closing zero, Linux 108.
-pub const MAX_SOCKET_PATH: usize = 103;
 
 /// `vm.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,12 +193,7 @@ impl Folder {
     /// # Errors
     /// Whatever the system says; a path that is too long is named as such.
     pub async fn connect(&self, socket: &str) -> io::Result<UnixStream> {
-        let path = self.file(socket);
-        if path.as_os_str().len() <= MAX_SOCKET_PATH {
-            return UnixStream::connect(path).await;
-        }
-        let (_open, path) = self.short(socket)?;
-        UnixStream::connect(path).await
+        unix_socket::connect(&self.0, socket).await
     }
 
     /// Listens on a Unix socket in the folder, in the place of what is there.
@@ -209,32 +201,7 @@ impl Folder {
     /// # Errors
     /// As for [`Folder::connect`].
     pub fn listen(&self, socket: &str) -> io::Result<UnixListener> {
-        let path = self.file(socket);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        if path.as_os_str().len() <= MAX_SOCKET_PATH {
-            return UnixListener::bind(path);
-        }
-        let (_open, path) = self.short(socket)?;
-        UnixListener::bind(path)
-    }
-
-    /// A short name for a file in the folder, good while the folder is held open.
-    #[cfg(target_os = "linux")]
-    fn short(&self, name: &str) -> io::Result<(File, PathBuf)> {
-        use std::os::fd::AsRawFd;
-        let folder = File::open(&self.0)?;
-        let path = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
-        Ok((folder, path.into()))
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn short(&self, name: &str) -> io::Result<(File, PathBuf)> {
-        let path = self.file(name);
-        let why = format!("the path {} is longer than the {MAX_SOCKET_PATH} bytes a socket may have", path.display());
-        Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+        unix_socket::listen(&self.0, socket)
     }
 
     /// Reads a file of JSON; `None` when it is missing or unreadable.

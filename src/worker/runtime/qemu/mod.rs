@@ -49,7 +49,7 @@ use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 
 use self::args::Accel;
-use self::folder::{Folder, MAX_SOCKET_PATH, Record, VNC_SOCKET};
+use self::folder::{Folder, Record, VNC_SOCKET};
 use self::host::Programs;
 use self::image::Images;
 use self::vm::{Begin, Machine};
@@ -59,6 +59,7 @@ use crate::identity::make_private_dir;
 use crate::model::features;
 use crate::model::vm::RuntimeKind;
 use crate::model::{CopyId, Timestamp};
+use crate::worker::unix_socket::MAX_SOCKET_PATH;
 
 /// Forces an accelerator (`kvm`, `hvf`, `tcg`), for hosts where the trial is wrong and for tests.
 pub const ACCEL_ENV: &str = "ORCHARD_QEMU_ACCEL";
@@ -417,8 +418,8 @@ impl Runtime for Qemu {
         let machine = self.running(id).await?;
         if port == VNC_PORT {
             let stream = self.folder(id).connect(VNC_SOCKET).await;
-            return Ok(Box::new(stream.map_err(RuntimeError::io("cannot reach the VM's screen"))?));
+            return Ok(stream.map_err(RuntimeError::io("cannot reach the VM's screen"))?.into());
         }
-        Ok(Box::new(machine.dial(port).await?))
+        Ok(machine.dial(port).await?.into())
     }
 }

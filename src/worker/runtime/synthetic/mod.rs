@@ -166,11 +166,11 @@ impl Runtime for Synthetic {
         }
         self.host.ledger().dialled();
         if port == SSH_PORT {
-            return Ok(Box::new(guest::serve(&self.host, guest)));
+            return Ok(GuestStream::Inside(Box::new(guest::serve(&self.host, guest))));
         }
         // an echo that needs no task: what is written is what is read
         let (read, write) = tokio::io::simplex(STREAM_BUFFER);
-        Ok(Box::new(Cut::new(tokio::io::join(read, write), &guest.process.gone)))
+        Ok(GuestStream::Inside(Box::new(Cut::new(tokio::io::join(read, write), &guest.process.gone))))
     }
 }
 

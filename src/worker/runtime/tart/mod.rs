@@ -340,7 +340,7 @@ impl Runtime for Tart {
         match tokio::time::timeout(DIAL_LIMIT, self.connect(SocketAddr::new(ip, port))).await {
             Ok(Ok(stream)) => {
                 let _ = stream.set_nodelay(true);
-                Ok(Box::new(stream))
+                Ok(stream.into())
             }
             // Somebody has that address, and nobody listens.
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {

@@ -1,0 +1,543 @@
+//! One end of a resumable session, without its sockets: what was sent and not yet handed on, what was received, and what
+//! goes over the attachment next. Pure; [`super::drive`] moves the bytes.
+
+use bytes::BytesMut;
+
+use super::frame::{Frame, MAX_FRAME};
+use super::inbound::Inbound;
+use super::outbound::Outbound;
+use super::{Over, Violation, WINDOW};
+use crate::tunnel::reason::Reason;
+
+/// So much is put together for one write: more only adds to what an acknowledgement waits behind.
+const BATCH: usize = 4 * MAX_FRAME;
+
+/// How a session stands with the connection that carries it at the moment.
+#[derive(Debug, Default)]
+struct Attachment {
+    /// Our hello is still to be sent.
+    hello_due: bool,
+    /// The other end's hello came.
+    greeted: bool,
+    /// It is known from where the other end wants to have the stream.
+    placed: bool,
+    /// Our reset was sent.
+    reset_sent: bool,
+}
+
+/// One end of a session.
+#[derive(Debug)]
+pub struct End {
+    outbound: Outbound,
+    inbound: Inbound,
+    attachment: Attachment,
+    /// The first attachment: both streams begin at 0, and nobody need be asked.
+    first: bool,
+    /// Whether a hello ever came.
+    met: bool,
+    /// The local side is gone, once all that it had sent is handed on.
+    leaving: bool,
+    /// Why this end has given up.
+    broken: Option<Reason>,
+    /// Why the other end has.
+    reset: Option<Reason>,
+    /// What was received before a reset is still handed on.
+    hands_on: bool,
+}
+
+impl End {
+    /// The end at the client: what the guest said before it broke off is still handed on.
+    pub fn at_client() -> Self {
+        Self::new(true)
+    }
+
+    /// The end at the guest: a client that breaks off wants nothing done any more.
+    pub fn at_guest() -> Self {
+        Self::new(false)
+    }
+
+    fn new(hands_on: bool) -> Self {
+        Self {
+            outbound: Outbound::new(),
+            inbound: Inbound::default(),
+            attachment: Attachment::default(),
+            first: true,
+            met: false,
+            leaving: false,
+            broken: None,
+            reset: None,
+            hands_on,
+        }
+    }
+
+    // The local side.
+
+    /// How many bytes may be taken from the local side now; 0 = it must wait.
+    pub fn room(&self) -> usize {
+        if self.broken.is_some() || self.reset.is_some() { 0 } else { self.outbound.room() }
+    }
+
+    /// Takes bytes from the local side, no more than [`End::room`] says.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.outbound.push(bytes);
+    }
+
+    /// The local side will send nothing more.
+    pub fn finish(&mut self) {
+        self.outbound.finish();
+    }
+
+    /// Whether it was said so.
+    pub fn is_finished(&self) -> bool {
+        self.outbound.is_finished()
+    }
+
+    /// What is to be handed to the local side next.
+    pub fn front(&self) -> &[u8] {
+        self.inbound.front()
+    }
+
+    /// So many bytes of it were handed on.
+    pub fn deliver(&mut self, count: usize) {
+        self.inbound.deliver(count);
+    }
+
+    /// The local side takes nothing any more: what still comes is dropped.
+    pub fn decline(&mut self) {
+        self.inbound.decline();
+    }
+
+    /// Whether the local side is to be told that nothing more comes; [`End::close`] says that it was.
+    pub fn is_at_end(&self) -> bool {
+        self.inbound.is_at_end()
+    }
+
+    /// See [`End::is_at_end`].
+    pub fn close(&mut self) {
+        self.inbound.close();
+    }
+
+    /// The local side is broken: the other end is told after all that was sent before.
+    pub fn fail(&mut self, reason: Reason) {
+        self.broken.get_or_insert(reason);
+        self.outbound.finish();
+    }
+
+    /// Breaks the session off at once.
+    pub fn abort(&mut self, reason: Reason) {
+        self.broken.get_or_insert(reason);
+        self.outbound.cut();
+        // That much can be said to an end of which nothing is known.
+        self.attachment.placed = true;
+    }
+
+    /// The local side is gone and had finished: once the other end has everything, the session is over.
+    pub fn leave(&mut self) {
+        self.leaving = true;
+        self.decline();
+    }
+
+    // The attachment.
+
+    /// The session is carried by a new connection from now on.
+    pub fn attach(&mut self) {
+        self.attachment = Attachment { hello_due: true, placed: self.first, ..Attachment::default() };
+        self.inbound.tell_again();
+    }
+
+    /// It is carried by none.
+    pub fn detach(&mut self) {
+        self.first = false;
+        self.attachment = Attachment::default();
+    }
+
+    /// Whether the other end was ever heard.
+    pub fn has_met(&self) -> bool {
+        self.met
+    }
+
+    /// Whether the other end was heard over this connection.
+    pub fn is_greeted(&self) -> bool {
+        self.attachment.greeted
+    }
+
+    /// Appends what is to be sent, as far as it is worth one write.
+    pub fn fill(&mut self, wire: &mut BytesMut) {
+        if self.attachment.hello_due {
+            self.attachment.hello_due = false;
+            Frame::Hello { received: self.inbound.received(), window: WINDOW }.put(wire);
+        }
+        if self.attachment.placed && !self.attachment.reset_sent {
+            let before = wire.len();
+            while wire.len() < BATCH && !self.outbound.is_sent() && self.outbound.fill(wire) {}
+            if self.leaving && self.outbound.is_done() && !self.inbound.is_closed() {
+                self.broken.get_or_insert(Reason::Closed);
+            }
+            if let Some(reason) = self.broken.filter(|_| self.outbound.is_sent()) {
+                Frame::Reset(reason).put(wire);
+                self.attachment.reset_sent = true;
+            }
+            // Goes along for nothing.
+            if self.inbound.ack_is_due() || (wire.len() > before && self.inbound.owes_ack()) {
+                self.acknowledge(wire);
+            }
+        }
+    }
+
+    /// Whether an acknowledgement is owed that may wait for something to go along with.
+    pub fn owes_ack(&self) -> bool {
+        self.attachment.placed && !self.attachment.hello_due && self.inbound.owes_ack()
+    }
+
+    /// Appends it.
+    pub fn acknowledge(&mut self, wire: &mut BytesMut) {
+        Frame::Ack { delivered: self.inbound.tell() }.put(wire);
+    }
+
+    /// Takes in what came over the attachment, as far as it is whole.
+    ///
+    /// # Errors
+    /// [`Violation`]: the session cannot go on, and has been broken off.
+    pub fn receive(&mut self, wire: &mut BytesMut) -> Result<(), Violation> {
+        while self.reset.is_none()
+            && let Some(frame) = Frame::take(wire).inspect_err(|_| self.abort(Reason::Protocol))?
+        {
+            self.handle(frame).inspect_err(|_| self.abort(Reason::Protocol))?;
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, frame: Frame) -> Result<(), Violation> {
+        match (frame, self.attachment.greeted) {
+            (Frame::Hello { received, window }, false) => {
+                match self.first {
+                    // Nothing was lost, and it may have received something before it said hello.
+                    true => self.outbound.begin(received, window)?,
+                    false => self.outbound.resume(received, window)?,
+                }
+                self.attachment.greeted = true;
+                self.attachment.placed = true;
+                self.met = true;
+                Ok(())
+            }
+            (Frame::Reset(reason), _) => {
+                self.reset = Some(reason);
+                Ok(())
+            }
+            (Frame::Hello { .. }, true) | (_, false) => Err(Violation::Order),
+            (Frame::Data { offset, bytes }, true) => self.inbound.data(offset, &bytes),
+            (Frame::Ack { delivered }, true) => self.outbound.acknowledge(delivered),
+            (Frame::Finish { offset }, true) => self.inbound.finish(offset),
+        }
+    }
+
+    /// How the session has ended, once it has and everything was put on the wire.
+    pub fn over(&self) -> Option<Over> {
+        if let Some(reason) = self.reset {
+            return (!self.hands_on || self.inbound.front().is_empty()).then_some(Over::Reset(reason));
+        }
+        if let Some(reason) = self.broken {
+            return self.attachment.reset_sent.then_some(Over::Broken(reason));
+        }
+        (self.is_satisfied() && !self.inbound.owes_ack()).then_some(Over::Finished)
+    }
+
+    /// Whether both directions have ended properly as seen from here; the other end may still wait to hear so.
+    pub fn is_satisfied(&self) -> bool {
+        self.outbound.is_done() && self.inbound.is_closed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::super::FIRST_WINDOW;
+    use super::*;
+
+    /// Two ends and what is under way between them.
+    struct Pair {
+        ends: [End; 2],
+        /// Towards each end.
+        wires: [BytesMut; 2],
+        /// What each end has, and has not been given yet.
+        partial: [BytesMut; 2],
+        sent: [Vec<u8>; 2],
+        got: [Vec<u8>; 2],
+    }
+
+    impl Pair {
+        fn new() -> Self {
+            let mut ends = [End::at_client(), End::at_guest()];
+            ends.iter_mut().for_each(End::attach);
+            let empty = || [BytesMut::new(), BytesMut::new()];
+            Self {
+                ends,
+                wires: empty(),
+                partial: empty(),
+                sent: [Vec::new(), Vec::new()],
+                got: [Vec::new(), Vec::new()],
+            }
+        }
+
+        fn push(&mut self, at: usize, bytes: &[u8]) {
+            let end = &mut self.ends[at];
+            let bytes = &bytes[..bytes.len().min(end.room())];
+            end.push(bytes);
+            self.sent[at].extend_from_slice(bytes);
+        }
+
+        fn deliver(&mut self, at: usize, most: usize) {
+            let end = &mut self.ends[at];
+            let piece = end.front();
+            let count = piece.len().min(most);
+            self.got[at].extend_from_slice(&piece[..count]);
+            end.deliver(count);
+            if end.is_at_end() {
+                end.close();
+            }
+        }
+
+        /// Carries at most so many bytes from one end to the other.
+        fn carry(&mut self, from: usize, most: usize) {
+            let to = 1 - from;
+            self.ends[from].fill(&mut self.wires[to]);
+            let count = self.wires[to].len().min(most);
+            let bytes = self.wires[to].split_to(count);
+            self.partial[to].extend_from_slice(&bytes);
+            self.ends[to].receive(&mut self.partial[to]).unwrap();
+        }
+
+        /// Everything under way is lost, and another connection is there.
+        fn cut(&mut self) {
+            for at in 0..2 {
+                self.ends[at].detach();
+                self.wires[at].clear();
+                self.partial[at].clear();
+            }
+            self.ends.iter_mut().for_each(End::attach);
+        }
+
+        fn settle(&mut self) {
+            for _ in 0..10_000 {
+                for at in 0..2 {
+                    self.carry(at, usize::MAX);
+                    self.deliver(at, usize::MAX);
+                }
+                if self.ends.iter().all(|end| end.over().is_some()) {
+                    return;
+                }
+            }
+            panic!("it never ends: {:?}", self.ends);
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(usize, usize),
+        Finish(usize),
+        Deliver(usize, usize),
+        Carry(usize, usize),
+        Acknowledge(usize),
+        Cut,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let at = 0..2usize;
+        let small = prop_oneof![4 => 1..40usize, 1 => 1..50_000usize];
+        let step = prop_oneof![
+            6 => (at.clone(), small.clone()).prop_map(|(at, n)| Step::Push(at, n)),
+            1 => at.clone().prop_map(Step::Finish),
+            6 => (at.clone(), small.clone()).prop_map(|(at, n)| Step::Deliver(at, n)),
+            12 => (at.clone(), small).prop_map(|(at, n)| Step::Carry(at, n)),
+            2 => at.prop_map(Step::Acknowledge),
+            2 => Just(Step::Cut),
+        ];
+        prop::collection::vec(step, 0..300)
+    }
+
+    fn noise(from: usize, length: usize) -> Vec<u8> {
+        (from..from + length).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_arrives_is_what_was_sent_wherever_the_connection_is_cut(steps in steps()) {
+            let mut pair = Pair::new();
+            for step in steps {
+                match step {
+                    Step::Push(at, length) => {
+                        let bytes = noise(pair.sent[at].len() + at * 7, length);
+                        pair.push(at, &bytes);
+                    }
+                    Step::Finish(at) => pair.ends[at].finish(),
+                    Step::Deliver(at, most) => pair.deliver(at, most),
+                    Step::Carry(from, most) => pair.carry(from, most),
+                    Step::Acknowledge(at) => {
+                        if pair.ends[at].owes_ack() {
+                            pair.ends[at].acknowledge(&mut pair.wires[1 - at]);
+                        }
+                    }
+                    Step::Cut => pair.cut(),
+                }
+                for (sent, got) in [(0, 1), (1, 0)] {
+                    prop_assert!(pair.sent[sent].starts_with(&pair.got[got]));
+                }
+            }
+            pair.cut();
+            pair.ends.iter_mut().for_each(End::finish);
+            pair.settle();
+            let over: Vec<_> = pair.ends.iter().map(End::over).collect();
+            prop_assert_eq!(over, [Some(Over::Finished), Some(Over::Finished)]);
+            prop_assert!(pair.sent[0] == pair.got[1] && pair.sent[1] == pair.got[0]);
+        }
+    }
+
+    #[test]
+    fn nobody_waits_to_be_asked_at_the_first_attachment() {
+        let mut pair = Pair::new();
+        pair.push(1, b"SSH-2.0-guest");
+        pair.carry(1, usize::MAX);
+        pair.deliver(0, usize::MAX);
+        assert_eq!(pair.got[0], b"SSH-2.0-guest");
+    }
+
+    #[test]
+    fn a_reader_that_reads_nothing_holds_the_sender_back_and_the_other_way_goes_on() {
+        let mut pair = Pair::new();
+        let mut taken = 0;
+        loop {
+            let room = pair.ends[0].room();
+            pair.push(0, &noise(taken, room.min(100_000)));
+            pair.carry(0, usize::MAX);
+            pair.carry(1, usize::MAX);
+            if room == 0 {
+                break;
+            }
+            taken += room.min(100_000);
+        }
+        assert_eq!(taken, WINDOW as usize, "what is kept is all that is taken in");
+        pair.push(1, b"back");
+        pair.carry(1, usize::MAX);
+        pair.deliver(0, usize::MAX);
+        assert_eq!(pair.got[0], b"back");
+        for end in &mut pair.ends {
+            end.finish();
+        }
+        pair.settle();
+        assert!(pair.got[1] == pair.sent[0]);
+        assert_eq!(pair.ends[0].room(), 0, "it has finished");
+    }
+
+    #[test]
+    fn before_the_other_end_is_heard_little_is_under_way() {
+        let mut end = End::at_client();
+        end.attach();
+        end.push(&noise(0, 500_000));
+        let mut wire = BytesMut::new();
+        let mut before = usize::MAX;
+        while wire.len() != before {
+            before = wire.len();
+            end.fill(&mut wire);
+            let mut more = BytesMut::new();
+            end.fill(&mut more);
+            wire.extend_from_slice(&more);
+        }
+        assert!(wire.len() > FIRST_WINDOW as usize && wire.len() < FIRST_WINDOW as usize + 1000, "{}", wire.len());
+    }
+
+    #[test]
+    fn a_broken_side_is_told_of_after_what_it_said_and_a_program_that_leaves_at_once() {
+        let mut pair = Pair::new();
+        pair.push(1, b"last words");
+        pair.ends[1].fail(Reason::GuestReset);
+        pair.carry(1, usize::MAX);
+        assert_eq!(pair.ends[1].over(), Some(Over::Broken(Reason::GuestReset)));
+        assert_eq!(pair.ends[0].over(), None, "it has something to hand on");
+        pair.deliver(0, usize::MAX);
+        assert_eq!(pair.got[0], b"last words");
+        assert_eq!(pair.ends[0].over(), Some(Over::Reset(Reason::GuestReset)));
+
+        let mut pair = Pair::new();
+        pair.push(0, b"unimportant");
+        pair.ends[0].abort(Reason::Aborted);
+        pair.carry(0, usize::MAX);
+        assert_eq!(pair.ends[1].over(), Some(Over::Reset(Reason::Aborted)));
+    }
+
+    #[test]
+    fn one_that_leaves_after_its_end_of_file_has_everything_delivered_first() {
+        let mut pair = Pair::new();
+        pair.push(0, b"upload");
+        pair.ends[0].finish();
+        pair.ends[0].leave();
+        pair.push(1, b"never read");
+        pair.carry(0, usize::MAX);
+        pair.carry(1, usize::MAX);
+        assert_eq!(pair.ends[0].over(), None);
+        pair.deliver(1, usize::MAX);
+        for at in [1, 0, 1] {
+            pair.carry(at, usize::MAX);
+        }
+        assert_eq!(pair.got[1], b"upload");
+        assert_eq!(pair.ends[0].over(), Some(Over::Broken(Reason::Closed)));
+        assert_eq!(pair.ends[1].over(), Some(Over::Reset(Reason::Closed)));
+    }
+
+    #[test]
+    fn what_breaks_the_protocol_ends_the_session_with_a_reason() {
+        let hello = Frame::Hello { received: 0, window: WINDOW };
+        let data = |offset, bytes: &[u8]| Frame::Data { offset, bytes: bytes.into() };
+        let cases: VecDeque<(Vec<Frame>, Violation)> = [
+            (vec![data(0, b"x")], Violation::Order),
+            (vec![hello.clone(), hello.clone()], Violation::Order),
+            (vec![Frame::Hello { received: 3, window: 1 }], Violation::Hello { received: 3, from: 0, to: 0 }),
+            (vec![hello.clone(), data(1, b"x")], Violation::Gap { offset: 1, expected: 0 }),
+            (vec![hello.clone(), Frame::Ack { delivered: 1 }], Violation::Ack(1)),
+            (vec![hello.clone(), Frame::Finish { offset: 5 }], Violation::Finish(5)),
+            (vec![hello.clone(), Frame::Finish { offset: 0 }, data(0, b"x")], Violation::Finish(1)),
+        ]
+        .into();
+        for (frames, expected) in cases {
+            let mut end = End::at_guest();
+            end.attach();
+            let mut wire = BytesMut::new();
+            frames.iter().for_each(|frame| frame.put(&mut wire));
+            assert_eq!(end.receive(&mut wire), Err(expected));
+            end.fill(&mut BytesMut::new());
+            assert_eq!(end.over(), Some(Over::Broken(Reason::Protocol)));
+        }
+        let mut end = End::at_guest();
+        end.attach();
+        let mut wire = BytesMut::new();
+        hello.put(&mut wire);
+        let mut offset = 0;
+        let refused = loop {
+            data(offset, &[0; 16 << 10]).put(&mut wire);
+            offset += 16 << 10;
+            if let Err(refused) = end.receive(&mut wire) {
+                break refused;
+            }
+        };
+        assert_eq!((refused, offset), (Violation::Window, u64::from(WINDOW) + (16 << 10)));
+    }
+
+    #[test]
+    fn an_idle_end_holds_no_buffer() {
+        let mut pair = Pair::new();
+        for turn in 0..20 {
+            let bytes = noise(turn, 60_000);
+            pair.push(0, &bytes);
+            for _ in 0..4 {
+                pair.carry(0, usize::MAX);
+                pair.deliver(1, usize::MAX);
+                pair.carry(1, usize::MAX);
+            }
+        }
+        pair.ends[1].acknowledge(&mut pair.wires[0]);
+        pair.carry(1, usize::MAX);
+        assert!(pair.ends[0].outbound.spare() <= 16 << 10 && pair.ends[1].inbound.spare() <= 16 << 10);
+    }
+}
