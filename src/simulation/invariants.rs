@@ -31,7 +31,7 @@ pub(super) struct Truth {
     /// Copies that were ever made.
     pub(super) made: BTreeSet<CopyId>,
     /// How many lines of each copy are stored.
-    pub(super) logged: BTreeMap<CopyId, u64>,
+    pub(super) logged: BTreeMap<(CopyId, Boot), u64>,
     /// Copies of VMs that start over elsewhere, by a rule that says so.
     pub(super) moved: BTreeSet<CopyId>,
     /// VMs that were deleted, by a rule that says so.
@@ -130,14 +130,16 @@ impl World {
         }
     }
 
-    /// Each line is stored once, and in order.
+    /// Each line of a boot is stored once, and in order; those of two boots may be mixed, as a worker that was cut off tells
+    /// late what the earlier one said. The text of a line is its boot and its number.
     fn check_line(&mut self, event: &Event) {
         let EventObject::Vm { uid, attempt, .. } = event.object else { return };
         let id = CopyId { uid, attempt };
-        let next = self.truth.logged.entry(id).or_default();
-        let (expected, found) = (next.to_string(), &event.message);
+        let Some((boot, found)) = event.message.split_once('/') else { return };
+        let next = self.truth.logged.entry((id, boot.parse().unwrap())).or_default();
+        let (expected, found) = (next.to_string(), found);
         *next += 1;
-        if expected != *found && !self.restored {
+        if expected != found && !self.restored {
             self.violated(format!("line {found} of {} is stored where {expected} was to follow", self.short(id)));
         }
     }
@@ -225,10 +227,6 @@ impl World {
             if copies.into_iter().any(|copy| copy.state == FoundState::Running) {
                 self.violated(format!("{} counts as off, and it runs", self.short(id)));
             }
-        }
-        if new.boot > old.boot {
-            // The script begins anew.
-            self.truth.logged.remove(&id);
         }
         let moved = new.worker.is_some() && new.worker != old.worker;
         if moved && old.worker.is_some() && new.copy_id() == id {

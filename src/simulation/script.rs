@@ -61,8 +61,9 @@ impl World {
         };
         let Some(session) = process.session().filter(|_| carry.call.is_none()) else { return };
         let numbers = carry.first..carry.first + carry.count;
-        let lines =
-            numbers.map(|number| LogLine { stream: LogStream::Stdout, text: number.to_string(), time: None }).collect();
+        let lines = numbers
+            .map(|number| LogLine { stream: LogStream::Stdout, text: format!("{boot}/{number}"), time: None })
+            .collect();
         let log = LogLines { session, uid: id.uid, attempt: id.attempt, boot, first: carry.first, lines };
         let call = self.ask_controller(host, WorkerCall::Log(log));
         self.hosts[host].process.as_mut().unwrap().carries.get_mut(&id).unwrap().call = Some(call);
