@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use futures_util::future::select_all;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -26,11 +27,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PortForward {
-    /// Reach a TCP port of a VM through a port of this machine, until Ctrl-C
+    /// Reach TCP ports of a VM through ports of this machine, until Ctrl-C
     #[command(after_help = "\
 Examples:
   orchard port-forward vm build-1 8080:80   127.0.0.1:8080 leads to port 80 of the VM
-  orchard port-forward vm build-1 22        a free local port, printed, leads to port 22")]
+  orchard port-forward vm build-1 22        a free local port, printed, leads to port 22
+  orchard port-forward vm build-1 8080:80 5432:5432
+  orchard port-forward vm build-1 0.0.0.0:8080:80   for other machines, too: whoever reaches this port gets in")]
     Vm(ForwardArgs),
 }
 
@@ -38,23 +41,28 @@ Examples:
 pub(super) struct ForwardArgs {
     /// The VM's name
     name: VmName,
-    /// The ports; without LOCAL or with 0, a free one is taken
-    #[arg(value_name = "[LOCAL:]REMOTE", value_parser = parse_ports)]
-    ports: Ports,
+    /// The ports; without LOCAL or with 0, a free one is taken; without ADDR, only this machine gets in
+    #[arg(value_name = "[[ADDR:]LOCAL:]REMOTE", value_parser = parse_ports, required = true)]
+    ports: Vec<Ports>,
 }
 
 /// The two ends of a forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ports {
-    local: u16,
+    /// On this machine.
+    local: SocketAddr,
     remote: u16,
 }
 
 fn parse_ports(text: &str) -> Result<Ports, String> {
-    let wrong = || format!("{text:?} is not [LOCAL:]REMOTE, such as 8080:80 or 22");
-    let (local, remote) = text.split_once(':').unwrap_or(("0", text));
-    let ports = Ports { local: local.parse().map_err(|_| wrong())?, remote: remote.parse().map_err(|_| wrong())? };
-    if ports.remote == 0 { Err(wrong()) } else { Ok(ports) }
+    let wrong = || format!("{text:?} is not [[ADDR:]LOCAL:]REMOTE, such as 8080:80, 22 or 0.0.0.0:8080:80");
+    let (local, remote) = text.rsplit_once(':').unwrap_or(("0", text));
+    let remote = remote.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
+    let local = match local.rsplit_once(':') {
+        Some(_) => local.parse().map_err(|_| wrong())?,
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, local.parse().map_err(|_| wrong())?)),
+    };
+    Ok(Ports { local, remote })
 }
 
 pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result<()> {
@@ -66,26 +74,36 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
     }
     // Who may not, or asks for a VM that is not there, is told so now and not at each connection. What may pass, such as a
     // worker that is away, is told then.
-    match client.call(&OpenTunnel { vm: name.clone(), port: ports.remote }).await {
-        Err(refused) if matches!(refused.code, ErrorCode::Forbidden | ErrorCode::NotFound) => {
-            return Err(refused.into());
+    if let Some(Ports { remote, .. }) = ports.first() {
+        match client.call(&OpenTunnel { vm: name.clone(), port: *remote }).await {
+            Err(refused) if matches!(refused.code, ErrorCode::Forbidden | ErrorCode::NotFound) => {
+                return Err(refused.into());
+            }
+            _ => {}
         }
-        _ => {}
     }
-    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.local)))
-        .await
-        .with_context(|| format!("cannot listen on 127.0.0.1:{}; another LOCAL port may be free", ports.local))?;
+    // All of them or none.
+    let mut listeners = Vec::new();
+    for Ports { local, remote } in ports {
+        let listener = TcpListener::bind(local).await;
+        let listener = listener.with_context(|| format!("cannot listen on {local}; another LOCAL port may be free"))?;
+        listeners.push((listener, remote));
+    }
     let mut signals = Signals::install()?;
-    output::line(&format!("forwarding {} -> {name}:{}", listener.local_addr()?, ports.remote))?;
     let dialer = Dialer::new(client.clone());
-    let target = format!("{name}:{}", ports.remote);
-    let (ending, name) = (dialer.clone(), name.clone());
-    let open = move || {
-        let (dialer, name) = (dialer.clone(), name.clone());
-        async move { dialer.open(&name, ports.remote).await }
-    };
+    let mut forwards = Vec::new();
+    for (listener, remote) in listeners {
+        output::line(&format!("forwarding {} -> {name}:{remote}", listener.local_addr()?))?;
+        let (dialer, vm) = (dialer.clone(), name.clone());
+        let open = move || {
+            let (dialer, vm) = (dialer.clone(), vm.clone());
+            async move { dialer.open(&vm, remote).await }
+        };
+        forwards.push(Box::pin(serve(listener, known.clone(), format!("{name}:{remote}"), open)));
+    }
+    let ending = dialer;
     let ended = tokio::select! {
-        never = serve(listener, known, target, open) => match never {},
+        (never, ..) = select_all(forwards) => match never {},
         error = client.shut_out() => Err(error.into()),
         stop = signals.wait() => match stop {
             Stop::Interrupted => Err(Interrupted.into()),
@@ -155,10 +173,13 @@ mod tests {
 
     #[test]
     fn ports_are_read() {
-        assert_eq!(parse_ports("22"), Ok(Ports { local: 0, remote: 22 }));
-        assert_eq!(parse_ports("8080:80"), Ok(Ports { local: 8080, remote: 80 }));
-        assert_eq!(parse_ports("0:80"), Ok(Ports { local: 0, remote: 80 }));
-        for bad in ["", "0", ":80", "80:", "1:2:3", "80:0", "70000", "http"] {
+        let ports = |local: &str, remote| Ok(Ports { local: local.parse().unwrap(), remote });
+        assert_eq!(parse_ports("22"), ports("127.0.0.1:0", 22));
+        assert_eq!(parse_ports("8080:80"), ports("127.0.0.1:8080", 80));
+        assert_eq!(parse_ports("0:80"), ports("127.0.0.1:0", 80));
+        assert_eq!(parse_ports("0.0.0.0:8080:80"), ports("0.0.0.0:8080", 80));
+        assert_eq!(parse_ports("[::1]:0:80"), ports("[::1]:0", 80));
+        for bad in ["", "0", ":80", "80:", "1:2:3", "80:0", "70000", "http", "::1:8080:80", "localhost:8080:80"] {
             assert!(parse_ports(bad).is_err(), "{bad:?}");
         }
     }

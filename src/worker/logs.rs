@@ -86,7 +86,8 @@ impl Logs {
         identity::refuse_link(&folder).map_err(error)?;
         identity::make_private_dir(&folder).map_err(error)?;
         identity::refuse_foreign(&folder).map_err(error)?;
-        let left = spool::left_in(&folder).map_err(error)?;
+        let mut left = spool::left_in(&folder).map_err(error)?;
+        left.sort_by_key(|(key, _)| *key);
         let (clock, room) = (Clock::start(), Arc::new(Room(watch::Sender::new(0))));
         let logs = Self(Arc::new(Shared { folder, uplink, clock, room, open: Mutex::default() }));
         for (key, path) in left {
@@ -134,9 +135,17 @@ impl Logs {
         let log = Arc::new(Log { key, file: Mutex::new(file), room, state: watch::Sender::default() });
         let (uplink, clock) = (self.0.uplink.clone(), self.0.clock);
         let to_come = uplink.log_to_come(key);
-        let carrier = task::spawn(log.clone().send(uplink, clock, to_come));
         let mut all = self.all();
         all.retain(|_, open| !open.carrier.is_finished());
+        // Readers find the lines of one boot behind those of the boot before.
+        let before = all.range((key.0, 0)..key).next_back().map(|(_, open)| open.log.state.subscribe());
+        let sending = log.clone().send(uplink, clock, to_come);
+        let carrier = task::spawn(async move {
+            if let Some(mut before) = before {
+                let _ = before.wait_for(|state| state.over).await;
+            }
+            sending.await;
+        });
         all.insert(key, Open { log: log.clone(), carrier });
         log
     }

@@ -122,6 +122,33 @@ async fn the_main_flow_works_on_synthetic_guests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn several_ports_are_forwarded_at_once_or_none() {
+    let mut cluster = Cluster::start().await;
+    cluster.add_worker("w1", Arc::new(Synthetic::new())).await;
+    cluster.run(&["create", "vm", "a", "--image", "any", "--wait"]).await;
+    let mut forward = cluster.cli(&["port-forward", "vm", "a", "80", "127.0.0.2:0:81"]);
+    let mut forward = forward.stdout(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut lines = tokio::io::BufReader::new(forward.stdout.take().unwrap());
+    for (host, port) in [("127.0.0.1", 80), ("127.0.0.2", 81)] {
+        let mut line = String::new();
+        let read = tokio::io::AsyncBufReadExt::read_line(&mut lines, &mut line);
+        tokio::time::timeout(LIMIT, read).await.expect("port-forward says nothing").unwrap();
+        let (local, remote) = line.trim().strip_prefix("forwarding ").unwrap().split_once(" -> ").unwrap();
+        assert!(local.starts_with(&format!("{host}:")) && remote == format!("a:{port}"), "{line}");
+        // The synthetic guest answers on every port with what it is sent.
+        let mut stream = TcpStream::connect(local).await.unwrap();
+        stream.write_all(b"there").await.unwrap();
+        let mut back = [0; 5];
+        tokio::time::timeout(LIMIT, stream.read_exact(&mut back)).await.expect("no answer").unwrap();
+        assert_eq!(&back, b"there");
+    }
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = format!("{}:80", taken.local_addr().unwrap());
+    let output = finish(cluster.cli(&["port-forward", "vm", "a", "81", &taken])).await;
+    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_pass_a_port_forward_unchanged() {
     let mut cluster = Cluster::start().await;
     cluster.add_worker("w1", Arc::new(Synthetic::new())).await;

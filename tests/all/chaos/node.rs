@@ -102,7 +102,7 @@ impl Node {
     pub fn left_in(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.data().join(folder)).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().into_string().unwrap());
-        names.filter(|name| !matches!(name.as_str(), "lease" | "serve.lock" | "guard.log")).collect()
+        names.filter(|name| !matches!(name.as_str(), "lease" | "serve.lock" | "guard.log" | "beat")).collect()
     }
 }
 
