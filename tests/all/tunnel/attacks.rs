@@ -223,11 +223,16 @@ async fn nothing_reaches_a_worker_before_a_ticket_is_verified() {
     for n in 0..50 {
         assert!(client.open(&Secret::new(format!("guess-{n}")), LIMIT).await.is_err());
     }
-    // The first stream that the worker ever sees is that of the one good ticket.
+    // The first stream that the worker ever sees is that of the one good ticket, but for the relay's own question.
     let ticket = gate.ticket("w1", 4711);
     let (_, attached) = tokio::join!(client.open(&ticket, Duration::from_secs(2)), async {
-        let (_write, mut read) = tokio::time::timeout(LIMIT, worker.accept_bi()).await.unwrap().unwrap();
-        answer(&mut read).await
+        loop {
+            let (mut write, mut read) = tokio::time::timeout(LIMIT, worker.accept_bi()).await.unwrap().unwrap();
+            match answer(&mut read).await {
+                Frame::Ping {} => write.write_all(&Frame::Pong {}.encode().unwrap()).await.unwrap(),
+                frame => return frame,
+            }
+        }
     });
     assert!(matches!(attached, Frame::Attach { port: 4711, .. }), "{attached:?}");
 }

@@ -51,6 +51,10 @@ const FAST: Duration = Duration::from_millis(10);
 /// A reconcile pass over [`MANY`].
 const PERIOD: f64 = 5.0;
 
+/// The program's own, so that the agent is as in that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if agent::is_role(&arguments) {
