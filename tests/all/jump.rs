@@ -16,7 +16,7 @@ use tokio::process::Command;
 use crate::guest::guest_image;
 use crate::harness::{Cluster, LIMIT, any_port, finish, succeed};
 use crate::real::QemuCluster;
-use crate::wait::until;
+use crate::wait::{PROMPT, until};
 
 /// What a person at another machine has: a configuration of OpenSSH, a key pair, and the passwords that are typed.
 struct Person {
@@ -133,7 +133,8 @@ async fn who_may_not_is_told_so_at_once_and_it_is_recorded() {
     assert!(said.contains("leads to VMs by their names"), "{said}");
     assert!(!finish(ann.ssh(&["jump", "true"])).await.status.success(), "no shell");
 
-    let wrong = Person::new(&cluster, "stranger", &token).await;
+    account(&cluster, "other", &[Role::ComputeConnect], &[]).await;
+    let wrong = Person::new(&cluster, "other", &token).await;
     assert!(refusal(&wrong, "admin@box").await.contains("Permission denied"), "another's token");
     let reader = Person::new(&cluster, "reader", "").await;
     account(&cluster, "reader", &[Role::ComputeRead], &[reader.key()]).await;
@@ -141,7 +142,7 @@ async fn who_may_not_is_told_so_at_once_and_it_is_recorded() {
     assert!(said.contains("compute:connect"), "{said}");
 
     let trail = async || cluster.run(&["audit", "--output", "json"]).await;
-    until("the record of it", LIMIT, || async {
+    until("the record of it", PROMPT, || async {
         let trail = trail().await;
         let all = [AuditType::LoginFailed, AuditType::TunnelOpened, AuditType::TunnelClosed];
         match all.iter().find(|kind| !trail.contains(kind.as_str())) {

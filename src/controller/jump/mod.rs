@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use russh::keys::HashAlg;
@@ -77,6 +77,7 @@ pub enum JumpError {
 /// The running jump host. Dropping it ends every connection.
 pub(super) struct JumpHost {
     _accepting: Task,
+    sessions: Arc<Mutex<JoinSet<()>>>,
     local: SocketAddr,
     fingerprint: String,
 }
@@ -93,6 +94,15 @@ struct Shared {
     logins: Logins,
     strangers: PerNetwork,
     context: Arc<Context>,
+    /// Open ports, which outlive their connection for a moment. Bounded by the accounts' limits.
+    sessions: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Drop for JumpHost {
+    fn drop(&mut self) {
+        // Each of them holds what holds them.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
 }
 
 impl JumpHost {
@@ -121,14 +131,16 @@ impl JumpHost {
             nodelay: true,
             ..server::Config::default()
         };
+        let sessions = Arc::<Mutex<JoinSet<()>>>::default();
         let shared = Arc::new(Shared {
             config: Arc::new(config),
             logins: Logins::new(context.access.clone(), context.clock, context.auditor.clone()),
             strangers: PerNetwork::new(STRANGERS, share_of_strangers(CONNECTIONS)),
             context,
+            sessions: sessions.clone(),
         });
         info!(address = %local, host_key = fingerprint, "the SSH jump host is listening");
-        Ok(Self { _accepting: task::spawn(accept(listener, shared)), local, fingerprint })
+        Ok(Self { _accepting: task::spawn(accept(listener, shared)), sessions, local, fingerprint })
     }
 
     /// The address it listens on.

@@ -1,13 +1,14 @@
 //! One client of the jump host: its login, and the ports that it opens.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use russh::keys::PublicKeyBase64 as _;
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelOpenFailure, MethodKind, MethodSet};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument as _, Span, debug};
 
 use super::Shared;
@@ -27,17 +28,23 @@ pub(super) struct Visitor {
     /// Among those who have not logged in.
     place: Option<Place>,
     account: Option<AccountName>,
-    /// Ends with the connection.
-    sessions: JoinSet<()>,
+    /// Cancelled when the connection has ended.
+    gone: CancellationToken,
+    _gone: DropGuard,
 }
+
+/// How long what was under way may take to be delivered after its connection has ended.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 impl Visitor {
     /// `logged_in` is cancelled once it has.
     pub(super) fn new(peer: SocketAddr, place: Place, shared: Arc<Shared>, logged_in: CancellationToken) -> Self {
-        Self { peer, shared, logged_in, place: Some(place), account: None, sessions: JoinSet::new() }
+        let gone = CancellationToken::new();
+        let _gone = gone.clone().drop_guard();
+        Self { peer, shared, logged_in, place: Some(place), account: None, gone, _gone }
     }
 
-    async fn settle(&mut self, login: Result<AccountName, std::time::Duration>) -> Auth {
+    async fn settle(&mut self, login: Result<AccountName, Duration>) -> Auth {
         match login {
             Ok(account) => {
                 debug!(%account, "logged in");
@@ -91,11 +98,22 @@ impl Handler for Visitor {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), russh::Error> {
-        while self.sessions.try_join_next().is_some() {}
         let Some(account) = self.account.clone() else { return Ok(()) };
         let (shared, peer, host) = (self.shared.clone(), self.peer, host.to_owned());
-        // The connection goes on meanwhile.
-        self.sessions.spawn(open(shared, account, (host, port), peer, channel, reply).instrument(Span::current()));
+        let sessions = shared.sessions.clone();
+        // The connection goes on meanwhile; and its end is the usual end of a session, which is then still to be recorded.
+        let gone = self.gone.clone();
+        let session = async move {
+            let mut session = std::pin::pin!(open(shared, account, (host, port), peer, channel, reply));
+            tokio::select! {
+                () = &mut session => return,
+                () = gone.cancelled() => {}
+            }
+            let _ = timeout(FAREWELL, session).await;
+        };
+        let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        while sessions.try_join_next().is_some() {}
+        sessions.spawn(session.instrument(Span::current()));
         Ok(())
     }
 }
