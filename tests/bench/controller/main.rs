@@ -16,13 +16,13 @@
 //! | p99 of a lone create over the bus, beyond that of a commit | 0.49 ms, 0.95 ms | 1 ms |
 //! | 10,000 creates until all run | 7.1 s to 18 s as the disk was | 30 s |
 //! | create to running in the full fleet | p99 11.5 ms, 11.7 ms | p99 20 ms |
-//! | CPU of controller and broker while 2,000 workers only beat | 10.3 % to 12.8 % of a core | 15 % |
-//! | memory of both then | 246.6 MiB, 247.4 MiB, of it some 60 mapped files | 250 MiB |
+//! | CPU of controller and broker while 2,000 workers only beat | 12.1 %, 12.2 %; 16.2 % since each data path is looked at every 5 s | 15 % |
+//! | memory of both then | 246.6 MiB, 248.4 MiB; 251.8 MiB since then; of it some 60 mapped files | 250 MiB |
 //! | memory with 2,000 workers and no VM | 161 MiB | |
 //! | an empty controller, from start to ready | 24 ms | |
-//! | with 10,000 VMs and 100,000 events, first answer, median | 154 ms, 155 ms, before the last step below | 150 ms |
+//! | with 10,000 VMs and 100,000 events, first answer, median | 138 ms | 150 ms |
 //! | the same with 2,000 workers at the door | 234 ms | |
-//! | all 2,000 workers back | 5.2 s, 5.3 s; 4.3 s when the machine was faster | 5 s |
+//! | all 2,000 workers back | 5.2 s to 5.6 s; 6.8 s since then | 5 s |
 //! | VMs touched by that | none | none |
 //!
 //! What made the difference, each found with `perf`:
@@ -35,7 +35,7 @@
 //! * mimalloc in place of the system's allocator: a tenth less CPU, and less memory, once it keeps off huge pages, which had
 //!   cost 40 MiB.
 //! * At a start VMs are boxed, pages are looked through on both processors, and the tunnel's socket is bound first: its 13 MiB
-//!   of receive buffers were cleared by hand when loading had used that memory before (10 ms). Not measured on a quiet machine.
+//!   of receive buffers were cleared by hand when loading had used that memory before (10 ms). They are 2.2 MiB by now.
 //! * Reading pages in blocks before LMDB maps the file made a start slower by 80 ms, as trees lie scattered in it.
 //!
 //! Over the bus what limits is the processors: clients, broker, requests, and two events and an audit record published for
