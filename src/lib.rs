@@ -10,8 +10,8 @@
 //! | layer | modules |
 //! |---|---|
 //! | commands | [`cli`] (names everything) |
-//! | parts | [`controller`], [`worker`] |
-//! | means | [`broker`], [`tunnel`], [`bus`], [`config`], [`ssh`] |
+//! | parts | [`controller`], [`worker`], [`client`] |
+//! | means | [`broker`], [`tunnel`], [`bus`], [`config`], [`ssh`], [`vnc`] |
 //! | ground | [`duplex`], [`identity`], [`model`], [`task`] |
 //!
 //! Beside them, in unit tests only, stands `simulation`: the parts' pure code without its shell.
@@ -19,12 +19,13 @@
 //! # Core and shell
 //!
 //! What decides is pure: `broker::{protocol,trie,session,permission}`, `bus::{subject,message}`,
-//! `tunnel::{header,ticket}`, `controller::{cluster,scheduler}` and `worker::plan` take `now` and data and return
+//! `tunnel::{header,ticket}`, `controller::{cluster,scheduler}`, `vnc::conversation` and `worker::plan` take `now` and data and return
 //! actions. Sockets, clocks, the LMDB environment and child processes live in the thin shell around them.
 
 pub mod broker;
 pub mod bus;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod controller;
 pub mod duplex;
@@ -35,4 +36,5 @@ mod simulation;
 pub mod ssh;
 pub mod task;
 pub mod tunnel;
+pub mod vnc;
 pub mod worker;

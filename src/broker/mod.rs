@@ -144,8 +144,9 @@ use tls::Tls;
 
 /// The nats-server release whose core features are here; clients choose what they may use by it.
 pub const COMPATIBLE_VERSION: &str = "2.10.29";
-/// Connections that may wait to be accepted: a reconnect storm of a thousand workers fits.
-const BACKLOG: u32 = 1_024;
+/// Connections that may wait to be accepted: a reconnect storm of four thousand workers fits, as much as Linux grants. Whoever
+/// finds no place is not told so, and asks again after 1, 3 and 7 s.
+const BACKLOG: u32 = 4_096;
 /// How long a shutdown waits for clients to take their last bytes.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
@@ -166,6 +167,25 @@ impl Addresses {
     /// As [`Broker::addresses_of`].
     pub fn of(&self, name: &str) -> Vec<IpAddr> {
         self.0.upgrade().map_or_else(Vec::new, |router| router.addresses_of(name, MAX_ADDRESSES))
+    }
+}
+
+/// Says whether anybody listens to a subject, so that whoever would publish there in vain can leave it. From
+/// [`Broker::listeners`].
+#[derive(Clone)]
+pub struct Listeners(Weak<Router>);
+
+impl fmt::Debug for Listeners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listeners").finish_non_exhaustive()
+    }
+}
+
+impl Listeners {
+    /// Whether there is a subscription now that a message to the literal `subject` would go to. A subscription that the
+    /// broker has confirmed is seen from then on.
+    pub fn has(&self, subject: &str) -> bool {
+        self.0.upgrade().is_some_and(|router| router.has_listener(subject.as_bytes()))
     }
 }
 
@@ -380,6 +400,11 @@ impl Broker {
     /// A handle that answers as [`Broker::addresses_of`] for as long as the broker runs, and knows nobody afterwards.
     pub fn addresses(&self) -> Addresses {
         Addresses(Arc::downgrade(&self.router))
+    }
+
+    /// A handle that says who is listened to for as long as the broker runs; afterwards nobody is.
+    pub fn listeners(&self) -> Listeners {
+        Listeners(Arc::downgrade(&self.router))
     }
 
     /// From now on, new connections become TLS as `tls` says; those that are open stay as they are.

@@ -333,6 +333,11 @@ impl Router {
         self.tree.read().unwrap_or_else(PoisonError::into_inner).matches(subject)
     }
 
+    /// Whether anybody listens to the literal `subject`.
+    pub fn has_listener(&self, subject: &[u8]) -> bool {
+        self.tree.read().unwrap_or_else(PoisonError::into_inner).has_match(subject)
+    }
+
     /// Changes whenever the answer of [`Router::matches`] for a subject of this class may have changed. Read it before
     /// asking.
     #[inline]

@@ -2,6 +2,7 @@
 //!
 //! Secrets stand only in the answer to the one who asked for them to be made; nothing here reads one back.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::message::{ApiCall, Done, api_call};
@@ -13,7 +14,7 @@ use crate::model::ssh_key::SshKey;
 use crate::model::{AccountName, Timestamp, WorkerName};
 
 /// `service-account.create`: a new account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateAccount {
     /// Its name, free among accounts.
     pub name: AccountName,
@@ -38,7 +39,7 @@ pub const MAX_SSH_KEYS: usize = 16;
 pub const MIN_TOKEN_LEN: usize = 32;
 
 /// An account with its token, which is shown this once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NewToken {
     /// The account.
     pub account: AccountView,
@@ -47,7 +48,7 @@ pub struct NewToken {
 }
 
 /// `service-account.get`: one account by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetAccount {
     /// Its name.
     pub name: AccountName,
@@ -55,7 +56,7 @@ pub struct GetAccount {
 api_call!(GetAccount => AccountView, "service-account", "get");
 
 /// `service-account.list`: all accounts, in name order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListAccounts {
     /// Only names after this one.
     #[serde(default)]
@@ -67,7 +68,7 @@ pub struct ListAccounts {
 api_call!(ListAccounts => AccountPage, "service-account", "list");
 
 /// A page of accounts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AccountPage {
     /// In name order.
     pub accounts: Vec<AccountView>,
@@ -76,7 +77,7 @@ pub struct AccountPage {
 }
 
 /// `service-account.update`: other roles, another end. What is absent stays.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateAccount {
     /// Which account.
     pub name: AccountName,
@@ -93,7 +94,7 @@ pub struct UpdateAccount {
 api_call!(UpdateAccount => AccountView, "service-account", "update");
 
 /// When an account ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Expiry {
     /// Not by itself.
@@ -103,7 +104,7 @@ pub enum Expiry {
 }
 
 /// `service-account.rotate`: a new token; the old one is refused at once and its connections are closed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RotateAccount {
     /// Which account.
     pub name: AccountName,
@@ -111,7 +112,7 @@ pub struct RotateAccount {
 api_call!(RotateAccount => NewToken, "service-account", "rotate");
 
 /// `service-account.delete`: the account, its connections and its tunnels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteAccount {
     /// Which account.
     pub name: AccountName,
@@ -119,7 +120,7 @@ pub struct DeleteAccount {
 api_call!(DeleteAccount => Done, "service-account", "delete");
 
 /// `bootstrap-token.create`: a secret with which machines may join as workers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateJoinToken {
     /// How long it is good, in seconds: 1 to [`MAX_JOIN_TTL_S`].
     pub ttl_s: u64,
@@ -137,7 +138,7 @@ pub const MAX_JOIN_TTL_S: u64 = 366 * 24 * 3600;
 pub const MAX_JOIN_USES: u32 = 10_000;
 
 /// `bootstrap-token.list`: the join tokens that there are, in the order of their ids.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListJoinTokens {
     /// Only ids after this one.
     #[serde(default)]
@@ -149,7 +150,7 @@ pub struct ListJoinTokens {
 api_call!(ListJoinTokens => JoinTokenPage, "bootstrap-token", "list");
 
 /// A page of join tokens.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JoinTokenPage {
     /// In the order of their ids.
     pub tokens: Vec<JoinTokenView>,
@@ -158,7 +159,7 @@ pub struct JoinTokenPage {
 }
 
 /// `bootstrap-token.delete`: no machine joins with it any more; workers that did stay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteJoinToken {
     /// Which token.
     pub id: JoinId,
@@ -166,7 +167,7 @@ pub struct DeleteJoinToken {
 api_call!(DeleteJoinToken => Done, "bootstrap-token", "delete");
 
 /// A join token, shown this once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NewJoinToken {
     /// Its public part.
     pub id: String,
@@ -184,7 +185,7 @@ pub struct NewJoinToken {
 }
 
 /// Sent to the subject of a join token by a machine that is logged in with its secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Join {
     /// The name it wants.
     pub worker: WorkerName,
@@ -196,11 +197,11 @@ pub struct Join {
 
 /// The machine is known from now on by its key. Asking again with the same key is answered the same, and is no further
 /// use of the token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Joined {}
 
 /// `worker.delete`: the worker is not let in any more.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteWorker {
     /// Which worker.
     pub name: WorkerName,
@@ -214,7 +215,7 @@ api_call!(DeleteWorker => Done, "worker", "delete");
 /// full, the oldest record of whoever holds the most goes (all who have not proven to be an account count as one), so that
 /// nobody pushes out what another did; and each goes when it has become too old. `first_kept` is the lowest number there
 /// is; between it and `last`, missing numbers are records that went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListAudit {
     /// Only numbers above this one.
     #[serde(default)]
@@ -226,7 +227,7 @@ pub struct ListAudit {
 api_call!(ListAudit => AuditPage, "audit", "list");
 
 /// A page of audit records.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditPage {
     /// In number order.
     pub records: Vec<AuditRecord>,

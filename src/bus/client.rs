@@ -379,7 +379,7 @@ impl Bus {
         sent.map_err(|error| ApiError::new(ErrorCode::Unavailable, format!("cannot publish: {error}")))
     }
 
-    /// Listens to `subject`; returns once the broker knows of it, so nothing sent afterwards is missed.
+    /// Listens to `subject`: what is caused by anything sent over this connection afterwards is not missed.
     ///
     /// # Errors
     /// [`ErrorCode::Unavailable`] when the connection is over, [`ErrorCode::Timeout`] when the broker does not confirm.
@@ -392,7 +392,7 @@ impl Bus {
         Ok(subscriber)
     }
 
-    /// Waits until the broker has everything that was published before.
+    /// Waits until the system has everything that was published before; the broker takes it in this order.
     ///
     /// # Errors
     /// [`ErrorCode::Timeout`] or [`ErrorCode::Unavailable`].

@@ -2,6 +2,7 @@
 //!
 //! Readers see an image as [`crate::model::image::shown`] has it; only workers are told the whole, which may hold a password.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::message::{ApiCall, Done, api_call};
@@ -22,7 +23,7 @@ pub const MAX_PULL_MESSAGE: usize = 512;
 
 /// A worker tells what it holds and how far it is with what it shall fetch. Sent when that has changed and once in each
 /// session; the newest replaces all before it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImagesReport {
     /// The session.
     pub session: SessionId,
@@ -38,7 +39,7 @@ pub struct ImagesReport {
 }
 
 /// An image that a worker holds, ready for VMs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldImage {
     /// What it is called, without anything secret.
     pub image: String,
@@ -56,7 +57,7 @@ pub struct HeldImage {
 }
 
 /// How far a worker is with a request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PullReport {
     /// Which request.
     pub id: PullId,
@@ -68,7 +69,7 @@ pub struct PullReport {
 }
 
 /// An image that a worker shall fetch, as a part of its assignment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DesiredPull {
     /// Which request.
     pub id: PullId,
@@ -77,7 +78,7 @@ pub struct DesiredPull {
 }
 
 /// `image.list`: what workers hold, image by image.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListImages {
     /// Only names after this one.
     #[serde(default)]
@@ -89,7 +90,7 @@ pub struct ListImages {
 api_call!(ListImages => ImagePage, "image", "list");
 
 /// A page of images.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImagePage {
     /// In the order of their names.
     pub images: Vec<ImageView>,
@@ -98,7 +99,7 @@ pub struct ImagePage {
 }
 
 /// An image over all workers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageView {
     /// What it is called.
     pub image: String,
@@ -115,7 +116,7 @@ pub struct ImageView {
 }
 
 /// `image.list-held`: what each worker holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListHeldImages {
     /// Only this worker's.
     #[serde(default)]
@@ -133,7 +134,7 @@ pub struct ListHeldImages {
 api_call!(ListHeldImages => HeldPage, "image", "list-held");
 
 /// A page of images on workers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldPage {
     /// By worker and name.
     pub images: Vec<HeldView>,
@@ -142,7 +143,7 @@ pub struct HeldPage {
 }
 
 /// An image on a worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldView {
     /// Who holds it.
     pub worker: WorkerName,
@@ -153,7 +154,7 @@ pub struct HeldView {
 
 /// `image.pull`: has workers fetch an image before a VM needs it. Those that register later fetch it, too, until the request
 /// expires. Asked for again for the same workers it begins anew.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PullImage {
     /// What to fetch, as in a VM's specification.
     pub image: String,
@@ -172,7 +173,7 @@ pub const PULL_TTL_S: u64 = 24 * 3600;
 pub const MAX_PULL_TTL_S: u64 = 31 * 24 * 3600;
 
 /// `image.cancel-pull`: ends all requests for an image; what is being fetched is given up, what was fetched stays.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CancelPull {
     /// The image, with or without what is not shown of it.
     pub image: String,
@@ -180,19 +181,19 @@ pub struct CancelPull {
 api_call!(CancelPull => Done, "image", "cancel-pull");
 
 /// `image.list-pulls`: all requests to fetch images, oldest first. There are [`MAX_PULLS`] at most.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListPulls {}
 api_call!(ListPulls => PullPage, "image", "list-pulls");
 
 /// All requests.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PullPage {
     /// Oldest first.
     pub pulls: Vec<PullView>,
 }
 
 /// A request as readers see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PullView {
     /// Which.
     pub id: PullId,
@@ -220,7 +221,7 @@ pub struct PullView {
 }
 
 /// `image.get-pull`: how far each worker is with a request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetPull {
     /// Which.
     pub id: PullId,
@@ -234,7 +235,7 @@ pub struct GetPull {
 api_call!(GetPull => PullProgress, "image", "get-pull");
 
 /// A page of how far workers are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PullProgress {
     /// The request.
     pub pull: PullView,
@@ -245,7 +246,7 @@ pub struct PullProgress {
 }
 
 /// How far one worker is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PullOnWorker {
     /// Which.
     pub worker: WorkerName,

@@ -1,5 +1,6 @@
 //! Payloads that change a VM while it lives. Pure.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::message::{ApiCall, api_call};
@@ -9,7 +10,7 @@ use crate::model::vm::{Arch, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKin
 /// `vm.update`: changes what a VM shall be. Answered with the VM as it then is.
 ///
 /// Only what is named changes, so that two who change different things at the same time do not undo each other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateVm {
     /// Which VM.
     pub name: VmName,
@@ -23,7 +24,7 @@ pub struct UpdateVm {
 api_call!(UpdateVm => Vm, "vm", "update");
 
 /// What may be changed; none = left as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SpecChange {
     /// Cannot change; whoever sends a whole specification sends it, too.

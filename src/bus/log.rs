@@ -1,12 +1,13 @@
 //! What startup scripts say, on its way from the worker to the controller. Pure.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::event::LogStream;
 use crate::model::{Attempt, Boot, SessionId, Timestamp, VmUid};
 
 /// Lines of a startup script, oldest first; acknowledged once durable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogLines {
     /// The session.
     pub session: SessionId,
@@ -24,7 +25,7 @@ pub struct LogLines {
 }
 
 /// One line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogLine {
     /// Where it came from.
     pub stream: LogStream,

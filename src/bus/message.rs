@@ -3,9 +3,11 @@
 //! MessagePack with field names; unknown fields are ignored and new ones have defaults, so releases may differ. An API
 //! verb is a type that names its request and its reply ([`ApiCall`]); the CLI and the controller share it.
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::connect::TunnelEndpoint;
 use super::images::DesiredPull;
 use crate::model::access::Roles;
 use crate::model::error::{ApiError, ErrorCode};
@@ -38,7 +40,7 @@ pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, ApiError> {
 }
 
 /// What a request is answered with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer<T> {
     /// Done; durable if it changed anything.
@@ -66,13 +68,13 @@ impl<T> From<Answer<T>> for Result<T, ApiError> {
 }
 
 /// A verb of the API: its place in the subject and the types of both directions.
-pub trait ApiCall: Serialize + DeserializeOwned + Send + 'static {
+pub trait ApiCall: Serialize + DeserializeOwned + JsonSchema + Send + 'static {
     /// The resource token of the subject.
     const RESOURCE: &'static str;
     /// The verb token of the subject.
     const VERB: &'static str;
     /// What a successful call yields.
-    type Reply: Serialize + DeserializeOwned + Send + 'static;
+    type Reply: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
 }
 
 macro_rules! api_call {
@@ -88,11 +90,11 @@ macro_rules! api_call {
 pub(super) use api_call;
 
 /// The reply of verbs that have nothing to tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Done {}
 
 /// `vm.create`: a new VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateVm {
     /// Its name, free among live VMs.
     pub name: VmName,
@@ -110,7 +112,7 @@ pub const MAX_KEY: usize = 128;
 api_call!(CreateVm => Vm, "vm", "create");
 
 /// `vm.get`: one VM by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetVm {
     /// Its name.
     pub name: VmName,
@@ -118,7 +120,7 @@ pub struct GetVm {
 api_call!(GetVm => Vm, "vm", "get");
 
 /// `vm.list`: all VMs, in name order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListVms {
     /// Only names after this one.
     #[serde(default)]
@@ -133,7 +135,7 @@ api_call!(ListVms => VmPage, "vm", "list");
 pub const MAX_PAGE: u32 = 500;
 
 /// A page of VMs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmPage {
     /// In name order.
     pub vms: Vec<Vm>,
@@ -142,7 +144,7 @@ pub struct VmPage {
 }
 
 /// `vm.delete`: the VM and its disk; the name is free at once, the resources when the worker has confirmed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteVm {
     /// Its name.
     pub name: VmName,
@@ -150,7 +152,7 @@ pub struct DeleteVm {
 api_call!(DeleteVm => Done, "vm", "delete");
 
 /// `worker.list`: all workers, in name order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListWorkers {
     /// Only names after this one.
     #[serde(default)]
@@ -162,7 +164,7 @@ pub struct ListWorkers {
 api_call!(ListWorkers => WorkerPage, "worker", "list");
 
 /// A page of workers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerPage {
     /// In name order.
     pub workers: Vec<WorkerView>,
@@ -172,7 +174,7 @@ pub struct WorkerPage {
 }
 
 /// `worker.get`: one worker by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetWorker {
     /// Its name.
     pub name: WorkerName,
@@ -180,7 +182,7 @@ pub struct GetWorker {
 api_call!(GetWorker => WorkerView, "worker", "get");
 
 /// `event.list`: stored events in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListEvents {
     /// Only numbers above this one.
     #[serde(default)]
@@ -207,7 +209,7 @@ api_call!(ListEvents => EventPage, "event", "list");
 pub const MAX_EVENT_PAGE: u32 = 500;
 
 /// A page of events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventPage {
     /// In number order.
     pub events: Vec<Event>,
@@ -219,54 +221,13 @@ pub struct EventPage {
     pub first_kept: EventNumber,
 }
 
-/// `connect.open`: a ticket for one tunnel stream to a port of a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpenTunnel {
-    /// Which VM.
-    pub vm: VmName,
-    /// TCP port in the guest; 0 = the exec sessions that the VM's worker holds.
-    pub port: u16,
-}
-api_call!(OpenTunnel => TunnelTicket, "connect", "open");
-
-/// Where and with what to open the stream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TunnelTicket {
-    /// The tunnel endpoint.
-    pub endpoint: TunnelEndpoint,
-    /// Good for one stream, for a short time.
-    pub ticket: Secret,
-    /// Identity of the VM it leads to, so that a client can tell a new VM of the same name.
-    pub uid: VmUid,
-    /// Which start of it: each begins with a fresh disk, and so with new host keys. None from an older release.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<Attempt>,
-}
-
-/// `connect.address`: which address a VM has in its own network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GetAddress {
-    /// Which VM.
-    pub vm: VmName,
-}
-api_call!(GetAddress => VmAddress, "connect", "address");
-
-/// Where a VM is, as its worker sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmAddress {
-    /// The guest's address, as text.
-    pub ip: String,
-    /// Identity of the VM that has it.
-    pub uid: VmUid,
-}
-
 /// `controller.info`: what answers here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetInfo {}
 api_call!(GetInfo => ControllerInfo, "controller", "info");
 
 /// What the controller says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ControllerInfo {
     /// Its release.
     pub version: String,
@@ -280,20 +241,8 @@ pub struct ControllerInfo {
     pub outside_bus: bool,
 }
 
-/// Where the QUIC tunnel endpoint is and how to know it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TunnelEndpoint {
-    /// Host name or address; none = the host of the bus itself.
-    #[serde(default)]
-    pub host: Option<String>,
-    /// UDP port.
-    pub port: u16,
-    /// SHA-256 of its certificate's DER form, in lower-case hex.
-    pub fingerprint: String,
-}
-
 /// A worker registers: the first message of a session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hello {
     /// The session that begins; later messages carry it.
     pub session: SessionId,
@@ -311,7 +260,7 @@ pub struct Hello {
 }
 
 /// The session is open.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Welcome {
     /// How long the lease lasts without renewal, in milliseconds.
     pub lease_ms: u64,
@@ -326,7 +275,7 @@ pub struct Welcome {
 }
 
 /// A worker renews its lease.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Heartbeat {
     /// The session.
     pub session: SessionId,
@@ -345,7 +294,7 @@ pub struct Heartbeat {
 }
 
 /// The lease is renewed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeartbeatAck {
     /// The revision that should be worked on; a higher one than sent is on its way.
     pub revision: u64,
@@ -355,7 +304,7 @@ pub struct HeartbeatAck {
 }
 
 /// All copies that concern one worker. Level-triggered: the newest replaces all before it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Assignment {
     /// The worker's session it is meant for.
     pub session: SessionId,
@@ -379,7 +328,7 @@ fn one() -> u32 {
 }
 
 /// What shall become of one copy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DesiredCopy {
     /// The VM's name.
     pub name: VmName,
@@ -403,7 +352,7 @@ impl DesiredCopy {
 }
 
 /// The wish for one copy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Want {
     /// It shall run.
@@ -417,7 +366,7 @@ pub enum Want {
 }
 
 /// Everything needed to run a copy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RunSpec {
     /// What the user asked for, secrets included.
     pub spec: VmSpec,
@@ -434,7 +383,7 @@ pub struct RunSpec {
 }
 
 /// A worker tells what became of a copy; acknowledged once durable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// The session.
     pub session: SessionId,
@@ -450,7 +399,7 @@ pub struct Report {
 }
 
 /// What a worker sees of a copy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Observation {
     /// It is being prepared.

@@ -3,6 +3,8 @@
 
 pub mod access;
 pub mod client;
+pub mod connect;
+pub mod encoding;
 pub mod images;
 pub mod inventory;
 pub mod life;

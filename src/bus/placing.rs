@@ -1,6 +1,7 @@
 //! Payloads that concern where VMs go: why a VM is where it is or nowhere, and workers that take no new ones or are
 //! to be rid of those they have. Pure.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::message::{ApiCall, Done, api_call};
@@ -8,7 +9,7 @@ use crate::model::vm::VmStatus;
 use crate::model::{VmName, WorkerName};
 
 /// `vm.explain`: why a VM is on its worker, or what keeps it from being placed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExplainVm {
     /// Which VM.
     pub name: VmName,
@@ -16,7 +17,7 @@ pub struct ExplainVm {
 api_call!(ExplainVm => Explained, "vm", "explain");
 
 /// What the scheduler has to say of a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explained {
     /// The VM.
     pub name: VmName,
@@ -36,7 +37,7 @@ pub struct Explained {
 }
 
 /// What keeps some workers from taking a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Obstacle {
     /// In words that go behind "workers".
     pub what: String,
@@ -45,7 +46,7 @@ pub struct Obstacle {
 }
 
 /// `worker.pause`: no new VMs are placed there; those that are there go on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PauseWorker {
     /// Which worker.
     pub name: WorkerName,
@@ -53,7 +54,7 @@ pub struct PauseWorker {
 api_call!(PauseWorker => Done, "worker", "pause");
 
 /// `worker.resume`: the end of a pause or a drain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ResumeWorker {
     /// Which worker.
     pub name: WorkerName,
@@ -62,7 +63,7 @@ api_call!(ResumeWorker => Done, "worker", "resume");
 
 /// `worker.drain`: no new VMs are placed there; those that are there end by themselves, or, after the deadline, start over
 /// elsewhere. Asked for again it counts anew, with the new deadline.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainWorker {
     /// Which worker.
     pub name: WorkerName,

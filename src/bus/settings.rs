@@ -1,17 +1,18 @@
 //! Payloads that concern the settings of the whole cluster. Pure.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::message::{ApiCall, api_call};
 use crate::model::settings::{ClusterSettings, HostDirPolicy, Profile};
 
 /// `cluster-settings.get`: the settings in force.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetSettings {}
 api_call!(GetSettings => ClusterSettings, "cluster-settings", "get");
 
 /// `cluster-settings.set`: others; what is absent stays. Yields those in force from now on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SetSettings {
     /// Where VMs go.
     #[serde(default, rename = "schedulerProfile")]

@@ -1,12 +1,13 @@
 //! Payloads that concern stray copies: what workers have found on their machines and nobody here wishes for. Pure.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::message::{ApiCall, Done, api_call};
 use crate::model::{CopyId, WorkerName};
 
 /// `worker.list-strays`: the stray copies that workers have told of since the controller started, by worker and copy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListStrays {
     /// Only those of this worker.
     #[serde(default)]
@@ -21,7 +22,7 @@ pub struct ListStrays {
 api_call!(ListStrays => StrayPage, "worker", "list-strays");
 
 /// A page of stray copies.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StrayPage {
     /// By worker and copy.
     pub strays: Vec<StrayView>,
@@ -30,7 +31,7 @@ pub struct StrayPage {
 }
 
 /// A stray copy as readers see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StrayView {
     /// Who has it.
     pub worker: WorkerName,
@@ -46,7 +47,7 @@ pub struct StrayView {
 }
 
 /// `worker.delete-stray`: the worker removes a stray copy, its disk included. Never one that a VM wants or may want.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteStray {
     /// Which worker has it.
     pub name: WorkerName,

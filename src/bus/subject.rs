@@ -14,6 +14,8 @@ pub const ROOT: &str = "orchard.v1";
 pub const ALL_API: &str = "orchard.v1.api.*.*.*";
 /// Every event.
 pub const ALL_EVENTS: &str = "orchard.v1.events.>";
+/// Every event in JSON.
+pub const ALL_JSON_EVENTS: &str = "orchard.v1.events-json.>";
 /// What the controller listens to for machines that join.
 pub const ALL_JOINS: &str = "orchard.v1.join.*";
 
@@ -104,6 +106,11 @@ pub fn event(event: &Event) -> String {
     }
 }
 
+/// Where the same is published in JSON, for a subject of [`event`] or [`audit`]; the subject itself for any other.
+pub fn in_json(subject: &str) -> String {
+    subject.replacen(".events.", ".events-json.", 1)
+}
+
 /// Every event of `kind`, the first token of `model::access::EVENTS`.
 pub fn events_of_kind(kind: &str) -> String {
     format!("{ROOT}.events.{kind}.>")
@@ -182,6 +189,14 @@ mod tests {
         assert_eq!(parse_join(&join(&id)), Some(id.clone()));
         assert_eq!(parse_join_user(&join_user(&id)), Some(id));
         assert_eq!(parse_join("orchard.v1.join.>"), None);
+    }
+
+    #[test]
+    fn events_in_json_stand_beside_the_others_under_the_same_names() {
+        // A VM may be called as the part that differs.
+        let subject = "orchard.v1.events.vm.events.created";
+        assert_eq!(in_json(subject), "orchard.v1.events-json.vm.events.created");
+        assert_eq!(in_json(ALL_EVENTS), ALL_JSON_EVENTS);
     }
 
     #[test]

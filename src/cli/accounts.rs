@@ -26,7 +26,8 @@ Examples:
 
 Roles: compute:read sees VMs, workers and events; compute:write creates and deletes VMs and connects
 into them; compute:connect only connects; admin:read sees accounts, bootstrap tokens and the audit
-trail; admin:write manages accounts and lets workers join. No role contains another.")]
+trail; admin:write manages accounts, lets workers join, and connects to workers' own machines. No role
+contains another.")]
 pub(super) struct CreateAccountArgs {
     /// The account's name
     name: AccountName,

@@ -1,6 +1,7 @@
-//! Streams into VMs for `ssh` and `port-forward`: a ticket over the bus, then one stream of the tunnel; and another of both when
-//! that is lost, so that the session in it goes on ([`crate::tunnel::resume`]).
+//! Streams into VMs and to workers' machines for `ssh` and its like: a ticket over the bus, then one stream of the tunnel; and another
+//! of both when that is lost, so that the session in it goes on ([`crate::tunnel::resume`]).
 
+use std::fmt;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,13 +14,14 @@ use tokio::time::timeout;
 
 use super::client::Client;
 use super::output;
-use crate::bus::message::{OpenTunnel, TunnelEndpoint, TunnelTicket};
+use crate::bus::connect::{OpenHost, OpenTunnel, TunnelEndpoint};
 use crate::config::address;
 use crate::duplex::BoxedStream;
 use crate::identity;
 use crate::identity::ca::Fingerprint;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::{Attempt, VmName, VmUid};
+use crate::model::secret::Secret;
+use crate::model::{Attempt, VmName, VmUid, WorkerName};
 use crate::ssh::terminal;
 use crate::tunnel::header::Resume;
 use crate::tunnel::resume::client::{Redial, RedialError, Silence};
@@ -34,20 +36,85 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(tunnel::OPEN_DEADLINE.as_secs
 /// How long the goodbyes of all streams may hold up an exit.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// A stream into a VM.
+/// A stream into a VM, or to a worker's machine.
 pub(super) type Stream = BoxedStream;
 
-/// A stream, and which VM it leads to.
+/// Where a stream is to lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Into a VM.
+    Vm(VmName),
+    /// To the machine of a worker, at its loopback address.
+    Worker(WorkerName),
+}
+
+impl Place {
+    /// Its name, which does not say what it is.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Place::Vm(name) => name.as_str(),
+            Place::Worker(name) => name.as_str(),
+        }
+    }
+
+    /// What is said when there is another one of that name than before.
+    pub(super) fn replaced(&self) -> String {
+        match self {
+            Place::Vm(name) => format!("VM {name} was deleted and made anew by somebody"),
+            Place::Worker(name) => format!("worker {name} is another machine now"),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Vm(name) => write!(f, "VM {name}"),
+            Place::Worker(name) => write!(f, "worker {name}"),
+        }
+    }
+}
+
+/// What is at the other end, which its name alone does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// A VM.
+    Vm {
+        uid: VmUid,
+        /// Which start of it; an older controller does not say.
+        attempt: Option<Attempt>,
+    },
+    /// A worker's machine.
+    Host { machine_id: String },
+}
+
+impl End {
+    /// Whether it is the same VM, whichever start of it, or the same machine.
+    pub(super) fn is(&self, other: &End) -> bool {
+        match (self, other) {
+            (End::Vm { uid, .. }, End::Vm { uid: other, .. }) => uid == other,
+            (End::Host { machine_id }, End::Host { machine_id: other }) => machine_id == other,
+            (End::Vm { .. }, End::Host { .. }) | (End::Host { .. }, End::Vm { .. }) => false,
+        }
+    }
+}
+
+/// A ticket, and what it leads to.
+struct Ticket {
+    endpoint: TunnelEndpoint,
+    ticket: Secret,
+    end: End,
+}
+
+/// A stream, and what it leads to.
 pub(super) struct Opened {
     pub(super) stream: Stream,
-    pub(super) uid: VmUid,
-    /// Which start of it; an older controller does not say.
-    pub(super) attempt: Option<Attempt>,
+    pub(super) end: End,
     /// Of one that goes on when what carries it is lost, and may stand still until then: for how long nothing has come.
     pub(super) silence: Option<Silence>,
 }
 
-/// Opens streams into VMs; all clones share one connection of the tunnel. A stream goes on when that is lost, as far as the
+/// Opens streams; all clones share one connection of the tunnel. A stream goes on when that is lost, as far as the
 /// worker can have it so.
 #[derive(Clone, Debug)]
 pub(super) struct Dialer {
@@ -75,7 +142,7 @@ struct Connected {
 struct Tried {
     stream: TunnelStream,
     resumable: bool,
-    uid: VmUid,
+    end: End,
 }
 
 impl Dialer {
@@ -85,26 +152,34 @@ impl Dialer {
         Self { way, sessions: Arc::default(), notices: Notices::new() }
     }
 
-    /// Opens a stream to TCP port `port` of `vm`. Cancel safe: a ticket that is not used lapses.
+    /// Opens a stream to TCP port `port` of `place`. Cancel safe: a ticket that is not used lapses.
     ///
     /// # Errors
     /// What the controller or the worker refused; [`ErrorCode::Unavailable`] and [`ErrorCode::Timeout`] when the way is
     /// not open.
-    pub(super) async fn open(&self, vm: &VmName, port: u16) -> Result<Opened, ApiError> {
+    pub(super) async fn open(&self, place: &Place, port: u16) -> Result<Opened, ApiError> {
         let begin = Resume { version: resume::VERSION, session: identity::new_token(), again: false };
         let again = Resume { again: true, ..begin.clone() };
-        let ticket = self.way.ticket(vm, port).await?;
-        let attempt = ticket.attempt;
-        let Tried { stream, resumable, uid } = self.way.open(ticket, begin).await?;
+        let ticket = self.way.ticket(place, port).await?;
+        let Tried { stream, resumable, end } = self.way.open(ticket, begin).await?;
         if !resumable {
-            return Ok(Opened { stream: Box::new(stream), uid, attempt, silence: None });
+            return Ok(Opened { stream: Box::new(stream), end, silence: None });
         }
-        let (way, vm, notices) = (self.way.clone(), vm.clone(), self.notices.clone());
-        let (stream, work) = resume::client::start(stream, Comeback { way, vm, port, uid, again, notices });
+        let (way, place, notices) = (self.way.clone(), place.clone(), self.notices.clone());
+        let comeback = Comeback { way, place, port, end: end.clone(), again, notices };
+        let (stream, work) = resume::client::start(stream, comeback);
         let mut sessions = self.sessions.lock().await;
         while sessions.try_join_next().is_some() {}
         sessions.spawn(work);
-        Ok(Opened { silence: Some(stream.silence()), stream: Box::new(stream), uid, attempt })
+        Ok(Opened { silence: Some(stream.silence()), stream: Box::new(stream), end })
+    }
+
+    /// Asks for a ticket that is not used: who may not, or asks for what is not there, learns so.
+    ///
+    /// # Errors
+    /// What the controller refused.
+    pub(super) async fn ask(&self, place: &Place, port: u16) -> Result<(), ApiError> {
+        self.way.ticket(place, port).await.map(drop)
     }
 
     /// Whether a stream has lost what carried it and waits to go on.
@@ -127,9 +202,9 @@ impl Dialer {
 /// Brings one session back.
 struct Comeback {
     way: Way,
-    vm: VmName,
+    place: Place,
     port: u16,
-    uid: VmUid,
+    end: End,
     again: Resume,
     notices: Notices,
 }
@@ -140,14 +215,13 @@ impl Redial for Comeback {
 
     async fn redial(&mut self) -> Result<TunnelStream, RedialError> {
         // The controller looks anew whether the account may, and where the VM is.
-        let ticket = self.way.ticket(&self.vm, self.port).await.map_err(|error| match error.code {
+        let ticket = self.way.ticket(&self.place, self.port).await.map_err(|error| match error.code {
             ErrorCode::Unavailable | ErrorCode::Timeout | ErrorCode::LimitExceeded => RedialError::Passing(error),
             // A VM that has failed does not go on where it was.
             _ => RedialError::Final(error),
         })?;
-        if ticket.uid != self.uid {
-            let why = format!("VM {} was deleted and made anew by somebody", self.vm);
-            return Err(RedialError::Final(ApiError::new(ErrorCode::NotFound, why)));
+        if !ticket.end.is(&self.end) {
+            return Err(RedialError::Final(ApiError::new(ErrorCode::NotFound, self.place.replaced())));
         }
         match self.way.open(ticket, self.again.clone()).await {
             Ok(Tried { stream, resumable: true, .. }) => Ok(stream),
@@ -201,21 +275,32 @@ impl Notices {
 }
 
 /// A line on standard error, which may be the guest's terminal now.
-fn tell(text: &str) {
+pub(super) fn tell(text: &str) {
     let end = if terminal::is_raw() { "\r\n" } else { "\n" };
     // Nobody may be there to read it any more.
     let _ = write!(std::io::stderr(), "{}{text}{end}", if terminal::is_raw() { end } else { "" });
 }
 
 impl Way {
-    async fn ticket(&self, vm: &VmName, port: u16) -> Result<TunnelTicket, ApiError> {
-        self.client.call(&OpenTunnel { vm: vm.clone(), port }).await
+    async fn ticket(&self, place: &Place, port: u16) -> Result<Ticket, ApiError> {
+        match place {
+            Place::Vm(vm) => {
+                let got = self.client.call(&OpenTunnel { vm: vm.clone(), port }).await?;
+                let end = End::Vm { uid: got.uid, attempt: got.attempt };
+                Ok(Ticket { endpoint: got.endpoint, ticket: got.ticket, end })
+            }
+            Place::Worker(worker) => {
+                let got = self.client.call(&OpenHost { worker: worker.clone(), port }).await?;
+                let end = End::Host { machine_id: got.machine_id };
+                Ok(Ticket { endpoint: got.endpoint, ticket: got.ticket, end })
+            }
+        }
     }
 
-    async fn open(&self, ticket: TunnelTicket, resume: Resume) -> Result<Tried, ApiError> {
+    async fn open(&self, ticket: Ticket, resume: Resume) -> Result<Tried, ApiError> {
         let tunnel = self.connect(&ticket.endpoint).await?;
         let (stream, resumable) = tunnel.open_resumable(&ticket.ticket, resume, OPEN_TIMEOUT).await?;
-        Ok(Tried { stream, resumable, uid: ticket.uid })
+        Ok(Tried { stream, resumable, end: ticket.end })
     }
 
     /// The connection to `endpoint`; one that was lost is brought back by the tunnel's own client.

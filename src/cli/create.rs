@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use tokio::time::Instant;
 
 use super::accounts::{self, CreateAccountArgs};
 use super::client::Client;
@@ -14,13 +13,13 @@ use super::wait::WaitArgs;
 use super::{UsageError, pairs, prompt, wait};
 use crate::bus::message::CreateVm;
 use crate::config::duration;
-use crate::model::error::{ApiError, ErrorCode};
+use crate::model::error::ApiError;
 use crate::model::features;
 use crate::model::resources::WORKER_NAME_LABEL;
 use crate::model::secret::{Secret, redact_urls};
 use crate::model::settings::HostDir;
 use crate::model::vm::{
-    Arch, Firmware, ImagePullPolicy, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, Vm, VmSpec,
+    Arch, Firmware, ImagePullPolicy, OnUnseen, Os, PowerState, RestartPolicy, RuntimeKind, StartupScript, VmSpec,
 };
 use crate::model::{VmName, WorkerName};
 
@@ -70,7 +69,8 @@ pub(super) struct CreateVmArgs {
     /// Runtime: tart, vetu, qemu or synthetic [default: any]
     #[arg(long, value_parser = pairs::one_of::<RuntimeKind>)]
     runtime: Option<RuntimeKind>,
-    /// When the image is fetched: IfNotPresent (the worker does not have it) or Always (before each creation)
+    /// When the image is fetched: IfNotPresent (the worker does not have it) or Always (before each creation; by QEMU
+    /// only if the server has another one by now)
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = pairs::one_of::<ImagePullPolicy>)]
     image_pull_policy: ImagePullPolicy,
     /// Make the guest part of the network at this interface of the worker's host (Tart), or at this bridge, if
@@ -169,7 +169,9 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     let client = connect().await?;
     // Listening begins before the VM exists, so that nothing of its story is missed.
     let watch = if wait { Some(wait::Watch::begin(&client, &request.name).await?) } else { None };
-    let mut vm = create_once(&client, &request).await.with_context(|| format!("cannot create VM {}", request.name))?;
+    let again = |error: &ApiError| eprintln!("VM {} is not created yet ({error}); trying again", request.name);
+    let created = client.create_once(&request, again).await;
+    let mut vm = created.with_context(|| format!("cannot create VM {}", request.name))?;
     if let Some(watch) = watch {
         let created = || format!("VM {} is created, but was not followed until it is ready", request.name);
         vm = watch.until_ready(&client, &vm, timeout).await.with_context(created)?;
@@ -180,28 +182,6 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         Format::Table => eprintln!("VM {} is created; `orchard get vm {}` shows how far it is", vm.name, vm.name),
     }
     Ok(())
-}
-
-/// For how long a create is tried again whose answer does not come, and the pause before that.
-const CREATE_WITHIN: Duration = Duration::from_secs(60);
-const CREATE_PAUSE: Duration = Duration::from_secs(1);
-
-/// Creates the VM; tries again when it is not known whether the controller has done it, or when it cannot at the moment. Its
-/// key sees to it that this makes one VM.
-async fn create_once(client: &Client, request: &CreateVm) -> Result<Vm, ApiError> {
-    let until = Instant::now() + CREATE_WITHIN;
-    loop {
-        match client.call(request).await {
-            Err(error)
-                if matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable)
-                    && Instant::now() + CREATE_PAUSE < until =>
-            {
-                eprintln!("VM {} is not created yet ({error}); trying again", request.name);
-                tokio::time::sleep(CREATE_PAUSE).await;
-            }
-            answered => return answered,
-        }
-    }
 }
 
 /// The guest user's password, wherever it comes from.

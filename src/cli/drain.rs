@@ -7,7 +7,6 @@ use clap::Subcommand;
 use tokio::time::Instant;
 
 use super::client::Client;
-use super::list;
 use crate::bus::message::GetWorker;
 use crate::bus::placing::DrainWorker;
 use crate::config::duration;
@@ -92,7 +91,7 @@ async fn drained(name: &WorkerName, limit: Option<Duration>, client: &Client) ->
 
 /// What still runs there, for people.
 async fn left_on(name: &WorkerName, client: &Client) -> anyhow::Result<String> {
-    let all = list::all_vms(client).await?;
+    let all = client.vms().await?;
     let there = all.iter().filter(|vm| vm.worker.as_ref() == Some(name) && vm.status != VmStatus::Failed);
     let there: Vec<&str> = there.filter(|vm| !vm.assigned.is_empty()).map(|vm| vm.name.as_str()).collect();
     if there.is_empty() {

@@ -1,26 +1,20 @@
 //! `orchard events`: what happened, in order and without gaps, and what happens from now on.
 //!
-//! Following listens first and replays then; [`EventOrder`] joins both. Whatever the bus does not deliver, because a
-//! connection broke or the controller started over, is asked for by number.
+//! Following is [`crate::client::events`].
 
-use async_nats::Message;
+use std::ops::RangeInclusive;
+
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use futures_util::{Stream, StreamExt as _, stream};
-use tokio::time::Instant;
 
 use super::client::Client;
-use super::event_order::EventOrder;
-use super::follow::{Outage, SILENCE};
 use super::output::{self, Format, OutputArgs};
-use crate::bus::message::{self, EventPage, GetInfo, GetWorker, ListEvents};
-use crate::bus::subject;
+use crate::bus::message::{EventPage, GetWorker, ListEvents};
+use crate::client::events::{self, EventsError, Told};
+use crate::client::order::EventOrder;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{Event, EventFilter, EventNumber, EventObject, EventType};
 use crate::model::{VmName, WorkerName};
-
-/// What is listened to, of `model::access::EVENTS`; the audit trail has a command and numbers of its own.
-const KINDS: [&str; 2] = ["vm", "worker"];
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -95,75 +89,46 @@ async fn note_unknown(arguments: &EventsArgs, client: &Client) {
 
 async fn replay(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
     let mut order = EventOrder::after(arguments.after.unwrap_or(0));
-    while !ask(arguments, client, &mut order).await? {}
-    Ok(())
+    loop {
+        let after = order.position();
+        let page = client.call(&arguments.request(after)).await?;
+        if let Some(note) = trimmed(after, &page) {
+            eprintln!("{note}");
+        }
+        let last = page.last;
+        print(arguments, order.page(page)?)?;
+        // A page that does not advance would be asked for again for ever.
+        if order.position() >= last || order.position() == after {
+            return Ok(());
+        }
+    }
 }
 
 async fn follow(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
-    // Kind by kind: nobody but those who may follow the audit trail, too, is let listen to all at once.
-    let mut kinds = Vec::new();
-    for kind in KINDS {
-        kinds.push(client.bus().subscribe(&subject::events_of_kind(kind)).await?);
-    }
-    let mut live = stream::select_all(kinds);
-    let start = match arguments.after {
-        Some(number) => number,
-        None => client.call(&GetInfo {}).await?.last_event,
-    };
-    let mut order = EventOrder::after(start);
-    let mut behind = true;
-    let mut outage = Outage::default();
+    let mut events = client.events(arguments.filter(), arguments.after).await?;
     loop {
-        if behind {
-            let asked = outage.bear(ask(arguments, client, &mut order).await)?;
-            if asked == Some(false) {
-                continue; // that was not the last page
-            }
-        }
-        match next(&mut live).await {
-            Some(event) => {
-                print(arguments, order.live(event))?;
-                behind = order.has_gap();
-            }
-            // Silence may mean that nothing happens, or that nothing comes through.
-            None => behind = true,
+        match events.next().await.map_err(plain)? {
+            Told::Events(events) => print(arguments, events)?,
+            Told::Trimmed(numbers) => eprintln!("{}", not_kept(&numbers)),
+            Told::Waiting(error) => eprintln!("waiting for the controller: {error}"),
         }
     }
-}
-
-/// Asks for one page and prints it; yields whether that was the last one.
-async fn ask(arguments: &EventsArgs, client: &Client, order: &mut EventOrder) -> anyhow::Result<bool> {
-    let after = order.position();
-    let page = client.call(&arguments.request(after)).await?;
-    if let Some(note) = trimmed(after, &page) {
-        eprintln!("{note}");
-    }
-    let last = page.last;
-    print(arguments, order.page(page)?)?;
-    // A page that does not advance would be asked for again for ever.
-    Ok(order.position() >= last || order.position() == after)
 }
 
 /// What to tell when events between `after` and the page are no longer kept.
 pub(super) fn trimmed(after: EventNumber, page: &EventPage) -> Option<String> {
-    let first_wanted = after.saturating_add(1);
-    (page.first_kept > first_wanted && page.last > after)
-        .then(|| format!("events #{first_wanted} to #{} are no longer kept", page.first_kept - 1))
+    events::trimmed(after, page).map(|numbers| not_kept(&numbers))
 }
 
-/// The next event from the bus; none after [`SILENCE`], or when what came was no event. Cancel safe.
-async fn next(live: &mut (impl Stream<Item = Message> + Unpin)) -> Option<Event> {
-    let silence = Instant::now() + SILENCE;
-    match tokio::time::timeout_at(silence, live.next()).await {
-        Ok(Some(message)) => message::decode::<Event>(&message.payload)
-            .inspect_err(|error| tracing::warn!("an event on {} cannot be read: {error}", message.subject))
-            .ok(),
-        Ok(None) => {
-            // The subscription is over: go on by asking alone.
-            tokio::time::sleep_until(silence).await;
-            None
-        }
-        Err(_) => None,
+fn not_kept(numbers: &RangeInclusive<EventNumber>) -> String {
+    format!("events #{} to #{} are no longer kept", numbers.start(), numbers.end())
+}
+
+/// The error itself, which says more to whoever decides on the exit code.
+fn plain(error: EventsError) -> anyhow::Error {
+    match error {
+        EventsError::Api(error) => error.into(),
+        EventsError::History(error) => error.into(),
     }
 }
 

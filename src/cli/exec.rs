@@ -1,5 +1,5 @@
-//! `orchard exec`: one command in a VM, word for word, with its own input, output, variables and folder. `exec_session` has the
-//! sessions that outlive their client, `ssh` the shell for people.
+//! `orchard exec`: one command in a VM, or on a worker's machine, word for word, with its own input, output, variables and folder.
+//! `exec_session` has the sessions that outlive their client, `ssh` the shell for people.
 //!
 //! Each call has an SSH connection of its own, as servers allow few sessions on one; only the guest's load bounds how many run at
 //! once.
@@ -11,17 +11,18 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
+use super::connect::Place;
 use super::interrupt::Interrupt;
-use super::output::OutputError;
-use super::ssh::{Target, exit_code};
+use super::login::LoginArgs;
+use super::ssh::finish;
+use super::target::{SSH_PORT, Target};
 use super::{Interrupted, UsageError, exec_session};
 use crate::config::duration;
-use crate::model::VmName;
 use crate::model::secret::Secret;
-use crate::model::vm::{DEFAULT_GUEST_PASSWORD, DEFAULT_GUEST_USER};
+use crate::model::{VmName, WorkerName};
 use crate::ssh::client::{Program, Session, Stdio};
 use crate::ssh::quote::{ScriptTextError, command_line};
-use crate::ssh::{Login, SshError, stdin, terminal};
+use crate::ssh::{stdin, terminal};
 use crate::tunnel::exec::MAX_COMMAND;
 use tokio::sync::watch;
 
@@ -45,25 +46,38 @@ when its client, the network or the controller goes away, and ends with the VM, 
 or by --end. The last 16 MiB of what it said are kept, and for ten minutes after its end; what had to go
 before that is told. While somebody is attached the command waits for them and nothing goes.
 `orchard list execs vm NAME` shows an account's sessions.")]
-    Vm(Box<ExecArgs>),
+    Vm(Box<VmArgs>),
+    /// Run a command on a worker's own machine, word for word, with the role admin:write; exits as the command did
+    #[command(after_help = "\
+Examples:
+  orchard exec worker mini-1 -- df -h
+  orchard exec worker -u ops -i mini-1 -- sh -s < upgrade.sh
+
+It logs in to the machine's own SSH server, as `orchard ssh worker` does, which see.")]
+    Worker(Box<WorkerArgs>),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct ExecArgs {
-    /// Pass this command's standard input on
-    #[arg(long, short)]
-    interactive: bool,
-    /// Run it in a terminal, which is this one; implies --interactive
-    #[arg(long, short)]
-    tty: bool,
-    /// A variable for the command; without a value, this environment's
-    #[arg(long, short, value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-    /// The folder to run it in [default: the user's home]
-    #[arg(long, short, value_name = "DIR")]
-    workdir: Option<String>,
+pub(super) struct WorkerArgs {
     #[command(flatten)]
-    login: LoginArgs,
+    options: Options,
+    /// Where the machine's SSH server listens
+    #[arg(long, default_value_t = SSH_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// How long to wait for the machine to answer
+    #[arg(long, default_value = "0s", value_parser = duration::parse)]
+    wait: Duration,
+    /// The worker's name
+    name: WorkerName,
+    /// What to run there: a program and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND", required = true)]
+    command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VmArgs {
+    #[command(flatten)]
+    options: Options,
     /// How long to wait for the VM to answer
     #[arg(long, default_value = "60s", value_parser = duration::parse)]
     wait: Duration,
@@ -87,25 +101,23 @@ pub(super) struct ExecArgs {
     command: Vec<String>,
 }
 
-/// Who to log in to the guest as.
+/// What there is to say of a command, wherever it runs.
 #[derive(Debug, Args)]
-pub(super) struct LoginArgs {
-    /// Guest user [default: admin; in a session, the VM's]
-    #[arg(long, short, alias = "user", allow_hyphen_values = true)]
-    username: Option<String>,
-    /// That user's password [default: admin; in a session, the VM's]
-    #[arg(long, short, allow_hyphen_values = true)]
-    password: Option<String>,
-}
-
-impl LoginArgs {
-    /// What is given, or the default.
-    pub(super) fn login(&self) -> Login {
-        Login {
-            user: self.username.clone().unwrap_or_else(|| DEFAULT_GUEST_USER.to_owned()),
-            password: Secret::new(self.password.as_deref().unwrap_or(DEFAULT_GUEST_PASSWORD)),
-        }
-    }
+struct Options {
+    /// Pass this command's standard input on
+    #[arg(long, short)]
+    interactive: bool,
+    /// Run it in a terminal, which is this one; implies --interactive
+    #[arg(long, short)]
+    tty: bool,
+    /// A variable for the command; without a value, this environment's
+    #[arg(long, short, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// The folder to run it in [default: the user's home]
+    #[arg(long, short, value_name = "DIR")]
+    workdir: Option<String>,
+    #[command(flatten)]
+    login: LoginArgs,
 }
 
 /// Yields the exit code.
@@ -114,43 +126,56 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     connect: impl FnOnce() -> F,
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<u8> {
-    let Exec::Vm(arguments) = command;
-    if arguments.tty && !terminal::is_interactive() {
+    let (place, port, options, wait, session, words) = match command {
+        Exec::Vm(arguments) => {
+            let VmArgs { options, wait, session, attach: _, after, end, name, command } = *arguments;
+            let session = session.map(|session| (session, after.unwrap_or(0), end));
+            (Place::Vm(name), SSH_PORT, options, wait, session, command)
+        }
+        Exec::Worker(arguments) => {
+            let WorkerArgs { options, port, wait, name, command } = *arguments;
+            (Place::Worker(name), port, options, wait, None, command)
+        }
+    };
+    if options.tty && !terminal::is_interactive() {
         return Err(
             UsageError("--tty needs a terminal, and the standard input is none; leave -t out".to_owned()).into()
         );
     }
-    let line = match arguments.command.is_empty() {
+    if session.is_some() && !options.login.identity.is_empty() {
+        let why = "the worker logs in for a session, and has no key of yours; leave --identity or --session out";
+        return Err(UsageError(why.to_owned()).into());
+    }
+    let line = match words.is_empty() {
         true => None,
-        false => Some(line(&arguments)?),
+        false => Some(line(&options, &words)?),
     };
-    let found = async { Target::find(&connect().await?, arguments.name.clone()).await };
+    let login = options.login.login(&place)?;
+    let found = async { Target::find(&connect().await?, place).await };
     let target = tokio::select! {
         target = found => target?,
         () = interrupt.wait() => return Err(Interrupted.into()),
     };
     let work = async {
-        match (&arguments.session, line) {
-            (Some(session), line) => {
+        match (session, line) {
+            (Some((session, after, end)), line) => {
                 let wanted = exec_session::Wanted {
-                    session: session.clone(),
+                    session,
                     line,
-                    shown: arguments.command.join(" "),
-                    interactive: arguments.interactive || arguments.tty,
-                    tty: arguments.tty,
-                    user: arguments.login.username.clone(),
-                    password: arguments.login.password.clone().map(Secret::new),
-                    after: arguments.after.unwrap_or(0),
-                    end: arguments.end,
+                    shown: words.join(" "),
+                    interactive: options.interactive || options.tty,
+                    tty: options.tty,
+                    user: options.login.username.clone(),
+                    password: options.login.password.clone().map(Secret::new),
+                    after,
+                    end,
                 };
-                exec_session::run(&target, &wanted, arguments.wait).await
+                exec_session::run(&target, &wanted, wait).await
             }
-            (None, Some(line)) => match target.connect(&arguments.login.login(), arguments.wait).await {
-                Ok((session, silence)) => {
-                    target.unless_hung(silence, execute(session, &line, &arguments, target.dialer.lost())).await
-                }
-                Err(error) => Err(error),
-            },
+            (None, Some(line)) => {
+                let (session, silence) = target.connect(port, &login, wait).await?;
+                target.unless_hung(silence, execute(&session, &line, &options, target.dialer.lost())).await
+            }
             (None, None) => Err(UsageError("there is no command to run".to_owned()).into()),
         }
     };
@@ -163,10 +188,10 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     code
 }
 
-fn line(arguments: &ExecArgs) -> anyhow::Result<String> {
+fn line(options: &Options, words: &[String]) -> anyhow::Result<String> {
     let wrong = |error: ScriptTextError| UsageError(error.to_string());
-    let env = variables(&arguments.env, |name| std::env::var(name).ok())?;
-    let line = command_line(&arguments.command, &env, arguments.workdir.as_deref()).map_err(wrong)?;
+    let env = variables(&options.env, |name| std::env::var(name).ok())?;
+    let line = command_line(words, &env, options.workdir.as_deref()).map_err(wrong)?;
     match line.len() {
         // A guest's kernel takes no longer argument, and says so less clearly.
         len if len > MAX_COMMAND => Err(UsageError(format!(
@@ -193,30 +218,17 @@ fn variables(
 }
 
 /// `lost`: whether the session stands still, as what carried it was lost.
-async fn execute(
-    session: Session,
-    line: &str,
-    arguments: &ExecArgs,
-    lost: watch::Receiver<bool>,
-) -> anyhow::Result<u8> {
-    let status = if arguments.tty {
-        terminal::interactive(&session, Program::Command(line), lost).await?
-    } else {
-        let (stdout, stderr) = (tokio::io::stdout(), tokio::io::stderr());
-        let ended = match arguments.interactive {
-            true => {
-                let stdin = stdin::stdin().context("cannot read the standard input")?;
-                session.exec(line, Stdio { stdin, stdout, stderr }).await
-            }
-            false => session.exec(line, Stdio { stdin: tokio::io::empty(), stdout, stderr }).await,
-        };
-        ended.map_err(|error| match error {
-            SshError::Local { what: "standard output", source } => OutputError::from(source).into(),
-            error => anyhow::Error::new(error),
-        })?
+async fn execute(session: &Session, line: &str, options: &Options, lost: watch::Receiver<bool>) -> anyhow::Result<u8> {
+    let (stdout, stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    let ended = match (options.tty, options.interactive) {
+        (true, _) => terminal::interactive(session, Program::Command(line), lost).await,
+        (false, true) => {
+            let stdin = stdin::stdin().context("cannot read the standard input")?;
+            session.exec(line, Stdio { stdin, stdout, stderr }).await
+        }
+        (false, false) => session.exec(line, Stdio { stdin: tokio::io::empty(), stdout, stderr }).await,
     };
-    session.close().await;
-    Ok(exit_code(&status))
+    finish(session, ended).await
 }
 
 #[cfg(test)]
@@ -228,10 +240,10 @@ mod tests {
     #[derive(Parser)]
     struct Only {
         #[command(flatten)]
-        exec: ExecArgs,
+        exec: VmArgs,
     }
 
-    fn parse(arguments: &[&str]) -> Result<ExecArgs, clap::Error> {
+    fn parse(arguments: &[&str]) -> Result<VmArgs, clap::Error> {
         Only::try_parse_from(["exec"].iter().chain(arguments)).map(|only| only.exec)
     }
 
@@ -239,10 +251,10 @@ mod tests {
     fn options_stand_before_the_command_and_the_rest_is_its_own() {
         let exec = parse(&["-e", "A=1", "-i", "a", "--", "ls", "-la", "-t", "--env", "x"]).unwrap();
         assert_eq!(
-            (exec.command, exec.tty, exec.interactive),
+            (exec.command, exec.options.tty, exec.options.interactive),
             (["ls", "-la", "-t", "--env", "x"].map(str::to_owned).into(), false, true)
         );
-        assert!(parse(&["-it", "a", "top"]).unwrap().tty);
+        assert!(parse(&["-it", "a", "top"]).unwrap().options.tty);
         assert!(parse(&["a"]).is_err(), "no command");
         assert!(parse(&["--session", "s", "--attach", "a"]).unwrap().command.is_empty());
         for wrong in [
@@ -258,14 +270,18 @@ mod tests {
 
     #[test]
     fn variables_are_given_or_taken_from_here() {
+        let line_of = |arguments: &[&str]| {
+            let exec = parse(arguments).unwrap();
+            line(&exec.options, &exec.command)
+        };
         let here = |name: &str| (name == "HERE").then(|| "it's".to_owned());
         let given = ["A=b=c", "HERE", "E=", "A=2"].map(str::to_owned);
         let read = variables(&given, here).unwrap();
         let shown: Vec<_> = read.iter().map(|(name, value)| format!("{name}={}", value.expose())).collect();
         assert_eq!(shown, ["A=2", "E=", "HERE=it's"]);
         assert!(variables(&["GONE".to_owned()], here).unwrap_err().to_string().contains("GONE=VALUE"));
-        assert!(line(&parse(&["-e", "1A=x", "a", "ls"]).unwrap()).unwrap_err().is::<UsageError>());
+        assert!(line_of(&["-e", "1A=x", "a", "ls"]).unwrap_err().is::<UsageError>());
         let long = "x".repeat(MAX_COMMAND);
-        assert!(line(&parse(&["a", "echo", &long]).unwrap()).unwrap_err().to_string().contains("standard input"));
+        assert!(line_of(&["a", "echo", &long]).unwrap_err().to_string().contains("standard input"));
     }
 }

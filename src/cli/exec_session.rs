@@ -13,9 +13,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::client::Client;
-use super::connect::Stream;
+use super::connect::{Place, Stream};
 use super::output::{self, Format, OutputArgs, OutputError, Table, ago};
-use super::ssh::{Failure, Target};
+use super::target::{Failure, Target};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::{Timestamp, VmName};
@@ -178,7 +178,7 @@ struct Hint {
 
 impl Hint {
     fn new(target: &Target, wanted: &Wanted) -> Self {
-        let command = format!("orchard exec vm {} --session {} --attach", target.name, wanted.session);
+        let command = format!("orchard exec vm {} --session {} --attach", target.place.name(), wanted.session);
         Self { is_there: false, command }
     }
 }
@@ -335,7 +335,7 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), data: &[u8]) -> std::io::Resu
 /// Prints the sessions of this account.
 pub(super) async fn list(command: ListExecs, client: &Client, now: Timestamp) -> anyhow::Result<()> {
     let ListExecs::Vm { name, output } = command;
-    let target = Target::find(client, name).await?;
+    let target = Target::find(client, Place::Vm(name)).await?;
     let listed = async |deadline| match Link::open(&target, deadline).await?.ask(&Asked::List {}).await? {
         Told::Sessions { sessions } => Ok(sessions),
         _ => Err(Failure::from(ApiError::new(ErrorCode::Internal, "the worker gave an answer that does not fit"))),

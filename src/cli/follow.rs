@@ -1,15 +1,11 @@
 //! Following what the controller stores, page by page: what `events`, `audit` and `logs` have in common. What the bus
 //! delivers is a signal to ask; so nothing is missed, printed twice or out of order.
 
-use std::time::Duration;
-
 use async_nats::Subscriber;
 use futures_util::{FutureExt as _, StreamExt as _};
 
-use crate::model::error::{ApiError, ErrorCode};
-
-/// How long silence may last before the controller is asked whether something was missed.
-pub(super) const SILENCE: Duration = Duration::from_secs(3);
+use crate::client::events::SILENCE;
+use crate::client::is_passing;
 
 /// Whether the controller answered when it was last asked.
 #[derive(Debug, Default)]
@@ -25,7 +21,7 @@ impl Outage {
                 self.told = false;
                 Ok(Some(answer))
             }
-            Err(error) if is_passing(&error) => {
+            Err(error) if error.downcast_ref().is_some_and(is_passing) => {
                 if !std::mem::replace(&mut self.told, true) {
                     eprintln!("waiting for the controller: {error}");
                 }
@@ -56,16 +52,10 @@ pub(super) async fn follow(
     }
 }
 
-/// Whether an error may be gone at the next try.
-fn is_passing(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<ApiError>()
-        .is_some_and(|error| matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::error::{ApiError, ErrorCode};
 
     #[test]
     fn a_controller_that_is_away_is_waited_for_and_a_refusal_is_not() {

@@ -1,29 +1,19 @@
-//! `orchard port-forward`: a local TCP port whose every connection goes to a port of a VM.
+//! `orchard port-forward`: local TCP ports whose every connection goes to a port of a VM, or of a worker's machine.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use futures_util::future::select_all;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
 
 use super::client::Client;
-use super::connect::{Dialer, Opened};
+use super::connect::{Dialer, End, Place, tell};
 use super::serve::signals::{Signals, Stop};
-use super::ssh::standing;
-use super::{Interrupted, output};
-use crate::bus::message::OpenTunnel;
-use crate::model::error::{ApiError, ErrorCode};
-use crate::model::{VmName, VmUid};
-
-/// Connections at once; a further one waits until one of them ends.
-const MAX_CONNECTIONS: usize = 256;
-/// Pause after a failed accept, which is mostly a lack of file descriptors: gives others time to free some.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use super::target::standing;
+use super::{Interrupted, listen, output};
+use crate::model::error::ErrorCode;
+use crate::model::{VmName, WorkerName};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PortForward {
@@ -34,13 +24,31 @@ Examples:
   orchard port-forward vm build-1 22        a free local port, printed, leads to port 22
   orchard port-forward vm build-1 8080:80 5432:5432
   orchard port-forward vm build-1 0.0.0.0:8080:80   for other machines, too: whoever reaches this port gets in")]
-    Vm(ForwardArgs),
+    Vm(VmArgs),
+    /// Reach TCP ports of a worker's own machine through ports of this one, with the role admin:write, until Ctrl-C
+    #[command(after_help = "\
+Examples:
+  orchard port-forward worker mini-1 5900        a free local port, printed, leads to the screen of the machine
+  orchard port-forward worker mini-1 9100:9100 2222:22
+
+The ports are those of the machine's loopback address (127.0.0.1). It takes the role admin:write; and a worker
+that runs with --no-host-access lets nobody in.")]
+    Worker(WorkerArgs),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct ForwardArgs {
+pub(super) struct VmArgs {
     /// The VM's name
     name: VmName,
+    /// The ports; without LOCAL or with 0, a free one is taken; without ADDR, only this machine gets in
+    #[arg(value_name = "[[ADDR:]LOCAL:]REMOTE", value_parser = parse_ports, required = true)]
+    ports: Vec<Ports>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WorkerArgs {
+    /// The worker's name
+    name: WorkerName,
     /// The ports; without LOCAL or with 0, a free one is taken; without ADDR, only this machine gets in
     #[arg(value_name = "[[ADDR:]LOCAL:]REMOTE", value_parser = parse_ports, required = true)]
     ports: Vec<Ports>,
@@ -57,26 +65,30 @@ struct Ports {
 fn parse_ports(text: &str) -> Result<Ports, String> {
     let wrong = || format!("{text:?} is not [[ADDR:]LOCAL:]REMOTE, such as 8080:80, 22 or 0.0.0.0:8080:80");
     let (local, remote) = text.rsplit_once(':').unwrap_or(("0", text));
-    let remote = remote.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
-    let local = match local.rsplit_once(':') {
-        Some(_) => local.parse().map_err(|_| wrong())?,
-        None => SocketAddr::from((Ipv4Addr::LOCALHOST, local.parse().map_err(|_| wrong())?)),
-    };
-    Ok(Ports { local, remote })
+    let remote = listen::parse_port(remote).ok_or_else(wrong)?;
+    Ok(Ports { local: listen::parse_local(local).ok_or_else(wrong)?, remote })
 }
 
 pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result<()> {
-    let PortForward::Vm(ForwardArgs { name, ports }) = command;
+    let (place, ports) = match command {
+        PortForward::Vm(VmArgs { name, ports }) => (Place::Vm(name), ports),
+        PortForward::Worker(WorkerArgs { name, ports }) => (Place::Worker(name), ports),
+    };
     let known = Arc::new(OnceLock::new());
-    if let Some(vm) = client.vm_if_visible(&name).await? {
+    if let Place::Vm(name) = &place
+        && let Some(vm) = client.vm_if_visible(name).await?
+    {
         standing(vm.uid, &vm).map_err(|why| anyhow::anyhow!(why))?;
-        known.get_or_init(|| vm.uid);
+        known.get_or_init(|| End::Vm { uid: vm.uid, attempt: None });
     }
-    // Who may not, or asks for a VM that is not there, is told so now and not at each connection. What may pass, such as a
+    let dialer = Dialer::new(client.clone());
+    // Who may not, or asks for what is not there, is told so now and not at each connection. What may pass, such as a
     // worker that is away, is told then.
     if let Some(Ports { remote, .. }) = ports.first() {
-        match client.call(&OpenTunnel { vm: name.clone(), port: *remote }).await {
-            Err(refused) if matches!(refused.code, ErrorCode::Forbidden | ErrorCode::NotFound) => {
+        match dialer.ask(&place, *remote).await {
+            Err(refused)
+                if matches!(refused.code, ErrorCode::Forbidden | ErrorCode::NotFound | ErrorCode::UnknownVerb) =>
+            {
                 return Err(refused.into());
             }
             _ => {}
@@ -85,90 +97,53 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
     // All of them or none.
     let mut listeners = Vec::new();
     for Ports { local, remote } in ports {
-        let listener = TcpListener::bind(local).await;
-        let listener = listener.with_context(|| format!("cannot listen on {local}; another LOCAL port may be free"))?;
-        listeners.push((listener, remote));
+        listeners.push((listen::bind(local).await?, remote));
     }
     let mut signals = Signals::install()?;
-    let dialer = Dialer::new(client.clone());
     let mut forwards = Vec::new();
     for (listener, remote) in listeners {
-        output::line(&format!("forwarding {} -> {name}:{remote}", listener.local_addr()?))?;
-        let (dialer, vm) = (dialer.clone(), name.clone());
-        let open = move || {
-            let (dialer, vm) = (dialer.clone(), vm.clone());
-            async move { dialer.open(&vm, remote).await }
-        };
-        forwards.push(Box::pin(serve(listener, known.clone(), format!("{name}:{remote}"), open)));
+        let target = format!("{}:{remote}", place.name());
+        output::line(&format!("forwarding {} -> {target}", listener.local_addr()?))?;
+        forwards.push(forward(listener, dialer.clone(), place.clone(), remote, known.clone()));
     }
-    let ending = dialer;
     let ended = tokio::select! {
-        (never, ..) = select_all(forwards) => match never {},
+        never = listen::all(forwards) => match never {},
         error = client.shut_out() => Err(error.into()),
         stop = signals.wait() => match stop {
             Stop::Interrupted => Err(Interrupted.into()),
             Stop::Terminated => Ok(()),
         },
     };
-    ending.close().await;
+    dialer.close().await;
     ended
 }
 
-/// Accepts connections for ever; each gets a stream of its own from `open`. One that fails is told of on standard error
-/// and closed. Dropping the future closes all.
-async fn serve<F>(
+/// Leads the connections that come to `listener` to a port of `place`, for ever. `first` is which one of that name it is, once
+/// that is known. Dropping the future closes them all, but for what [`Dialer::close`] does.
+pub(super) async fn forward(
     listener: TcpListener,
-    first: Arc<OnceLock<VmUid>>,
-    target: String,
-    open: impl Fn() -> F,
-) -> std::convert::Infallible
-where
-    F: Future<Output = Result<Opened, ApiError>> + Send + 'static,
-{
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let permit = Arc::clone(&permits).acquire_owned().await;
-        let (socket, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                eprintln!("cannot accept a connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
+    dialer: Dialer,
+    place: Place,
+    remote: u16,
+    first: Arc<OnceLock<End>>,
+) -> Infallible {
+    let target = format!("{}:{remote}", place.name());
+    let shown = target.clone();
+    let open = move |_| {
+        let (dialer, place, first, shown) = (dialer.clone(), place.clone(), first.clone(), shown.clone());
+        async move {
+            let opened = dialer.open(&place, remote).await.map_err(|error| error.to_string())?;
+            if !opened.end.is(first.get_or_init(|| opened.end.clone())) {
+                tell(&format!("{shown}: this is a new one of the same name"));
             }
-        };
-        let (opening, target, first) = (open(), target.clone(), first.clone());
-        connections.spawn(async move {
-            let _permit = permit;
-            match opening.await {
-                Ok(opened) => {
-                    if opened.uid != *first.get_or_init(|| opened.uid) {
-                        eprintln!("{target}: this is a new VM of the same name");
-                    }
-                    splice(socket, opened, &target, peer).await;
-                }
-                Err(error) => eprintln!("{target}: {error}"),
-            }
-        });
-    }
-}
-
-/// Carries bytes both ways until both sides have said that they are done.
-async fn splice(mut socket: TcpStream, mut opened: Opened, target: &str, peer: SocketAddr) {
-    let _ = socket.set_nodelay(true);
-    match tokio::io::copy_bidirectional(&mut socket, &mut opened.stream).await {
-        // QEMU's network accepts a connection before it knows whether the guest will.
-        Ok((_, 0)) => eprintln!("{target}: {peer} got nothing from the VM; does something listen on that port there?"),
-        Ok((up, down)) => tracing::debug!("{target}: {peer} is done, {up} bytes up, {down} down"),
-        Err(error) => eprintln!("{target}: the connection of {peer} broke: {error}"),
-    }
+            Ok(opened.stream)
+        }
+    };
+    listen::serve(listener, target, open).await
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
     use super::*;
 
     #[test]
@@ -182,53 +157,5 @@ mod tests {
         for bad in ["", "0", ":80", "80:", "1:2:3", "80:0", "70000", "http", "::1:8080:80", "localhost:8080:80"] {
             assert!(parse_ports(bad).is_err(), "{bad:?}");
         }
-    }
-
-    /// The guest's side of a stream: sends back in reverse what came, once the other side has said that it is done.
-    async fn guest(mut side: tokio::io::DuplexStream) {
-        let mut bytes = Vec::new();
-        side.read_to_end(&mut bytes).await.unwrap();
-        bytes.reverse();
-        side.write_all(&bytes).await.unwrap();
-        side.shutdown().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn each_connection_has_a_stream_and_a_failed_one_harms_no_other() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let uid: VmUid = "7f1c3f2e-6d0b-4b58-9d3e-3a3a4d0f2b11".parse().unwrap();
-        let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let guests = Arc::new(tokio::sync::Mutex::new(JoinSet::new()));
-        let open = move || {
-            let turn = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let guests = Arc::clone(&guests);
-            async move {
-                if turn == 0 {
-                    return Err(ApiError::new(ErrorCode::Unavailable, "the guest refuses"));
-                }
-                let (near, far) = tokio::io::duplex(1024);
-                guests.lock().await.spawn(guest(far));
-                Ok(Opened { stream: Box::new(near), uid, attempt: None, silence: None })
-            }
-        };
-        let _serving = crate::task::spawn(serve(listener, Arc::new(OnceLock::from(uid)), "vm:1".into(), open));
-        let talk = |payload: Vec<u8>| async move {
-            let mut socket = TcpStream::connect(address).await.unwrap();
-            let (mut read, mut write) = socket.split();
-            let mut answer = Vec::new();
-            let (sent, got) = tokio::join!(
-                async {
-                    write.write_all(&payload).await?;
-                    write.shutdown().await
-                },
-                read.read_to_end(&mut answer)
-            );
-            sent.and(got.map(drop)).map(|()| answer)
-        };
-        assert!(talk(Vec::new()).await.unwrap_or_default().is_empty(), "the first stream cannot be opened");
-        let (a, b) = tokio::join!(talk(vec![1, 2, 3]), talk(vec![7; 100_000]));
-        assert_eq!(a.unwrap(), [3, 2, 1]);
-        assert_eq!(b.unwrap().len(), 100_000);
     }
 }

@@ -1,9 +1,10 @@
-//! Whether a guest shows the host key that it showed before: for `ssh`, `exec` and `cp`. The store is `config::known_hosts`.
+//! Whether a guest, or a worker's machine, shows the host key that it showed before: for `ssh`, `exec` and `cp`. The store is
+//! `config::known_hosts`.
 
+use super::connect::{End, Place};
 use super::output::clean;
-use crate::config::known_hosts::{KnownHosts, Verdict, alias};
+use crate::config::known_hosts::{KnownHosts, Verdict, alias, host_alias};
 use crate::config::{Home, HomeError};
-use crate::model::{Attempt, VmName, VmUid};
 use crate::ssh::{HostKey, HostKeyCheck};
 
 /// What this user's machine remembers of host keys.
@@ -16,27 +17,34 @@ impl HostKeys {
         Ok(Self(KnownHosts::new(Home::locate()?)))
     }
 
-    /// The check of one login to one start of a VM.
-    pub(super) fn check_of(&self, name: &VmName, uid: VmUid, attempt: Option<Attempt>) -> impl HostKeyCheck + use<> {
-        let (known, name, alias) = (self.0.clone(), name.clone(), alias(uid, attempt));
+    /// The check of one login to one start of a VM, or to one machine.
+    pub(super) fn check_of(&self, place: &Place, end: &End) -> impl HostKeyCheck + use<> {
+        let alias = match end {
+            End::Vm { uid, attempt } => alias(*uid, *attempt),
+            End::Host { machine_id } => host_alias(place.name(), machine_id),
+        };
+        let (known, place) = (self.0.clone(), place.clone());
         move |key: &HostKey| match known.check(&alias, &key.openssh) {
             Ok(Verdict::Known | Verdict::New) => Ok(()),
-            Ok(Verdict::Changed(_)) => Err(changed(&name, &alias, &known)),
+            Ok(Verdict::Changed(_)) => Err(changed(&place, &alias, &known)),
             // As `ssh` does: whoever cannot keep it has no other key to hold against it either.
             Err(error) => {
                 let why = clean(&format!("{:#}", anyhow::Error::new(error)));
-                eprintln!("WARNING: the host key of VM {name} is not remembered: {why}");
+                eprintln!("WARNING: the host key of {place} is not remembered: {why}");
                 Ok(())
             }
         }
     }
 }
 
-fn changed(name: &VmName, alias: &str, known: &KnownHosts) -> String {
+fn changed(place: &Place, alias: &str, known: &KnownHosts) -> String {
+    let although = match place {
+        Place::Vm(_) => "it is the same VM with the same disk",
+        Place::Worker(_) => "it is the same machine",
+    };
     format!(
-        "it is another one than VM {name} showed before, although it is the same VM with the same disk. Either somebody made \
-         new keys in the guest, or what answers is not that guest. If the change is intended, forget the old key: \
-         ssh-keygen -R {alias} -f {}",
+        "it is another one than {place} showed before, although {although}. Either somebody made new keys there, or what \
+         answers is something else. If the change is intended, forget the old key: ssh-keygen -R {alias} -f {}",
         known.path().display()
     )
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
+use super::connect::Place;
 use super::output::{self, Format, OutputArgs};
-use super::ssh::{Failure, Target};
-use crate::bus::message::{GetAddress, VmAddress};
+use super::target::{Failure, Target};
+use crate::bus::connect::{GetAddress, VmAddress};
 use crate::config::duration;
 use crate::model::VmName;
 use crate::model::error::ErrorCode;
@@ -41,7 +42,7 @@ pub(super) struct IpArgs {
 
 pub(super) async fn run(command: Ip, client: &Client) -> anyhow::Result<()> {
     let Ip::Vm(IpArgs { wait, output, name }) = command;
-    let target = Target::find(client, name.clone()).await?;
+    let target = Target::find(client, Place::Vm(name.clone())).await?;
     let asked = async |_| {
         // The worker has its own deadline, and the bus one above that.
         client.call_within(&GetAddress { vm: name.clone() }, ANSWER).await.map_err(|error| match error.code {

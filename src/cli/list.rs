@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
 use super::{accounts, bootstrap, exec_session, images};
-use crate::bus::message::{ListVms, ListWorkers};
+use crate::bus::message::ListWorkers;
 use crate::bus::strays::{ListStrays, StrayView};
 use crate::model::vm::Vm;
 use crate::model::worker::WorkerView;
@@ -94,7 +94,7 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
     let now = Clock::start().now().wall;
     match command {
         List::Vms(arguments) => {
-            let vms = all_vms(client).await?;
+            let vms = client.vms().await?;
             print(&arguments, &vms, |vm| vm.name.to_string(), |vms| vm_table(vms, now))
         }
         List::Workers(arguments) => {
@@ -132,19 +132,6 @@ fn print<T: serde::Serialize>(
         (false, Format::Table) => table(items).print()?,
     }
     Ok(())
-}
-
-pub(super) async fn all_vms(client: &Client) -> anyhow::Result<Vec<Vm>> {
-    let mut all: Vec<Vm> = Vec::new();
-    loop {
-        let after = all.last().map(|vm| vm.name.clone());
-        let page = client.call(&ListVms { after, limit: 0 }).await?;
-        let more = page.more && !page.vms.is_empty();
-        all.extend(page.vms);
-        if !more {
-            return Ok(all);
-        }
-    }
 }
 
 async fn all_workers(client: &Client) -> anyhow::Result<Vec<WorkerView>> {

@@ -14,7 +14,6 @@ mod cp;
 mod create;
 mod delete;
 mod drain;
-mod event_order;
 mod events;
 mod exec;
 mod exec_session;
@@ -26,6 +25,8 @@ mod images;
 mod interrupt;
 mod ip;
 mod list;
+mod listen;
+mod login;
 mod logs;
 mod output;
 mod pairs;
@@ -37,6 +38,8 @@ mod serve;
 mod settings;
 mod ssh;
 mod ssh_config;
+mod target;
+mod vnc;
 mod wait;
 
 use clap::{Args, Parser, Subcommand};
@@ -137,10 +140,10 @@ enum Command {
     Events(events::EventsArgs),
     /// Show who asked for what and what came of it, record by record
     Audit(audit::AuditArgs),
-    /// Run a command or a shell in a VM
+    /// Run a command or a shell in a VM, or on a worker's machine
     #[command(subcommand)]
     Ssh(ssh::Ssh),
-    /// Run a command in a VM, word for word
+    /// Run a command in a VM, or on a worker's machine, word for word
     #[command(subcommand)]
     Exec(exec::Exec),
     /// Copy files into a VM or out of it
@@ -148,7 +151,7 @@ enum Command {
     /// Print the address of a VM
     #[command(subcommand)]
     Ip(ip::Ip),
-    /// Connect standard input and output to a TCP port of a VM
+    /// Connect standard input and output to a TCP port of a VM, or of a worker's machine
     #[command(subcommand)]
     Proxy(proxy::Proxy),
     /// Print a configuration by which ssh, scp, sftp and rsync reach VMs
@@ -156,9 +159,12 @@ enum Command {
     /// Have workers fetch an image before a VM needs it
     #[command(subcommand)]
     Pull(images::Pull),
-    /// Reach a TCP port of a VM through a port of this machine
+    /// Reach a TCP port of a VM, or of a worker's machine, through a port of this machine
     #[command(subcommand)]
     PortForward(forward::PortForward),
+    /// Look at the screen of a VM
+    #[command(subcommand)]
+    Vnc(vnc::Vnc),
     /// Make controllers known to this machine, and choose among them
     #[command(subcommand)]
     Context(context::ContextCommand),
@@ -216,6 +222,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             let (client, interrupt) = connect(&home, &global).await?;
             drop(interrupt);
             proxy::run(command, &client).await?;
+            Ok(0)
+        }
+        Command::Vnc(command) => {
+            let (client, interrupt) = connect(&home, &global).await?;
+            drop(interrupt);
+            vnc::run(command, &client).await?;
             Ok(0)
         }
         Command::Exec(command) => {
@@ -284,6 +296,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         | Command::Broker(_)
         | Command::PortForward(_)
         | Command::Proxy(_)
+        | Command::Vnc(_)
         | Command::Exec(_)
         | Command::Cp(_)
         | Command::Ssh(_) => {}

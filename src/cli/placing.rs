@@ -8,7 +8,6 @@ use clap::Subcommand;
 use tokio::time::Instant;
 
 use super::client::Client;
-use super::list;
 use super::output::{self, Format, OutputArgs, Table};
 use crate::bus::message::GetWorker;
 use crate::bus::placing::{ExplainVm, Explained, PauseWorker, ResumeWorker};
@@ -124,7 +123,7 @@ async fn left_on(name: &WorkerName, client: &Client) -> anyhow::Result<usize> {
     if client.call(&GetWorker { name: name.clone() }).await?.vms == 0 {
         return Ok(0);
     }
-    let all = list::all_vms(client).await?;
+    let all = client.vms().await?;
     Ok(all
         .iter()
         .filter(|vm| vm.worker.as_ref() == Some(name) && vm.status != VmStatus::Failed && !vm.is_off())

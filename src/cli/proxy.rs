@@ -1,5 +1,5 @@
-//! `orchard proxy`: this process's standard input and output as a connection to a TCP port of a VM, as OpenSSH's
-//! `ProxyCommand` wants one.
+//! `orchard proxy`: this process's standard input and output as a connection to a TCP port of a VM, or of a worker's machine, as
+//! OpenSSH's `ProxyCommand` wants one.
 //!
 //! Both ways end by themselves. The end of what the VM sends closes the standard output at once, although the process lives on
 //! to send the rest: whoever reads a pipe learns of an end by nothing else.
@@ -15,11 +15,11 @@ use tokio::time::Instant;
 
 use super::Interrupted;
 use super::client::Client;
-use super::connect::{Opened, Stream};
+use super::connect::{End as Far, Opened, Place, Stream};
 use super::serve::signals::{Signals, Stop};
-use super::ssh::{Failure, SSH_PORT, Target};
+use super::target::{Failure, SSH_PORT, Target};
 use crate::config::duration;
-use crate::model::{CopyId, VmName};
+use crate::model::{CopyId, VmName, WorkerName};
 use crate::ssh::{banner, stdin};
 
 #[derive(Debug, Subcommand)]
@@ -34,11 +34,33 @@ Examples:
 Exits with 0 when both sides have ended in order, else with 1 and the reason on standard error. With
 --wait, port 22 counts as open when an SSH server greets there. `orchard ssh-config` prints a
 configuration for ssh that uses this.")]
-    Vm(ProxyArgs),
+    Vm(VmArgs),
+    /// Connect standard input and output to a TCP port of a worker's own machine, with the role admin:write
+    #[command(after_help = "\
+Examples:
+  ssh -o ProxyCommand='orchard proxy worker mini-1 %p' ops@mini-1
+  orchard proxy worker mini-1 9100 < request
+
+The port is one of the machine's loopback address (127.0.0.1). It takes the role admin:write; and a worker
+that runs with --no-host-access lets nobody in. Exits as `orchard proxy vm` does.")]
+    Worker(WorkerArgs),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct ProxyArgs {
+pub(super) struct WorkerArgs {
+    /// Wait until the machine accepts the connection, 60s unless given [default: fail at once]
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "60s",
+          value_parser = duration::parse)]
+    wait: Option<Duration>,
+    /// The worker's name
+    name: WorkerName,
+    /// TCP port of its machine
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VmArgs {
     /// Wait until the VM accepts the connection, 60s unless given [default: fail at once]
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "60s",
           value_parser = duration::parse)]
@@ -54,13 +76,16 @@ pub(super) struct ProxyArgs {
 }
 
 pub(super) async fn run(command: Proxy, client: &Client) -> anyhow::Result<()> {
-    let Proxy::Vm(arguments) = command;
+    let (place, wanted) = match command {
+        Proxy::Vm(VmArgs { wait, copy, name, port }) => (Place::Vm(name), Wanted { wait, copy, port }),
+        Proxy::Worker(WorkerArgs { wait, name, port }) => (Place::Worker(name), Wanted { wait, copy: None, port }),
+    };
     let mut signals = Signals::install()?;
     // `ssh` ends its proxy so.
     let mut hang_up = signal(SignalKind::hangup()).context("cannot take over SIGHUP")?;
-    let target = Target::find(client, arguments.name.clone()).await?;
+    let target = Target::find(client, place).await?;
     let ended = tokio::select! {
-        ended = proxy(&target, &arguments) => ended,
+        ended = proxy(&target, &wanted) => ended,
         error = client.shut_out() => Err(error.into()),
         _ = hang_up.recv() => Ok(()),
         stop = signals.wait() => match stop {
@@ -72,8 +97,17 @@ pub(super) async fn run(command: Proxy, client: &Client) -> anyhow::Result<()> {
     ended
 }
 
-async fn proxy(target: &Target, ProxyArgs { wait, copy, name, port }: &ProxyArgs) -> anyhow::Result<()> {
-    let opened = open(target, *port, *wait, *copy).await?;
+/// What to connect to there, and how long to try.
+struct Wanted {
+    wait: Option<Duration>,
+    /// Only to this start of the VM.
+    copy: Option<CopyId>,
+    port: u16,
+}
+
+async fn proxy(target: &Target, wanted: &Wanted) -> anyhow::Result<()> {
+    let (name, port) = (target.place.name(), wanted.port);
+    let opened = open(target, wanted).await?;
     let input = stdin::stdin().context("cannot read the standard input")?;
     let carried = carry(opened.stream, input, tokio::io::stdout(), || {
         // Also for whoever has inherited it from us.
@@ -94,16 +128,18 @@ async fn proxy(target: &Target, ProxyArgs { wait, copy, name, port }: &ProxyArgs
 }
 
 /// Opens the stream; with `wait`, as often as it takes.
-async fn open(target: &Target, port: u16, wait: Option<Duration>, copy: Option<CopyId>) -> anyhow::Result<Opened> {
+async fn open(target: &Target, Wanted { wait, copy, port }: &Wanted) -> anyhow::Result<Opened> {
+    let port = *port;
     let attempt = async |deadline: Instant| {
         let opened = target.open(port, deadline).await?;
-        let other = |wanted: &CopyId| {
-            wanted.uid != opened.uid || opened.attempt.is_some_and(|attempt| attempt != wanted.attempt)
+        let other = |wanted: &CopyId| match opened.end {
+            Far::Vm { uid, attempt } => wanted.uid != uid || attempt.is_some_and(|attempt| attempt != wanted.attempt),
+            Far::Host { .. } => false,
         };
         if copy.as_ref().is_some_and(other) {
             return Err(Failure::Final(anyhow::anyhow!(
-                "VM {} was made anew or started over since this configuration was printed; run `orchard ssh-config` again",
-                target.name
+                "{} was made anew or started over since this configuration was printed; run `orchard ssh-config` again",
+                target.place
             )));
         }
         if wait.is_none() || port != SSH_PORT {

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::client::Client;
-use super::{Global, list, output};
+use super::{Global, output};
 use crate::config::file::ContextFile;
 use crate::config::known_hosts::{KnownHosts, alias};
 use crate::config::{HOME_VARIABLE, Home, target};
@@ -47,7 +47,7 @@ fn suffix(text: &str) -> Result<String, String> {
 
 pub(super) async fn run(arguments: SshConfigArgs, home: &Home, global: &Global, client: &Client) -> anyhow::Result<()> {
     let vms = if arguments.names.is_empty() {
-        list::all_vms(client).await?
+        client.vms().await?
     } else {
         let mut vms = Vec::new();
         for name in &arguments.names {

@@ -1,4 +1,4 @@
-//! The host keys of VMs, remembered when a VM is first logged in to. Read and written by `orchard ssh`, `exec` and `cp`;
+//! The host keys of VMs and of workers' machines, remembered when one is first logged in to. Read and written by `orchard ssh`, `exec` and `cp`;
 //! the configuration that `orchard ssh-config` prints has stock OpenSSH use the same file, which is why it has OpenSSH's form.
 //!
 //! A key belongs to one *start* of one VM ([`alias`]): a VM that starts over does so with a fresh disk from its image, on which
@@ -9,6 +9,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+
+use sha2::{Digest as _, Sha256};
 
 use super::Home;
 use super::context::ContextError;
@@ -44,6 +46,14 @@ pub fn alias(uid: VmUid, attempt: Option<Attempt>) -> String {
         Some(attempt) => format!("orchard-{uid}-{attempt}"),
         None => format!("orchard-{uid}"),
     }
+}
+
+/// What the machine of worker `name` is called in the file: by its identity beside its name, which another machine may get. That is
+/// the worker's own word, and so only its digest stands there.
+pub fn host_alias(name: &str, machine_id: &str) -> String {
+    let digest: [u8; 32] = Sha256::digest(machine_id.as_bytes()).into();
+    let short = digest.first_chunk::<16>().map(|short| data_encoding::HEXLOWER.encode(short)).unwrap_or_default();
+    format!("orchard-worker-{name}-{short}")
 }
 
 /// The file of known hosts in a home folder.
@@ -171,6 +181,14 @@ mod tests {
         assert_eq!(known.check("orchard-1-1", "ssh-ed25519 OTHER").unwrap(), Verdict::New, "started over");
         let mode = fs::metadata(known.path()).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode, fs::read_to_string(known.path()).unwrap().lines().count()), (0o600, 2));
+    }
+
+    #[test]
+    fn a_worker_has_a_name_of_its_own_for_each_machine() {
+        let one = host_alias("mini-1", "an id\nwith more");
+        assert!(one.starts_with("orchard-worker-mini-1-") && !one.contains(char::is_whitespace), "{one}");
+        assert_eq!(one, host_alias("mini-1", "an id\nwith more"));
+        assert!(one != host_alias("mini-1", "another") && one != host_alias("mini-2", "an id\nwith more"));
     }
 
     #[test]

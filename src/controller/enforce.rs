@@ -65,9 +65,9 @@ pub(super) async fn run(enforcer: Enforcer) {
             }
             _ = look.tick() => {}
         }
-        for account in relay.accounts() {
-            if gate.permits(&account).is_err() {
-                relay.cut_account(&account, Reason::Revoked);
+        for (account, to) in relay.accounts() {
+            if gate.permits(&account, to).is_err() {
+                relay.cut_streams(&account, to, Reason::Revoked);
             }
         }
     }

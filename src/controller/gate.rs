@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::audit::Auditor;
 use super::auth::AccessView;
-use crate::bus::message::{ApiCall, OpenTunnel};
+use crate::bus::connect::{OpenHost, OpenTunnel};
+use crate::bus::message::ApiCall;
 use crate::bus::subject;
 use crate::identity::same_secret;
 use crate::model::access;
@@ -19,7 +20,7 @@ use crate::tunnel::Reason;
 use crate::tunnel::header::{EXEC_PORT, WorkerHello};
 use crate::tunnel::proof::{self, Exported};
 use crate::tunnel::relay::{Gatekeeper, Note, NoteEvent};
-use crate::tunnel::ticket::{Grant, TicketError, Tickets};
+use crate::tunnel::ticket::{Grant, Target, TargetKind, TicketError, Tickets};
 
 /// Shared by the API, which hands out, and the relay, which asks.
 pub(super) struct Gate {
@@ -139,9 +140,10 @@ impl Gatekeeper for Gate {
         }
     }
 
-    fn permits(&self, account: &AccountName) -> Result<(), ApiError> {
+    fn permits(&self, account: &AccountName, to: TargetKind) -> Result<(), ApiError> {
+        let (resource, verb) = verb_of(to);
         // By the same rule of the one table by which tickets are given out.
-        match access::rule(OpenTunnel::RESOURCE, OpenTunnel::VERB) {
+        match access::rule(resource, verb) {
             Some(verb) => self.access.authorise_verb(account, verb, self.clock.now().wall),
             None => Err(ApiError::new(ErrorCode::Forbidden, "nobody may connect")),
         }
@@ -173,17 +175,39 @@ fn deed_of(note: &Note<'_>) -> Deed {
         NoteEvent::Closed { to_vm, from_vm, lasted, broken } => {
             let end = broken.map_or_else(String::new, |reason| format!("; {reason}"));
             let seconds = lasted.as_secs_f64();
-            let message = format!("{to_vm} bytes to the VM, {from_vm} bytes from it, {seconds:.3} s{end}");
+            let what = match note.grant.map(|grant| grant.target.kind()) {
+                Some(TargetKind::Host) => "host",
+                _ => "VM",
+            };
+            let message = format!("{to_vm} bytes to the {what}, {from_vm} bytes from it, {seconds:.3} s{end}");
             (AuditType::TunnelClosed, Outcome::Done, message)
         }
     };
     let (account, verb, target) = match (note.event, note.grant) {
-        (NoteEvent::WorkerRefused(worker, _), _) => (subject::worker_user(worker), "tunnel", worker.to_string()),
-        (_, Some(Grant { account, vm, port: EXEC_PORT, .. })) => {
-            (account.to_string(), "connect.open", format!("{vm}:exec"))
+        (NoteEvent::WorkerRefused(worker, _), _) => {
+            (subject::worker_user(worker), "tunnel".to_owned(), worker.to_string())
         }
-        (_, Some(grant)) => (grant.account.to_string(), "connect.open", format!("{}:{}", grant.vm, grant.port)),
-        (_, None) => (String::new(), "connect.open", String::new()),
+        (_, Some(grant)) => {
+            let (resource, verb) = verb_of(grant.target.kind());
+            (grant.account.to_string(), format!("{resource}.{verb}"), target_of(grant))
+        }
+        (_, None) => (String::new(), "connect.open".to_owned(), String::new()),
     };
-    Deed { kind, account, address: note.peer.to_string(), verb: verb.to_owned(), target, outcome, message }
+    Deed { kind, account, address: note.peer.to_string(), verb, target, outcome, message }
+}
+
+/// The verb by which tickets to targets of this kind are asked for.
+fn verb_of(to: TargetKind) -> (&'static str, &'static str) {
+    match to {
+        TargetKind::Vm => (OpenTunnel::RESOURCE, OpenTunnel::VERB),
+        TargetKind::Host => (OpenHost::RESOURCE, OpenHost::VERB),
+    }
+}
+
+/// Where a stream leads: `VM:PORT`, `VM:exec` or `worker/NAME:PORT`.
+fn target_of(grant: &Grant) -> String {
+    match (&grant.target, grant.port) {
+        (Target::Vm { name, .. }, EXEC_PORT) => format!("{name}:exec"),
+        (_, port) => format!("{}:{port}", grant.place()),
+    }
 }

@@ -32,14 +32,14 @@ use self::enforce::Enforcer;
 use self::gate::Gate;
 use self::jump::JumpHost;
 pub use self::jump::{HostKeyError, JumpError, JumpOptions};
-use self::publisher::{Feed, publish, send_assignments};
+use self::publisher::{Audience, Feed, publish, send_assignments};
 use self::pulse::Pulse;
 use self::service::{BusAddress, Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
 use self::store::{Bounds, OpenError, Retention, Store, StoreError};
 use crate::broker::Broker;
 use crate::bus::access::{CreateJoinToken, NewJoinToken};
-use crate::bus::message::TunnelEndpoint;
+use crate::bus::connect::TunnelEndpoint;
 use crate::identity::ca::{self, Fingerprint, Identity};
 use crate::model::error::ApiError;
 use crate::model::secret::Secret;
@@ -210,6 +210,7 @@ impl Controller {
             access: access.clone(),
             bus: address.clone(),
             workers_have_keys: broker.is_some(),
+            page_size: service::api::PAGE_SIZE,
         };
         let context = Arc::new(context);
         let jump = match &options.jump {
@@ -219,9 +220,10 @@ impl Controller {
         let service = Service::start(&buses, context).await.map_err(StartError::Bus)?;
         let pulse = Arc::new(Pulse::new(buses.workers.clone(), clock, options.timing.heartbeat));
         let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
+        let news = (buses.news, Audience(broker.as_ref().map(|broker| broker.listeners())));
         let loops = vec![
-            task::spawn(publish(Feed::Events, buses.news.clone(), store.clone(), writer.clone(), signals.events)),
-            task::spawn(publish(Feed::Audit, buses.news, store, writer.clone(), signals.audit)),
+            task::spawn(publish(Feed::Events, news.clone(), store.clone(), writer.clone(), signals.events)),
+            task::spawn(publish(Feed::Audit, news, store, writer.clone(), signals.audit)),
             auditor.run(deeds, writer.clone()),
             task::spawn(send_assignments(buses.workers, writer.clone(), signals.assign)),
             task::spawn(pulse.clone().beat()),

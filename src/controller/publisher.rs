@@ -1,18 +1,32 @@
 //! What goes out after each durable batch: events and audit records, in order, and assignments to workers.
 //!
 //! Events are read back from the store by number, never handed over in memory: a slow or absent bus costs nothing, and
-//! after a crash publishing resumes where it was noted. A subscriber sees every number at least once, in order.
+//! after a crash publishing resumes where it was noted, which is somewhat earlier than where it was (`lag`): a subscriber who
+//! keeps up sees every number at least once, in order. A page counts as published once the bus has it (`echo`).
+//!
+//! Whoever listens to JSON gets the same in JSON, behind the first. It is made only where somebody does, as far as that can
+//! be known: our own broker says so, on another one it is always made. A subscriber who asks the API for what he has not
+//! seen once his subscription is confirmed has everything: what was left out for want of a listener was stored before.
+
+mod echo;
+mod lag;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
+use serde::Serialize;
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
+use self::echo::Echo;
+use self::lag::Lag;
 use super::store::writer::Writer;
 use super::store::{Room, Store};
+use crate::broker::Listeners;
 use crate::bus::client::Bus;
+use crate::bus::encoding::Encoding;
 use crate::bus::{message, parts, subject};
 use crate::model::audit::AuditRecord;
 use crate::model::error::ApiError;
@@ -35,9 +49,8 @@ pub(super) enum Feed {
     Audit,
 }
 
-/// One thing to publish.
+/// One message to publish.
 struct Item {
-    number: u64,
     subject: String,
     headers: HeaderMap,
     payload: Vec<u8>,
@@ -58,85 +71,158 @@ impl Feed {
         }
     }
 
-    fn read(self, store: &Store, after: u64) -> Result<Vec<Item>, Failure> {
-        let items = match self {
-            Feed::Events => store
-                .events(after, PAGE, &EventFilter::default())?
-                .items
-                .iter()
-                .map(event_item)
-                .collect::<Result<_, _>>(),
-            Feed::Audit => store.audit(after, PAGE)?.items.iter().map(audit_item).collect::<Result<_, _>>(),
-        };
-        Ok(items?)
+    /// The messages to publish after the number `after`, and the last number among them; none when there is nothing.
+    fn read(self, store: &Store, after: u64, listeners: &Audience) -> Result<Option<(u64, Vec<Item>)>, Failure> {
+        let mut items = Vec::new();
+        let mut last = None;
+        match self {
+            Feed::Events => {
+                for event in store.events(after, PAGE, &EventFilter::default())?.items {
+                    last = Some(event.number);
+                    listeners.items(&mut items, subject::event(&event), &event, |form| cloud_event(&event, form))?;
+                }
+            }
+            Feed::Audit => {
+                for record in store.audit(after, PAGE)?.items {
+                    last = Some(record.number);
+                    listeners.items(&mut items, subject::audit(&record), &record, |form| cloud_audit(&record, form))?;
+                }
+            }
+        }
+        Ok(last.map(|last| (last, items)))
     }
 }
 
-fn event_item(event: &Event) -> Result<Item, ApiError> {
-    let (number, subject) = (event.number, subject::event(event));
-    Ok(Item { number, subject, headers: cloud_event(event), payload: message::encode(event)? })
-}
+/// Who listens, as far as that is known: to the broker in this process, that is; of another one nothing is.
+#[derive(Clone, Debug)]
+pub(super) struct Audience(pub(super) Option<Listeners>);
 
-fn audit_item(record: &AuditRecord) -> Result<Item, ApiError> {
-    let (number, subject) = (record.number, subject::audit(record));
-    Ok(Item { number, subject, headers: cloud_audit(record), payload: message::encode(record)? })
+impl Audience {
+    fn may_listen(&self, subject: &str) -> bool {
+        self.0.as_ref().is_none_or(|listeners| listeners.has(subject))
+    }
+
+    /// Adds what is to be published of `thing`.
+    fn items<T: Serialize>(
+        &self,
+        items: &mut Vec<Item>,
+        subject: String,
+        thing: &T,
+        headers: impl Fn(Encoding) -> HeaderMap,
+    ) -> Result<(), ApiError> {
+        let json = subject::in_json(&subject);
+        let twin = self.may_listen(&json).then_some((Encoding::Json, json));
+        for (form, subject) in [(Encoding::MessagePack, subject)].into_iter().chain(twin) {
+            items.push(Item { subject, headers: headers(form), payload: form.encode(thing)? });
+        }
+        Ok(())
+    }
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Publishes everything of `feed` after the last that was noted as published, then each new one. Runs until dropped.
-pub(super) async fn publish(feed: Feed, bus: Bus, store: Store, writer: Writer, mut last: watch::Receiver<u64>) {
-    let mut cursor = feed.published(&writer);
+pub(super) async fn publish(
+    feed: Feed,
+    (bus, audience): (Bus, Audience),
+    store: Store,
+    writer: Writer,
+    mut last: watch::Receiver<u64>,
+) {
+    let (mut cursor, mut echo, mut lag) = (feed.published(&writer), None, Lag::default());
     loop {
         let target = *last.borrow_and_update();
         while cursor < target {
-            match publish_page(feed, &bus, &store, cursor).await {
+            match publish_page(feed, (&bus, &audience), &mut echo, &store, cursor).await {
                 // The store holds nothing between here and there any more.
                 Ok(None) => cursor = target,
                 Ok(Some(number)) => cursor = number,
                 Err(error) => {
+                    echo = None;
                     tracing::warn!("{feed:?} after {cursor} cannot be published yet: {error}");
                     tokio::time::sleep(RETRY).await;
                 }
             }
-            feed.set_published(&writer, cursor);
+            lag.note(cursor, Instant::now());
+            count(feed, &writer, &mut lag);
         }
-        if last.changed().await.is_err() {
-            return;
+        let due = lag.next();
+        let settles = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Cancel safe: both only wait.
+        tokio::select! {
+            changed = last.changed() => match changed {
+                Ok(()) => {}
+                Err(_) => return,
+            },
+            () = settles => count(feed, &writer, &mut lag),
         }
     }
 }
 
-async fn publish_page(feed: Feed, bus: &Bus, store: &Store, after: u64) -> Result<Option<u64>, Failure> {
-    let store = store.clone();
-    let items = tokio::task::spawn_blocking(move || feed.read(&store, after)).await??;
-    let last = items.last().map(|item| item.number);
+fn count(feed: Feed, writer: &Writer, lag: &mut Lag) {
+    if let Some(number) = lag.settled(Instant::now()) {
+        feed.set_published(writer, number);
+    }
+}
+
+async fn publish_page(
+    feed: Feed,
+    (bus, audience): (&Bus, &Audience),
+    echo: &mut Option<Echo>,
+    store: &Store,
+    after: u64,
+) -> Result<Option<u64>, Failure> {
+    let (store, audience) = (store.clone(), audience.clone());
+    let read = tokio::task::spawn_blocking(move || feed.read(&store, after, &audience)).await??;
+    let Some((last, items)) = read else { return Ok(None) };
+    let echo = match echo {
+        Some(echo) => echo,
+        none => none.insert(Echo::over(bus).await?),
+    };
     for item in items {
         bus.publish(item.subject, Some(item.headers), Bytes::from(item.payload)).await?;
     }
-    bus.flush().await?;
-    Ok(last)
+    echo.heard().await?;
+    Ok(Some(last))
 }
 
 /// CloudEvents 1.0 attributes in NATS headers (binary content mode). `Nats-Msg-Id` lets a JetStream of an outside
-/// nats-server drop repetitions.
-fn cloud_event(event: &Event) -> HeaderMap {
+/// nats-server drop repetitions; the twin in JSON has one of its own, as one stream may take both.
+fn cloud_event(event: &Event, form: Encoding) -> HeaderMap {
     let (what, name) = match &event.object {
         EventObject::Vm { name, .. } => ("vm", name.to_string()),
         EventObject::Worker { name } => ("worker", name.to_string()),
     };
     let number = event.number.to_string();
     let kind = format!("orchard.v1.{what}.{}", event.kind.as_str());
-    headers(number.clone(), number, "/orchard/controller", kind, name, event.time)
+    headers(number.clone(), number, "/orchard/controller", kind, name, event.time, form)
 }
 
 /// The same for the audit trail, whose numbers are its own: so is its source, and the id for JetStream.
-fn cloud_audit(record: &AuditRecord) -> HeaderMap {
+fn cloud_audit(record: &AuditRecord, form: Encoding) -> HeaderMap {
     let number = record.number.to_string();
     let kind = format!("orchard.v1.audit.{}", record.kind.as_str());
-    // A failed login calls itself what it likes, line ends included, which no header may hold.
-    let name: String = record.account.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
-    headers(format!("audit-{number}"), number, "/orchard/controller/audit", kind, name, record.time)
+    // A failed login calls itself what it likes, line ends included.
+    let name = header_value(&record.account);
+    headers(format!("audit-{number}"), number, "/orchard/controller/audit", kind, name, record.time, form)
+}
+
+/// Any text as the value of an attribute, as the binding writes it: with percent signs for what is no visible ASCII.
+fn header_value(text: &str) -> String {
+    let mut value = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'%' => value.push_str(&format!("%{byte:02X}")),
+            visible if visible.is_ascii_graphic() => value.push(char::from(visible)),
+            other => value.push_str(&format!("%{other:02X}")),
+        }
+    }
+    value
 }
 
 /// Built for three messages of each create: names are static, and values moved.
@@ -147,6 +233,7 @@ fn headers(
     kind: String,
     name: String,
     time: Timestamp,
+    form: Encoding,
 ) -> HeaderMap {
     const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
     const SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");
@@ -155,7 +242,12 @@ fn headers(
     const TYPE: HeaderName = HeaderName::from_static("ce-type");
     const SUBJECT: HeaderName = HeaderName::from_static("ce-subject");
     const TIME: HeaderName = HeaderName::from_static("ce-time");
+    const DATA_CONTENT_TYPE: HeaderName = HeaderName::from_static("ce-datacontenttype");
     const CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
+    let message = match form {
+        Encoding::MessagePack => message,
+        Encoding::Json => message + "-json",
+    };
     let headers = [
         (MESSAGE_ID, message.into()),
         (SPEC_VERSION, "1.0".into()),
@@ -164,7 +256,8 @@ fn headers(
         (TYPE, kind.into()),
         (SUBJECT, name.into()),
         (TIME, time.to_string().into()),
-        (CONTENT_TYPE, "application/msgpack".into()),
+        (DATA_CONTENT_TYPE, form.media_type().into()),
+        (CONTENT_TYPE, form.media_type().into()),
     ];
     headers.into_iter().collect()
 }
@@ -190,4 +283,29 @@ async fn send_assignment(bus: &Bus, writer: &Writer, worker: &WorkerName) -> Res
         bus.publish(subject::assign(worker), None, message::encode(&part)?.into()).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::audit::{AuditType, Deed, Outcome};
+
+    #[test]
+    fn whatever_a_failed_login_calls_itself_is_one_header_that_can_be_read_back() {
+        let deed = Deed {
+            kind: AuditType::LoginFailed,
+            account: "a b\r\nX: \"100 %\" ä".into(),
+            address: String::new(),
+            verb: String::new(),
+            target: String::new(),
+            outcome: Outcome::Refused,
+            message: String::new(),
+        };
+        let headers = cloud_audit(&AuditRecord::new(7, Timestamp::default(), deed), Encoding::Json);
+        let value = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
+        assert_eq!(value("ce-subject").as_deref(), Some("a%20b%0D%0AX:%20%22100%20%25%22%20%C3%A4"));
+        assert_eq!(value("ce-datacontenttype").as_deref(), Some("application/json"));
+        assert_eq!(value("Nats-Msg-Id").as_deref(), Some("audit-7-json"));
+        assert_eq!((value("ce-id").as_deref(), value("ce-specversion").as_deref()), (Some("7"), Some("1.0")));
+    }
 }

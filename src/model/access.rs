@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::AccountName;
 
 /// A right that a service account may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Role {
     /// See VMs, workers and what happens to them.
     #[serde(rename = "compute:read")]
@@ -25,7 +26,7 @@ pub enum Role {
     /// See service accounts, bootstrap tokens and the audit trail.
     #[serde(rename = "admin:read")]
     AdminRead,
-    /// Manage service accounts, and let workers join.
+    /// Manage service accounts, let workers join, and open connections to workers' own machines.
     #[serde(rename = "admin:write")]
     AdminWrite,
 }
@@ -39,7 +40,7 @@ text_enum!(Role:
 );
 
 /// The roles of one account.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Roles(BTreeSet<Role>);
 
@@ -173,6 +174,8 @@ pub const VERBS: &[Verb] = &[
     reads("event", "list", READ),
     reads("connect", "open", CONNECT),
     reads("connect", "address", CONNECT),
+    // A worker's machine belongs to its operator, not to whoever uses VMs on it.
+    reads("connect", "host", ADMIN_WRITE),
     changes("service-account", "create", ADMIN_WRITE),
     reads("service-account", "get", ADMIN_READ),
     reads("service-account", "list", ADMIN_READ),
@@ -185,7 +188,7 @@ pub const VERBS: &[Verb] = &[
     reads("audit", "list", ADMIN_READ),
 ];
 
-/// Kinds of events, as the token after `orchard.v1.events`, and who may follow them.
+/// Kinds of events, as the token after `orchard.v1.events` and `orchard.v1.events-json`, and who may follow them.
 pub const EVENTS: &[(&str, Needs)] = &[("vm", READ), ("worker", READ), ("audit", ADMIN_READ)];
 
 /// What the table says of `resource.verb`.

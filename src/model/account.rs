@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::access::Roles;
@@ -49,7 +50,7 @@ pub struct Account {
 }
 
 /// A service account as readers see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AccountView {
     /// Its name.
     pub name: AccountName,
@@ -173,7 +174,7 @@ impl JoinToken {
 }
 
 /// A token to join with as readers see it: nothing of its secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JoinTokenView {
     /// Which.
     pub id: JoinId,
@@ -210,6 +211,10 @@ pub struct WorkerKey {
     /// Where it was last used, as in `Hello`; empty = not yet, or not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub place: String,
+}
+
+text_schema! {
+    JoinId { "description": "The public part of a join token.", "pattern": "^[0-9a-f]{16}$" }
 }
 
 #[cfg(test)]

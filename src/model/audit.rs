@@ -3,6 +3,7 @@
 //! It has numbers of its own, apart from those of events: whoever may follow events but not the audit trail would
 //! otherwise see gaps at every step and could not tell them from losses.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
@@ -12,7 +13,8 @@ use super::Timestamp;
 pub type AuditNumber = u64;
 
 /// What kind of thing was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum AuditType {
@@ -46,7 +48,8 @@ impl AuditType {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Outcome {
@@ -99,7 +102,7 @@ pub struct Deed {
 }
 
 /// One record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditRecord {
     /// Its number.
     pub number: AuditNumber,

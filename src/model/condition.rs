@@ -1,10 +1,12 @@
 //! Conditions of a VM: facts that hold or do not, beside its status. They stand in its record, and on the wire as
 //! `conditions: [{"type": "scheduled", "state": "true"}, …]`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "lowercase")]
 pub enum ConditionType {
     /// It has a worker and takes room there.
@@ -28,7 +30,7 @@ impl ConditionType {
 }
 
 /// Whether it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ConditionState {
     /// It holds.
@@ -38,7 +40,7 @@ pub enum ConditionState {
 }
 
 /// One condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Condition {
     /// Of what.
     #[serde(rename = "type")]
@@ -48,7 +50,7 @@ pub struct Condition {
 }
 
 /// The conditions of one VM, each type once. None at all in records of earlier releases.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Conditions(Vec<Condition>);
 

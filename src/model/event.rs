@@ -1,5 +1,6 @@
 //! Events: the numbered story of every VM and worker, stored with the change they tell of.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Attempt, Timestamp, VmName, VmUid, WorkerName};
@@ -8,7 +9,8 @@ use super::{Attempt, Timestamp, VmName, VmUid, WorkerName};
 pub type EventNumber = u64;
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum EventType {
@@ -119,7 +121,7 @@ impl EventType {
 }
 
 /// Whom an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum EventObject {
     /// A VM.
@@ -139,7 +141,7 @@ pub enum EventObject {
 }
 
 /// Which stream a log line came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogStream {
     /// Standard output.
@@ -151,7 +153,7 @@ pub enum LogStream {
 }
 
 /// One event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Its number.
     pub number: EventNumber,

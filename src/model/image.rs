@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -53,6 +54,10 @@ impl TryFrom<String> for PullId {
     }
 }
 
+text_schema! {
+    PullId { "description": "Which request to fetch an image.", "format": "uuid" }
+}
+
 impl From<PullId> for String {
     fn from(id: PullId) -> String {
         id.to_string()
@@ -60,7 +65,7 @@ impl From<PullId> for String {
 }
 
 /// Which workers are meant: those that fit all that is given.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WorkerSelector {
     /// Labels that they have.
@@ -109,7 +114,7 @@ pub struct Pull {
 }
 
 /// How far a worker is with a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PullState {
     /// It has said nothing of it yet.

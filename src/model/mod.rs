@@ -36,6 +36,9 @@ macro_rules! text_enum {
     };
 }
 
+#[macro_use]
+mod schema;
+
 pub mod access;
 pub mod account;
 pub mod audit;
@@ -55,9 +58,11 @@ pub mod vm;
 pub mod worker;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -127,6 +132,18 @@ name_type!(
     AccountName, "service account name"
 );
 
+text_schema! {
+    VmName { "description": "The name of a VM.", "pattern": NAME_PATTERN, "maxLength": MAX_NAME_LEN }
+    WorkerName { "description": "The name of a worker.", "pattern": NAME_PATTERN, "maxLength": MAX_NAME_LEN }
+    AccountName { "description": "The name of a service account.", "pattern": NAME_PATTERN, "maxLength": MAX_NAME_LEN }
+    VmUid { "description": "The identity of one VM over its whole life.", "format": "uuid" }
+    SessionId { "description": "Which process life of a worker speaks.", "format": "uuid" }
+    Timestamp { "description": "A point in time, RFC 3339 in UTC.", "format": "date-time" }
+}
+
+/// The rule of [`check_name`] as a regular expression.
+const NAME_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9:_.-]*$";
+
 fn check_name(what: &str, text: &str) -> Result<(), ApiError> {
     let refuse = |why: String| Err(ApiError::new(ErrorCode::Invalid, format!("{what} {text:?} {why}")));
     if text.is_empty() {
@@ -195,12 +212,19 @@ pub type Attempt = u32;
 pub type Boot = u32;
 
 /// One copy of a VM on one worker: the unit that is placed, run and removed. At most one copy of a VM ever runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct CopyId {
     /// Which VM.
     pub uid: VmUid,
     /// Which start of it.
     pub attempt: Attempt,
+}
+
+impl CopyId {
+    /// All copies that a VM can have, in their order.
+    pub fn all_of(uid: VmUid) -> RangeInclusive<Self> {
+        Self { uid, attempt: 0 }..=Self { uid, attempt: Attempt::MAX }
+    }
 }
 
 impl fmt::Display for CopyId {

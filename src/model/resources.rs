@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Logical CPU cores.
@@ -15,7 +16,7 @@ pub const TART_VMS: &str = "org.cirruslabs.tart-vms";
 pub const WORKER_NAME_LABEL: &str = "worker-name";
 
 /// Named amounts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Resources(pub BTreeMap<String, u64>);
 

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::ZeroizeOnDrop;
 
 /// A password, token or other secret text. Serialises as the plain text: only put it into messages whose receiver may
 /// know it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ZeroizeOnDrop)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ZeroizeOnDrop)]
 #[serde(transparent)]
 pub struct Secret(String);
 

@@ -4,12 +4,13 @@
 
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ApiError, ErrorCode};
 
 /// Which of the workers that fit a VM is preferred.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
     /// One that has the image, then the one with the most VMs: others stay empty for big VMs, or can be switched off.
@@ -34,7 +35,7 @@ const MAX_PATH: usize = 4_096;
 const MAX_DIR_NAME: usize = 31;
 
 /// The one record of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterSettings {
     /// Where VMs go.
     #[serde(default, rename = "schedulerProfile")]
@@ -58,7 +59,7 @@ impl Default for ClusterSettings {
 }
 
 /// A folder of hosts below which folders may be given to VMs.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct HostDirPolicy {
     /// The folder, or the address of archives.
     #[serde(rename = "pathPrefix")]
@@ -69,7 +70,7 @@ pub struct HostDirPolicy {
 }
 
 /// A folder of the host that a VM sees.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct HostDir {
     /// What the guest knows it by.
     pub name: String,

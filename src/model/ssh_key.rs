@@ -126,6 +126,10 @@ impl TryFrom<String> for SshKey {
     }
 }
 
+text_schema! {
+    SshKey { "description": "A public key as OpenSSH writes it, without comment: KIND BASE64." }
+}
+
 impl From<SshKey> for String {
     fn from(key: SshKey) -> Self {
         key.to_string()

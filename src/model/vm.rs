@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::condition::{ConditionType, Conditions};
@@ -13,7 +14,7 @@ use super::settings::HostDir;
 use super::{AccountName, Attempt, Boot, CopyId, Timestamp, VmName, VmUid, WorkerName};
 
 /// The guest's operating system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Os {
     /// macOS.
@@ -23,7 +24,7 @@ pub enum Os {
 }
 
 /// The processor architecture of guest and host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
     /// 64-bit ARM.
@@ -38,7 +39,7 @@ impl Arch {
 }
 
 /// What runs the VM on the worker's host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeKind {
     /// Tart, on Apple Silicon.
@@ -52,7 +53,7 @@ pub enum RuntimeKind {
 }
 
 /// What happens when a VM fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum RestartPolicy {
     /// It stays failed.
     #[default]
@@ -65,7 +66,7 @@ pub enum RestartPolicy {
 }
 
 /// What becomes of a VM whose worker is not heard of any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnseen {
     /// It is left alone: its worker goes on running it, and says so when it is back.
@@ -76,7 +77,7 @@ pub enum OnUnseen {
 }
 
 /// Whether a VM shall run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PowerState {
     /// It runs.
@@ -89,7 +90,7 @@ pub enum PowerState {
 }
 
 /// What a virtual machine begins to boot with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Firmware {
     /// What machines of that architecture have by default: a BIOS on amd64, UEFI on arm64.
@@ -101,7 +102,7 @@ pub enum Firmware {
 
 text_enum!(Firmware: Default = "default", Uefi = "uefi");
 /// When the image is fetched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum ImagePullPolicy {
     /// When its worker does not have it.
     #[default]
@@ -120,7 +121,7 @@ text_enum!(PowerState: Running = "running", Stopped = "stopped", Suspended = "su
 text_enum!(VmStatus: Pending = "pending", Running = "running", Failed = "failed");
 
 /// A script that runs in the guest after each start, over SSH.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StartupScript {
     /// The text, fed to the guest user's shell.
     pub script_content: String,
@@ -130,7 +131,7 @@ pub struct StartupScript {
 }
 
 /// What the user asks for. Everything but the image has a default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct VmSpec {
     /// What the disk is cloned from: a path on the worker, a URL, or a name that the runtime understands.
@@ -262,7 +263,7 @@ pub const SCRIPT_INTERRUPTED: &str = "the startup script was interrupted by a re
 pub const SUSPEND_FAILED: &str = "cannot suspend it";
 
 /// Where a VM stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum VmStatus {
     /// Waiting for a worker, or being prepared on one.
@@ -275,7 +276,7 @@ pub enum VmStatus {
 }
 
 /// A VM as the controller keeps it: the record in LMDB and, redacted, the answer to readers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Vm {
     /// Unique among live VMs.
     pub name: VmName,
@@ -369,7 +370,7 @@ pub struct Vm {
 }
 
 /// What is stored of an earlier boot's log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EarlierLog {
     /// Which boot.
     pub boot: Boot,
@@ -378,7 +379,7 @@ pub struct EarlierLog {
 }
 
 /// A request that may come again and is to be done once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Once {
     /// What the asker calls it.
     pub key: String,

@@ -1,5 +1,6 @@
 //! A worker: a host that runs VMs and dials out to the controller.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::resources::{Labels, Resources};
@@ -7,7 +8,7 @@ use super::vm::{Arch, Os, RuntimeKind};
 use super::{Timestamp, WorkerName};
 
 /// What a worker says of itself when it registers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerInfo {
     /// Its name in the cluster.
     pub name: WorkerName,
@@ -37,7 +38,7 @@ pub struct WorkerInfo {
 }
 
 /// How the controller sees a worker's liveness.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerState {
     /// It was heard of a short while ago.
@@ -49,7 +50,7 @@ pub enum WorkerState {
 }
 
 /// How busy a worker's host is, as it last said. What it could not find out is left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HostLoad {
     /// How much of its processors was in use, in thousandths of all of them: on Linux since the time before, on macOS the load
@@ -71,7 +72,7 @@ pub struct HostLoad {
 }
 
 /// A worker as the controller keeps it in LMDB.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Worker {
     /// What it said of itself.
     #[serde(flatten)]
@@ -96,7 +97,7 @@ fn is_zero(n: &u64) -> bool {
 }
 
 /// A worker is to be rid of its VMs: for an upgrade, or to be taken away.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Drain {
     /// When that was asked for.
     pub began: Timestamp,
@@ -109,7 +110,7 @@ pub struct Drain {
 }
 
 /// A worker's data path, from the controller's end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataPath {
     /// Where its packets come from: address and UDP port, perhaps of a NAT.
     pub address: String,
@@ -129,7 +130,7 @@ pub struct DataPath {
 }
 
 /// A worker as readers see it: the record, with what is only known while the controller runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerView {
     /// The record.
     #[serde(flatten)]

@@ -4,7 +4,7 @@ use super::host::Host;
 use super::invariants::{books, offered, takes_nothing};
 use super::script::INTERRUPTED;
 use super::world::World;
-use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB};
+use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB, Resources};
 use crate::model::vm::{RestartPolicy, Vm, VmStatus};
 use crate::model::worker::{Worker, WorkerState};
 use crate::worker::runtime::FoundState;
@@ -23,7 +23,9 @@ impl World {
             return Some(format!("{} is dead and not given up yet", gone.name));
         }
         let drains = |worker: &&Worker| worker.drain.as_ref().is_some_and(|d| d.deadline_s.is_some() && !d.done);
-        if let Some(worker) = self.disk.workers.values().find(drains) {
+        if let Some(worker) =
+            self.disk.workers.values().filter(drains).find(|worker| !self.holds_what_must_stay(worker))
+        {
             return Some(format!("{} is not drained yet", worker.info.name));
         }
         if let Some(awaited) = self.disk.restored.waiting.first() {
@@ -107,7 +109,20 @@ impl World {
 
     /// By the slow way, which the scheduler does not take.
     fn has_room(&self, worker: &Worker, vm: &Vm) -> bool {
-        let (info, used, offer) = (&worker.info, books(&self.disk, &worker.info.name), offered(&worker.info.resources));
+        self.would_have_room(worker, vm, &books(&self.disk, &worker.info.name))
+    }
+
+    /// Whether a VM runs there that no other worker could take if it were empty.
+    fn holds_what_must_stay(&self, worker: &Worker) -> bool {
+        let mut there =
+            self.disk.vms.values().filter(|vm| vm.worker.as_ref() == Some(&worker.info.name) && !vm.is_off());
+        let others = || self.disk.workers.values().filter(|other| other.info.name != worker.info.name);
+        let could = |vm: &Vm| others().any(|other| self.would_have_room(other, vm, &Resources::default()));
+        there.any(|vm| !could(vm))
+    }
+
+    fn would_have_room(&self, worker: &Worker, vm: &Vm, used: &Resources) -> bool {
+        let (info, offer) = (&worker.info, offered(&worker.info.resources));
         let cpu = if vm.spec.cpu == 0 { info.default_cpu } else { vm.spec.cpu };
         let memory = if vm.spec.memory == 0 { info.default_memory } else { vm.spec.memory };
         let fits = used.get(LOGICAL_CORES) + cpu <= offer.0 && used.get(MEMORY_MIB) + memory <= offer.1;

@@ -169,8 +169,11 @@ impl World {
     fn give_order(&mut self, host: usize, id: CopyId, order: Order) {
         let Some(task) = self.task(host, id).filter(|task| task.order != order) else { return };
         task.order = order.clone();
-        let unwanted = task.order.wish != Wish::Run;
-        if unwanted && task.order.wish != Wish::Unknown {
+        let unwanted = order.wish != Wish::Run;
+        // As `worker::guard::lead`: the controller knows, and wishes for another boot of what is to be kept by now.
+        let known = self.told_fenced(host, id).is_some_and(|boot| order.boot > boot);
+        let kept = !unwanted && !order.replaceable && known;
+        if kept || (unwanted && order.wish != Wish::Unknown) {
             self.hosts[host].fenced.remove(&id);
         }
         if let Some(copy) = self.hosts[host].copies.get_mut(&id).filter(|_| !unwanted) {

@@ -22,6 +22,8 @@ use crate::worker::runtime::FoundState;
 pub(super) struct Truth {
     /// Boots of copies of which their host has truly said that they failed.
     pub(super) failed: BTreeSet<(CopyId, Boot)>,
+    /// Those of them that were stopped as a lease was over.
+    pub(super) fenced: BTreeSet<(CopyId, Boot)>,
     /// Up to which boot each copy was to be off, or to boot again.
     pub(super) halted: BTreeMap<CopyId, Boot>,
     /// Which VM the request with each key has made.
@@ -188,6 +190,12 @@ impl World {
                 self.truth.moved.insert(id);
             }
             let told = self.truth.failed.range((id, old.boot)..=(id, Boot::MAX)).next().is_some();
+            // Stopped as its worker's lease was over, but to be kept by what was acknowledged: its disk is not given up.
+            let fenced = self.truth.fenced.contains(&(id, old.boot)) && old.spec.on_unseen == OnUnseen::Keep;
+            let kept = fenced && old.started_at.is_some() && new.restart_count > old.restart_count;
+            if kept && !on_lost && !moved && !self.restored && new.spec.on_unseen == OnUnseen::Keep {
+                self.violated(format!("{} starts over, and was only fenced, and is to be kept", self.short(id)));
+            }
             if !told && !on_lost && !moved {
                 let what = format!("{} counts as failed, and its host has not said so", self.short(id));
                 self.violated(what);
@@ -391,12 +399,15 @@ impl World {
     }
 
     /// A host says that a copy failed: then it must not run, as another may be started on its word.
-    pub(super) fn check_failure(&mut self, host: usize, id: CopyId, boot: Boot) {
+    pub(super) fn check_failure(&mut self, host: usize, id: CopyId, boot: Boot, fenced: bool) {
         if self.hosts[host].copies.get(&id).is_some_and(|copy| copy.state == FoundState::Running) {
             let what = format!("w{host} says that {} failed, and it runs", self.short(id));
             self.violated(what);
         }
         self.truth.failed.insert((id, boot));
+        if fenced {
+            self.truth.fenced.insert((id, boot));
+        }
     }
 
     /// A host says that a copy is off: then it must not run, as its room is given to others on its word.

@@ -348,7 +348,8 @@ impl World {
     /// Tells what is the case with a copy; replaces what was told before.
     pub(super) fn observe(&mut self, host: usize, id: CopyId, boot: Boot, observation: Observation) {
         if matches!(observation, Observation::Failed { .. } | Observation::Fenced { .. }) {
-            self.check_failure(host, id, boot);
+            let fenced = matches!(observation, Observation::Fenced { .. });
+            self.check_failure(host, id, boot, fenced);
         }
         let told = &mut self.hosts[host].process.as_mut().unwrap().told;
         match told.get_mut(&id) {
@@ -357,6 +358,12 @@ impl World {
             None => drop(told.insert(id, Told { boot, observation, acknowledged: false, busy: None })),
         }
         self.send_reports(host);
+    }
+
+    /// The boot of a copy of which is told that it was fenced.
+    pub(super) fn told_fenced(&self, host: usize, id: CopyId) -> Option<Boot> {
+        let told = self.hosts[host].process.as_ref()?.told.get(&id)?;
+        matches!(told.observation, Observation::Fenced { .. }).then_some(told.boot)
     }
 
     /// What is told of a copy at present.

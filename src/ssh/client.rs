@@ -1,6 +1,7 @@
-//! One logged-in connection to a guest: [`Session::connect`], then commands on it, side by side.
+//! One logged-in connection to a guest: [`Session::connect`], then commands on it, and connections through it, side by side.
 
 use std::future::pending;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,14 +9,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{fmt, io};
 
-use russh::client::{self, AuthResult, DisconnectReason, Handle, KeyboardInteractiveAuthResponse};
+use russh::client::{self, DisconnectReason, Handle};
 use russh::keys::{HashAlg, PublicKey, PublicKeyOrCertificate};
-use russh::{Disconnect, MethodKind, MethodSet};
+use russh::{ChannelOpenFailure, ChannelStream, Disconnect};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::auth::log_in;
 use super::channel::{self, Output, REPLY_WAIT, Writers};
 use super::cut::Cut;
 use super::terminal::Size;
@@ -29,8 +31,6 @@ pub const SILENCE: Duration = Duration::from_secs(60);
 const CHANNEL_QUEUE: usize = 16;
 /// How long [`Session::close`] waits for the goodbye to go out.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
-/// Rounds of questions that a server may ask before we give up; one is usual.
-const MAX_PROMPT_ROUNDS: usize = 5;
 
 /// What is run in the guest.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +67,8 @@ pub struct Stdio<I, O, E> {
 pub struct Session {
     handle: Handle<Events>,
     ended: Arc<Ended>,
+    /// Cancelled when the connection has ended.
+    gone: CancellationToken,
     _cut: DropGuard,
 }
 
@@ -112,7 +114,9 @@ impl Session {
         let ended = Arc::new(Ended::default());
         let heard = Arc::new(AtomicBool::new(false));
         let stream = Cut::new(Heard { stream, heard: heard.clone() }, &token);
-        let events = Events { host_key: Box::new(host_key), ended: ended.clone(), silence };
+        let gone = CancellationToken::new();
+        let events =
+            Events { host_key: Box::new(host_key), ended: ended.clone(), silence, _gone: gone.clone().drop_guard() };
         let shake = async {
             let mut handle =
                 client::connect_stream(config(silence), stream, events).await.map_err(|error| match error {
@@ -125,7 +129,7 @@ impl Session {
         };
         let late = SshError::Timeout { what: "the SSH handshake and login", after: deadline };
         let handle = timeout(deadline, shake).await.unwrap_or(Err(late))?;
-        Ok(Session { handle, ended, _cut: cut })
+        Ok(Session { handle, ended, gone, _cut: cut })
     }
 
     /// Runs `command` without a terminal until the server closes its channel. Input, output and error output flow side
@@ -140,8 +144,7 @@ impl Session {
         O: AsyncWrite + Unpin + Send,
         E: AsyncWrite + Unpin + Send,
     {
-        let mut output = Writers { stdout: stdio.stdout, stderr: stdio.stderr };
-        self.run(Program::Command(command), None, None, stdio.stdin, &mut output, pending()).await
+        self.exec_until(Program::Command(command), None, stdio, pending()).await
     }
 
     /// Like [`Session::exec`], in a terminal of the guest.
@@ -159,8 +162,7 @@ impl Session {
         O: AsyncWrite + Unpin + Send,
         E: AsyncWrite + Unpin + Send,
     {
-        let mut output = Writers { stdout: stdio.stdout, stderr: stdio.stderr };
-        self.run(program, Some(pty), None, stdio.stdin, &mut output, pending()).await
+        self.exec_until(program, Some(pty), stdio, pending()).await
     }
 
     /// Like [`Session::exec`], in a terminal if there is one, until the command ends or `end` is ready: then it is told to end,
@@ -170,7 +172,7 @@ impl Session {
     /// As [`Session::exec`].
     pub async fn exec_until<I, O, E>(
         &self,
-        command: &str,
+        program: Program<'_>,
         pty: Option<Pty>,
         stdio: Stdio<I, O, E>,
         end: impl Future<Output = ()> + Send,
@@ -181,7 +183,7 @@ impl Session {
         E: AsyncWrite + Unpin + Send,
     {
         let mut output = Writers { stdout: stdio.stdout, stderr: stdio.stderr };
-        self.run(Program::Command(command), pty, None, stdio.stdin, &mut output, end).await
+        self.run(program, pty, None, stdio.stdin, &mut output, end).await
     }
 
     pub(super) async fn run(
@@ -203,15 +205,44 @@ impl Session {
         channel::run(channel, program, pty, linger, stdin, output, end).await.map_err(|error| self.ended.explain(error))
     }
 
+    /// Has the server connect to `port` of `host`, as it knows that name, on behalf of a connection from `origin`: what `ssh -L`
+    /// does. Cancel safe.
+    ///
+    /// # Errors
+    /// [`SshError::Forward`] with the server's reason, [`SshError::Lost`] or [`SshError::Timeout`].
+    pub async fn connect_on(
+        &self,
+        host: &str,
+        port: u16,
+        origin: SocketAddr,
+    ) -> Result<ChannelStream<client::Msg>, SshError> {
+        let (from, from_port) = (origin.ip().to_string(), u32::from(origin.port()));
+        let opened = self.handle.channel_open_direct_tcpip(host, u32::from(port), from, from_port);
+        match timeout(REPLY_WAIT, opened).await {
+            Ok(Ok(channel)) => Ok(channel.into_stream()),
+            Ok(Err(russh::Error::ChannelOpenFailure(failure))) => {
+                Err(SshError::Forward { to: format!("{host}:{port}"), reason: reason_of(failure) })
+            }
+            Ok(Err(_)) => Err(self.ended.explain(SshError::Lost(String::new()))),
+            Err(_) => Err(SshError::Timeout { what: "connecting further", after: REPLY_WAIT }),
+        }
+    }
+
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
         self.handle.is_closed()
     }
 
+    /// Returns when the connection has ended, and why. Cancel safe.
+    pub async fn ended(&self) -> SshError {
+        self.gone.cancelled().await;
+        self.ended.explain(SshError::Lost(String::new()))
+    }
+
     /// Says goodbye and waits a moment until that is sent, so that the guest logs no broken connection.
-    pub async fn close(mut self) {
+    pub async fn close(&self) {
         if self.handle.disconnect(Disconnect::ByApplication, "", "").await.is_ok() {
-            let _ = timeout(CLOSE_WAIT, &mut self.handle).await;
+            let _ = timeout(CLOSE_WAIT, self.gone.cancelled()).await;
         }
     }
 }
@@ -227,45 +258,14 @@ fn config(silence: Duration) -> Arc<client::Config> {
     })
 }
 
-/// Tries the password, first as such, then as the answer to the server's questions (PAM set up so).
-async fn log_in(handle: &mut Handle<Events>, login: &Login) -> Result<(), SshError> {
-    let result = handle.authenticate_password(&login.user, login.password.expose()).await;
-    let offers = match result.map_err(|_| SshError::Lost(String::new()))? {
-        AuthResult::Success => return Ok(()),
-        AuthResult::Failure { remaining_methods, .. } => remaining_methods,
-    };
-    if offers.contains(&MethodKind::KeyboardInteractive) && answer_prompts(handle, login).await? {
-        return Ok(());
+fn reason_of(failure: ChannelOpenFailure) -> String {
+    match failure {
+        ChannelOpenFailure::AdministrativelyProhibited => "it does not let anybody do that".to_owned(),
+        ChannelOpenFailure::ConnectFailed => "nothing answers there".to_owned(),
+        ChannelOpenFailure::UnknownChannelType => "it cannot do that".to_owned(),
+        ChannelOpenFailure::ResourceShortage => "it has no room for more connections".to_owned(),
+        ChannelOpenFailure::Other { reason, .. } => reason,
     }
-    if handle.is_closed() {
-        return Err(SshError::Lost("it closed the connection during login".to_owned()));
-    }
-    Err(SshError::AuthRefused { user: login.user.clone(), offers: names(&offers) })
-}
-
-async fn answer_prompts(handle: &mut Handle<Events>, login: &Login) -> Result<bool, SshError> {
-    let lost = |_| SshError::Lost(String::new());
-    let mut answer = handle.authenticate_keyboard_interactive_start(&login.user, None).await.map_err(lost)?;
-    for _ in 0..MAX_PROMPT_ROUNDS {
-        answer = match answer {
-            KeyboardInteractiveAuthResponse::Success => return Ok(true),
-            KeyboardInteractiveAuthResponse::Failure { .. } => return Ok(false),
-            KeyboardInteractiveAuthResponse::InfoRequest { prompts, .. } => {
-                // the password only where it would not be shown: other questions are not for it
-                let answers = prompts.iter().map(|prompt| match prompt.echo {
-                    false => login.password.expose().to_owned(),
-                    true => String::new(),
-                });
-                handle.authenticate_keyboard_interactive_respond(answers.collect()).await.map_err(lost)?
-            }
-        };
-    }
-    Ok(false)
-}
-
-fn names(methods: &MethodSet) -> String {
-    let names: Vec<&str> = methods.iter().map(<&str>::from).collect();
-    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
 /// Why the connection ended, for whoever finds out later.
@@ -289,6 +289,8 @@ struct Events {
     host_key: Box<dyn HostKeyCheck>,
     ended: Arc<Ended>,
     silence: Duration,
+    /// Goes with the connection's task.
+    _gone: DropGuard,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -5,10 +5,12 @@
 //! number of [`exec`](client::Session::exec), [`terminal::interactive`] or [`script::run`], also at the same time.
 //! Pure parts: [`quote`] and [`lines`].
 
+pub mod auth;
 pub mod banner;
 mod channel;
 pub mod client;
 pub mod cut;
+pub mod key;
 pub mod lines;
 pub mod quote;
 pub mod script;
@@ -17,17 +19,26 @@ pub mod terminal;
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use self::auth::Proof;
 use crate::model::secret::Secret;
 
 /// Who logs in.
 #[derive(Clone, Debug)]
 pub struct Login {
-    /// The guest's user.
+    /// The server's user.
     pub user: String,
-    /// That user's password.
-    pub password: Secret,
+    /// What proves that it is that user: tried in this order.
+    pub proofs: Vec<Proof>,
+}
+
+impl Login {
+    /// With a password and nothing else.
+    pub fn with_password(user: impl Into<String>, password: Secret) -> Self {
+        Self { user: user.into(), proofs: vec![Proof::Password(password)] }
+    }
 }
 
 /// The key by which a server proves who it is.
@@ -111,28 +122,39 @@ impl fmt::Display for ExitStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum SshError {
     /// The stream ended before the server said a word: the guest is not up, or runs no SSH server.
-    #[error("the guest closed the connection before its SSH server answered; it may still be booting, or run none")]
+    #[error("the connection was closed before an SSH server answered; the machine may still be booting, or run none")]
     Closed,
     /// A deadline passed.
-    #[error("the guest did not finish {what} within {} s", after.as_secs_f32())]
+    #[error("the SSH server did not finish {what} within {} s", after.as_secs_f32())]
     Timeout {
         /// What was waited for.
         what: &'static str,
         /// For how long.
         after: Duration,
     },
-    /// The user or password is wrong, or the server takes no passwords.
-    #[error(
-        "the guest refused user {user:?} with the given password (it offers: {offers}); check the VM's username and password"
-    )]
+    /// The user is not known there, or nothing of what was tried proves that it is that user.
+    #[error("the SSH server refused user {user:?}; tried: {tried} ({offers})")]
     AuthRefused {
         /// Who tried.
         user: String,
-        /// The methods that the server would take, separated by commas.
+        /// What was tried, in words.
+        tried: String,
+        /// What the server would take, in words.
         offers: String,
+        /// Whether a password is, or may be, among that.
+        takes_password: bool,
+    },
+    /// The server takes this key, which is locked with a passphrase.
+    #[error(
+        "the key {} is locked with a passphrase; give that on a terminal, or the key to an agent with ssh-add",
+        path.display()
+    )]
+    KeyLocked {
+        /// The key's file.
+        path: PathBuf,
     },
     /// The check refused the server's key.
-    #[error("the guest's host key {} was refused: {reason}", key.fingerprint)]
+    #[error("the host key {} was refused: {reason}", key.fingerprint)]
     HostKeyRefused {
         /// The key that it showed.
         key: HostKey,
@@ -140,16 +162,24 @@ pub enum SshError {
         reason: String,
     },
     /// What runs on the other end does not speak SSH as we do.
-    #[error("the SSH handshake with the guest failed")]
+    #[error("the SSH handshake failed")]
     Protocol(#[source] russh::Error),
     /// The server refused to open a session, a terminal or to run the command.
-    #[error("the guest's SSH server refused to {what}")]
+    #[error("the SSH server refused to {what}")]
     Refused {
         /// What was asked.
         what: &'static str,
     },
+    /// The server did not connect any further.
+    #[error("the SSH server does not connect to {to}: {reason}")]
+    Forward {
+        /// Where to, as `HOST:PORT`.
+        to: String,
+        /// What it said.
+        reason: String,
+    },
     /// The connection ended while it was needed.
-    #[error("the connection to the guest was lost: {0}")]
+    #[error("the SSH connection was lost: {0}")]
     Lost(String),
     /// Our side's input or output failed; a broken pipe here means that the reader of the output went away.
     #[error("cannot use the {what} of the command")]

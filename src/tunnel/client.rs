@@ -81,8 +81,8 @@ impl Client {
             ApiError::new(ErrorCode::Unavailable, format!("the connection to {} was lost: {what}", self.address))
         };
         let opened = timeout_at(until, connection.open_bi()).await.map_err(late)?;
-        let (outgoing, incoming) = opened.map_err(|error| lost(reason::describe(&error)))?;
-        let mut stream = TunnelStream::new(outgoing, incoming);
+        let halves = opened.map_err(|error| lost(reason::describe(&error)))?;
+        let mut stream = TunnelStream::new(&connection, halves);
         let answer = timeout_at(until, async {
             stream.write_frame(&Frame::Open { ticket: ticket.clone(), resume }).await?;
             stream.read_frame().await

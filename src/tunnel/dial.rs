@@ -88,7 +88,7 @@ impl From<DialError> for ApiError {
 /// A connection with the socket it uses.
 #[derive(Debug)]
 pub struct Dialled {
-    /// The socket, for this connection alone.
+    /// The socket, for one connection at a time.
     pub endpoint: Endpoint,
     /// The connection.
     pub connection: Connection,
@@ -107,6 +107,17 @@ impl Dialled {
 
 /// Dials the relay, one address of the host after the other, each for at most [`DIAL_DEADLINE`]. Cancel safe.
 pub async fn dial(address: &Address, trusted: Fingerprint, transport: Transport) -> Result<Dialled, DialError> {
+    dial_from(None, address, trusted, transport).await
+}
+
+/// The same with the socket of an earlier connection, if it can reach the first address: a fleet that comes back at once need
+/// not clear 2 MiB for each worker. Others are made anew, as what is wrong may be with the socket or what a NAT knows of it.
+pub async fn dial_from(
+    mut spare: Option<Endpoint>,
+    address: &Address,
+    trusted: Fingerprint,
+    transport: Transport,
+) -> Result<Dialled, DialError> {
     let addresses = tokio::time::timeout(DIAL_DEADLINE, tokio::net::lookup_host((address.host.as_str(), address.port)))
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the resolver did not answer")))
@@ -116,7 +127,7 @@ pub async fn dial(address: &Address, trusted: Fingerprint, transport: Transport)
         source: io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
     };
     for remote in addresses {
-        match dial_one(address, remote, trusted, transport).await {
+        match dial_one(spare.take(), address, remote, trusted, transport).await {
             Ok(dialled) => return Ok(dialled),
             Err(error) => failure = error,
         }
@@ -125,6 +136,7 @@ pub async fn dial(address: &Address, trusted: Fingerprint, transport: Transport)
 }
 
 async fn dial_one(
+    spare: Option<Endpoint>,
     address: &Address,
     remote: SocketAddr,
     trusted: Fingerprint,
@@ -134,7 +146,11 @@ async fn dial_one(
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(DialError::tls)?));
     config.transport_config(Arc::new(client_settings(transport, remote.ip())));
     let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let endpoint = bind_client(SocketAddr::new(any, 0)).map_err(DialError::Socket)?;
+    let fits = |endpoint: &Endpoint| endpoint.local_addr().is_ok_and(|local| local.is_ipv4() == remote.is_ipv4());
+    let endpoint = match spare.filter(fits) {
+        Some(endpoint) => endpoint,
+        None => bind_client(SocketAddr::new(any, 0)).map_err(DialError::Socket)?,
+    };
     let failed = |why: String| DialError::Connect { address: address.clone(), why };
     let connecting = endpoint.connect_with(config, remote, SERVER_NAME).map_err(|error| failed(error.to_string()))?;
     let timeout = DialError::Timeout { address: address.clone(), ip: remote.ip() };

@@ -37,7 +37,10 @@ const UNPROVEN_STREAMS: u32 = 16;
 
 /// What may be sent and not yet acknowledged, over all streams: 1 Gbit/s at 60 ms, and all that one slow peer can make
 /// us hold for resending.
-const SEND_WINDOW: u64 = 8 << 20;
+pub(super) const SEND_WINDOW: u64 = 8 << 20;
+
+/// The same for streams that send little, which must not wait until those that send much have room.
+pub(super) const URGENT_SEND_WINDOW: u64 = SEND_WINDOW + (1 << 20);
 
 /// Socket buffers in bytes: quinn sends bursts of 64 KiB to each of many peers; the usual 208 KiB loses packets. The
 /// system may grant less.

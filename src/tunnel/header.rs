@@ -7,6 +7,7 @@
 //! worker → relay   worker-hello    relay → worker   admitted | refused     first stream of a worker; repeated to renew
 //! client → relay   open            relay → client   opened | refused       one stream a session
 //! relay → worker   attach          worker → relay   opened | refused       the other half of that session
+//! relay → worker   attach-host     worker → relay   opened | refused       the same, to the worker's own machine
 //! relay → worker   ping            worker → relay   pong                   is the data path alive?
 //! relay → worker   locate          worker → relay   located | refused      which address has a guest?
 //! relay → worker   serve           worker → relay   opened | refused       a session with the worker's own holder of execs
@@ -66,6 +67,14 @@ pub enum Frame {
     },
     /// It is not, and why.
     Refused(ApiError),
+    /// The relay asks a worker to connect to its own machine. Not known to earlier releases, which refuse it.
+    AttachHost {
+        /// TCP port of its loopback address.
+        port: u16,
+        /// As the client has asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<Resume>,
+    },
     /// A worker has its session keeper end a session.
     Forget {
         /// The session's name.
@@ -269,6 +278,7 @@ mod tests {
                 port,
                 resume: (port % 2 == 0).then(|| resume(port % 3 == 0)),
             }),
+            any::<u16>().prop_map(|port| Frame::AttachHost { port, resume: (port % 2 == 0).then(|| resume(false)) }),
             any::<bool>().prop_map(|resumable| Frame::Opened { resumable }),
             "[a-z0-9]{1,64}".prop_map(|session| Frame::Forget { session: Secret::new(session) }),
             "\\PC{0,2000}".prop_map(|why| Frame::refused(ApiError::new(ErrorCode::Unavailable, why))),
@@ -291,6 +301,11 @@ mod tests {
             (
                 Frame::Open { ticket: Secret::new("abc"), resume: Some(resume(false)) },
                 b"\x00\x00\x81\xa4open\x82\xa6ticket\xa3abc\xa6resume\x82\xa7version\x01\xa7session\xa2s1".to_vec(),
+            ),
+            (Frame::AttachHost { port: 22, resume: None }, b"\x00\x00\x81\xabattach-host\x81\xa4port\x16".to_vec()),
+            (
+                Frame::AttachHost { port: 22, resume: Some(resume(false)) },
+                b"\x00\x00\x81\xabattach-host\x82\xa4port\x16\xa6resume\x82\xa7version\x01\xa7session\xa2s1".to_vec(),
             ),
             (Frame::Opened { resumable: false }, b"\x00\x09\x81\xa6opened\x80".to_vec()),
             (Frame::Opened { resumable: true }, b"\x00\x09\x81\xa6opened\x81\xa9resumable\xc3".to_vec()),

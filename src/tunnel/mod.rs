@@ -27,6 +27,7 @@ mod splice;
 pub mod stream;
 pub mod ticket;
 mod udp;
+mod urgency;
 pub mod worker;
 
 use std::fmt;

@@ -12,7 +12,9 @@
 //! | breaks off, resets | both ways are reset with the same reason |
 
 use std::future::Future;
+use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{ReadError, RecvStream, StoppedError, VarInt, WriteError};
@@ -90,9 +92,10 @@ pub async fn relay(mut client: TunnelStream, mut worker: TunnelStream, cut: impl
 pub async fn guest(mut tunnel: TunnelStream, guest: impl AsyncRead + AsyncWrite + Send + Unpin) -> Traffic {
     let mut traffic = Traffic::default();
     let (mut from_guest, mut to_guest) = tokio::io::split(guest);
+    let reset = AtomicBool::new(false);
     let broken = both(
-        deliver(&mut tunnel.incoming, &mut to_guest, &mut traffic.forward),
-        collect(&mut from_guest, &mut tunnel.outgoing, &mut traffic.back),
+        deliver(&mut tunnel.incoming, &mut to_guest, &reset, &mut traffic.forward),
+        collect(&mut from_guest, &mut tunnel.outgoing, &reset, &mut traffic.back),
     )
     .await;
     if let Some(reason) = broken {
@@ -143,7 +146,7 @@ async fn pipe(from: &mut RecvStream, to: &mut Outgoing, lost: Ends, count: &mut 
             Err(error) => break read_end(&error, lost.0),
         };
         let length: usize = pieces.iter().map(Bytes::len).sum();
-        if let Err(error) = to.stream.write_all_chunks(pieces).await {
+        if let Err(error) = to.write_all(pieces).await {
             break write_end(&error, lost.1);
         }
         *count += length as u64;
@@ -152,8 +155,8 @@ async fn pipe(from: &mut RecvStream, to: &mut Outgoing, lost: Ends, count: &mut 
     end
 }
 
-/// The way from the guest.
-async fn collect(from: &mut (impl AsyncRead + Unpin), to: &mut Outgoing, count: &mut u64) -> End {
+/// The way from the guest. A `reset` that the other way has been told of is not told again here, where it looks like an end.
+async fn collect(from: &mut (impl AsyncRead + Unpin), to: &mut Outgoing, reset: &AtomicBool, count: &mut u64) -> End {
     let mut stopped = pin!(to.stream.stopped());
     let mut size = FIRST_BUFFER;
     let mut buffer = BytesMut::new();
@@ -165,12 +168,13 @@ async fn collect(from: &mut (impl AsyncRead + Unpin), to: &mut Outgoing, count: 
             answer = &mut stopped => return refused(answer, Reason::ClientLost),
         };
         match read {
+            Ok(0) if reset.load(Ordering::Relaxed) => return End::Broken(Reason::GuestReset),
             Ok(0) => {
                 to.finish();
                 return delivered(stopped.await, Reason::ClientLost);
             }
             Ok(read) => {
-                if let Err(error) = to.stream.write_chunk(buffer.split().freeze()).await {
+                if let Err(error) = to.write_all(&mut [buffer.split().freeze()]).await {
                     return write_end(&error, Reason::ClientLost);
                 }
                 *count += read as u64;
@@ -182,13 +186,23 @@ async fn collect(from: &mut (impl AsyncRead + Unpin), to: &mut Outgoing, count: 
     }
 }
 
-/// The way to the guest.
-async fn deliver(from: &mut RecvStream, to: &mut (impl AsyncWrite + Unpin), count: &mut u64) -> End {
+/// The way to the guest; notes that it was `reset`.
+async fn deliver(
+    from: &mut RecvStream,
+    to: &mut (impl AsyncWrite + Unpin),
+    reset: &AtomicBool,
+    count: &mut u64,
+) -> End {
     let end = loop {
         match from.read_chunk(LARGEST_BUFFER, true).await {
             Ok(Some(chunk)) => {
+                let written = async {
+                    to.write_all(&chunk.bytes).await?;
+                    to.flush().await
+                };
                 // A guest that closed may still have sent something worth reading: only this way ends.
-                if to.write_all(&chunk.bytes).await.is_err() || to.flush().await.is_err() {
+                if let Err(error) = written.await {
+                    reset.store(error.kind() == io::ErrorKind::ConnectionReset, Ordering::Relaxed);
                     break End::Declined;
                 }
                 *count += chunk.bytes.len() as u64;

@@ -3,16 +3,20 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
-use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
+use bytes::Bytes;
+use quinn::{Connection, ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use super::HEADER_DEADLINE;
+use super::endpoint::{SEND_WINDOW, URGENT_SEND_WINDOW};
 use super::header::{Decoder, Frame, HeaderError};
 use super::reason::{self, Reason};
+use super::urgency::Urgency;
 use crate::model::error::{ApiError, ErrorCode};
 
 type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync>>;
@@ -30,14 +34,15 @@ pub struct TunnelStream {
 }
 
 impl TunnelStream {
-    pub(super) fn new(outgoing: SendStream, incoming: RecvStream) -> Self {
-        Self { incoming, outgoing: Outgoing::new(outgoing), stopped: None }
+    /// The stream of these two halves, which are of `connection`.
+    pub(super) fn new(connection: &Connection, (outgoing, incoming): (SendStream, RecvStream)) -> Self {
+        Self { incoming, outgoing: Outgoing::new(connection, outgoing), stopped: None }
     }
 
     /// Sends one header; a peer that grants no room for it within [`HEADER_DEADLINE`] gets none.
     pub(super) async fn write_frame(&mut self, frame: &Frame) -> Result<(), FrameError> {
         let bytes = frame.encode()?;
-        match timeout(HEADER_DEADLINE, self.outgoing.stream.write_all(&bytes)).await {
+        match timeout(HEADER_DEADLINE, self.outgoing.write_all(&mut [bytes.into()])).await {
             Ok(written) => written.map_err(|error| FrameError::Io(write_error(error))),
             Err(_) => Err(FrameError::Io(io::ErrorKind::TimedOut.into())),
         }
@@ -107,8 +112,7 @@ impl AsyncRead for TunnelStream {
 
 impl AsyncWrite for TunnelStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let stream = Pin::new(&mut self.get_mut().outgoing.stream);
-        SendStream::poll_write(stream, cx, bytes).map_err(write_error)
+        self.get_mut().outgoing.poll_write(cx, bytes).map_err(write_error)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -146,16 +150,66 @@ impl fmt::Debug for TunnelStream {
 }
 
 /// The sending half. quinn ends a stream properly when it is dropped, which would make a broken session look whole;
-/// this one resets it unless it was finished.
+/// this one resets it unless it was finished. It goes before or behind others of its connection by its [`Urgency`].
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) stream: SendStream,
+    connection: Connection,
+    urgency: Urgency,
     done: bool,
 }
 
 impl Outgoing {
-    fn new(stream: SendStream) -> Self {
-        Self { stream, done: false }
+    fn new(connection: &Connection, stream: SendStream) -> Self {
+        Self { stream, connection: connection.clone(), urgency: Urgency::new(Instant::now()), done: false }
+    }
+
+    /// Hands all pieces over to be sent. Not cancel safe: some may have been.
+    pub(super) async fn write_all(&mut self, mut pieces: &mut [Bytes]) -> Result<(), WriteError> {
+        while !pieces.is_empty() {
+            let written = std::future::poll_fn(|cx| {
+                self.poll(cx, |stream, cx| pin!(stream.write_chunks(pieces)).poll(cx), |written| written.bytes)
+            });
+            let written = written.await?;
+            pieces = pieces.get_mut(written.chunks..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, WriteError>> {
+        self.poll(cx, |stream, cx| SendStream::poll_write(Pin::new(stream), cx, bytes), |written| *written)
+    }
+
+    /// Writes in the stream's turn; `size` tells how many bytes were taken.
+    fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(&mut SendStream, &mut Context<'_>) -> Poll<Result<T, WriteError>>,
+        size: impl Fn(&T) -> usize,
+    ) -> Poll<Result<T, WriteError>> {
+        let now = Instant::now();
+        let turn = self.urgency.look(now);
+        self.take(turn);
+        let mut result = write(&mut self.stream, cx);
+        if result.is_pending() && self.urgency.is_urgent() {
+            // The window of the connection may be full of what others sent, and they wait in line for every packet that is
+            // acknowledged. This one need not: it has a little room that is closed to them again before they are woken.
+            self.connection.set_send_window(URGENT_SEND_WINDOW);
+            result = write(&mut self.stream, cx);
+            self.connection.set_send_window(SEND_WINDOW);
+        }
+        if let Poll::Ready(Ok(written)) = &result {
+            let turn = self.urgency.sent(size(written), now);
+            self.take(turn);
+        }
+        result
+    }
+
+    fn take(&self, turn: Option<i32>) {
+        if let Some(priority) = turn {
+            // A stream that has ended needs none.
+            let _ = self.stream.set_priority(priority);
+        }
     }
 
     /// Ends the stream after what was written; harmless when it has ended.

@@ -1,5 +1,5 @@
-//! Tickets: each stands for one stream to one port of one copy of a VM, for a short time, once. Pure; the controller
-//! holds the store, issues on `connect.open` and redeems when the relay asks.
+//! Tickets: each stands for one stream to one port of one copy of a VM, or of a worker's host, for a short time, once. Pure; the
+//! controller holds the store, issues on `connect.open` and `connect.host`, and redeems when the relay asks.
 //!
 //! Only the SHA-256 of a ticket is kept, and looked up: a copy of the store opens nothing, and the time a look-up takes
 //! says nothing about the tickets in it.
@@ -27,14 +27,55 @@ pub const MAX_TICKETS_PER_ACCOUNT: usize = 512;
 pub struct Grant {
     /// Who asked.
     pub account: AccountName,
-    /// Which VM, by the name it was asked for.
-    pub vm: VmName,
-    /// Which copy of it.
-    pub copy: CopyId,
-    /// Where that copy runs.
+    /// What it leads to.
+    pub target: Target,
+    /// By way of which worker: where the copy runs, or whose host it is.
     pub worker: WorkerName,
-    /// TCP port in the guest, or [`EXEC_PORT`](super::header::EXEC_PORT).
+    /// TCP port there; of a VM also [`EXEC_PORT`](super::header::EXEC_PORT).
     pub port: u16,
+}
+
+impl Grant {
+    /// What it leads to, for logs and records: a VM by its name, a host as `worker/NAME`.
+    pub fn place(&self) -> String {
+        match &self.target {
+            Target::Vm { name, .. } => name.to_string(),
+            Target::Host => format!("worker/{}", self.worker),
+        }
+    }
+}
+
+/// What a stream leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A guest.
+    Vm {
+        /// The VM, by the name it was asked for.
+        name: VmName,
+        /// Which copy of it.
+        copy: CopyId,
+    },
+    /// The worker's own machine, at its loopback address.
+    Host,
+}
+
+impl Target {
+    /// Of which kind it is.
+    pub fn kind(&self) -> TargetKind {
+        match self {
+            Target::Vm { .. } => TargetKind::Vm,
+            Target::Host => TargetKind::Host,
+        }
+    }
+}
+
+/// Kinds of targets: what a right to connect is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TargetKind {
+    /// Guests.
+    Vm,
+    /// Workers' own machines.
+    Host,
 }
 
 /// Why a ticket is not issued or not accepted.
@@ -188,8 +229,10 @@ mod tests {
     fn grant(port: u16) -> Grant {
         Grant {
             account: "alice".parse().unwrap(),
-            vm: "vm-1".parse().unwrap(),
-            copy: CopyId { uid: VmUid(uuid::Uuid::nil()), attempt: 0 },
+            target: Target::Vm {
+                name: "vm-1".parse().unwrap(),
+                copy: CopyId { uid: VmUid(uuid::Uuid::nil()), attempt: 0 },
+            },
             worker: "w1".parse().unwrap(),
             port,
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use quinn::Connection;
+use quinn::{Connection, ConnectionError, Endpoint};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -15,7 +15,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::allowance::Allowance;
 use super::backoff::Backoff;
-use super::dial::{Dialled, dial};
+use super::dial::{DialError, Dialled, dial_from};
 use super::endpoint::Transport;
 use super::header::{Frame, Resume, WorkerHello};
 use super::proof::{self, Exported};
@@ -66,6 +66,16 @@ pub trait Attach: Send + Sync + 'static {
             true => Err(no_such_session()),
             false => Ok(Attached { stream: self.attach(copy, port).await?, resumable: false }),
         }
+    }
+
+    /// Connects to a TCP port of the worker's own machine, for a session that shall be resumable if `resume` says so. Given up
+    /// after [`ATTACH_DEADLINE`].
+    ///
+    /// # Errors
+    /// The reason, which the user sees; [`ErrorCode::Forbidden`] where nobody may.
+    async fn attach_host(&self, port: u16, resume: Option<&Resume>) -> Result<Attached, ApiError> {
+        let _ = resume;
+        Err(ApiError::new(ErrorCode::Forbidden, format!("this worker lets nobody onto its host (port {port})")))
     }
 
     /// A session may not go on, as who opened it may not connect any more.
@@ -135,8 +145,15 @@ impl WorkerLink {
         let (state_said, state) = watch::channel(LinkState::Down("not yet dialled".to_owned()));
         let (stop, stopped) = watch::channel(false);
         let span = info_span!("tunnel", worker = %options.hello.worker);
-        let keeper =
-            Keeper { options, dialer, hello: hello_seen, state: state_said, dialled: None, sessions: JoinSet::new() };
+        let keeper = Keeper {
+            options,
+            dialer,
+            hello: hello_seen,
+            state: state_said,
+            dialled: None,
+            spare: None,
+            sessions: JoinSet::new(),
+        };
         let task = task::spawn(keeper.run(stopped).instrument(span));
         Self { hello, state, stop, task }
     }
@@ -192,6 +209,8 @@ struct Keeper {
     state: watch::Sender<LinkState>,
     /// The living connection.
     dialled: Option<Dialled>,
+    /// The socket of the last connection, if the relay ended that, so that the path is good, and has answered since.
+    spare: Option<Endpoint>,
     /// Outlives each connection: what the relay had sent is still delivered to the guest.
     sessions: JoinSet<()>,
 }
@@ -218,9 +237,17 @@ impl Keeper {
                     let connection = dialled.connection.clone();
                     self.dialled = Some(dialled);
                     let why = self.serve(&connection, control).await;
+                    let ended_there = matches!(
+                        connection.close_reason(),
+                        Some(
+                            ConnectionError::Reset
+                                | ConnectionError::ConnectionClosed(_)
+                                | ConnectionError::ApplicationClosed(_)
+                        )
+                    );
                     // Sessions hold the connection too; one that is over for the link is over for them.
                     connection.close(Reason::Closed.code(), b"");
-                    self.dialled = None;
+                    self.spare = self.dialled.take().filter(|_| ended_there).map(|dialled| dialled.endpoint);
                     if started.elapsed() >= GOOD_CONNECTION {
                         backoff.reset();
                     }
@@ -247,13 +274,16 @@ impl Keeper {
     /// Dials and is admitted.
     async fn connect(&mut self) -> Result<(Dialled, TunnelStream), Failure> {
         let hello = self.hello.borrow_and_update().clone();
-        let dialled = dial(&self.options.address, self.options.fingerprint, self.options.transport)
-            .await
-            .map_err(ApiError::from)?;
+        let (address, spare) = (&self.options.address, self.spare.clone());
+        let dialled = dial_from(spare, address, self.options.fingerprint, self.options.transport).await;
+        if !matches!(dialled, Err(DialError::Connect { .. })) {
+            self.spare = None;
+        }
+        let dialled = dialled.map_err(ApiError::from)?;
         let connection = &dialled.connection;
         let lost = |error: &quinn::ConnectionError| ApiError::new(ErrorCode::Unavailable, reason::describe(error));
-        let (outgoing, incoming) = connection.open_bi().await.map_err(|error| lost(&error))?;
-        let mut control = TunnelStream::new(outgoing, incoming);
+        let halves = connection.open_bi().await.map_err(|error| lost(&error))?;
+        let mut control = TunnelStream::new(connection, halves);
         let proven = prove(self.options.key.as_ref(), connection, hello)?;
         say_hello(&mut control, proven).await.map_err(|error| match connection.close_reason() {
             Some(closed) if error.code == ErrorCode::Unavailable => Failure::Other(lost(&closed)),
@@ -287,8 +317,8 @@ impl Keeper {
         let why = loop {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
-                    Ok((outgoing, incoming)) => {
-                        let stream = TunnelStream::new(outgoing, incoming);
+                    Ok(halves) => {
+                        let stream = TunnelStream::new(connection, halves);
                         self.sessions.spawn(session(stream, self.dialer.clone()).instrument(tracing::Span::current()));
                         allowance.fit(self.sessions.len(), connection);
                     }
@@ -327,9 +357,10 @@ async fn say_hello(control: &mut TunnelStream, hello: WorkerHello) -> Result<(),
 
 /// One stream that the relay opened.
 async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
-    let (copy, wanted) = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
-        Ok(Ok(Frame::Attach { copy, port, resume })) => (copy, Wanted::Port(port, resume)),
-        Ok(Ok(Frame::Serve { copy, account })) => (copy, Wanted::Execs(account)),
+    let wanted = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
+        Ok(Ok(Frame::Attach { copy, port, resume })) => Wanted::Port(copy, port, resume),
+        Ok(Ok(Frame::AttachHost { port, resume })) => Wanted::Host(port, resume),
+        Ok(Ok(Frame::Serve { copy, account })) => Wanted::Execs(copy, account),
         Ok(Ok(Frame::Locate { copy })) => return locate(stream, copy, &*dialer).await,
         Ok(Ok(Frame::Ping {})) => {
             if stream.write_frame(&Frame::Pong {}).await.is_ok() {
@@ -347,29 +378,32 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
     };
     let attached = async {
         match &wanted {
-            Wanted::Port(port, Some(resume)) => dialer.attach_resumable(copy, *port, resume).await,
-            Wanted::Port(port, None) => Ok(Attached { stream: dialer.attach(copy, *port).await?, resumable: false }),
-            Wanted::Execs(account) => {
-                Ok(Attached { stream: dialer.serve(copy, account.clone()).await?, resumable: false })
+            Wanted::Port(copy, port, Some(resume)) => dialer.attach_resumable(*copy, *port, resume).await,
+            Wanted::Port(copy, port, None) => {
+                Ok(Attached { stream: dialer.attach(*copy, *port).await?, resumable: false })
+            }
+            Wanted::Host(port, resume) => dialer.attach_host(*port, resume.as_ref()).await,
+            Wanted::Execs(copy, account) => {
+                Ok(Attached { stream: dialer.serve(*copy, account.clone()).await?, resumable: false })
             }
         }
     };
     let Attached { stream: guest, resumable } = match timeout(ATTACH_DEADLINE, attached).await {
         Ok(Ok(attached)) => attached,
         Ok(Err(refusal)) => {
-            debug!(%copy, ?wanted, %refusal, "could not connect to the guest");
+            debug!(?wanted, %refusal, "could not connect");
             return stream.refuse(refusal).await;
         }
         Err(_) => {
-            let why = format!("the VM did not accept a connection to {wanted} within {} s", ATTACH_DEADLINE.as_secs());
+            let why = format!("{wanted} did not accept a connection within {} s", ATTACH_DEADLINE.as_secs());
             return stream.refuse(ApiError::new(ErrorCode::Timeout, why)).await;
         }
     };
     if stream.write_frame(&Frame::Opened { resumable }).await.is_ok() {
         let traffic = splice::guest(stream, guest).await;
-        debug!(%copy, ?wanted, resumable, ?traffic, "a session's stream has ended");
+        debug!(?wanted, resumable, ?traffic, "a session's stream has ended");
         // Anything else is the loss of one connection, after which the client comes back.
-        if let (Wanted::Port(_, Some(resume)), true) = (&wanted, resumable)
+        if let (Wanted::Port(_, _, Some(resume)) | Wanted::Host(_, Some(resume)), true) = (&wanted, resumable)
             && let Some(Reason::Revoked | Reason::Rotated | Reason::WorkerDeleted) = traffic.broken
         {
             dialer.forget(resume).await;
@@ -380,15 +414,17 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
 /// What a stream is to lead to.
 #[derive(Debug)]
 enum Wanted {
-    Port(u16, Option<Resume>),
-    Execs(AccountName),
+    Port(CopyId, u16, Option<Resume>),
+    Host(u16, Option<Resume>),
+    Execs(CopyId, AccountName),
 }
 
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Wanted::Port(port, _) => write!(f, "port {port}"),
-            Wanted::Execs(_) => f.write_str("its exec sessions"),
+            Wanted::Port(_, port, _) => write!(f, "the VM's port {port}"),
+            Wanted::Host(port, _) => write!(f, "port {port} of the worker's host"),
+            Wanted::Execs(..) => f.write_str("the worker's holder of exec sessions"),
         }
     }
 }

@@ -198,7 +198,7 @@ async fn log_in(host: &Host, copy: &CopySpec) -> Result<Session, String> {
         if attempt > 0 {
             tokio::time::sleep(Duration::from_secs(1 << attempt.min(3))).await;
         }
-        let login = Login { user: copy.spec.guest_user().to_owned(), password: copy.spec.guest_password() };
+        let login = Login::with_password(copy.spec.guest_user(), copy.spec.guest_password());
         let stream = match host.runtime.dial(copy.id, SSH_PORT).await {
             Ok(stream) => stream,
             Err(error) => {
@@ -208,7 +208,9 @@ async fn log_in(host: &Host, copy: &CopySpec) -> Result<Session, String> {
         };
         match Session::connect(stream, login, AcceptAny, LOGIN_DEADLINE).await {
             Ok(session) => return Ok(session),
-            Err(error @ crate::ssh::SshError::AuthRefused { .. }) => return Err(chain(&error)),
+            Err(error @ crate::ssh::SshError::AuthRefused { .. }) => {
+                return Err(format!("{}; check the VM's username and password", chain(&error)));
+            }
             Err(error) => last = chain(&error),
         }
     }

@@ -161,14 +161,6 @@ impl Reconciler {
         // Ended tasks are taken away before the host is listed, and the list is used only for copies without a task:
         // so it can never be older than what a task did.
         self.copies.retain(|_, copy| !copy.task.is_finished());
-        let found = match self.host.runtime.list().await {
-            Ok(found) => Some(found),
-            Err(error) => {
-                tracing::warn!("cannot list the VMs on this host, so no new one is begun: {error}");
-                self.tell_who_waits(assignment, &error);
-                None
-            }
-        };
         let wished: BTreeMap<CopyId, &DesiredCopy> = assignment.copies.iter().map(|copy| (copy.id(), copy)).collect();
         for (id, copy) in &self.copies {
             let name = copy.orders.borrow().name.clone();
@@ -179,9 +171,17 @@ impl Reconciler {
                 changed
             });
         }
-        // All that have a task know this assignment now, and all that get one will begin with it.
+        // All that have a task know this assignment now, and all that get one will begin with it. Neither waits for the
+        // list: a hypervisor's tool may take its minute for that.
         self.keeper.has_ordered(assignment.session);
-        let Some(found) = found else { return false };
+        let found = match self.host.runtime.list().await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!("cannot list the VMs on this host, so no new one is begun: {error}");
+                self.tell_who_waits(assignment, &error);
+                return false;
+            }
+        };
         let found: BTreeMap<CopyId, &Found> = found.iter().map(|found| (found.id, found)).collect();
         let ids: BTreeSet<CopyId> = wished.keys().chain(found.keys()).copied().collect();
         let runs = |id: &&CopyId| wished.get(*id).is_some_and(|copy| matches!(copy.want, Want::Run(_)));
@@ -192,7 +192,10 @@ impl Reconciler {
             unwished: ids.iter().chain(self.copies.keys()).filter(unwished).copied().collect(),
         });
         self.keeper.notes().retain(|id| ids.contains(&id) || self.copies.contains_key(&id));
-        for id in ids {
+        // Those first that are to go: they make room for the others.
+        let goes = |id: &CopyId| wished.get(id).is_some_and(|copy| matches!(copy.want, Want::Absent));
+        let (gone, others): (Vec<CopyId>, Vec<CopyId>) = ids.into_iter().partition(goes);
+        for id in gone.into_iter().chain(others) {
             if self.copies.contains_key(&id) {
                 continue;
             }
@@ -293,14 +296,19 @@ mod tests {
     use crate::model::vm::VmSpec;
     use crate::model::{SessionId, VmUid};
     use crate::worker::runtime::synthetic::Synthetic;
+    use crate::worker::runtime::synthetic::behaviour::Step as HostStep;
+    use crate::worker::runtime::synthetic::host::SyntheticHost;
 
     fn id(n: u128) -> CopyId {
         CopyId { uid: VmUid(uuid::Uuid::from_u128(n)), attempt: 0 }
     }
 
     /// A reconciler whose controller never answers.
-    async fn reconciler(dir: &std::path::Path) -> (Reconciler, watch::Sender<Option<Assignment>>) {
-        let host = Host::unheard(Arc::new(Synthetic::on(Arc::default())), dir).await;
+    async fn reconciler(
+        on: &Arc<SyntheticHost>,
+        dir: &std::path::Path,
+    ) -> (Reconciler, watch::Sender<Option<Assignment>>) {
+        let host = Host::unheard(Arc::new(Synthetic::on(on.clone())), dir).await;
         let (sender, assignments) = watch::channel(None);
         let (keeper, copies) = (Keeper::for_test(dir), BTreeMap::new());
         let (halt, halted) = (watch::channel(false).1, watch::Sender::new(None));
@@ -340,10 +348,34 @@ mod tests {
     #[tokio::test]
     async fn a_copy_that_is_gone_is_no_reason_to_look_again_and_again() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut reconciler, _sender) = reconciler(dir.path()).await;
+        let (mut reconciler, _sender) = reconciler(&Arc::default(), dir.path()).await;
         reconciler.pass(&assignment(Want::Absent), false).await;
         assert!(reconciler.copies.is_empty(), "a task whose end would wake the reconciler at once");
         assert!(reconciler.host.uplink.tells(id(1), &Observation::Absent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_to_go_does_not_wait_for_a_look_at_the_host() {
+        let (dir, on) = (tempfile::tempdir().unwrap(), Arc::new(SyntheticHost::default()));
+        let (mut reconciler, _sender) = reconciler(&on, dir.path()).await;
+        let uplink = reconciler.host.uplink.clone();
+        let until = async |holds: &dyn Fn() -> bool| {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let run = RunSpec { spec: VmSpec::default(), generation: 0, cpu: 1, memory: 1, ran: false };
+        assert!(reconciler.pass(&assignment(Want::Run(Box::new(run))), false).await);
+        until(&|| on.found().iter().any(|found| found.state == FoundState::Running)).await;
+        on.adjust(|behaviour| behaviour.hang.extend([HostStep::List]));
+        let absent = assignment(Want::Absent);
+        let is_told = || uplink.tells(id(1), &Observation::Absent);
+        tokio::select! {
+            biased;
+            _ = reconciler.pass(&absent, false) => panic!("the host was looked at"),
+            () = until(&is_told) => {}
+        }
+        assert!(on.found().is_empty());
     }
 
     #[test]

@@ -194,6 +194,29 @@ mod tests {
         assert_eq!((next.script(id), next.boot(id)), (ScriptState::Unstarted, None));
     }
 
+    /// These names and texts are never changed: VMs of workers that were updated are gone on with by them.
+    #[test]
+    fn what_earlier_releases_have_noted_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = CopyId { uid: VmUid(uuid::Uuid::from_u128(1)), attempt: 2 };
+        let journal = Journal::at(dir.path());
+        let note = |kind: &str, text: &str| {
+            let name = format!("00000000-0000-0000-0000-000000000001-2.{kind}");
+            std::fs::write(dir.path().join("copies").join(name), text).unwrap();
+        };
+        for (text, state) in [
+            ("begun", ScriptState::Begun),
+            ("done", ScriptState::Done),
+            ("failed: exit status 3", ScriptState::Failed("exit status 3".to_owned())),
+        ] {
+            note("script", text);
+            assert_eq!(journal.script(id), state);
+        }
+        note("boot", "7");
+        note("halted", "7");
+        assert_eq!((journal.boot(id), journal.halted(id)), (Some(7), true));
+    }
+
     #[test]
     fn a_folder_with_what_others_could_have_put_there_is_refused() {
         let dir = tempfile::tempdir().unwrap();

@@ -76,6 +76,8 @@ pub struct WorkerOptions {
     pub keep_free: u64,
     /// After how long the controller is to have copies deleted that it does not know; none = they are left alone.
     pub delete_unknown_after: Option<Duration>,
+    /// Whether those with `admin:write` may connect to TCP ports of this machine's loopback address.
+    pub host_access: bool,
 }
 
 /// How long VMs have to end with their worker: what a guest gets to switch itself off, and as long again for all that comes
@@ -188,6 +190,7 @@ impl Worker {
             assignments: fleet.assignments(),
             load,
             delete_unknown_after: options.delete_unknown_after,
+            host_access: options.host_access,
         };
         let (options, give_up_after) = (options.bus, options.give_up_after);
         let (agent, _load) = (task::spawn(agent.run()), task::spawn(sampler.run()));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::attach::Attachments;
@@ -15,7 +15,8 @@ use super::runtime::Runtime;
 use super::sessions::Sessions;
 use super::uplink::{SessionOver, Uplink};
 use crate::bus::client::Bus;
-use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, TunnelEndpoint, Welcome};
+use crate::bus::connect::TunnelEndpoint;
+use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, Welcome};
 use crate::bus::parts::Collector;
 use crate::bus::subject::{self, WorkerVerb};
 use crate::config::address;
@@ -23,6 +24,7 @@ use crate::model::SessionId;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::worker::{HostLoad, WorkerInfo};
+use crate::task;
 use crate::tunnel::header::WorkerHello;
 use crate::tunnel::worker::{LinkOptions, WorkerLink};
 use crate::tunnel::{Address, Transport};
@@ -55,6 +57,8 @@ pub(super) struct Agent {
     pub(super) load: watch::Receiver<HostLoad>,
     /// See `Hello`.
     pub(super) delete_unknown_after: Option<Duration>,
+    /// Whether anybody is let onto this machine.
+    pub(super) host_access: bool,
 }
 
 impl Agent {
@@ -105,58 +109,33 @@ impl Agent {
             }
             SessionOver
         };
+        // A task of its own: whatever else the worker is at, a heartbeat does not wait for it.
+        let (tell, beat_over) = oneshot::channel();
+        let beat = self.beat(session, heartbeat, lease);
+        let beat = task::spawn(async move { drop(tell.send(beat.run().await)) });
         // Cancel safe: all three are only waiting; what they carry is sent again in the next session.
         let over = tokio::select! {
-            over = self.beat(session, heartbeat, lease) => over,
+            over = beat_over => over.unwrap_or(SessionOver),
             over = self.uplink.serve(session) => over,
             over = take => over,
         };
+        // Only one session at a time renews the lease.
+        beat.abort().await;
         tracing::info!(worker = %name, "the controller does not know this session any more; registering again");
         Ok(over)
     }
 
-    /// Renews the lease, and does nothing else.
-    async fn beat(&self, session: SessionId, every: Duration, lease: Duration) -> SessionOver {
-        let mut interval = tokio::time::interval(every);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut connections = self.bus.connections();
-        let mut load = self.load.clone();
-        load.mark_changed(); // this session has heard nothing of it
-        loop {
-            // Behind a new connection there may be another controller, which knows no session: whoever asks it at once is
-            // back at once. All of these are cancel safe.
-            tokio::select! {
-                _ = interval.tick() => {}
-                Ok(()) = connections.changed() => interval.reset(),
-            }
-            let revision = held_revision(self.assignments.borrow().as_ref(), session);
-            // All of this is in memory: nothing here waits for the host.
-            let told = Some(self.uplink.has_told(session));
-            let fresh = load.has_changed().unwrap_or(false);
-            let load = fresh.then(|| *load.borrow_and_update()).filter(|load| *load != HostLoad::default());
-            let beat = Heartbeat { session, revision, told, load, digest: self.uplink.digest(session) };
-            let subject = subject::worker(&self.info.name, WorkerVerb::Heartbeat);
-            let sent = self.keeper.now();
-            let answer = tokio::select! {
-                answer = self.bus.request::<_, HeartbeatAck>(subject, &beat, every.saturating_mul(2)) => answer,
-                Ok(()) = connections.changed() => {
-                    interval.reset_immediately(); // the answer went with the connection
-                    continue;
-                }
-            };
-            match answer {
-                Ok(ack) if self.keeper.renewed(session, sent, lease) => {
-                    if ack.tell_all {
-                        tracing::warn!(
-                            "the controller knows something else of the VMs here than it was told; telling all again"
-                        );
-                        self.uplink.tell_all();
-                    }
-                }
-                Ok(_) => return SessionOver,
-                Err(error) if error.code == ErrorCode::Unauthenticated => return SessionOver,
-                Err(error) => tracing::debug!("heartbeat: {error}"),
-            }
+    fn beat(&self, session: SessionId, every: Duration, lease: Duration) -> Beat {
+        Beat {
+            bus: self.bus.clone(),
+            subject: subject::worker(&self.info.name, WorkerVerb::Heartbeat),
+            uplink: self.uplink.clone(),
+            keeper: self.keeper.clone(),
+            assignments: self.assignments.clone(),
+            load: self.load.clone(),
+            session,
+            every,
+            lease,
         }
     }
 
@@ -202,10 +181,75 @@ impl Agent {
         let address = Address { host, port: endpoint.port };
         let options =
             LinkOptions { address, fingerprint, hello, key: self.key.clone(), transport: Transport::default() };
-        let (runtime, execs, sessions) = (self.runtime.clone(), self.execs.clone(), self.sessions.clone());
-        let connection = WorkerLink::start(options, Arc::new(Attachments { runtime, execs, sessions }));
+        let attachments = Attachments {
+            runtime: self.runtime.clone(),
+            execs: self.execs.clone(),
+            sessions: self.sessions.clone(),
+            host_access: self.host_access,
+        };
+        let connection = WorkerLink::start(options, Arc::new(attachments));
         *held = Some(Link { endpoint, connection });
         Ok(())
+    }
+}
+
+/// Renews the lease of one session, and does nothing else.
+struct Beat {
+    bus: Bus,
+    subject: String,
+    uplink: Uplink,
+    keeper: Keeper,
+    assignments: Arc<watch::Sender<Option<Assignment>>>,
+    load: watch::Receiver<HostLoad>,
+    session: SessionId,
+    every: Duration,
+    lease: Duration,
+}
+
+impl Beat {
+    async fn run(mut self) -> SessionOver {
+        let mut interval = tokio::time::interval(self.every);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut connections = self.bus.connections();
+        self.load.mark_changed(); // this session has heard nothing of it
+        let limit = self.every.saturating_mul(2);
+        loop {
+            // Behind a new connection there may be another controller, which knows no session: whoever asks it at once is
+            // back at once. All of these are cancel safe.
+            tokio::select! {
+                _ = interval.tick() => {}
+                Ok(()) = connections.changed() => interval.reset(),
+            }
+            let revision = held_revision(self.assignments.borrow().as_ref(), self.session);
+            // All of this is in memory: nothing up to the answer waits for the host. The lease stands on the disk before it
+            // counts, so the next heartbeat waits for a disk that hangs, and the worker is unseen while it does.
+            let told = Some(self.uplink.has_told(self.session));
+            let fresh = self.load.has_changed().unwrap_or(false);
+            let load = fresh.then(|| *self.load.borrow_and_update()).filter(|load| *load != HostLoad::default());
+            let beat =
+                Heartbeat { session: self.session, revision, told, load, digest: self.uplink.digest(self.session) };
+            let sent = self.keeper.now();
+            let answer = tokio::select! {
+                answer = self.bus.request::<_, HeartbeatAck>(self.subject.clone(), &beat, limit) => answer,
+                Ok(()) = connections.changed() => {
+                    interval.reset_immediately(); // the answer went with the connection
+                    continue;
+                }
+            };
+            match answer {
+                Ok(ack) if self.keeper.renewed(self.session, sent, self.lease) => {
+                    if ack.tell_all {
+                        tracing::warn!(
+                            "the controller knows something else of the VMs here than it was told; telling all again"
+                        );
+                        self.uplink.tell_all();
+                    }
+                }
+                Ok(_) => return SessionOver,
+                Err(error) if error.code == ErrorCode::Unauthenticated => return SessionOver,
+                Err(error) => tracing::debug!("heartbeat: {error}"),
+            }
+        }
     }
 }
 

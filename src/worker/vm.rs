@@ -1,7 +1,7 @@
 //! One task per copy: asks the table in [`plan`] for the next step, does it, and again, until the copy is gone.
 //!
 //! A wish that changes interrupts creating, booting and waiting, but never stopping or deleting, which are short and
-//! bounded. One that only has another generation is put into effect by saying so: whatever needs another process comes as
+//! bounded; suspending and starting are given up for a deletion alone. One that only has another generation is put into effect by saying so: whatever needs another process comes as
 //! another boot. Knows no runtime by name.
 
 mod off;
@@ -255,7 +255,14 @@ impl CopyTask {
         // It runs after each boot.
         self.host.journal.set_script(self.id, ScriptState::Unstarted);
         self.set_halted(false);
-        match self.host.runtime.start(copy).await {
+        let (runtime, mut newer) = (self.host.runtime.clone(), self.orders.clone());
+        let started = tokio::select! {
+            started = runtime.start(copy) => started,
+            // To load the memory of one that was suspended may take half an hour. Cancel safe: what was begun is ended by
+            // the deletion.
+            () = condemned(&mut newer) => return None,
+        };
+        match started {
             Ok(()) => {
                 (self.seen, self.memory_lost) = (Seen::Running, None);
                 (self.started, self.suspended, self.generation) = (true, false, order.generation);
@@ -349,6 +356,13 @@ impl CopyTask {
 /// Returns once the copy is no longer wished to run.
 async fn unwanted(orders: &mut watch::Receiver<Order>) {
     if orders.wait_for(|order| order.wish != Wish::Run).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns once nothing of the copy shall be left.
+async fn condemned(orders: &mut watch::Receiver<Order>) {
+    if orders.wait_for(|order| order.wish == Wish::Absent).await.is_err() {
         std::future::pending::<()>().await;
     }
 }

@@ -22,6 +22,8 @@ fn disk(mark: u8) -> Vec<u8> {
 struct Asked {
     from: Option<usize>,
     if_range: Option<String>,
+    /// What it has already.
+    has: Option<String>,
 }
 
 /// An answer: its head's lines and as much of a body as is sent before the connection breaks.
@@ -54,7 +56,8 @@ impl Server {
                     Some(line.split_once(':').unwrap().1.trim().to_owned())
                 };
                 let from = value("range").map(|range| range["bytes=".len()..range.len() - 1].parse().unwrap());
-                let request = Asked { from, if_range: value("if-range") };
+                let has = value("if-none-match").or_else(|| value("if-modified-since"));
+                let request = Asked { from, if_range: value("if-range"), has };
                 let number = {
                     let mut log = log.lock().unwrap();
                     log.push(request.clone());
@@ -190,6 +193,45 @@ async fn a_server_that_ignores_ranges_or_sends_other_parts_is_coped_with() {
     .await;
     assert!(std::fs::read(Store::new().get(&server.url).await.unwrap()).unwrap() == body);
     assert_eq!(server.asked(), [Asked::default(), Asked::default()]);
+}
+
+#[tokio::test]
+async fn who_wants_the_newest_has_the_server_asked_and_gets_another_file_only_if_there_is_one() {
+    let date = "Mon, 23 Nov 2026 00:00:00 GMT";
+    let dated = move |body: &[u8], asked: &Asked| match asked.has.as_deref() {
+        Some(has) if has == date => ("304 Not Modified".to_owned(), Vec::new()),
+        _ => (format!("200 OK\r\nContent-Length: {LEN}\r\nLast-Modified: {date}"), body.to_vec()),
+    };
+    let (old, new) = (disk(1), disk(2));
+    let (first, second) = (old.clone(), new.clone());
+    let server = Server::start(move |number, asked| match (number, asked.has.as_deref()) {
+        (0, None) => whole(&first, "\"v1\"", LEN),
+        (1, Some("\"v1\"")) => ("304 Not Modified".into(), Vec::new()),
+        (2, Some("\"v1\"")) => whole(&second, "\"v2\"", 0),
+        (3, None) => dated(&second, &Asked::default()),
+        (4.., _) if number < 6 => dated(&second, asked),
+        _ => ("404 Not Found\r\nContent-Length: 0".into(), Vec::new()),
+    })
+    .await;
+    let store = Store::new();
+    let newest = async || {
+        let image = store.images().get_newest(&server.url, &Progress::new().0).await?;
+        Ok::<_, RuntimeError>(std::fs::read(store.dir.path().join("images").join(&image.file)).unwrap())
+    };
+    for expected in [&old, &old, &new, &new] {
+        assert!(&newest().await.unwrap() == expected, "another file, at {:?}", server.asked());
+    }
+    assert_eq!(server.asked().len(), 5, "{:?}", server.asked());
+    // Whoever only wants it does not ask, and what has a certain digest does not change.
+    let file = store.get(&server.url).await.unwrap();
+    let digest = file.file_stem().unwrap().to_str().unwrap().strip_prefix("sha256-").unwrap().to_owned();
+    let certain = format!("{}#sha256={digest}", server.url);
+    store.images().get_newest(&certain, &Progress::new().0).await.unwrap();
+    assert_eq!(server.asked().len(), 5);
+    // A server that cannot be asked is not taken to have said that nothing has changed.
+    assert!(newest().await.unwrap() == new);
+    let error = newest().await.unwrap_err().to_string();
+    assert!(error.contains("404"), "{error}");
 }
 
 #[tokio::test]

@@ -26,6 +26,8 @@ use orchard::worker::join::Candidate;
 use orchard::worker::runtime::Runtime;
 use orchard::worker::{Worker, WorkerOptions};
 
+use crate::processes;
+
 /// No command of these tests takes longer, a cold boot on a busy machine included.
 pub const LIMIT: Duration = Duration::from_secs(180);
 
@@ -113,13 +115,20 @@ impl Access {
 
     /// The command line, as a user of this cluster would call it.
     pub fn cli(&self, home: &Path, arguments: &[&str]) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_orchard"));
+        self.cli_within(&[], home, arguments)
+    }
+
+    /// The same, run by `prefix`, such as `ip netns exec NAME`.
+    pub fn cli_within(&self, prefix: &[&str], home: &Path, arguments: &[&str]) -> tokio::process::Command {
+        let mut command = processes::within(prefix);
         command
             .args(arguments)
             .env("ORCHARD_HOME", home)
             .env("ORCHARD_URL", &self.url)
             .env("ORCHARD_SERVICE_ACCOUNT_NAME", self.account.as_str())
             .env("ORCHARD_SERVICE_ACCOUNT_TOKEN", self.token.expose())
+            // Whoever runs the tests may have one with many keys.
+            .env("SSH_AUTH_SOCK", "")
             .stdin(Stdio::null())
             .kill_on_drop(true);
         if let Trust::Certificate(fingerprint) = self.trust {
@@ -181,6 +190,7 @@ pub fn worker_options(
         give_up_after,
         keep_free: 0,
         delete_unknown_after: None,
+        host_access: true,
     }
 }
 

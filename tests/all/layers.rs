@@ -16,13 +16,29 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("broker", &["identity", "model", "task"]),
     ("tunnel", &["duplex", "identity", "model", "task"]),
     ("ssh", &["identity", "model", "task"]),
+    ("vnc", &["model"]),
+    ("client", &["bus", "config", "identity", "model"]),
     ("controller", &["broker", "bus", "config", "identity", "model", "ssh", "task", "tunnel"]),
     ("worker", &["bus", "config", "duplex", "identity", "model", "ssh", "task", "tunnel"]),
     // Unit tests only.
     ("simulation", &["bus", "controller", "model", "worker"]),
     (
         "cli",
-        &["broker", "bus", "config", "controller", "duplex", "identity", "model", "ssh", "task", "tunnel", "worker"],
+        &[
+            "broker",
+            "bus",
+            "client",
+            "config",
+            "controller",
+            "duplex",
+            "identity",
+            "model",
+            "ssh",
+            "task",
+            "tunnel",
+            "vnc",
+            "worker",
+        ],
     ),
 ];
 
@@ -41,6 +57,7 @@ const PURE: &[&str] = &[
     "model/vm.rs",
     "model/worker.rs",
     "bus/access.rs",
+    "bus/encoding.rs",
     "bus/images.rs",
     "bus/inventory.rs",
     "bus/log.rs",
@@ -63,6 +80,7 @@ const PURE: &[&str] = &[
     "tunnel/resume/inbound.rs",
     "tunnel/resume/outbound.rs",
     "tunnel/ticket.rs",
+    "tunnel/urgency.rs",
     "ssh/lines.rs",
     "ssh/quote.rs",
     "controller/auth/permissions.rs",
@@ -76,7 +94,7 @@ const PURE: &[&str] = &[
     "config/duration.rs",
     "config/join.rs",
     "bus/refusal.rs",
-    "cli/event_order.rs",
+    "client/order.rs",
     "cli/cp/place.rs",
     "cli/cp/scripts.rs",
     "cli/pairs.rs",
@@ -89,6 +107,10 @@ const PURE: &[&str] = &[
     "worker/runtime/tart/parse.rs",
     "worker/runtime/synthetic/behaviour.rs",
     "worker/runtime/synthetic/parse.rs",
+    "vnc/conversation.rs",
+    "vnc/picture.rs",
+    "vnc/protocol.rs",
+    "vnc/security.rs",
 ];
 
 /// What pure code does not contain.

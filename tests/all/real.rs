@@ -19,6 +19,7 @@ use crate::flow::{Guest, main_flow};
 use crate::guest::guest_image;
 use crate::harness::{Cluster, LIMIT, succeed};
 use crate::processes::Server;
+use crate::qemu::{kill, processes_in};
 use crate::wait;
 
 /// What an operator of an outside nats-server configures: a user each for controller, account and worker, with the
@@ -27,7 +28,8 @@ const NATS_CONFIG: &str = r#"
 authorization: { users: [
   { user: "controller", password: "outside" }
   { user: "bootstrap-admin", password: "outside", permissions: {
-      publish: ["orchard.v1.api.bootstrap-admin.>"], subscribe: ["orchard.v1.events.>", "_INBOX.bootstrap-admin.>"] } }
+      publish: ["orchard.v1.api.bootstrap-admin.>"],
+      subscribe: ["orchard.v1.events.>", "orchard.v1.events-json.>", "_INBOX.bootstrap-admin.>"] } }
   { user: "worker/w1", password: "outside", permissions: {
       publish: ["orchard.v1.worker.w1.*"],
       subscribe: ["orchard.v1.worker.w1.assign", "orchard.v1.worker.w1.command.>", "_INBOX.worker/w1.>"] } }
@@ -132,6 +134,37 @@ async fn stock_scp_copies_a_file_into_a_real_guest_and_back_through_a_port_forwa
         if vm["status"] == "failed" { Ok(()) } else { Err(vm["status_message"].clone()) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_whose_hypervisor_is_killed_boots_again_from_its_disk_or_starts_over_as_its_policy_says() {
+    let real = QemuCluster::start().await;
+    let (cluster, image) = (&real.cluster, guest_image());
+    let folder = cluster.worker_dir("q").join("qemu");
+    for (vm, policy, boot, starts, left) in [("again", "Always", 1, 0, "kept"), ("over", "OnFailure", 0, 1, "gone")] {
+        let size = ["--cpu", "1", "--memory", "128", "--restart-policy", policy, "--wait"];
+        cluster.run(&[&["create", "vm", vm, "--image", image.to_str().unwrap()], &size[..]].concat()).await;
+        cluster.run(&["ssh", "vm", vm, "echo kept > kept && sync"]).await;
+        let [pid] = processes_in(&folder)[..] else { panic!("one VM runs at a time") };
+        kill(pid);
+        wait::until("the VM to be back", LIMIT, || async {
+            let seen = cluster.json(&["get", "vm", vm]).await;
+            let count = |key: &str| seen[key].as_u64().unwrap_or(0);
+            if (count("boot"), count("restart_count")) == (boot, starts) && seen["ready"] == true {
+                Ok(())
+            } else {
+                Err(seen)
+            }
+        })
+        .await;
+        assert_eq!(cluster.run(&["ssh", "vm", vm, "cat kept || echo gone"]).await.trim(), left, "{policy}");
+        cluster.run(&["delete", "vm", vm]).await;
+        wait::until("nothing to be left", LIMIT, || async {
+            let left = processes_in(&folder);
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+    }
 }
 
 /// A real nats-server in Docker with [`NATS_CONFIG`], and its URL.

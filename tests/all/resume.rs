@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use orchard::bus::connect::OpenHost;
 use orchard::config::join::BootstrapToken;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 
 use crate::guest::guest_image;
@@ -29,6 +30,13 @@ struct World {
 
 impl World {
     async fn start() -> Self {
+        let world = Self::without_vm().await;
+        let image = guest_image();
+        world.run(&["create", "vm", "box", "--image", image.to_str().unwrap(), "--wait"]).await;
+        world
+    }
+
+    async fn without_vm() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
         let (controller, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
@@ -36,8 +44,6 @@ impl World {
         let token = access.bootstrap_token().await;
         let mut world = Self { controller: Some(controller), worker: None, access, addresses, dir };
         world.start_worker(Some(token)).await;
-        let image = guest_image();
-        world.run(&["create", "vm", "box", "--image", image.to_str().unwrap(), "--wait"]).await;
         world
     }
 
@@ -211,6 +217,33 @@ async fn a_forwarded_connection_goes_on_and_one_that_is_let_go_is_not_kept() {
     tokio::time::timeout(LIMIT, forward.child.wait()).await.unwrap().unwrap();
     world.keeper_ends().await;
     assert!(world.keeper_log().contains("broke the session off"), "{}", world.keeper_log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_to_the_workers_own_machine_goes_on_as_well() {
+    let mut world = World::without_vm().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    wait::until("the way to the worker's machine", LIMIT, || async {
+        world.access.call(&OpenHost { worker: "far".parse().unwrap(), port }).await.map(drop)
+    })
+    .await;
+    let mut forward = world.open(&["port-forward", "worker", "far", &port.to_string()]);
+    let said = forward.hears().await;
+    let address = said.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap();
+    let mut near = TcpStream::connect(address).await.unwrap();
+    let (mut far, _) = tokio::time::timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
+    for (n, byte) in [1u8, 2, 3].into_iter().enumerate() {
+        if n > 0 {
+            world.replace_worker().await;
+            forward.is_told("connection lost").await;
+            forward.is_told("connected again").await;
+        }
+        near.write_all(&[byte]).await.unwrap();
+        assert_eq!(tokio::time::timeout(LIMIT, far.read_u8()).await.unwrap().unwrap(), byte);
+        far.write_all(&[byte + 10]).await.unwrap();
+        assert_eq!(tokio::time::timeout(LIMIT, near.read_u8()).await.unwrap().unwrap(), byte + 10);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

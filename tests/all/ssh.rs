@@ -1,6 +1,8 @@
 //! The SSH client against the synthetic guest; `real` runs the same checks against OpenSSH and dropbear.
 
+mod keys;
 mod real;
+pub mod sshd;
 mod terminal;
 
 use std::io;
@@ -54,7 +56,7 @@ impl Vm {
 }
 
 fn login(user: &str, password: &str) -> Login {
-    Login { user: user.to_owned(), password: Secret::new(password) }
+    Login::with_password(user, Secret::new(password))
 }
 
 async fn session() -> (Vm, Session) {

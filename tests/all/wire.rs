@@ -3,6 +3,8 @@
 //! `schemas/messages.txt` holds one message a line, its name and its MessagePack in hex. `ORCHARD_UPDATE_SCHEMAS=1
 //! cargo test wire::` writes the file anew; a line that changes breaks releases one older or newer.
 
+mod answers;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -11,6 +13,7 @@ use orchard::bus::access::{
     GetAccount, Join, JoinTokenPage, Joined, ListAccounts, ListAudit, ListJoinTokens, NewJoinToken, NewToken,
     RotateAccount, UpdateAccount,
 };
+use orchard::bus::connect::{GetAddress, HostTicket, OpenHost, OpenTunnel, TunnelEndpoint, TunnelTicket, VmAddress};
 use orchard::bus::images::{
     CancelPull, DesiredPull, GetPull, HeldImage, HeldPage, HeldView, ImagePage, ImageView, ImagesReport,
     ListHeldImages, ListImages, ListPulls, PullImage, PullOnWorker, PullPage, PullProgress, PullReport, PullView,
@@ -18,9 +21,8 @@ use orchard::bus::images::{
 use orchard::bus::life::{SpecChange, UpdateVm};
 use orchard::bus::log::{LogLine, LogLines};
 use orchard::bus::message::{
-    Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetAddress, GetInfo, GetVm, GetWorker,
-    Heartbeat, HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, Observation, OpenTunnel, Report, RunSpec,
-    TunnelEndpoint, TunnelTicket, VmAddress, Want, Welcome, decode, encode,
+    Answer, Assignment, CreateVm, DeleteVm, DesiredCopy, Done, EventPage, GetInfo, GetVm, GetWorker, Heartbeat,
+    HeartbeatAck, Hello, ListEvents, ListVms, ListWorkers, Observation, Report, RunSpec, Want, Welcome, decode, encode,
 };
 use orchard::bus::placing::{DrainWorker, ExplainVm, Explained, Obstacle, PauseWorker, ResumeWorker};
 use orchard::bus::settings::{GetSettings, SetSettings};
@@ -90,6 +92,16 @@ fn info() -> WorkerInfo {
     }
 }
 
+fn load() -> HostLoad {
+    HostLoad {
+        cpu_permille: Some(250),
+        memory_mib: Some(16_384),
+        memory_available_mib: Some(9_000),
+        disk_mib: Some(500_000),
+        disk_free_mib: Some(120_000),
+    }
+}
+
 fn endpoint() -> TunnelEndpoint {
     TunnelEndpoint { host: Some("ctl".into()), port: 6120, fingerprint: "ab".repeat(32) }
 }
@@ -109,16 +121,26 @@ fn event(kind: EventType, object: EventObject) -> Event {
     Event { number: 7, time, kind, object, message, worker, stream, said_at: None }
 }
 
+/// Samples of all messages.
+#[derive(Default)]
+pub struct Samples {
+    /// A line for each, as in the file.
+    lines: String,
+    /// The same as JSON.
+    pub json: Vec<(String, serde_json::Value)>,
+}
+
 /// One line of the file, after a round trip.
-fn line<T: Serialize + DeserializeOwned>(file: &mut String, name: &str, message: &T) {
+fn line<T: Serialize + DeserializeOwned>(file: &mut Samples, name: &str, message: &T) {
     let bytes = encode(message).unwrap();
     let back: T = decode(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!(encode(&back).unwrap(), bytes, "{name} changes in a round trip");
-    writeln!(file, "{name} {}", data_encoding::HEXLOWER.encode(&bytes)).unwrap();
+    writeln!(file.lines, "{name} {}", data_encoding::HEXLOWER.encode(&bytes)).unwrap();
+    file.json.push((name.to_owned(), serde_json::to_value(message).unwrap()));
 }
 
 /// What concerns images.
-fn images(file: &mut String) {
+fn images(file: &mut Samples) {
     let worker: WorkerName = "w".parse().unwrap();
     let (id, time) = (PullId(uid().0), Timestamp::from_millis(1_700_000_000_123));
     let image = || "https://h/i.qcow2".to_owned();
@@ -167,7 +189,7 @@ fn images(file: &mut String) {
 }
 
 /// What concerns who may do what.
-fn access(file: &mut String) {
+fn access(file: &mut Samples) {
     let name: AccountName = "ci".parse().unwrap();
     let worker: WorkerName = "mini.local".parse().unwrap();
     let time = Timestamp::from_millis(1_700_000_000_123);
@@ -248,9 +270,9 @@ fn access(file: &mut String) {
     line(file, "answer/audit.list", &Answer::Ok(AuditPage { records: vec![record], next: 7, last: 9, first_kept: 1 }));
 }
 
-#[test]
-fn the_bytes_of_every_message_are_as_written_down() {
-    let mut file = String::new();
+/// At least one of each message.
+pub fn samples() -> Samples {
+    let mut file = Samples::default();
     let vm: orchard::model::VmName = "a".parse().unwrap();
     line(&mut file, "vm.create", &CreateVm { name: vm.clone(), spec: spec(), key: None });
     line(
@@ -308,6 +330,9 @@ fn the_bytes_of_every_message_are_as_written_down() {
     line(&mut file, "answer/error", &Answer::<Done>::Error(ApiError::new(ErrorCode::NotFound, "no such VM")));
     let ticket = TunnelTicket { endpoint: endpoint(), ticket: Secret::new("t"), uid: uid(), attempt: None };
     line(&mut file, "answer/connect.open/attempt", &Answer::Ok(TunnelTicket { attempt: Some(3), ..ticket.clone() }));
+    line(&mut file, "connect.host", &OpenHost { worker: "w".parse().unwrap(), port: 22 });
+    let host = HostTicket { endpoint: endpoint(), ticket: Secret::new("t"), machine_id: "m".into() };
+    line(&mut file, "answer/connect.host", &Answer::Ok(host));
     line(&mut file, "connect.address", &GetAddress { vm: "a".parse().unwrap() });
     line(&mut file, "answer/connect.address", &Answer::Ok(VmAddress { ip: "10.0.2.15".into(), uid: uid() }));
     line(&mut file, "answer/connect.open", &Answer::Ok(ticket));
@@ -336,15 +361,8 @@ fn the_bytes_of_every_message_are_as_written_down() {
         "worker/heartbeat/told",
         &Heartbeat { session: session(), revision: 3, told: Some(true), load: None, digest: None },
     );
-    let load = HostLoad {
-        cpu_permille: Some(250),
-        memory_mib: Some(16_384),
-        memory_available_mib: Some(9_000),
-        disk_mib: Some(500_000),
-        disk_free_mib: Some(120_000),
-    };
     let full =
-        Heartbeat { session: session(), revision: 3, told: Some(true), load: Some(load), digest: Some(u64::MAX) };
+        Heartbeat { session: session(), revision: 3, told: Some(true), load: Some(load()), digest: Some(u64::MAX) };
     line(&mut file, "worker/heartbeat/load", &full);
     let tell_all = HeartbeatAck { revision: 4, tell_all: true };
     line(&mut file, "worker/heartbeat/answer/tell-all", &Answer::Ok(tell_all));
@@ -431,6 +449,13 @@ fn the_bytes_of_every_message_are_as_written_down() {
 
     images(&mut file);
     access(&mut file);
+    answers::add(&mut file);
+    file
+}
+
+#[test]
+fn the_bytes_of_every_message_are_as_written_down() {
+    let file = samples().lines;
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas/messages.txt");
     if std::env::var_os("ORCHARD_UPDATE_SCHEMAS").is_some() {
         std::fs::write(&path, &file).unwrap();

@@ -100,6 +100,7 @@ async fn run() {
         give_up_after: orchard::worker::GIVE_UP_AFTER,
         keep_free: 0,
         delete_unknown_after: None,
+        host_access: true,
     };
     let worker = Worker::start(options).await.unwrap();
     let bus = Bus::connect(login).await.unwrap();

@@ -196,6 +196,32 @@ impl<T: Clone> Trie<T> {
         }
         found
     }
+
+    /// Whether [`Trie::matches`] would find anything; ends at the first that it finds, and copies nothing.
+    pub fn has_match(&self, subject: &[u8]) -> bool {
+        let tokens: Vec<&[u8]> = tokens(subject).collect();
+        if tokens.iter().any(|token| token.is_empty()) {
+            return false;
+        }
+        let mut ahead = vec![(&self.root, 0)];
+        while let Some((node, depth)) = ahead.pop() {
+            let Some(token) = tokens.get(depth) else {
+                if node.held.is_some() {
+                    return true;
+                }
+                continue;
+            };
+            // Under `>` always ends something, or the node would not be there.
+            if node.children.get(b">").is_some() {
+                return true;
+            }
+            ahead.extend(node.children.get(b"*").map(|any| (any, depth + 1)));
+            if !matches!(*token, b"*" | b">") {
+                ahead.extend(node.children.get(token).map(|child| (child, depth + 1)));
+            }
+        }
+        false
+    }
 }
 
 impl<T: Clone> Matches<T> {
@@ -225,9 +251,10 @@ mod tests {
     use crate::broker::subject::strategies::{literal, matches, pattern};
 
     fn plain(trie: &Trie<u64>, subject: &str) -> Vec<u64> {
-        let mut found = trie.matches(subject.as_bytes()).plain;
-        found.sort_unstable();
-        found
+        let mut found = trie.matches(subject.as_bytes());
+        assert_eq!(trie.has_match(subject.as_bytes()), found != Matches::default(), "{subject}");
+        found.plain.sort_unstable();
+        found.plain
     }
 
     /// Nodes there are, the root among them.
@@ -370,6 +397,8 @@ mod tests {
                 }
             }
             for subject in &subjects {
+                let found = trie.matches(subject.as_bytes());
+                prop_assert_eq!(trie.has_match(subject.as_bytes()), !found.queues.is_empty() || !found.plain.is_empty());
                 let mut expected: BTreeMap<Vec<u8>, Vec<u64>> = BTreeMap::new();
                 for (id, _, queue) in list.iter().filter(|(_, pattern, _)| matches(pattern, subject)) {
                     expected.entry(queue.clone().into_bytes()).or_default().push(*id);

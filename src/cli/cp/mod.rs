@@ -22,10 +22,11 @@ use tokio_util::io::SyncIoBridge;
 
 use self::place::{Direction, InVm, Place};
 use super::client::Client;
-use super::exec::LoginArgs;
+use super::connect;
 use super::interrupt::Interrupt;
+use super::login::LoginArgs;
 use super::output::clean;
-use super::ssh::Target;
+use super::target::{SSH_PORT, Target};
 use super::{Interrupted, UsageError};
 use crate::config::duration;
 use crate::ssh::client::{Session, Stdio};
@@ -85,13 +86,15 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
             Job::OutOf { from, target }
         }
     };
-    let found = async { Target::find(&connect().await?, name).await };
+    let vm = connect::Place::Vm(name);
+    let login = arguments.login.login(&vm)?;
+    let found = async { Target::find(&connect().await?, vm).await };
     let target = tokio::select! {
         target = found => target?,
         () = interrupt.wait() => return Err(Interrupted.into()),
     };
     let work = async {
-        let (session, silence) = target.connect(&arguments.login.login(), arguments.wait).await?;
+        let (session, silence) = target.connect(SSH_PORT, &login, arguments.wait).await?;
         let done = target.unless_hung(silence, job.run(&session, &arguments)).await;
         session.close().await;
         done

@@ -142,6 +142,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
                 give_up_after: GIVE_UP_AFTER,
                 keep_free: 0,
                 delete_unknown_after: None,
+                host_access: true,
                 local_network: None,
                 session_linger: None,
                 name: name.clone(),

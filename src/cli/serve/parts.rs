@@ -87,6 +87,8 @@ pub(super) struct WorkerSetup {
     pub(super) keep_free: u64,
     /// As in [`WorkerOptions`].
     pub(super) delete_unknown_after: Option<Duration>,
+    /// Whether those with `admin:write` may connect to its machine.
+    pub(super) host_access: bool,
     /// How guests are reached, if not directly.
     pub(super) local_network: Option<LocalNetwork>,
     /// How long the keeper of its sessions stays without one; none = as usual.
@@ -179,6 +181,7 @@ pub(super) async fn start_worker(setup: WorkerSetup, lock: Option<FolderLock>) -
         give_up_after: setup.give_up_after,
         keep_free: setup.keep_free,
         delete_unknown_after: setup.delete_unknown_after,
+        host_access: setup.host_access,
     };
     let worker = match lock {
         Some(lock) => Worker::start_in(options, lock).await?,

@@ -39,6 +39,7 @@ Examples:
   orchard get bootstrap-token | ssh mini-1 orchard worker run --bootstrap-token-stdin
   orchard worker run --labels role=ci                      # from the second start on
   orchard worker run --stop-vms-on-exit                    # on a machine that is switched off at night
+  orchard worker run --no-host-access                      # nobody gets to the machine itself
   orchard worker run tls://nats.example.com --token-file password   # with NATS servers of your own
 
 The bootstrap token says where the controller is and how to know it. It is needed once: the worker
@@ -149,6 +150,13 @@ pub(in crate::cli) struct RunArgs {
         value_parser = unknown_for
     )]
     delete_unknown: Option<Duration>,
+    /// Let nobody onto this machine by way of the controller
+    ///
+    /// Without this, accounts with admin:write reach what listens on this machine's loopback address:
+    /// `orchard ssh worker`, `exec worker`, `port-forward worker` and `proxy worker`. Whoever listens there still asks
+    /// who comes, as the SSH server does, if it does so. VMs are reached as before either way.
+    #[arg(long)]
+    no_host_access: bool,
     /// How long the keeper of sessions stays without one
     #[arg(long, value_name = "DURATION", hide = true, value_parser = duration::parse)]
     session_linger: Option<Duration>,
@@ -191,6 +199,7 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
             give_up_after: arguments.give_up_after,
             keep_free: arguments.image_cache_min_free,
             delete_unknown_after: arguments.delete_unknown,
+            host_access: !arguments.no_host_access,
             local_network: arguments.local_network_helper.map(LocalNetwork::at),
             session_linger: arguments.session_linger,
         };

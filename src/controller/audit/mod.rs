@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use self::limit::{By, Limiter};
 pub(super) use self::logins::Logins;
 use super::store::writer::Writer;
-use crate::bus::message;
+use crate::bus::encoding::Encoding;
 use crate::model::Clock;
 use crate::model::audit::{AuditType, CONTROLLER, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
@@ -192,7 +192,7 @@ struct Target {
 
 /// What the request `payload` to `subject` is about; the subject when it does not say.
 pub(super) fn target_of(payload: &[u8], subject: &str) -> String {
-    let target: Target = message::decode(payload).unwrap_or_default();
+    let target: Target = Encoding::of(payload).decode(payload).unwrap_or_default();
     target.name.or(target.vm).or(target.worker).or(target.id).unwrap_or_else(|| subject.to_owned())
 }
 
@@ -234,7 +234,8 @@ async fn write(auditor: Auditor, mut pending: mpsc::Receiver<Deed>, writer: Writ
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::message::{DeleteVm, GetInfo, OpenTunnel};
+    use crate::bus::connect::{OpenHost, OpenTunnel};
+    use crate::bus::message::{self, DeleteVm, GetInfo};
 
     #[tokio::test]
     async fn failed_logins_use_up_nothing_of_what_is_recorded_of_those_who_are_in() {
@@ -271,6 +272,7 @@ mod tests {
         let of = |payload: &[u8]| target_of(payload, "orchard.v1.api.ann.vm.delete");
         assert_eq!(of(&message::encode(&DeleteVm { name: "one".parse().unwrap() }).unwrap()), "one");
         assert_eq!(of(&message::encode(&OpenTunnel { vm: "two".parse().unwrap(), port: 22 }).unwrap()), "two");
+        assert_eq!(of(&message::encode(&OpenHost { worker: "w".parse().unwrap(), port: 22 }).unwrap()), "w");
         for unclear in [message::encode(&GetInfo {}).unwrap(), b"not MessagePack".to_vec(), Vec::new()] {
             assert_eq!(of(&unclear), "orchard.v1.api.ann.vm.delete");
         }

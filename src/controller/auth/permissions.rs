@@ -19,7 +19,7 @@ pub(super) fn of_account(name: &AccountName, roles: &Roles) -> Permissions {
     let verbs = VERBS.iter().filter(|verb| roles.satisfy(verb.needs));
     let publish = verbs.map(|verb| subject::api(name, verb.resource, verb.verb));
     let events = EVENTS.iter().filter(|(_, needs)| roles.satisfy(*needs));
-    let subscribe = events.map(|(kind, _)| subject::events_of_kind(kind));
+    let subscribe = events.map(|(kind, _)| subject::events_of_kind(kind)).flat_map(|all| [subject::in_json(&all), all]);
     Permissions {
         publish: Rules::allow(publish.chain([USER_INFO.to_owned()])),
         subscribe: Rules::allow(subscribe.chain([inbox(name.as_str())])),
@@ -57,6 +57,7 @@ pub(super) fn of_controller(user: &str) -> Permissions {
         publish: Rules::allow([
             "_INBOX.>".to_owned(),
             subject::ALL_EVENTS.to_owned(),
+            subject::ALL_JSON_EVENTS.to_owned(),
             format!("{root}.worker.*.assign"),
             format!("{root}.worker.*.command.>"),
         ]),
@@ -101,13 +102,22 @@ mod tests {
             }
             for (kind, needs) in EVENTS {
                 let all = subject::events_of_kind(kind);
-                assert_eq!(may_hear(&permissions, &all), roles.satisfy(*needs), "{roles}: {all}");
-                assert!(!permissions.may_publish(format!("orchard.v1.events.{kind}.a.b").as_bytes()));
+                for all in [subject::in_json(&all), all] {
+                    assert_eq!(may_hear(&permissions, &all), roles.satisfy(*needs), "{roles}: {all}");
+                    assert!(!permissions.may_publish(all.replace('>', "a.b").as_bytes()));
+                }
             }
             assert!(may_hear(&permissions, "_INBOX.a%2Eb.>"));
-            for foreign in
-                ["_INBOX.>", "_INBOX.*.x", "_INBOX.other.>", "_INBOX.a.b.>", ">", "orchard.>", subject::ALL_EVENTS]
-            {
+            for foreign in [
+                "_INBOX.>",
+                "_INBOX.*.x",
+                "_INBOX.other.>",
+                "_INBOX.a.b.>",
+                ">",
+                "orchard.>",
+                subject::ALL_EVENTS,
+                subject::ALL_JSON_EVENTS,
+            ] {
                 assert!(!may_hear(&permissions, foreign), "{foreign}");
             }
             for foreign in

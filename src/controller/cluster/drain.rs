@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::placing::unknown_worker;
 use super::{Changes, Cluster, WorkerEntry};
+use crate::controller::scheduler::Shape;
 use crate::model::error::ApiError;
 use crate::model::event::EventType;
 use crate::model::planted::{Bug, planted};
@@ -34,12 +35,6 @@ pub(super) fn until(drain: &Drain, now: Now) -> Option<Duration> {
 pub(super) fn is_same(one: Option<&Drain>, other: Option<&Drain>) -> bool {
     let what = |drain: &Drain| (drain.began, drain.deadline_s);
     one.map(what) == other.map(what)
-}
-
-/// Whether `vm` would wait for ever if it were moved away: it was asked for on that very worker, or sees folders of its host.
-fn runs_only_on(vm: &Vm, worker: &WorkerName) -> bool {
-    let asked_for = vm.spec.labels.get(WORKER_NAME_LABEL).is_some_and(|name| name == worker.as_str());
-    asked_for || vm.bound_to.as_ref() == Some(worker)
 }
 
 impl Cluster {
@@ -88,6 +83,14 @@ impl Cluster {
         }
     }
 
+    /// Whether `vm` would wait for nobody knows how long if it were moved away: it was asked for on that very worker, or sees
+    /// folders of its host, or no other worker that takes VMs, once it is heard of and empty, could take it.
+    fn runs_only_on(&self, vm: &Vm, worker: &WorkerName) -> bool {
+        let asked_for = vm.spec.labels.get(WORKER_NAME_LABEL).is_some_and(|name| name == worker.as_str());
+        let bound = asked_for || vm.bound_to.as_ref() == Some(worker);
+        bound || !self.scheduler.could_go_elsewhere(worker, &Shape::of(&vm.spec))
+    }
+
     fn to_be_moved(&self, name: &WorkerName, now: Now) -> Vec<VmUid> {
         let due = |entry: &&WorkerEntry| {
             let heard_of = entry.state == WorkerState::Online && entry.live.is_some();
@@ -96,7 +99,7 @@ impl Cluster {
         let placed = self.workers.get(name).filter(due).into_iter().flat_map(|entry| &entry.vms);
         let runs = |vm: &&Vm| vm.status != VmStatus::Failed && vm.spec.power_state == PowerState::Running;
         // One that is held since a backup was restored may run elsewhere already.
-        let moves = |vm: &&Vm| runs(vm) && !self.is_held(vm.uid) && !runs_only_on(vm, name);
+        let moves = |vm: &&Vm| runs(vm) && !self.is_held(vm.uid) && !self.runs_only_on(vm, name);
         placed.filter_map(|uid| self.vm_record(*uid)).filter(moves).map(|vm| vm.uid).collect()
     }
 
@@ -104,7 +107,7 @@ impl Cluster {
     fn who_stays(&self, name: &WorkerName) -> String {
         let placed = self.workers.get(name).into_iter().flat_map(|entry| &entry.vms);
         let placed = placed.filter_map(|uid| self.vm_record(*uid)).filter(|vm| !vm.assigned.is_empty());
-        let bound: Vec<&str> = placed.filter(|vm| runs_only_on(vm, name)).map(|vm| vm.name.as_str()).collect();
+        let bound: Vec<&str> = placed.filter(|vm| self.runs_only_on(vm, name)).map(|vm| vm.name.as_str()).collect();
         if bound.is_empty() {
             return String::new();
         }

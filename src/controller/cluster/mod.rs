@@ -191,8 +191,8 @@ pub struct Cluster {
     access: Access,
     /// Knows what each worker holds, and which VMs wait for one.
     scheduler: Scheduler,
-    /// When VMs delete themselves, by the monotonic clock; those of VMs that are gone already are passed over.
-    ends: BTreeSet<(Duration, VmUid)>,
+    /// When VMs delete themselves, by the monotonic clock.
+    ends: Pauses,
     usage: Usage,
     /// Why nothing new can be stored; none while it can.
     full: Option<String>,
@@ -224,7 +224,7 @@ impl Cluster {
             pulls: records.pulls.into_iter().map(|pull| (pull.id, pull)).collect(),
             settings: records.settings,
             access: Access::load(records.accounts, records.joins, records.keys),
-            ends: BTreeSet::new(),
+            ends: Pauses::default(),
             usage: Usage::default(),
             full: None,
             held_back: Pauses::default(),
@@ -275,10 +275,11 @@ impl Cluster {
         // An end that was changed in what failed is still the stored one.
         let ttl = |of: &Cluster, uid| of.vm_record(uid).map(|vm| vm.spec.ttl_s);
         let same = |uid: &VmUid| ttl(other, *uid).is_none() || ttl(other, *uid) == ttl(self, *uid);
-        let noted: BTreeSet<VmUid> = other.ends.iter().map(|(_, uid)| *uid).filter(same).collect();
-        self.ends.retain(|(_, uid)| !noted.contains(uid));
-        let known = |uid: &VmUid| noted.contains(uid) && self.names.contains_key(uid);
-        self.ends.extend(other.ends.iter().filter(|(_, uid)| known(uid)));
+        for (uid, at) in
+            other.ends.iter().filter(|(uid, _)| same(uid) && self.names.contains_key(uid)).collect::<Vec<_>>()
+        {
+            self.ends.insert(uid, at);
+        }
         self.ticked = other.ticked;
         self.restored.keep_memory_of(&other.restored);
         self.image_names.clone_from(&other.image_names);

@@ -1,4 +1,5 @@
-//! VMs that are not to start before some moment of the monotonic clock, as they failed shortly before. Pure.
+//! VMs for which something is due at a moment of the monotonic clock: the end of a pause after a failure, or of their time to
+//! live. Pure.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -13,7 +14,7 @@ pub(super) struct Pauses {
 }
 
 impl Pauses {
-    /// Has `uid` wait until then, and no longer until what was said before.
+    /// Has `uid` wait until then, and no more until what was said before.
     pub(super) fn insert(&mut self, uid: VmUid, until: Duration) {
         self.remove(uid);
         self.until.insert(uid, until);

@@ -7,7 +7,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventType;
 use crate::model::resources::Resources;
 use crate::model::vm::{Vm, VmStatus};
-use crate::model::{Attempt, CopyId, Now, VmName, VmUid, WorkerName};
+use crate::model::{CopyId, Now, VmName, VmUid, WorkerName};
 
 impl Cluster {
     /// Places what can be placed, the most important and oldest first. Costs nothing when there is nothing.
@@ -53,8 +53,7 @@ impl Cluster {
     /// elsewhere and must be gone before another starts.
     pub(super) fn consider(&mut self, uid: VmUid) {
         let Some(vm) = self.vm_record(uid) else { return };
-        let copies = CopyId { uid, attempt: 0 }..=CopyId { uid, attempt: Attempt::MAX };
-        let elsewhere = self.leaving.range(copies).any(|(_, leaving)| !leaving.held.is_empty());
+        let elsewhere = self.leaving.range(CopyId::all_of(uid)).any(|(_, leaving)| !leaving.held.is_empty());
         let held = self.held_back.contains(uid) || self.is_held(uid);
         let waits = vm.status == VmStatus::Pending && !vm.is_to_be_off() && !vm.conditions.scheduled();
         if waits && !elsewhere && !held {

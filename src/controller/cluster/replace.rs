@@ -94,6 +94,12 @@ impl Cluster {
         if vm.status == VmStatus::Failed || vm.spec.power_state != PowerState::Running {
             return;
         }
+        if vm.spec.on_unseen == OnUnseen::Keep && vm.started_at.is_some() {
+            // That was acknowledged while the worker was cut off. Its disk is there: it goes on from that.
+            let why =
+                format!("stopped as its worker's lease was over, before that knew that it is to be kept: {message}");
+            return self.halted(worker, uid, why, now, changes);
+        }
         if held {
             // It starts over once it is known that no other copy runs.
             self.was_fenced(uid, changes);

@@ -96,7 +96,7 @@ impl Cluster {
         changes.vm_event(&mut self.last_event, now, vm, EventType::Updated, differences);
         if before.ttl_s != vm.spec.ttl_s {
             let vm = vm.clone();
-            self.ends.retain(|(_, other)| *other != uid);
+            self.ends.remove(uid);
             self.note_end(&vm, now);
         }
         // With its new priority, or not at all any more.

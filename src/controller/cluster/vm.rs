@@ -99,12 +99,14 @@ impl Cluster {
         }
         self.scheduler.withdraw(vm.uid);
         self.held_back.remove(vm.uid);
-        let waits = vm.worker.is_some() || self.leaving.values().any(|leaving| leaving.id.uid == vm.uid);
+        self.ends.remove(vm.uid);
+        let copies = CopyId::all_of(vm.uid);
+        let waits = vm.worker.is_some() || self.leaving.range(copies.clone()).next().is_some();
         let kind = if waits { EventType::Deleting } else { EventType::Deleted };
         changes.vm_event(&mut self.last_event, now, &vm, kind, why);
         let on = vm.worker.as_ref().map_or_else(|| "no worker".to_owned(), |worker| format!("worker {worker}"));
         changes.say(format!("uid {}, {}, on {on}", vm.uid, vm.status));
-        for leaving in self.leaving.values_mut().filter(|leaving| leaving.id.uid == vm.uid) {
+        for (_, leaving) in self.leaving.range_mut(copies) {
             leaving.deleted = true;
             changes.leaving.insert(leaving.id);
         }
@@ -345,7 +347,7 @@ impl Cluster {
             self.scheduler.release(worker, &leaving.held, 0);
         }
         changes.leaving.insert(id);
-        let last = leaving.deleted && !self.leaving.values().any(|other| other.id.uid == id.uid);
+        let last = leaving.deleted && self.leaving.range(CopyId::all_of(id.uid)).next().is_none();
         if last {
             let object = EventObject::Vm { name: leaving.name, uid: id.uid, attempt: id.attempt };
             let worker = Some(worker.clone());

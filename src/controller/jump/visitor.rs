@@ -132,7 +132,7 @@ async fn open(
         // 0 is none, and within Orchard stands for what only its own clients speak.
         let port = u16::try_from(port).ok().filter(|port| *port > 0);
         let port = port.ok_or_else(|| ApiError::new(ErrorCode::Invalid, "give a port from 1 to 65535"))?;
-        grant(&shared.context, account, vm, port).await
+        grant(&shared.context, account, vm, port).await.map(|(grant, _)| grant)
     };
     let grant = match granted.await {
         Ok(grant) => grant,

@@ -7,7 +7,9 @@
 //!
 //! First come first served within a priority, but who does not fit lets others pass. So that big VMs do not wait for ever,
 //! one that [`MAX_OVERTAKEN`] others have passed gets a worker to itself: nobody of its priority or below is placed there
-//! until it is.
+//! until it is. If as many pass it once more meanwhile, what runs there does not end, and it gets the worker on which it was
+//! passed last instead: sooner or later one whose VMs end. One worker in eight is kept free so, and at least one; while others
+//! have these, a VM goes on being passed.
 
 mod explain;
 mod fits;
@@ -241,6 +243,13 @@ impl Scheduler {
         self.nodes.get(worker).is_some_and(|node| node.could_take(shape).is_ok())
     }
 
+    /// Whether a VM of this shape could be on any other worker than `this`, if that were empty and heard of. Those count that
+    /// their operators have not closed.
+    pub fn could_go_elsewhere(&self, this: &WorkerName, shape: &Shape) -> bool {
+        let mut others = self.nodes.iter().filter(|(name, node)| *name != this && node.standing != Standing::Paused);
+        others.any(|(_, node)| node.could_take(shape).is_ok())
+    }
+
     /// `shape`, with the workers that it fits on known from here on.
     fn known(&mut self, shape: Shape) -> Arc<Shape> {
         self.clock += 1;
@@ -332,13 +341,21 @@ impl Scheduler {
             }
             if let Some(fits) = self.shapes.get_mut(shape) {
                 fits.overtaken = fits.overtaken.saturating_add(1);
-                if fits.overtaken >= self.policy.max_overtaken && fits.reservation.is_none() {
-                    tired.push(shape.clone());
+                if fits.overtaken >= self.policy.max_overtaken {
+                    tired.push((shape.clone(), fits.reservation.clone()));
                 }
             }
         }
-        for shape in tired {
-            self.reserve(&shape);
+        for (shape, kept) in tired {
+            match kept {
+                None => self.reserve(&shape),
+                // Where it waits something does not end; here VMs do.
+                Some(kept) if self.nodes.get(worker).is_some_and(Node::can_be_kept_free) => {
+                    self.release_reservation(&kept);
+                    self.keep_free(worker, &shape);
+                }
+                Some(_) => {}
+            }
         }
     }
 
@@ -347,13 +364,20 @@ impl Scheduler {
         if self.reserved >= (self.nodes.len() / WORKERS_PER_RESERVATION).max(1) {
             return;
         }
-        let open = self.nodes.values().filter(|node| node.reserved.is_none() && node.standing == Standing::Open);
+        let open = self.nodes.values().filter(|node| node.can_be_kept_free());
         let nearest = open.filter(|node| node.could_take(shape).is_ok()).min_by_key(|node| node.missing(shape));
-        let Some(name) = nearest.map(|node| node.info.name.clone()) else { return };
+        if let Some(name) = nearest.map(|node| node.info.name.clone()) {
+            self.keep_free(&name, shape);
+        }
+    }
+
+    /// Keeps this worker free for the first of `shape`.
+    fn keep_free(&mut self, name: &WorkerName, shape: &Arc<Shape>) {
         let Some(fits) = self.shapes.get_mut(shape) else { return };
         fits.reservation = Some(name.clone());
+        fits.overtaken = 0;
         self.reserved += 1;
-        self.change(&name, |node| node.reserved = Some(Reservation { shape: shape.clone() }));
+        self.change(name, |node| node.reserved = Some(Reservation { shape: shape.clone() }));
     }
 
     /// Ends the reservation of a worker, if it has one.

@@ -91,6 +91,10 @@ impl Node {
         self.told = Some(images);
     }
 
+    pub(super) fn can_be_kept_free(&self) -> bool {
+        self.reserved.is_none() && self.standing == Standing::Open
+    }
+
     /// How much it is preferred for `shape`.
     pub(super) fn rank(&self, shape: &Shape, profile: Profile) -> Rank {
         let vms = u64::try_from(self.vms).unwrap_or(u64::MAX);

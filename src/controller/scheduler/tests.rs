@@ -182,6 +182,33 @@ fn a_big_vm_is_passed_by_no_more_than_the_bound() {
     assert!(!drain(&mut scheduler).is_empty(), "those kept out come next");
 }
 
+/// On `a` least is missing, and what runs there never ends; on `b` VMs come and go.
+#[test]
+fn a_big_vm_does_not_wait_for_ever_on_a_worker_whose_vms_do_not_end() {
+    let mut scheduler = scheduler(Profile::DistributeLoad, &[("a", 8), ("b", 8)]);
+    let b: WorkerName = "b".parse().unwrap();
+    let one = Resources::from([(LOGICAL_CORES, 1), (MEMORY_MIB, 1)]);
+    scheduler.hold(&"a".parse().unwrap(), &[(LOGICAL_CORES, 4)].into(), 1);
+    scheduler.hold(&"a".parse().unwrap(), &[(LOGICAL_CORES, 1)].into(), 0);
+    scheduler.hold(&b, &[(LOGICAL_CORES, 8), (MEMORY_MIB, 8)].into(), 8);
+    scheduler.enqueue(uid(10), shape(8));
+    let mut on_b = 8;
+    for n in 11..11 + 4 * u128::from(MAX_OVERTAKEN) {
+        scheduler.enqueue(uid(n), shape(1));
+        if on_b > 0 {
+            scheduler.release(&b, &one, 1);
+            on_b -= 1;
+        }
+        for placed in drain(&mut scheduler) {
+            if placed == "10:b" {
+                return;
+            }
+            on_b += usize::from(placed.ends_with(":b"));
+        }
+    }
+    panic!("it was passed without end");
+}
+
 #[test]
 fn a_reservation_ends_with_the_vm_or_the_worker() {
     for end in [
@@ -274,17 +301,23 @@ impl Oracle {
             if at < place && self.nodes[&worker].could_take(&shape).is_ok() {
                 let (_, count) = self.overtaken.entry(shape.clone()).or_insert((at.1, 0));
                 *count += 1;
+                if *count < self.policy.max_overtaken {
+                    continue;
+                }
                 let more = self.kept.len() < (self.nodes.len() / WORKERS_PER_RESERVATION).max(1);
-                if *count >= self.policy.max_overtaken && more && !self.kept.iter().any(|(_, known, _)| *known == shape)
-                {
-                    let open = |node: &&Node| {
-                        node.standing == Standing::Open && node.reserved.is_none() && node.could_take(&shape).is_ok()
-                    };
-                    let nearest = self.nodes.values().filter(open).min_by_key(|node| node.missing(&shape));
-                    if let Some(name) = nearest.map(|node| node.info.name.clone()) {
-                        self.kept.push((name, shape, at.1));
-                        self.tidy();
-                    }
+                let open = |node: &&Node| node.standing == Standing::Open && node.reserved.is_none();
+                let name = if self.kept.iter().any(|(_, known, _)| *known == shape) {
+                    Some(worker.clone()).filter(|worker| open(&&self.nodes[worker]))
+                } else {
+                    let nearest =
+                        self.nodes.values().filter(|node| more && open(node) && node.could_take(&shape).is_ok());
+                    nearest.min_by_key(|node| node.missing(&shape)).map(|node| node.info.name.clone())
+                };
+                if let Some(name) = name {
+                    self.kept.retain(|(_, known, _)| *known != shape);
+                    self.overtaken.insert(shape.clone(), (at.1, 0));
+                    self.kept.push((name, shape, at.1));
+                    self.tidy();
                 }
             }
         }

@@ -5,12 +5,13 @@ use crate::bus::access::{
     AuditPage, CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, ListAccounts,
     ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
 };
+use crate::bus::connect::{GetAddress, HostTicket, OpenHost, OpenTunnel, TunnelTicket, VmAddress};
+use crate::bus::encoding::Encoding;
 use crate::bus::images::{CancelPull, GetPull, ListHeldImages, ListImages, ListPulls, PullImage};
 use crate::bus::life::UpdateVm;
 use crate::bus::message::{
-    Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetAddress, GetInfo, GetVm, GetWorker,
-    ListEvents, ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, OpenTunnel, TunnelTicket, VmAddress, VmPage,
-    WorkerPage, decode, encode,
+    Answer, ApiCall, ControllerInfo, CreateVm, DeleteVm, Done, EventPage, GetInfo, GetVm, GetWorker, ListEvents,
+    ListVms, ListWorkers, MAX_EVENT_PAGE, MAX_PAGE, VmPage, WorkerPage,
 };
 use crate::bus::placing::{DrainWorker, ExplainVm, PauseWorker, ResumeWorker};
 use crate::bus::settings::{GetSettings, SetSettings};
@@ -20,14 +21,18 @@ use crate::identity;
 use crate::model::access::rule;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::EventFilter;
+use crate::model::secret::Secret;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{DataPath, WorkerView};
 use crate::model::{AccountName, CopyId, VmName, VmUid, WorkerName};
-use crate::tunnel::ticket::{Grant, TICKET_TTL};
+use crate::tunnel::ticket::{Grant, TICKET_TTL, Target};
 
 /// A page of an answer ends at this size, whatever number was asked for: scripts and log lines are long, and the bus
 /// carries 1 MiB. One item alone is always smaller.
-const PAGE_SIZE: usize = 512 * 1024;
+pub(in crate::controller) const PAGE_SIZE: usize = 512 * 1024;
+/// The same where the answer is JSON. There a byte may take six (`\u001b`), and a number or a name some more than in
+/// MessagePack, by which pages are measured.
+pub(super) const JSON_PAGE_SIZE: usize = PAGE_SIZE / 8;
 
 macro_rules! verbs {
     ($($call:ty => $handler:path),+ $(,)?) => {
@@ -41,8 +46,11 @@ macro_rules! verbs {
             (resource, verb): (&str, &str),
             payload: &[u8],
         ) -> Result<Vec<u8>, ApiError> {
+            let encoding = Encoding::of(payload);
             match (resource, verb) {
-                $((<$call>::RESOURCE, <$call>::VERB) => reply::<$call>($handler(context, account, decode(payload)?).await),)+
+                $((<$call>::RESOURCE, <$call>::VERB) => {
+                    reply::<$call>(encoding, $handler(context, account, encoding.decode(payload)?).await)
+                })+
                 _ => Err(unknown(resource, verb)),
             }
         }
@@ -52,7 +60,7 @@ macro_rules! verbs {
 verbs! {
     CreateVm => create_vm, UpdateVm => update_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
     GetWorker => get_worker, ListWorkers => list_workers, DeleteWorker => delete_worker,
-    ListEvents => list_events, OpenTunnel => open_tunnel, GetAddress => get_address, GetInfo => get_info,
+    ListEvents => list_events, OpenTunnel => open_tunnel, OpenHost => open_host, GetAddress => get_address, GetInfo => get_info,
     CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
     UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
     CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
@@ -88,9 +96,9 @@ fn unknown(resource: &str, verb: &str) -> ApiError {
     )
 }
 
-fn reply<C: ApiCall>(result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiError> {
+fn reply<C: ApiCall>(encoding: Encoding, result: Result<C::Reply, ApiError>) -> Result<Vec<u8>, ApiError> {
     // An error is encoded by the caller, who also records it.
-    encode(&Answer::Ok(result?))
+    encoding.encode(&Answer::Ok(result?))
 }
 
 async fn create_vm(
@@ -117,8 +125,8 @@ async fn get_vm(context: &Context, _: AccountName, request: GetVm) -> Result<<Ge
 
 async fn list_vms(context: &Context, _: AccountName, request: ListVms) -> Result<VmPage, ApiError> {
     let limit = page(request.limit, MAX_PAGE);
-    let read =
-        context.writer.submit(move |step| Ok(step.cluster.vms(request.after.as_ref(), limit, PAGE_SIZE, step.now)));
+    let size = context.page_size;
+    let read = context.writer.submit(move |step| Ok(step.cluster.vms(request.after.as_ref(), limit, size, step.now)));
     let (vms, more) = read.await?;
     Ok(VmPage { vms, more })
 }
@@ -145,7 +153,8 @@ async fn get_worker(context: &Context, _: AccountName, request: GetWorker) -> Re
 
 async fn list_workers(context: &Context, _: AccountName, request: ListWorkers) -> Result<WorkerPage, ApiError> {
     let limit = page(request.limit, MAX_PAGE);
-    let read = context.writer.submit(move |step| Ok(step.cluster.workers(request.after.as_ref(), limit, PAGE_SIZE)));
+    let size = context.page_size;
+    let read = context.writer.submit(move |step| Ok(step.cluster.workers(request.after.as_ref(), limit, size)));
     let (views, more) = read.await?;
     Ok(WorkerPage { workers: views.into_iter().map(|view| connectable(context, view)).collect(), more })
 }
@@ -166,7 +175,7 @@ fn connectable(context: &Context, mut view: WorkerView) -> WorkerView {
 async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> Result<EventPage, ApiError> {
     // First the highest durable number, then the events: none of them can be missing below it.
     let last = context.writer.submit(|step| Ok(step.cluster.last_event())).await?;
-    let (store, room) = (context.store.clone(), room(request.limit));
+    let (store, room) = (context.store.clone(), room(context, request.limit));
     let ListEvents { after, vm, name, worker, types, .. } = request;
     let filter = EventFilter { uid: vm, vm: name, worker, types };
     let page = read("events", move || store.events(after, room, &filter)).await?;
@@ -177,7 +186,7 @@ async fn list_events(context: &Context, _: AccountName, request: ListEvents) -> 
 async fn list_audit(context: &Context, _: AccountName, request: ListAudit) -> Result<AuditPage, ApiError> {
     // In this order, as for events.
     let last = context.writer.submit(|step| Ok(step.cluster.last_audit())).await?;
-    let (store, room) = (context.store.clone(), room(request.limit));
+    let (store, room) = (context.store.clone(), room(context, request.limit));
     let page = read("the audit trail", move || store.audit(request.after, room)).await?;
     let (next, last) = place_of(page.seen, page.more, last);
     Ok(AuditPage { records: page.items, next, last, first_kept: page.first_kept })
@@ -207,13 +216,13 @@ fn place_of(seen: u64, more: bool, last: u64) -> (u64, u64) {
 }
 
 async fn open_tunnel(context: &Context, account: AccountName, request: OpenTunnel) -> Result<TunnelTicket, ApiError> {
-    let grant = grant(context, account, request.vm, request.port).await?;
-    let (ticket, CopyId { uid, attempt }) = (identity::new_token(), grant.copy);
-    context.gate.issue(&ticket, grant, context.clock.now().mono, TICKET_TTL)?;
+    let (grant, CopyId { uid, attempt }) = grant(context, account, request.vm, request.port).await?;
+    let ticket = issue(context, grant)?;
     Ok(TunnelTicket { endpoint: context.tunnel.clone(), ticket, uid, attempt: Some(attempt) })
 }
 
-/// The right of `account`, which is looked at when it is used, to a stream into the port of the VM as it runs now.
+/// The right of `account`, which is looked at when it is used, to a stream into the port of the VM as it runs now; and which copy
+/// of it that is.
 ///
 /// # Errors
 /// Why there can be none now, for people; [`ErrorCode::Unavailable`] when that may change by itself.
@@ -222,9 +231,35 @@ pub(in crate::controller) async fn grant(
     account: AccountName,
     vm: VmName,
     port: u16,
-) -> Result<Grant, ApiError> {
+) -> Result<(Grant, CopyId), ApiError> {
     let (vm, copy, worker) = reachable(context, vm).await?;
-    Ok(Grant { account, vm: vm.name, copy, worker, port })
+    Ok((Grant { account, target: Target::Vm { name: vm.name, copy }, worker, port }, copy))
+}
+
+async fn open_host(context: &Context, account: AccountName, request: OpenHost) -> Result<HostTicket, ApiError> {
+    let OpenHost { worker, port } = request;
+    if port == 0 {
+        return Err(ApiError::new(ErrorCode::Invalid, "give a port from 1 to 65535"));
+    }
+    let name = worker.clone();
+    let view = context.writer.submit(move |step| {
+        let view = step.cluster.worker(&name)?;
+        match step.cluster.silence_of(&name, step.now) {
+            Some(why) => Err(ApiError::new(ErrorCode::Unavailable, why)),
+            None => Ok(view),
+        }
+    });
+    let machine_id = view.await?.worker.info.machine_id;
+    context.relay.reaches(&worker)?;
+    let ticket = issue(context, Grant { account, target: Target::Host, worker, port })?;
+    Ok(HostTicket { endpoint: context.tunnel.clone(), ticket, machine_id })
+}
+
+/// A ticket for what is granted.
+fn issue(context: &Context, grant: Grant) -> Result<Secret, ApiError> {
+    let ticket = identity::new_token();
+    context.gate.issue(&ticket, grant, context.clock.now().mono, TICKET_TTL)?;
+    Ok(ticket)
 }
 
 async fn get_address(context: &Context, _: AccountName, request: GetAddress) -> Result<VmAddress, ApiError> {
@@ -272,8 +307,8 @@ pub(super) fn page(asked: u32, most: u32) -> usize {
 }
 
 /// How much of what is stored goes into one answer.
-fn room(asked: u32) -> Room {
-    Room { items: page(asked, MAX_EVENT_PAGE), bytes: PAGE_SIZE }
+fn room(context: &Context, asked: u32) -> Room {
+    Room { items: page(asked, MAX_EVENT_PAGE), bytes: context.page_size }
 }
 
 #[cfg(test)]

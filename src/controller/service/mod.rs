@@ -35,7 +35,9 @@ use super::store::writer::Writer;
 use crate::broker::Addresses;
 use crate::broker::stamp::CLIENT_ADDRESS;
 use crate::bus::client::Bus;
-use crate::bus::message::{self, Answer, TunnelEndpoint};
+use crate::bus::connect::TunnelEndpoint;
+use crate::bus::encoding::Encoding;
+use crate::bus::message::Answer;
 use crate::bus::subject::{self, WorkerVerb};
 use crate::identity::ca::Fingerprint;
 use crate::model::Clock;
@@ -65,6 +67,8 @@ pub(in crate::controller) struct Context {
     pub(super) bus: BusAddress,
     /// Whether workers are known by their keys, as on the embedded broker; an outside one's operator lets them in.
     pub(super) workers_have_keys: bool,
+    /// How many bytes a page of an answer may have.
+    pub(super) page_size: usize,
 }
 
 /// Where others reach the bus and how they know it, as far as the controller can say.
@@ -102,7 +106,7 @@ impl Service {
             .api
             .raw()
             .service_builder()
-            .description("Orchard controller: orchard.v1.api.<account>.<resource>.<verb>, MessagePack")
+            .description("Orchard controller: orchard.v1.api.<account>.<resource>.<verb>, MessagePack or JSON")
             .start("orchard", env!("CARGO_PKG_VERSION"))
             .await
             .map_err(|error| failed("register the service", error))?;
@@ -189,7 +193,8 @@ impl Service {
                         let (account, address) = (&account, &address);
                         guard::Asked { account, resource, verb, payload: payload_of, subject, address }
                             .record_failure(&context, &error);
-                        let _ = request.respond(Ok(payload(Err(error), answers.max_payload()))).await;
+                        let answer = payload(Encoding::of(payload_of), Err(error), answers.max_payload());
+                        let _ = request.respond(Ok(answer)).await;
                         continue;
                     }
                 };
@@ -222,8 +227,11 @@ impl Service {
 /// Does what one API request asks; what it changes, and that it was refused, goes into the audit trail.
 async fn perform(context: &Context, request: &guard::Asked<'_>) -> Result<Vec<u8>, ApiError> {
     let verb = (request.resource, request.verb);
-    let answer = if request.changes() {
-        let context = Context { writer: context.writer.audited(request.deed()), ..context.clone() };
+    let is_json = Encoding::of(request.payload) == Encoding::Json;
+    let answer = if request.changes() || is_json {
+        let writer = if request.changes() { context.writer.audited(request.deed()) } else { context.writer.clone() };
+        let page_size = if is_json { api::JSON_PAGE_SIZE } else { context.page_size };
+        let context = Context { writer, page_size, ..context.clone() };
         api::handle(&context, request.account.clone(), verb, request.payload).await
     } else {
         api::handle(context, request.account.clone(), verb, request.payload).await
@@ -241,13 +249,14 @@ async fn answer_account(context: &Context, bus: &Bus, request: async_nats::servi
     let asked = guard::Asked { account: &account, resource, verb, payload: payload_of, subject, address: &address };
     let answer = perform(context, &asked).await;
     // By way of the service, which counts it.
-    if let Err(error) = request.respond(Ok(payload(answer, bus.max_payload()))).await {
+    let answer = payload(Encoding::of(payload_of), answer, bus.max_payload());
+    if let Err(error) = request.respond(Ok(answer)).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
 }
 
 async fn send(bus: &Bus, reply: String, answer: Result<Vec<u8>, ApiError>) {
-    if let Err(error) = bus.publish(reply, None, payload(answer, bus.max_payload())).await {
+    if let Err(error) = bus.publish(reply, None, payload(Encoding::MessagePack, answer, bus.max_payload())).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
 }
@@ -262,7 +271,7 @@ fn own_inbox(reply: Option<&async_nats::Subject>, user: &str) -> Option<String> 
 
 /// The bytes of an answer, with errors encoded as such. One that the broker would refuse, being larger than `most`, is
 /// replaced by an error: silence would look like a controller that hangs.
-fn payload(answer: Result<Vec<u8>, ApiError>, most: usize) -> Bytes {
+fn payload(encoding: Encoding, answer: Result<Vec<u8>, ApiError>, most: usize) -> Bytes {
     let fits = answer.and_then(|bytes| match bytes.len() {
         len if len <= most => Ok(bytes),
         len => Err(ApiError::new(
@@ -270,7 +279,7 @@ fn payload(answer: Result<Vec<u8>, ApiError>, most: usize) -> Bytes {
             format!("the answer has {len} bytes, and the bus carries at most {most}; ask for less at once"),
         )),
     });
-    fits.or_else(|error| message::encode(&Answer::<()>::Error(error))).unwrap_or_default().into()
+    fits.or_else(|error| encoding.encode(&Answer::<()>::Error(error))).unwrap_or_default().into()
 }
 
 /// Works on a bounded number of requests at once.
@@ -310,8 +319,10 @@ mod tests {
 
     #[test]
     fn an_answer_too_large_for_the_bus_is_told_as_such() {
-        assert_eq!(payload(Ok(vec![7; 100]), 100).len(), 100);
-        let refused: Answer<()> = message::decode(&payload(Ok(vec![7; 101]), 100)).unwrap();
-        assert!(matches!(refused, Answer::Error(error) if error.code == ErrorCode::LimitExceeded));
+        for encoding in [Encoding::MessagePack, Encoding::Json] {
+            assert_eq!(payload(encoding, Ok(vec![7; 100]), 100).len(), 100);
+            let refused: Answer<()> = encoding.decode(&payload(encoding, Ok(vec![7; 101]), 100)).unwrap();
+            assert!(matches!(refused, Answer::Error(error) if error.code == ErrorCode::LimitExceeded));
+        }
     }
 }

@@ -25,6 +25,9 @@ const QUEUE: usize = 4_096;
 const MAX_BATCH: usize = 512;
 /// How long a caller waits for its turn and the commit; a disk that takes longer is as good as broken.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// For so long everything is refused while what is stored cannot be read. LMDB that failed to write the page by which a commit
+/// takes effect works no more until it is opened anew, which a new process does, or says what is wrong.
+const MOST_ASTRAY: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(10) };
 
 /// What a step gets: the state, the moment, and where to note what changed.
 pub struct Step<'a> {
@@ -119,7 +122,7 @@ pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Sign
         audit: audit_sender,
         assign: assign_sender,
         access: access.clone(),
-        astray: false,
+        astray: None,
         changes: Changes::default(),
         answers: Vec::new(),
     };
@@ -213,7 +216,8 @@ impl Writer {
         Self { deed: Some(Arc::new(deed)), ..self.clone() }
     }
 
-    /// Returns when the writer has ended, which it only does on its own when it panicked.
+    /// Returns when the writer has ended, which it only does on its own when it panicked, or could not read for long what is
+    /// stored.
     pub async fn ended(&self) {
         self.queue.closed().await;
     }
@@ -266,8 +270,8 @@ struct State {
     audit: watch::Sender<AuditNumber>,
     assign: mpsc::Sender<WorkerName>,
     access: Arc<AccessView>,
-    /// The state in memory is not what is stored, and must not be shown or built upon.
-    astray: bool,
+    /// Since when, by the monotonic clock, the state in memory is not what is stored, and must not be shown or built upon.
+    astray: Option<Duration>,
     /// Empty between batches; kept for their memory.
     changes: Changes,
     /// The same.
@@ -279,6 +283,11 @@ impl State {
         let mut batch = Vec::with_capacity(MAX_BATCH);
         while jobs.blocking_recv_many(&mut batch, MAX_BATCH) > 0 {
             self.apply(&mut batch, &mut jobs);
+            let now = self.clock.now().mono;
+            if self.astray.is_some_and(|since| now.saturating_sub(since) >= MOST_ASTRAY) {
+                tracing::error!("the stored state could not be read for {MOST_ASTRAY:?}: this process gives up");
+                return;
+            }
         }
     }
 
@@ -286,7 +295,7 @@ impl State {
     /// next one. Callers that were just answered come again within the time that applying takes.
     fn apply(&mut self, batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>) {
         let (mut changes, mut answers) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.answers));
-        if self.astray {
+        if self.astray.is_some() {
             self.go_back();
         }
         let now = self.clock.now();
@@ -298,7 +307,7 @@ impl State {
             batch.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(room));
         }
         self.cluster.place(now, &mut changes);
-        let outcome = match (self.astray, changes.is_empty()) {
+        let outcome = match (self.astray.is_some(), changes.is_empty()) {
             (true, _) => Outcome::Astray,
             (false, true) => Outcome::Stored,
             (false, false) => self.commit(&changes).map_or_else(Outcome::Undone, |()| Outcome::Stored),
@@ -333,13 +342,14 @@ impl State {
     /// Back to what is stored, so that memory never says more than the disk. While even that fails everything is
     /// refused: a worker would be told to run what was never acknowledged.
     fn go_back(&mut self) {
-        self.astray = true;
+        let now = self.clock.now().mono;
+        self.astray.get_or_insert(now);
         match self.store.records() {
             Ok(records) => {
                 let mut stored = Cluster::load(records, self.timing, self.clock.now());
                 stored.keep_liveness_of(&self.cluster);
                 self.cluster = stored;
-                self.astray = false;
+                self.astray = None;
             }
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "the stored state cannot be read"),
         }

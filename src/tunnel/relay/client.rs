@@ -56,8 +56,8 @@ pub(super) async fn serve(
         // All arms are cancel safe; nothing is awaited in their bodies.
         tokio::select! {
             stream = connection.accept_bi() => match stream {
-                Ok((outgoing, incoming)) => {
-                    let stream = TunnelStream::new(outgoing, incoming);
+                Ok(halves) => {
+                    let stream = TunnelStream::new(&connection, halves);
                     sessions.spawn(client.clone().take(stream).instrument(Span::current()));
                     // Strangers have what they were given.
                     if client.proven.load(Ordering::Relaxed) {
@@ -116,8 +116,8 @@ impl Client {
         };
         drop(ticket);
         // First among the account's streams, then asked whether it may be there: what is taken away between is noticed.
-        let entered = self.shared.accounts.enter(&grant.account);
-        let entered = entered.and_then(|entry| gate.permits(&grant.account).map(|()| entry));
+        let entered = self.shared.accounts.enter(&grant);
+        let entered = entered.and_then(|entry| gate.permits(&grant.account, grant.target.kind()).map(|()| entry));
         let entry = match entered {
             Ok(entry) => entry,
             Err(refusal) => {

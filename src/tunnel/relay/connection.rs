@@ -1,16 +1,14 @@
 //! One connection, from its handshake to its end. Its first header says whether a worker or a client has come.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quinn::{Connection, Incoming};
-use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info};
 
-use super::reach::{self, Next};
-use super::{Note, NoteEvent, Shared, client, session};
+use super::{Note, NoteEvent, Shared, client};
 use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::Place;
@@ -51,8 +49,7 @@ pub(super) async fn serve(incoming: Incoming, place: Place, shared: Arc<Shared>)
     };
     drop(handshake);
     let first = timeout_at(deadline, async {
-        let (outgoing, incoming) = connection.accept_bi().await.ok()?;
-        let mut stream = TunnelStream::new(outgoing, incoming);
+        let mut stream = TunnelStream::new(&connection, connection.accept_bi().await.ok()?);
         match stream.read_frame().await {
             Ok(frame) => Some((stream, frame)),
             Err(error) => {
@@ -118,12 +115,7 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
         return;
     }
     info!(worker = %name, "the worker is connected");
-    // Neither is dropped half-way, except to end the connection.
-    let refusal = tokio::select! {
-        refusal = renewals(connection, &mut control, &name, shared) => refusal,
-        never = keep_asking(connection, &name, shared) => match never {},
-    };
-    if let Some(refusal) = refusal {
+    if let Some(refusal) = renewals(connection, &mut control, &name, shared).await {
         return refuse_worker(connection, control, &name, refusal).await;
     }
     // The news of why usually follows the end of the control stream at once.
@@ -153,19 +145,6 @@ async fn renewals(
         }
         if control.write_frame(&Frame::Admitted {}).await.is_err() {
             return None;
-        }
-    }
-}
-
-/// Sees whether the worker answers, for as long as this is polled.
-async fn keep_asking(connection: &Connection, name: &WorkerName, shared: &Shared) -> Infallible {
-    let mut looks = tokio::time::interval(reach::LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        looks.tick().await;
-        if shared.links.look(name, connection) == Next::Ask {
-            let answer = session::ping(connection, name, reach::ANSWER).await;
-            shared.links.answered(name, connection, answer.map_err(|why| why.message));
         }
     }
 }

@@ -73,22 +73,26 @@ impl Links {
         }
     }
 
-    /// Looks whether anything has come over the connection; says what is to be done. Nothing if it is not the worker's any
-    /// more.
-    pub(super) fn look(&self, worker: &WorkerName, connection: &Connection) -> Next {
-        let datagrams = connection.stats().udp_rx.datagrams;
-        self.with_reach(worker, connection, |reach| reach.look(datagrams, Instant::now())).unwrap_or(Next::Wait)
+    /// Looks whether anything has come over each connection; yields those that are to be asked now, `most` of them.
+    pub(super) fn look(&self, most: usize) -> Vec<(WorkerName, Connection)> {
+        let now = Instant::now();
+        let mut asked = Vec::new();
+        for (worker, link) in self.lock().iter_mut() {
+            let State::Up { connection, reach, .. } = &mut link.state else { continue };
+            if reach.look(connection.stats().udp_rx.datagrams, now) == Next::Ask && asked.len() < most {
+                reach.ask(now);
+                asked.push((worker.clone(), connection.clone()));
+            }
+        }
+        asked
     }
 
     /// What came of asking the worker over the connection.
-    pub(super) fn answered(&self, worker: &WorkerName, connection: &Connection, answer: Result<(), String>) {
-        self.with_reach(worker, connection, |reach| reach.answered(answer, Instant::now()));
-    }
-
-    fn with_reach<T>(&self, worker: &WorkerName, of: &Connection, f: impl FnOnce(&mut Reach) -> T) -> Option<T> {
-        match self.lock().get_mut(worker).map(|link| &mut link.state) {
-            Some(State::Up { connection, reach, .. }) if connection.stable_id() == of.stable_id() => Some(f(reach)),
-            _ => None,
+    pub(super) fn answered(&self, worker: &WorkerName, of: &Connection, answer: Result<(), String>) {
+        if let Some(Link { state: State::Up { connection, reach, .. }, .. }) = self.lock().get_mut(worker)
+            && connection.stable_id() == of.stable_id()
+        {
+            reach.answered(answer, Instant::now());
         }
     }
 

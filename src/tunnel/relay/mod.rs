@@ -2,13 +2,14 @@
 //! binds one, gives it a [`Gatekeeper`], and asks it which workers are connected.
 //!
 //! `connection` takes one connection from its handshake to its first header and serves workers, `client` serves clients,
-//! `session` opens one client stream, `links` knows the workers' connections and `reach` whether they answer, `accounts`
+//! `session` opens one client stream, `links` knows the workers' connections and `reach` whether they answer (`prober` asks), `accounts`
 //! whose streams are open.
 
 mod accounts;
 mod client;
 mod connection;
 mod links;
+mod prober;
 mod reach;
 mod session;
 mod socket;
@@ -25,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tracing::{Instrument, debug, info, info_span};
 
-use self::accounts::Accounts;
+use self::accounts::{Accounts, Most};
 pub use self::links::LinkInfo;
 use self::links::Links;
 pub use self::socket::Socket;
@@ -34,7 +35,7 @@ use super::endpoint::{ServerConfigs, Transport};
 use super::header::WorkerHello;
 use super::proof::Exported;
 use super::reason::Reason;
-use super::ticket::Grant;
+use super::ticket::{Grant, TargetKind};
 use crate::identity::ca::{Fingerprint, Identity};
 use crate::model::error::ApiError;
 use crate::model::network::{PerNetwork, share_of_strangers};
@@ -58,12 +59,12 @@ pub trait Gatekeeper: Send + Sync + 'static {
     /// The refusal that the client is told.
     fn redeem(&self, ticket: &str) -> Result<Grant, ApiError>;
 
-    /// Whether the account that got a ticket may open streams at this moment. Asked when [`Control::cut_account`] would
-    /// already find the stream, so that none slips through between.
+    /// Whether the account that got a ticket may open streams to targets of this kind at this moment. Asked when
+    /// [`Control::cut_account`] would already find the stream, so that none slips through between.
     ///
     /// # Errors
     /// The refusal that the client is told.
-    fn permits(&self, account: &AccountName) -> Result<(), ApiError>;
+    fn permits(&self, account: &AccountName, to: TargetKind) -> Result<(), ApiError>;
 
     /// What happened to a stream, for the record. Must not wait.
     fn note(&self, note: Note<'_>);
@@ -93,7 +94,7 @@ pub enum NoteEvent<'a> {
     Opened,
     /// It has ended.
     Closed {
-        /// Bytes to the guest.
+        /// Bytes to the guest or host.
         to_vm: u64,
         /// Bytes from it.
         from_vm: u64,
@@ -117,6 +118,8 @@ pub struct Limits {
     pub sessions_per_client: u32,
     /// Streams an account may have open at once, over all its connections.
     pub sessions_per_account: usize,
+    /// Streams that may be open at once into one VM, or to one worker's host, of all accounts together.
+    pub sessions_per_target: usize,
     /// Connections an account may have, whether or not streams are open on them: one account cannot take the room of all.
     pub connections_per_account: usize,
     /// How long a connection may last before it has proven who it is, from the first packet on.
@@ -138,6 +141,7 @@ impl Default for Limits {
             sessions_per_client: MAX_SESSIONS,
             // Far more than people or a build farm have; one account cannot take the memory of all.
             sessions_per_account: 1_000,
+            sessions_per_target: SESSIONS_PER_TARGET,
             connections_per_account: 1_000,
             unproven: Duration::from_secs(10),
             idle_client: Duration::from_secs(120),
@@ -147,12 +151,18 @@ impl Default for Limits {
     }
 }
 
+/// Streams into one VM, of all accounts together, unless other limits are given: what one `port-forward` carries at most, and what
+/// its worker's session keeper holds of one VM. Each costs the worker a connection into the guest, through QEMU's
+/// network a descriptor of the hypervisor, too, and one VM must not take what its neighbours need.
+pub const SESSIONS_PER_TARGET: usize = 256;
+
 /// A running relay. Dropping it ends it at once; [`Relay::shutdown`] tells the peers why.
 #[derive(Debug)]
 pub struct Relay {
     shared: Arc<Shared>,
     endpoint: Endpoint,
     accepting: Task,
+    _probing: Task,
     local: SocketAddr,
     fingerprint: Fingerprint,
 }
@@ -215,16 +225,23 @@ impl Relay {
     pub fn start(socket: Socket, gate: Arc<dyn Gatekeeper>, limits: Limits) -> Self {
         let Socket { endpoint, configs, local, fingerprint } = socket;
         let links = Links::default();
-        let Limits { sessions_per_account, connections_per_account, connections, .. } = limits;
+        let Limits { connections, .. } = limits;
         // What is left is for workers.
         let of_all = connections.div_ceil(4) * 3;
-        let accounts = Arc::new(Accounts::new(sessions_per_account, connections_per_account, of_all));
+        let accounts = Arc::new(Accounts::new(Most {
+            streams: limits.sessions_per_account,
+            into_target: limits.sessions_per_target,
+            connections: limits.connections_per_account,
+            connections_of_all: of_all,
+        }));
         let unproven = PerNetwork::new(limits.unproven_per_network, share_of_strangers(limits.connections));
         let handshakes = AtomicUsize::new(0);
         let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes, unproven });
         let accepting = task::spawn(accept(endpoint.clone(), shared.clone()));
+        let probing = shared.clone();
+        let _probing = task::spawn(async move { match prober::run(probing).await {} });
         info!(address = %local, "tunnel endpoint is listening");
-        Self { shared, endpoint, accepting, local, fingerprint }
+        Self { shared, endpoint, accepting, _probing, local, fingerprint }
     }
 
     /// The address it listens on.
@@ -305,9 +322,10 @@ impl Control {
         S: AsyncRead + AsyncWrite + Send + Unpin,
         F: Future<Output = Option<S>>,
     {
-        let entered = self.0.accounts.enter(&grant.account);
+        let entered = self.0.accounts.enter(grant);
+        let permitted = |entry| self.0.gate.permits(&grant.account, grant.target.kind()).map(|()| entry);
         // As for tickets: first among the account's streams, then asked.
-        match entered.and_then(|entry| self.0.gate.permits(&grant.account).map(|()| entry)) {
+        match entered.and_then(permitted) {
             Ok(entry) => session::join(&self.0, grant, entry, peer, answer).await,
             Err(refusal) => {
                 self.0.gate.note(Note { peer, grant: Some(grant), event: NoteEvent::Refused(&refusal) });
@@ -319,7 +337,12 @@ impl Control {
     /// Breaks off every stream of `account`, and tells both ends why; says how many there were. Whoever calls this has
     /// the [`Gatekeeper`] refuse it first.
     pub fn cut_account(&self, account: &AccountName, reason: Reason) -> usize {
-        self.0.accounts.cut(account, reason)
+        self.0.accounts.cut(account, None, reason)
+    }
+
+    /// The same for the streams to targets of one kind only.
+    pub fn cut_streams(&self, account: &AccountName, to: TargetKind, reason: Reason) -> usize {
+        self.0.accounts.cut(account, Some(to), reason)
     }
 
     /// Asks the worker, over its data path, which address the guest of a copy has.
@@ -336,9 +359,9 @@ impl Control {
         self.0.accounts.count(account)
     }
 
-    /// The accounts that have streams open, or are opening some.
-    pub fn accounts(&self) -> Vec<AccountName> {
-        self.0.accounts.names()
+    /// The accounts that have streams open, or are opening some, each with the kinds of targets that these lead to.
+    pub fn accounts(&self) -> Vec<(AccountName, TargetKind)> {
+        self.0.accounts.held()
     }
 }
 

@@ -1,5 +1,5 @@
 //! Whether streams to a connected worker would be served: what was heard from it, and how it answered when asked. Pure; kept
-//! in `links`, fed by the task of the worker's connection.
+//! in `links`, fed by `prober`.
 //!
 //! A QUIC connection outlives a dead path by its idle timeout, and a worker that hangs by as much. So two things are looked at:
 //! packets, which come at least as often as the worker's keep-alive, and now and then the answer to a `ping`, which only a
@@ -25,6 +25,8 @@ pub(super) struct Reach {
     datagrams: u64,
     heard: Instant,
     asked: Option<Instant>,
+    /// The answer is still to come.
+    waiting: bool,
     proven: Option<Instant>,
     /// Since when it does not answer, and why.
     failing: Option<(Instant, String)>,
@@ -42,7 +44,7 @@ pub(super) enum Next {
 impl Reach {
     /// Of a connection over which its worker was just admitted: that has proven the path once.
     pub(super) fn new(now: Instant) -> Self {
-        Self { datagrams: 0, heard: now, asked: None, proven: None, failing: None }
+        Self { datagrams: 0, heard: now, asked: None, waiting: false, proven: None, failing: None }
     }
 
     /// So many datagrams have come by now.
@@ -55,15 +57,17 @@ impl Reach {
             self.fail(now, || "no packet comes from it".to_owned());
         }
         let due = self.asked.is_none_or(|asked| now.duration_since(asked) >= ASK);
-        if due || self.failing.is_some() {
-            self.asked = Some(now);
-            return Next::Ask;
-        }
-        Next::Wait
+        if !self.waiting && (due || self.failing.is_some()) { Next::Ask } else { Next::Wait }
+    }
+
+    /// It is being asked.
+    pub(super) fn ask(&mut self, now: Instant) {
+        (self.asked, self.waiting) = (Some(now), true);
     }
 
     /// It was asked, and this came of it.
     pub(super) fn answered(&mut self, answer: Result<(), String>, now: Instant) {
+        self.waiting = false;
         match answer {
             Ok(()) => (self.proven, self.failing) = (Some(now), None),
             Err(why) => self.fail(now, || why),
@@ -94,9 +98,19 @@ mod tests {
         let start = Instant::now();
         let mut reach = Reach::new(start);
         assert_eq!(reach.look(1, start), Next::Ask, "the first time at once");
+        reach.ask(start);
+        assert_eq!(reach.look(2, start + LOOK), Next::Wait, "it is being asked");
         reach.answered(Ok(()), start);
-        let looks = (1..=60u32).map(|n| reach.look(1 + u64::from(n), start + LOOK * n));
-        assert_eq!(looks.filter(|next| *next == Next::Ask).count(), 5, "in five minutes");
+        let looks = (1..=60u32).filter(|n| {
+            let (datagrams, now) = (1 + u64::from(*n), start + LOOK * *n);
+            let asks = reach.look(datagrams, now) == Next::Ask;
+            if asks {
+                reach.ask(now);
+                reach.answered(Ok(()), start);
+            }
+            asks
+        });
+        assert_eq!(looks.count(), 5, "in five minutes");
         assert_eq!((reach.failing(), reach.proven()), (None, Some(start)));
     }
 
@@ -105,6 +119,7 @@ mod tests {
         let start = Instant::now();
         let mut reach = Reach::new(start);
         assert_eq!(reach.look(7, start), Next::Ask);
+        reach.ask(start);
         reach.answered(Ok(()), start);
         assert_eq!(reach.look(7, start + LOOK), Next::Wait);
         assert_eq!(reach.look(7, start + LOOK * 2), Next::Wait);

@@ -17,7 +17,7 @@ use crate::tunnel::header::{EXEC_PORT, Frame, Resume};
 use crate::tunnel::reason::{self, Reason};
 use crate::tunnel::splice::{self, Traffic};
 use crate::tunnel::stream::TunnelStream;
-use crate::tunnel::ticket::Grant;
+use crate::tunnel::ticket::{Grant, Target};
 
 /// The same for a client whose stream is of this process: `answer` is told whether the worker's half is open, and yields the
 /// client's stream, unless that is gone.
@@ -77,11 +77,12 @@ async fn attach(
     peer: SocketAddr,
     resume: Option<Resume>,
 ) -> Result<(TunnelStream, bool), ApiError> {
-    let Grant { account, vm, copy, worker, port } = grant;
-    let asked = match *port {
+    let Grant { account, target, worker, port } = grant;
+    let asked = match (target, *port) {
         // Those outlive their streams by themselves.
-        EXEC_PORT => Frame::Serve { copy: *copy, account: account.clone() },
-        port => Frame::Attach { copy: *copy, port, resume },
+        (Target::Vm { copy, .. }, EXEC_PORT) => Frame::Serve { copy: *copy, account: account.clone() },
+        (Target::Vm { copy, .. }, port) => Frame::Attach { copy: *copy, port, resume },
+        (Target::Host, port) => Frame::AttachHost { port, resume },
     };
     let answer = tokio::select! {
         answer = open(shared, worker, &asked) => answer,
@@ -89,6 +90,11 @@ async fn attach(
     };
     let attached = match answer {
         Ok((stream, Frame::Opened { resumable })) => Ok((stream, resumable)),
+        // What an earlier release says to a question that it does not know.
+        Ok((_, Frame::Refused(refusal))) if *target == Target::Host && refusal.code == ErrorCode::Invalid => {
+            let why = format!("worker {worker} is of an earlier release, which lets nobody onto its host; update it");
+            Err(ApiError::new(ErrorCode::UnknownVerb, why))
+        }
         Ok((_, Frame::Refused(refusal))) => Err(refusal),
         Ok((mut stream, _)) => {
             stream.abort(Reason::Protocol);
@@ -97,7 +103,7 @@ async fn attach(
         Err(refusal) => Err(refusal),
     };
     attached.inspect_err(|refusal| {
-        debug!(%account, %vm, %worker, port, %refusal, "a session could not be opened");
+        debug!(%account, to = grant.place(), %worker, port, %refusal, "a session could not be opened");
         shared.gate.note(Note { peer, grant: Some(grant), event: NoteEvent::Failed(refusal) });
     })
 }
@@ -112,21 +118,22 @@ struct Opened<'a> {
 
 impl<'a> Opened<'a> {
     fn now(shared: &'a Shared, grant: &'a Grant, peer: SocketAddr) -> Self {
-        let Grant { account, vm, worker, port, .. } = grant;
-        debug!(%account, %vm, %worker, port, "a session is open");
+        let Grant { account, worker, port, .. } = grant;
+        debug!(%account, to = grant.place(), %worker, port, "a session is open");
         shared.gate.note(Note { peer, grant: Some(grant), event: NoteEvent::Opened });
         Self { shared, grant, peer, since: Instant::now() }
     }
 
     /// `forward` in `traffic` is what went to the VM.
     fn ended(self, traffic: Traffic) {
-        let Grant { account, vm, worker, port, .. } = self.grant;
+        let Grant { account, worker, port, .. } = self.grant;
         let lasted = self.since.elapsed();
         let Traffic { forward: to_vm, back: from_vm, broken } = traffic;
         let event = NoteEvent::Closed { to_vm, from_vm, lasted, broken };
         self.shared.gate.note(Note { peer: self.peer, grant: Some(self.grant), event });
         let (ms, broken) = (lasted.as_millis(), broken.map(tracing::field::display));
-        info!(%account, %vm, %worker, port, to_vm, from_vm, ms, broken, "a session has ended");
+        let to = self.grant.place();
+        info!(%account, to, %worker, port, to_vm, from_vm, ms, broken, "a session has ended");
     }
 }
 
@@ -176,8 +183,8 @@ async fn ask(
         ApiError::new(ErrorCode::Unavailable, format!("worker {worker} could not be asked over the tunnel: {what}"))
     };
     let asked = async {
-        let (outgoing, incoming) = link.open_bi().await.map_err(|error| broken(&reason::describe(&error)))?;
-        let mut stream = TunnelStream::new(outgoing, incoming);
+        let halves = link.open_bi().await.map_err(|error| broken(&reason::describe(&error)))?;
+        let mut stream = TunnelStream::new(link, halves);
         stream.write_frame(frame).await.map_err(|error| broken(&error))?;
         let answer = stream.read_frame().await.map_err(|error| broken(&error))?;
         Ok((stream, answer))

@@ -61,13 +61,15 @@ pub struct Local<L> {
     buffer: Buffer,
     /// What a failure to read means to the other end.
     broken: Reason,
+    /// Writing has failed for that reason, which reading is not told again: there it looks like an end.
+    reset: bool,
 }
 
 impl<L: AsyncRead + AsyncWrite> Local<L> {
     /// The side behind `stream`; `broken` is what it means when that breaks.
     pub fn new(stream: L, broken: Reason) -> Self {
         let (read, write) = tokio::io::split(stream);
-        Self { read, write, buffer: Buffer::new(), broken }
+        Self { read, write, buffer: Buffer::new(), broken, reset: false }
     }
 }
 
@@ -145,6 +147,7 @@ where
         }
         let greeted = end.is_greeted();
         match turn(end, local, carrier.as_deref_mut()).await {
+            Did::TookIn(Ok(0)) if local.reset => end.fail(local.broken),
             Did::TookIn(Ok(0)) => end.finish(),
             Did::TookIn(Ok(_)) => {
                 end.push(&local.buffer.bytes);
@@ -154,7 +157,10 @@ where
             Did::TookIn(Err(_)) => end.fail(local.broken),
             Did::HandedOn(Ok(count)) if count > 0 => end.deliver(count),
             // A side that has closed may still have sent something worth reading: only this way ends.
-            Did::HandedOn(_) => end.decline(),
+            Did::HandedOn(handed) => {
+                local.reset = handed.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
+                end.decline();
+            }
             Did::Received(Ok(count)) if count > 0 => {
                 let Some(carrier) = carrier.as_deref_mut() else { continue };
                 if let Err(violation) = end.receive(&mut carrier.incoming.bytes) {

@@ -1,11 +1,14 @@
 //! Both ends with what carries them, in memory, by a clock that the tests move.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use proptest::prelude::*;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -83,6 +86,42 @@ impl Redial for Net {
     }
 }
 
+/// A guest's connection that is reset as soon as anything is written to it. Reading shows nothing but an end then: the system
+/// tells of a reset once.
+#[derive(Default)]
+struct Resets {
+    reset: bool,
+    reader: Option<Waker>,
+}
+
+impl AsyncWrite for Resets {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        self.reset = true;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Resets {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.reset {
+            return Poll::Ready(Ok(()));
+        }
+        self.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
 struct World {
     stream: ResumableStream,
     guest: DuplexStream,
@@ -96,12 +135,20 @@ struct World {
 
 impl World {
     fn new(bears: Vec<usize>) -> Self {
+        Self::with(bears, false)
+    }
+
+    fn with(bears: Vec<usize>, resets: bool) -> Self {
         let (streams, brought) = mpsc::channel(1000);
         let brings = streams.clone();
         let (told, refuses) = (Arc::default(), Arc::default());
         let mut net = Net { streams, bears, told: Arc::clone(&told), refuses: Arc::clone(&refuses), cuts: Vec::new() };
         let (guest, inside) = tokio::io::duplex(CARRIER);
-        let keeper = task::spawn(guest::keep(inside, brought, KEPT_FOR));
+        // Nobody has it, if the guest is another one.
+        let keeper = match resets {
+            true => task::spawn(guest::keep(Resets::default(), brought, KEPT_FOR)),
+            false => task::spawn(guest::keep(inside, brought, KEPT_FOR)),
+        };
         let first = net.stream();
         let (stream, work) = start(first, net);
         Self { stream, guest, told, refuses, client: task::spawn(work), keeper, _brings: brings }
@@ -196,6 +243,14 @@ async fn a_guest_that_breaks_down_while_nobody_is_there_is_told_of_after_its_las
     let mut said = Vec::new();
     world.stream.read_to_end(&mut said).await.unwrap();
     assert_eq!((&said[..], world.told.lock().unwrap().len()), (&b"last words"[..], 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_that_shows_in_writing_is_not_taken_for_a_proper_end() {
+    let mut world = World::with(Vec::new(), true);
+    world.stream.write_all(b"x").await.unwrap();
+    let error = world.stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert_eq!(error.to_string(), "the VM reset the connection");
 }
 
 #[tokio::test(start_paused = true)]

@@ -193,7 +193,7 @@ impl Execs {
             let (user, password) = wanted.ok_or_else(|| {
                 ApiError::new(ErrorCode::Unavailable, "the VM's worker does not know yet that the VM is to run there")
             })?;
-            let login = Login { user: given.0.unwrap_or(user), password: given.1.unwrap_or(password) };
+            let login = Login::with_password(given.0.unwrap_or(user), given.1.unwrap_or(password));
             let stream = runtime.dial(copy, SSH_PORT).await;
             let stream = stream.map_err(|error| refusal("cannot reach the VM's SSH server", &error))?;
             Ssh::connect(stream, login, AcceptAny, LOGIN_DEADLINE).await.map_err(|error| {

@@ -18,7 +18,7 @@ use tokio_util::sync::{CancellationToken, PollSender};
 use super::history::{Cursor, History, Out, Record};
 use crate::model::Timestamp;
 use crate::model::error::ApiError;
-use crate::ssh::client::{Pty, Session as Ssh, Stdio};
+use crate::ssh::client::{Program, Pty, Session as Ssh, Stdio};
 use crate::ssh::terminal::Size;
 use crate::ssh::{ExitStatus, SshError};
 use crate::tunnel::exec::{ExecView, MAX_DATA, RunExec};
@@ -113,10 +113,10 @@ impl Session {
             });
             let end = self.end.cancelled();
             let ended = match stdin {
-                Some(stdin) => ssh.exec_until(line, pty, Stdio { stdin, stdout, stderr }, end).await,
+                Some(stdin) => ssh.exec_until(Program::Command(line), pty, Stdio { stdin, stdout, stderr }, end).await,
                 None => {
                     let stdin = tokio::io::empty();
-                    ssh.exec_until(line, pty, Stdio { stdin, stdout, stderr }, end).await
+                    ssh.exec_until(Program::Command(line), pty, Stdio { stdin, stdout, stderr }, end).await
                 }
             };
             ssh.close().await;

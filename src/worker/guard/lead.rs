@@ -83,7 +83,8 @@ pub(in crate::worker) async fn lead(
         let lapses = match prepared {
             Ok(lapses) => lapses,
             Err(why) => {
-                led.host.uplink.tell(id, order.boot, Observation::Failed { message: why, disk: false, halted: false });
+                let disk = order.ran; // what it has written is there still
+                led.host.uplink.tell(id, order.boot, Observation::Failed { message: why, disk, halted: false });
                 changed(&mut orders).await;
                 continue;
             }
@@ -201,10 +202,11 @@ impl Led {
                     to.send_replace(order);
                 }
                 Err(why) => {
+                    let disk = order.ran;
                     self.host.uplink.tell(
                         self.id,
                         order.boot,
-                        Observation::Failed { message: why, disk: false, halted: false },
+                        Observation::Failed { message: why, disk, halted: false },
                     );
                 }
             }
@@ -222,7 +224,8 @@ impl Led {
         }
     }
 
-    /// Ends the copy and tells of it for as long as it is wished to run: this worker does not start it again.
+    /// Ends the copy and tells of it for as long as it is wished to run: this worker does not start it again, unless the
+    /// controller knows of it and yet wishes for another boot of a copy that is to be kept by now.
     async fn fence(&self, orders: &mut watch::Receiver<Order>, why: &str) {
         while let Err(error) = end(&*self.host.runtime, self.id).await {
             tracing::error!(copy = %self.id, "the lease is over, and the VM cannot be ended: {error}");
@@ -231,11 +234,16 @@ impl Led {
                 return;
             }
         }
+        let mut told = None;
         loop {
             let order = orders.borrow_and_update().clone();
             if order.wish != Wish::Run {
                 return;
             }
+            if replaceable(&order) == Some(false) && told.is_some_and(|boot| order.boot > boot) {
+                return self.keeper.notes().forget_fenced(self.id);
+            }
+            told.get_or_insert(order.boot);
             self.host.uplink.tell(self.id, order.boot, Observation::Fenced { message: why.to_owned() });
             changed(orders).await;
         }

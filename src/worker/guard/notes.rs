@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `lease` | the worker | [`Written`], in place |
 //! | `<copy>.replace` | the worker | the copy may be started elsewhere when the lease is over |
-//! | `<copy>.fenced` | whoever ends it | why, for people; never started again, told of as fenced |
+//! | `<copy>.fenced` | whoever ends it | why, for people; told of as fenced, and started again only if the controller, once it knows, wishes for another boot |
 //! | `serve.lock` | the guard | held by the one that watches |
 //! | `beat` | the guard | that it goes on; see [`super::beat`] |
 //! | `guard.log` | the guard | what it did |

@@ -69,6 +69,14 @@ impl Supervisor {
             return Ok(());
         }
         let mut state = self.state.subscribe();
+        // What failed a while ago says nothing of now.
+        self.state.send_if_modified(|state| {
+            let failed = matches!(state, State::Failed(_));
+            if failed {
+                *state = State::Idle;
+            }
+            failed
+        });
         self.wake();
         let settled = state.wait_for(|state| *state != State::Idle);
         match tokio::time::timeout(START_LIMIT + PERIOD, settled).await.map(|state| state.map(|state| state.clone())) {
@@ -174,4 +182,27 @@ fn is_writable(folder: &Path) -> bool {
     let written = std::fs::write(&probe, "x");
     let _ = std::fs::remove_file(&probe);
     written.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_needs_a_guard_is_told_of_a_look_after_that_and_of_none_before() {
+        let supervisor = Supervisor::new(None, true);
+        let looks = |found: State| {
+            let supervisor = &supervisor;
+            async move {
+                supervisor.wanted.notified().await;
+                supervisor.state.send_replace(found);
+            }
+        };
+        supervisor.state.send_replace(State::Failed("half a minute ago".to_owned()));
+        let (ready, ()) = tokio::join!(supervisor.ready(), looks(State::Watches));
+        assert_eq!(ready, Ok(()));
+        supervisor.state.send_replace(State::Failed("earlier".to_owned()));
+        let (ready, ()) = tokio::join!(supervisor.ready(), looks(State::Failed("now".to_owned())));
+        assert_eq!(ready, Err("now".to_owned()));
+    }
 }

@@ -211,6 +211,28 @@ async fn a_copy_that_the_guard_ended_is_told_of_by_the_next_worker_until_it_is_n
     assert!(world.notes().marked().unwrap().is_empty());
 }
 
+/// The controller was told to keep it meanwhile, and wishes for another boot.
+#[tokio::test(start_paused = true)]
+async fn a_fenced_copy_that_is_to_be_kept_by_now_boots_again_once_the_controller_knows_of_it() {
+    let world = World::new().await;
+    let (orders, task) = world.lead(1, order(1, OnUnseen::Replace), Seen::Missing);
+    world.runs(1).await;
+    tokio::time::sleep(LEASE + FENCE_TIME).await;
+    until("it is told", || world.tells_fenced(1)).await;
+    // It is told of until the next boot, whoever asks for this one.
+    let kept = Order { generation: 1, ..order(1, OnUnseen::Keep) };
+    orders.send_replace(kept.clone());
+    tokio::time::sleep(FENCE_TIME).await;
+    assert!(world.notes().fenced(id(1)).is_some() && world.state(1) == Some(FoundState::Stopped));
+    let again = Order { boot: 1, ran: true, ..kept };
+    orders.send_replace(again.clone());
+    task.join().await.unwrap();
+    // The next pass of the reconciler begins anew with what is left.
+    let (_orders, _task) = world.lead(1, again, Seen::Ended);
+    world.runs(1).await;
+    assert_eq!(world.notes().fenced(id(1)), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_vm_that_ended_while_the_guard_was_at_work_was_fenced() {
     let world = World::new().await;
@@ -232,6 +254,24 @@ async fn without_a_guard_nothing_is_started_that_would_need_one() {
     // Then it is one that needs none.
     orders.send_replace(Order { generation: 1, ..order(1, OnUnseen::Keep) });
     world.runs(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_ran_keeps_its_disk_when_the_guard_is_not_to_be_had() {
+    let world = World::with(|_| Supervisor::new(None, true)).await;
+    let told =
+        |n, disk| matches!(world.host.uplink.told(id(n)), Some(Observation::Failed { disk: d, .. }) if d == disk);
+    let again = |n| Order { boot: 1, ran: true, ..order(n, OnUnseen::Replace) };
+    // To be started once more after its worker was, and after it was switched off for a while.
+    let (_orders, _a) = world.lead(1, again(1), Seen::Ended);
+    let (switched, _b) = world.lead(2, Order { wish: Wish::Keep, copy: None, ..again(2) }, Seen::Ended);
+    let (_fresh, _c) = world.lead(3, order(3, OnUnseen::Replace), Seen::Missing);
+    until("the first is told of", || told(1, true)).await;
+    until("it is off", || matches!(world.host.uplink.told(id(2)), Some(Observation::Stopped { .. }))).await;
+    switched.send_replace(again(2));
+    until("the second is told of", || told(2, true)).await;
+    until("the one that never ran is told of", || told(3, false)).await;
+    assert_eq!(world.starts(), 0);
 }
 
 #[tokio::test(start_paused = true)]

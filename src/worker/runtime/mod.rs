@@ -5,6 +5,8 @@
 
 mod fetches;
 mod guest_stream;
+mod host_dirs;
+mod log_bound;
 pub mod process;
 pub mod prune;
 pub mod qemu;

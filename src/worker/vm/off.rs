@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CopyTask, FAILED_GRACE, Order, PROGRESS_PERIOD, STOP_GRACE};
+use super::{CopyTask, FAILED_GRACE, Order, PROGRESS_PERIOD, STOP_GRACE, condemned};
 use crate::bus::message::Observation;
 use crate::model::vm::SUSPEND_FAILED;
 use crate::worker::plan::{self, Seen, Wish};
@@ -83,11 +83,13 @@ impl CopyTask {
             let suspension = runtime.suspend(self.id, &progress);
             tokio::pin!(suspension);
             let mut look = tokio::time::interval(PROGRESS_PERIOD);
+            let mut newer = self.orders.clone();
             loop {
-                // Cancel safe: the suspension is polled in place and goes on.
+                // Cancel safe: the suspension is polled in place and goes on; one that is given up is ended by the deletion.
                 tokio::select! {
                     biased;
                     suspended = &mut suspension => break suspended,
+                    () = condemned(&mut newer) => return,
                     _ = look.tick() => {
                         let said = told.borrow().clone();
                         if !said.is_empty() {

@@ -145,6 +145,32 @@ async fn a_failure_is_told_again_to_a_controller_that_had_forgotten_the_copy() {
     told(&host, copy.id, &Observation::Failed { message, disk: false, halted: false }).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_deletion_waits_neither_for_a_suspension_nor_for_a_start() {
+    for (wish, seen) in [(Wish::Suspend, Seen::Running), (Wish::Run, Seen::Created)] {
+        let dir = tempfile::tempdir().unwrap();
+        let on = Arc::new(SyntheticHost::default());
+        let runtime = Synthetic::on(on.clone());
+        let copy = spec();
+        runtime.create(&copy, &Progress::new().0).await.unwrap();
+        if seen == Seen::Running {
+            runtime.start(&copy).await.unwrap();
+        }
+        on.adjust(|behaviour| behaviour.hang.extend([HostStep::Start, HostStep::Suspend]));
+        let host = host(runtime, dir.path()).await;
+        let (orders, task) = task_for(&host, &copy, seen);
+        let wished = orders.borrow().clone();
+        orders.send_replace(Order { wish, ..wished.clone() });
+        let _task = task::spawn(task.run());
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(on.found().len(), 1);
+        orders.send_replace(Order { wish: Wish::Absent, copy: None, ..wished });
+        told(&host, copy.id, &Observation::Absent).await;
+        assert!(on.found().is_empty());
+        assert_eq!(host.boot_slots.available_permits(), 1);
+    }
+}
+
 /// What is told of a copy that ended with its worker, if that is what is told.
 fn is_halted(host: &Host, id: CopyId) -> bool {
     matches!(host.uplink.told(id), Some(Observation::Failed { halted: true, disk: true, .. }))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use orchard::model::vm::{ImagePullPolicy, RuntimeKind, VmSpec};
 use orchard::worker::runtime::tart::names::disk_name;
 use orchard::worker::runtime::tart::{Tart, TartOptions};
-use orchard::worker::runtime::{Exit, FoundState, Progress, Runtime, RuntimeError};
+use orchard::worker::runtime::{CopySpec, Exit, FoundState, Progress, Runtime, RuntimeError};
 
 use super::host::{Host, LIMITS, copy, create};
 use crate::harness::LIMIT;
@@ -33,6 +33,7 @@ fn words(calls: &[&[&str]]) -> Vec<Vec<String>> {
 #[tokio::test]
 async fn a_vm_with_every_wish_gets_exactly_these_calls() {
     let host = Host::tart();
+    let (sources, out) = (host.shares("my src"), host.shares("out"));
     let spec = VmSpec {
         image_pull_policy: ImagePullPolicy::Always,
         headless: true,
@@ -41,7 +42,7 @@ async fn a_vm_with_every_wish_gets_exactly_these_calls() {
         nested: true,
         net_softnet_allow: vec!["10.0.0.0/8".into(), "1.1.1.1/32".into()],
         net_softnet_block: vec!["0.0.0.0/0".into()],
-        host_dirs: vec!["src:/srv/my src:ro".parse().unwrap(), "out:/srv/out".parse().unwrap()],
+        host_dirs: vec![format!("src:{sources}:ro").parse().unwrap(), format!("out:{out}").parse().unwrap()],
         ..VmSpec::default()
     };
     let vm = copy(0, VmSpec::default());
@@ -66,8 +67,8 @@ async fn a_vm_with_every_wish_gets_exactly_these_calls() {
             "0.0.0.0/0",
             "--no-graphics",
             "--nested",
-            "--dir=src:/srv/my src:ro",
-            "--dir=out:/srv/out",
+            &format!("--dir=src:{sources}:ro"),
+            &format!("--dir=out:{out}"),
             name,
         ],
         &["stop", "--timeout", "7", name],
@@ -115,6 +116,35 @@ async fn what_a_runtime_cannot_do_is_refused_before_anything_is_made() {
     odd.spec.image = "--help".into();
     assert!(matches!(create(&host.runtime(), &odd).await, Err(RuntimeError::Image(_))));
     assert_eq!(host.calls().len(), 0);
+}
+
+#[tokio::test]
+async fn a_folder_over_a_symbolic_link_is_shared_neither_at_first_nor_at_a_later_start() {
+    let host = Host::tart();
+    let runtime = host.runtime();
+    let (shared, secret) = (host.shares("shared"), host.shares("secret"));
+    let spec = VmSpec {
+        host_dirs: vec![format!("a:{shared}").parse().unwrap(), "b:https://host/x.tgz".parse().unwrap()],
+        ..VmSpec::default()
+    };
+    let vm = copy(0, spec);
+    create(&runtime, &vm).await.unwrap();
+    let refused = |error: RuntimeError| {
+        let told = error.to_string();
+        assert!(matches!(error, RuntimeError::State(_)) && told.contains(&secret) && told.contains("link"), "{told}");
+    };
+    // As somebody does who may write beside the folder, here or from within another guest.
+    std::fs::remove_dir(&shared).unwrap();
+    std::os::unix::fs::symlink(&secret, &shared).unwrap();
+    refused(runtime.start(&vm).await.unwrap_err());
+    assert_eq!(host.count("run"), 0);
+    let calls = host.calls().len();
+    refused(create(&runtime, &CopySpec { id: copy(1, VmSpec::default()).id, ..vm.clone() }).await.unwrap_err());
+    assert_eq!(host.calls().len(), calls, "nothing is made for it");
+    std::fs::remove_file(&shared).unwrap();
+    std::fs::create_dir(&shared).unwrap();
+    runtime.start(&vm).await.unwrap();
+    runtime.delete(vm.id).await.unwrap();
 }
 
 #[tokio::test]

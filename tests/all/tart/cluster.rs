@@ -43,12 +43,15 @@ async fn a_vm_lives_from_its_image_to_its_deletion() {
     let host = Host::tart();
     let _guest = Guest::of(&host).await;
     let mut cluster = Cluster::start().await;
-    cluster.run(&["set", "cluster-settings", "--host-dir-policies", "/srv"]).await;
+    let folder = host.folder().canonicalize().unwrap();
+    cluster.run(&["set", "cluster-settings", "--host-dir-policies", folder.to_str().unwrap()]).await;
     cluster.add_worker("w1", host.shared(LIMITS)).await;
     let create = ["create", "vm", "a", "--image", "ghcr.io/x/y:1", "--runtime", "tart", "--cpu", "2", "--memory", "64"];
     let wishes = ["--image-pull-policy", "Always", "--disk-size", "50", "--random-serial", "--nested", "--wait"];
     let network = ["--net-softnet-allow", "10.0.0.0/8,1.1.1.1/32", "--net-softnet-block", "0.0.0.0/0"];
-    let more = ["--host-dirs", "src:/srv/src:ro,out:/srv/out", "--startup-script", "echo hello; echo from-$USER"];
+    let (sources, out) = (host.shares("src"), host.shares("out"));
+    let dirs = format!("src:{sources}:ro,out:{out}");
+    let more = ["--host-dirs", &dirs, "--startup-script", "echo hello; echo from-$USER"];
     cluster.run(&[&create[..], &wishes, &network, &more].concat()).await;
     let seen = vm(&cluster, "a").await;
     assert_eq!((&seen["status"], &seen["ready"]), (&json!("running"), &json!(true)), "{seen}");
@@ -65,7 +68,7 @@ async fn a_vm_lives_from_its_image_to_its_deletion() {
         format!("set --random-serial {name}"),
         format!(
             "run --net-softnet --net-softnet-allow 10.0.0.0/8,1.1.1.1/32 --net-softnet-block 0.0.0.0/0 --no-graphics \
-             --nested --dir=src:/srv/src:ro --dir=out:/srv/out {name}"
+             --nested --dir=src:{sources}:ro --dir=out:{out} {name}"
         ),
     ];
     assert_eq!(host.typed(), expected);

@@ -9,8 +9,6 @@ use orchard::worker::runtime::tart::{Tart, TartOptions};
 use orchard::worker::runtime::{CopySpec, Exit, FoundState, Progress, Runtime, RuntimeError};
 
 use super::host::{Host, LIMITS, SHORT, copy, create};
-use crate::harness::LIMIT;
-use crate::wait;
 
 /// How a command can go wrong, and what is told of it.
 const WRONGS: [(&str, &[&str]); 4] = [
@@ -20,12 +18,21 @@ const WRONGS: [(&str, &[&str]); 4] = [
     ("flood", &["(exit status: 5)", "drowned"]),
 ];
 
-fn always() -> VmSpec {
-    VmSpec { image_pull_policy: ImagePullPolicy::Always, random_serial: true, disk_size: 9, ..VmSpec::default() }
+/// One that has as many commands run as there are.
+fn vm_of(kind: RuntimeKind) -> CopySpec {
+    let random_serial = kind == RuntimeKind::Tart;
+    copy(0, VmSpec { image_pull_policy: ImagePullPolicy::Always, random_serial, disk_size: 9, ..VmSpec::default() })
 }
 
 fn vm() -> CopySpec {
-    copy(0, always())
+    vm_of(RuntimeKind::Tart)
+}
+
+/// Both tools go wrong in the same ways. One after the other: what is cut off after some seconds must not wait for the other.
+async fn with_both(test: impl AsyncFn(RuntimeKind)) {
+    for kind in [RuntimeKind::Tart, RuntimeKind::Vetu] {
+        test(kind).await;
+    }
 }
 
 fn name() -> String {
@@ -40,25 +47,31 @@ fn told(error: &RuntimeError, parts: &[&str]) {
 
 #[tokio::test]
 async fn a_command_of_a_creation_that_goes_wrong_is_told_of_and_leaves_nothing() {
-    let host = Host::tart();
-    let runtime = host.runtime_within(SHORT);
-    let commands =
-        ["pull", "clone", "set", "set@--memory", "set@--disk-size", "set@--random-mac", "set@--random-serial"];
-    for command in commands {
-        let (verb, part) = command.split_once('@').unwrap_or((command, ""));
-        for (play, parts) in WRONGS {
-            host.play(verb, part, play);
-            let error = create(&runtime, &vm()).await.unwrap_err();
-            let image = matches!(verb, "pull" | "clone");
-            assert_eq!(matches!(error, RuntimeError::Image(_)), image && play != "hang", "{command} {play}: {error}");
-            told(&error, &[parts, &[verb, part]].concat());
-            host.nothing_left().await;
-            assert_eq!((host.disks(), host.notes()), (vec![], 0), "{command} {play}");
-            host.stop_playing();
+    with_both(async |kind| {
+        let host = Host::new(kind);
+        let (runtime, vm) = (host.runtime_within(SHORT), vm_of(kind));
+        let mut commands = vec!["pull", "clone", "set", "set@--memory", "set@--disk-size"];
+        if kind == RuntimeKind::Tart {
+            commands.extend(["set@--random-mac", "set@--random-serial"]);
         }
-    }
-    create(&runtime, &vm()).await.unwrap();
-    assert_eq!(host.disks(), [name()]);
+        for command in commands {
+            let (verb, part) = command.split_once('@').unwrap_or((command, ""));
+            for (play, parts) in WRONGS {
+                host.play(verb, part, play);
+                let error = create(&runtime, &vm).await.unwrap_err();
+                let image = matches!(verb, "pull" | "clone");
+                let is_image = matches!(error, RuntimeError::Image(_));
+                assert_eq!(is_image, image && play != "hang", "{kind} {command} {play}: {error}");
+                told(&error, &[parts, &[verb, part]].concat());
+                host.nothing_left().await;
+                assert_eq!((host.disks(), host.notes()), (vec![], 0), "{kind} {command} {play}");
+                host.stop_playing();
+            }
+        }
+        create(&runtime, &vm).await.unwrap();
+        assert_eq!(host.disks(), [name()]);
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -93,8 +106,6 @@ async fn a_digest_that_cannot_be_had_is_no_reason_not_to_make_a_vm() {
 
 #[tokio::test]
 async fn a_run_that_goes_wrong_at_its_start_is_told_of_and_ended() {
-    let host = Host::tart();
-    let runtime = host.runtime_within(SHORT);
     let wrongs: [(&str, &[&str]); 5] = [
         ("fail 1 'too many VMs on this host'", &["ended at once", "too many VMs on this host"]),
         ("hang", &["was not running 3 s after its start", "hanging"]),
@@ -102,42 +113,76 @@ async fn a_run_that_goes_wrong_at_its_start_is_told_of_and_ended() {
         ("garbage", &["ended at once"]),
         ("die", &["ended at once"]),
     ];
-    for (play, parts) in wrongs {
-        create(&runtime, &vm()).await.unwrap();
-        host.play("run", "", play);
-        let error = runtime.start(&vm()).await.unwrap_err();
-        told(&error, parts);
-        host.nothing_left().await;
-        assert_eq!(runtime.list().await.unwrap()[0].state, FoundState::Stopped);
-        host.stop_playing();
-        runtime.delete(vm().id).await.unwrap();
-        assert_eq!((host.disks().len(), host.notes()), (0, 0), "{play}");
-    }
+    with_both(async |kind| {
+        let host = Host::new(kind);
+        let (runtime, vm) = (host.runtime_within(SHORT), vm_of(kind));
+        for (play, parts) in wrongs {
+            create(&runtime, &vm).await.unwrap();
+            host.play("run", "", play);
+            let error = runtime.start(&vm).await.unwrap_err();
+            told(&error, parts);
+            host.nothing_left().await;
+            assert_eq!(runtime.list().await.unwrap()[0].state, FoundState::Stopped);
+            host.stop_playing();
+            runtime.delete(vm.id).await.unwrap();
+            assert_eq!((host.disks().len(), host.notes()), (0, 0), "{kind} {play}");
+        }
+    })
+    .await;
 }
 
-async fn running(host: &Host) -> Tart {
-    let runtime = host.runtime_within(SHORT);
+#[tokio::test]
+async fn a_list_that_fails_while_a_vm_starts_does_not_end_it() {
+    let host = Host::tart();
+    let runtime = host.runtime();
     create(&runtime, &vm()).await.unwrap();
+    // The VM does not run before a list has failed, so that none sees it first.
+    host.play("run", "", "while [ ! -e \"$here/failed\" ]; do sleep 0.02; done");
+    let fails = |starts: u8, how: &str| {
+        let started = format!("[ \"$(grep -c begin.run \"$here/calls\")\" -ge {starts} ]");
+        format!("if {started}; then {how} touch \"$here/failed\"; fail 1 'the list is busy'; fi")
+    };
+    host.play("list", "", &fails(1, "once;"));
     runtime.start(&vm()).await.unwrap();
+    assert!(!host.file("play/list").exists(), "it failed once");
+    assert_eq!((host.count("run"), runtime.list().await.unwrap()[0].state), (1, FoundState::Running));
+    runtime.kill(vm().id).await.unwrap();
+    host.nothing_left().await;
+    std::fs::remove_file(host.file("running").join(name())).unwrap();
+    // For ever is too long.
+    std::fs::remove_file(host.file("failed")).unwrap();
+    host.play("list", "", &fails(2, ""));
+    let runtime = host.runtime_within(SHORT);
+    told(&runtime.start(&vm()).await.unwrap_err(), &["was not running 3 s", "booting", "the list is busy"]);
+    host.nothing_left().await;
+}
+
+async fn running(host: &Host, kind: RuntimeKind) -> Tart {
+    let runtime = host.runtime_within(SHORT);
+    create(&runtime, &vm_of(kind)).await.unwrap();
+    runtime.start(&vm_of(kind)).await.unwrap();
     runtime
 }
 
 #[tokio::test]
 async fn a_vm_that_the_tool_does_not_stop_is_ended_all_the_same() {
-    for play in ["fail 1 'cannot'", "hang", "die", "garbage", "deaf"] {
-        let host = Host::tart();
-        let runtime = running(&host).await;
-        host.play("stop", "", play);
-        runtime.stop(vm().id, Duration::from_secs(1)).await.unwrap();
-        host.nothing_left().await;
-        assert_eq!(runtime.list().await.unwrap()[0].state, FoundState::Stopped, "{play}");
-        match runtime.wait_exit(vm().id).await {
-            Exit::Crashed(why) => assert!(why.contains("was killed"), "{why}"),
-            Exit::PoweredOff => panic!("it was killed"),
+    with_both(async |kind| {
+        for play in ["fail 1 'cannot'", "hang", "die", "garbage", "deaf"] {
+            let host = Host::new(kind);
+            let runtime = running(&host, kind).await;
+            host.play("stop", "", play);
+            runtime.stop(vm().id, Duration::from_secs(1)).await.unwrap();
+            host.nothing_left().await;
+            assert_eq!(runtime.list().await.unwrap()[0].state, FoundState::Stopped, "{kind} {play}");
+            match runtime.wait_exit(vm().id).await {
+                Exit::Crashed(why) => assert!(why.contains("was killed"), "{why}"),
+                Exit::PoweredOff => panic!("it was killed"),
+            }
+            runtime.delete(vm().id).await.unwrap();
+            assert_eq!((host.disks().len(), host.notes()), (0, 0));
         }
-        runtime.delete(vm().id).await.unwrap();
-        assert_eq!((host.disks().len(), host.notes()), (0, 0));
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -157,17 +202,20 @@ async fn a_guest_that_does_not_heed_the_tool_is_ended_by_it_or_with_its_process(
 
 #[tokio::test]
 async fn a_deletion_that_goes_wrong_can_be_tried_again() {
-    let host = Host::tart();
-    let runtime = running(&host).await;
-    for (play, parts) in WRONGS {
-        host.play("delete", "", play);
-        told(&runtime.delete(vm().id).await.unwrap_err(), &[parts, &["delete"]].concat());
-        assert_eq!(host.disks(), [name()]);
-        host.nothing_left().await;
-    }
-    host.stop_playing();
-    runtime.delete(vm().id).await.unwrap();
-    assert_eq!((host.disks().len(), host.notes()), (0, 0));
+    with_both(async |kind| {
+        let host = Host::new(kind);
+        let runtime = running(&host, kind).await;
+        for (play, parts) in WRONGS {
+            host.play("delete", "", play);
+            told(&runtime.delete(vm().id).await.unwrap_err(), &[parts, &["delete"]].concat());
+            assert_eq!(host.disks(), [name()]);
+            host.nothing_left().await;
+        }
+        host.stop_playing();
+        runtime.delete(vm().id).await.unwrap();
+        assert_eq!((host.disks().len(), host.notes()), (0, 0));
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -197,7 +245,7 @@ async fn a_suspend_that_fails_leaves_the_guest_running_and_one_that_loses_its_me
 #[tokio::test]
 async fn an_address_that_cannot_be_had_is_told_of_with_what_the_tool_said() {
     let host = Host::tart();
-    let runtime = running(&host).await;
+    let runtime = running(&host, RuntimeKind::Tart).await;
     let refused = async |parts: &[&str]| match runtime.dial(vm().id, 22).await {
         Err(error @ RuntimeError::Refused(_)) => told(&error, &[parts, &["no address yet"]].concat()),
         Err(other) => panic!("{other}"),
@@ -234,28 +282,28 @@ async fn a_tool_that_is_not_there_or_may_not_be_run_is_named() {
 
 #[tokio::test]
 async fn a_guest_that_falls_over_or_is_killed_is_told_of_by_its_last_words() {
-    let host = Host::tart();
-    let runtime = running(&host).await;
-    std::fs::write(host.file("crash"), name()).unwrap();
-    match runtime.wait_exit(vm().id).await {
-        Exit::Crashed(why) => assert!(why.contains("code 7") && why.contains("the guest fell over"), "{why}"),
-        Exit::PoweredOff => panic!("a crash was taken for a power-off"),
-    }
-    std::fs::remove_file(host.file("crash")).unwrap();
-    runtime.start(&vm()).await.unwrap();
-    let pid: i32 = std::fs::read_to_string(host.file("running").join(name())).unwrap().trim().parse().unwrap();
-    let exit = runtime.wait_exit(vm().id);
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    match exit.await {
-        Exit::Crashed(why) => assert!(why.contains("signal 9") && why.contains("booting"), "{why}"),
-        Exit::PoweredOff => panic!("a kill was taken for a power-off"),
-    }
-    runtime.start(&vm()).await.unwrap();
-    std::fs::write(host.file("off"), name()).unwrap();
-    assert_eq!(runtime.wait_exit(vm().id).await, Exit::PoweredOff);
-    wait::until("no process to be left", LIMIT, || async {
-        if host.left().is_empty() { Ok(()) } else { Err(host.left()) }
+    with_both(async |kind| {
+        let host = Host::new(kind);
+        let (runtime, vm) = (running(&host, kind).await, vm_of(kind));
+        std::fs::write(host.file("crash"), name()).unwrap();
+        match runtime.wait_exit(vm.id).await {
+            Exit::Crashed(why) => assert!(why.contains("code 7") && why.contains("the guest fell over"), "{why}"),
+            Exit::PoweredOff => panic!("a crash was taken for a power-off"),
+        }
+        std::fs::remove_file(host.file("crash")).unwrap();
+        runtime.start(&vm).await.unwrap();
+        let pid: i32 = std::fs::read_to_string(host.file("running").join(name())).unwrap().trim().parse().unwrap();
+        let exit = runtime.wait_exit(vm.id);
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        match exit.await {
+            Exit::Crashed(why) => assert!(why.contains("signal 9") && why.contains("booting"), "{why}"),
+            Exit::PoweredOff => panic!("a kill was taken for a power-off"),
+        }
+        runtime.start(&vm).await.unwrap();
+        std::fs::write(host.file("off"), name()).unwrap();
+        assert_eq!(runtime.wait_exit(vm.id).await, Exit::PoweredOff);
+        host.nothing_left().await;
     })
     .await;
 }

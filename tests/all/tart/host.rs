@@ -55,6 +55,13 @@ impl Host {
         self.dir.path()
     }
 
+    /// A folder that guests may see, by its real path.
+    pub fn shares(&self, name: &str) -> String {
+        let folder = self.dir.path().canonicalize().unwrap().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        folder.to_str().unwrap().to_owned()
+    }
+
     pub fn runtime(&self) -> Tart {
         self.runtime_within(LIMITS)
     }

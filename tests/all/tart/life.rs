@@ -8,6 +8,7 @@ use orchard::worker::runtime::{Exit, FoundState, Progress, Runtime, RuntimeError
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::host::{Host, copy, create};
+use crate::harness::LIMIT;
 use crate::wait;
 
 fn vm() -> orchard::worker::runtime::CopySpec {
@@ -44,6 +45,35 @@ async fn a_new_worker_sees_how_an_old_ones_vm_ended() {
     match second.wait_exit(vm().id).await {
         Exit::Crashed(why) => assert!(why.contains("code 7") && why.contains("the guest fell over"), "{why}"),
         Exit::PoweredOff => panic!("a crash was taken for a power-off"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_guest_writes_to_its_console_does_not_fill_the_workers_disk() {
+    for kind in [RuntimeKind::Tart, RuntimeKind::Vetu] {
+        let host = Host::new(kind);
+        let runtime = host.runtime();
+        create(&runtime, &vm()).await.unwrap();
+        runtime.start(&vm()).await.unwrap();
+        let name = disk_name(&vm().name, vm().id);
+        let log = host.file(&format!("notes/{name}.log"));
+        std::fs::OpenOptions::new().append(true).open(&log).unwrap().set_len(100 << 20).unwrap();
+        let mut exit = runtime.wait_exit(vm().id);
+        let emptied = wait::until("the log to be emptied", LIMIT, || async {
+            let len = std::fs::metadata(&log).unwrap().len();
+            if len < 1 << 20 { Ok(()) } else { Err(len) }
+        });
+        tokio::select! {
+            exit = &mut exit => panic!("{exit:?}"),
+            () = emptied => {}
+        }
+        // It goes on at the new end.
+        std::fs::write(host.file("crash"), name).unwrap();
+        match exit.await {
+            Exit::Crashed(why) => assert!(why.contains("the guest fell over"), "{why}"),
+            Exit::PoweredOff => panic!("a crash was taken for a power-off"),
+        }
+        assert!(std::fs::metadata(&log).unwrap().len() < 1 << 20);
     }
 }
 

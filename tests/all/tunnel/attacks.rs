@@ -213,6 +213,19 @@ async fn more_tunnels_than_an_account_may_have() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_tunnels_than_one_vm_may_have() {
+    let world = World::with(Limits { sessions_per_target: 2, ..Limits::default() }).await;
+    let (port, _echo) = echo().await;
+    let (one, _two) = (world.open(port).await.unwrap(), world.open(port).await.unwrap());
+    // Whoever asks.
+    let ticket = world.gate.ticket_of("bob", "w1", port);
+    let error = world.client.open(&ticket, LIMIT).await.unwrap_err();
+    assert!(error.code == ErrorCode::LimitExceeded && error.message.contains("VM vm-1"), "{error}");
+    converse(one, b"ends").await;
+    until("a place", LIMIT, || async { world.open(port).await.map(drop) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_reaches_a_worker_before_a_ticket_is_verified() {
     let gate = Arc::new(Gate::default());
     let relay = relay(&gate, Limits::default());

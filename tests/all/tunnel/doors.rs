@@ -14,7 +14,7 @@ use orchard::task;
 use orchard::tunnel::client::Client;
 use orchard::tunnel::header::Frame;
 use orchard::tunnel::relay::Limits;
-use orchard::tunnel::ticket::TICKET_TTL;
+use orchard::tunnel::ticket::{Grant, TICKET_TTL, Target};
 use orchard::tunnel::worker::LinkState;
 use orchard::tunnel::{Address, DialError, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -110,7 +110,8 @@ async fn worker_and_client_come_back_after_the_relay_was_restarted_on_the_same_p
     let World { gate, identity, relay, worker, client } = World::start().await;
     let (port, _echo) = echo().await;
     let mut cut = client.open(&gate.ticket("w1", port), LIMIT).await.unwrap();
-    let address = relay.local_addr();
+    let (address, w1) = (relay.local_addr(), "w1".parse().unwrap());
+    let before = relay.link(&w1).unwrap().address;
     relay.shutdown().await;
     let error = cut.read_to_end(&mut Vec::new()).await.unwrap_err();
     assert!(error.to_string().contains("shutting down"), "{error}");
@@ -118,7 +119,8 @@ async fn worker_and_client_come_back_after_the_relay_was_restarted_on_the_same_p
     let relay = until("the port", LIMIT, || async { bind(address, &identity, &gate, Limits::default()) }).await;
     wait_connected(&relay, true).await;
     converse(client.open(&gate.ticket("w1", port), LIMIT).await.unwrap(), b"again").await;
-    assert_eq!(relay.link(&"w1".parse().unwrap()).unwrap().connects, 1, "with this relay");
+    let link = relay.link(&w1).unwrap();
+    assert_eq!((link.connects, link.address), (1, before), "with this relay, from the same socket");
     worker.stop().await;
     wait_connected(&relay, false).await;
 }
@@ -266,4 +268,29 @@ async fn a_worker_that_hangs_is_told_of_at_once_and_reached_again_once_it_answer
     let answers = || async { control.reaches(&w1) };
     until("word that it answers", LIMIT, answers).await;
     assert!(relay.link(&w1).unwrap().proven.is_some());
+}
+
+/// Earlier releases know no `attach-host`, and say so in this way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_an_earlier_release_is_told_of_by_its_name() {
+    let gate = Arc::new(Gate::default());
+    let relay = bind(any(), &Identity::generate().unwrap(), &gate, Limits::default()).unwrap();
+    let worker = raw(&relay).await;
+    let (admitted, _stream) = ask(&worker, &Frame::WorkerHello(gate.session("w1"))).await;
+    assert_eq!(admitted, Frame::Admitted {});
+    let _answers = task::spawn(async move {
+        while let Ok((mut write, mut read)) = worker.accept_bi().await {
+            let mut asked = [0; 64];
+            let Ok(Some(count)) = read.read(&mut asked).await else { continue };
+            let answer = match String::from_utf8_lossy(&asked[..count]).contains("ping") {
+                true => Frame::Pong {},
+                false => Frame::refused(ApiError::new(ErrorCode::Invalid, "a tunnel frame that this release does not")),
+            };
+            let _ = write.write_all(&answer.encode().unwrap()).await;
+        }
+    });
+    let (account, worker) = ("alice".parse().unwrap(), "w1".parse().unwrap());
+    let ticket = gate.issue(Grant { account, target: Target::Host, worker, port: 22 });
+    let refused = connect(&relay).await.open(&ticket, LIMIT).await.unwrap_err();
+    assert!(refused.message.contains("worker w1 is of an earlier release"), "{refused}");
 }

@@ -2,6 +2,8 @@
 
 mod attacks;
 mod doors;
+mod fairness;
+mod many;
 pub mod rights;
 mod sessions;
 pub mod world;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use orchard::bus::access::{
     CreateAccount, DeleteAccount, DeleteWorker, Expiry, NewToken, RotateAccount, UpdateAccount,
 };
-use orchard::bus::message::{CreateVm, GetVm, OpenTunnel, TunnelTicket};
+use orchard::bus::connect::{OpenTunnel, TunnelTicket};
+use orchard::bus::message::{CreateVm, GetVm};
 use orchard::model::Timestamp;
 use orchard::model::access::{Role, Roles};
 use orchard::model::error::{ApiError, ErrorCode};

@@ -19,7 +19,7 @@ use orchard::tunnel::header::{Decoder, Frame, WorkerHello};
 use orchard::tunnel::proof::{self, Exported};
 use orchard::tunnel::relay::{Gatekeeper, Limits, Note, NoteEvent, Relay};
 use orchard::tunnel::stream::TunnelStream;
-use orchard::tunnel::ticket::{Grant, TICKET_TTL, Tickets};
+use orchard::tunnel::ticket::{Grant, TICKET_TTL, Target, TargetKind, Tickets};
 use orchard::tunnel::worker::{Attach, LinkOptions, WorkerLink};
 use orchard::tunnel::{ALPN, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -58,11 +58,15 @@ impl Gate {
     pub fn ticket_of(&self, account: &str, worker: &str, port: u16) -> Secret {
         let grant = Grant {
             account: account.parse().unwrap(),
-            vm: "vm-1".parse().unwrap(),
-            copy: CopyId { uid: VmUid(Uuid::nil()), attempt: 0 },
+            target: Target::Vm { name: "vm-1".parse().unwrap(), copy: CopyId { uid: VmUid(Uuid::nil()), attempt: 0 } },
             worker: worker.parse().unwrap(),
             port,
         };
+        self.issue(grant)
+    }
+
+    /// A ticket for what is granted.
+    pub fn issue(&self, grant: Grant) -> Secret {
         let secret = new_token();
         self.tickets.lock().unwrap().issue(&secret, grant, self.now(), TICKET_TTL).unwrap();
         secret
@@ -94,7 +98,7 @@ impl Gatekeeper for Gate {
         Ok(())
     }
 
-    fn permits(&self, account: &AccountName) -> Result<(), ApiError> {
+    fn permits(&self, account: &AccountName, _: TargetKind) -> Result<(), ApiError> {
         match self.barred.lock().unwrap().contains(account) {
             true => Err(ApiError::new(ErrorCode::Forbidden, format!("account {account} was deleted"))),
             false => Ok(()),

@@ -18,6 +18,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// As many as the broker lets begin at a time from one address.
 const AT_ONCE: usize = 256;
+/// UDP sockets of all together: quinn reserves 13 MiB for each, and workers, which have one each, reserve less.
+const SOCKETS: usize = 16;
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// How long `workers` take for both, all connections left open until the last is there.
@@ -28,21 +30,21 @@ pub async fn of(workers: usize) -> Duration {
     let crypto = tls::client_config(identity.fingerprint(), &[b"bare"]).unwrap();
     let client = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(crypto).unwrap()));
     let name = ServerName::try_from("orchard").unwrap();
-    let connect = |_| {
+    let sockets: Vec<_> = (0..SOCKETS).map(|_| quinn::Endpoint::client(LOCAL).unwrap()).collect();
+    let connect = |n: usize| {
         let (connector, client, name) = (connector.clone(), client.clone(), name.clone());
+        let endpoint = sockets[n % SOCKETS].clone();
         async move {
             let stream = TcpStream::connect(tcp).await.unwrap();
             stream.set_nodelay(true).unwrap();
             let mut stream = connector.connect(name, stream).await.unwrap();
             stream.write_all(b"hello").await.unwrap();
             stream.read_exact(&mut [0; 5]).await.unwrap();
-            // A socket of its own, as each worker has.
-            let endpoint = quinn::Endpoint::client(LOCAL).unwrap();
             let connection = endpoint.connect_with(client, quic, "orchard").unwrap().await.unwrap();
             let (mut outgoing, mut incoming) = connection.open_bi().await.unwrap();
             outgoing.write_all(b"hello").await.unwrap();
             incoming.read_exact(&mut [0; 5]).await.unwrap();
-            (stream, endpoint, connection)
+            (stream, connection)
         }
     };
     let began = Instant::now();

@@ -10,19 +10,19 @@
 //!
 //! | what | measured | target |
 //! |---|---|---|
-//! | one synced LMDB commit each, bare | 2,500 to 3,300/s, p50 0.27 to 0.38 ms, p99 0.5 to 0.8 ms | |
-//! | the writer of the store, 64 callers | 41,000 to 53,000/s = 17.7x, 18.2x | 15x |
-//! | over the bus, 64 requests of 8 accounts | 8,000 to 13,000/s = 3.5x, 4.4x | 4x |
-//! | p99 of a lone create over the bus, beyond that of a commit | 0.49 ms, 0.95 ms | 1 ms |
+//! | one synced LMDB commit each, bare | 2,500 to 3,400/s, p50 0.27 to 0.38 ms, p99 0.5 to 0.8 ms | |
+//! | the writer of the store, 64 callers | 41,000 to 53,000/s = 15.4x, 17.7x, 18.2x | 15x |
+//! | over the bus, 64 requests of 8 accounts | 8,000 to 14,000/s = 3.5x, 3.6x, 4.4x | 4x |
+//! | p99 of a lone create over the bus, beyond that of a commit | 0.49 ms, 0.79 ms, 0.95 ms | 1 ms |
 //! | 10,000 creates until all run | 7.1 s to 18 s as the disk was | 30 s |
 //! | create to running in the full fleet | p99 11.5 ms, 11.7 ms | p99 20 ms |
-//! | CPU of controller and broker while 2,000 workers only beat | 12.1 %, 12.2 %; 16.2 % since each data path is looked at every 5 s | 15 % |
-//! | memory of both then | 246.6 MiB, 248.4 MiB; 251.8 MiB since then; of it some 60 mapped files | 250 MiB |
+//! | CPU of controller and broker while 2,000 workers only beat | 10.8 %, each data path looked at every 5 s | 15 % |
+//! | memory of both then | 249.8 MiB, of it some 60 mapped files | 250 MiB |
 //! | memory with 2,000 workers and no VM | 161 MiB | |
 //! | an empty controller, from start to ready | 24 ms | |
 //! | with 10,000 VMs and 100,000 events, first answer, median | 138 ms | 150 ms |
 //! | the same with 2,000 workers at the door | 234 ms | |
-//! | all 2,000 workers back | 5.2 s to 5.6 s; 6.8 s since then | 5 s |
+//! | all 2,000 workers back | 4.7 s to 5.9 s, once in six 10 s | 5 s |
 //! | VMs touched by that | none | none |
 //!
 //! What made the difference, each found with `perf`:

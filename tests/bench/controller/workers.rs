@@ -151,6 +151,7 @@ async fn member(number: usize, data_dir: PathBuf, token: BootstrapToken, ledger:
         give_up_after: GIVE_UP_AFTER,
         keep_free: 0,
         delete_unknown_after: None,
+        host_access: true,
     };
     Worker::start(options).await.unwrap()
 }

@@ -153,6 +153,7 @@ async fn join(token: BootstrapToken, data_dir: PathBuf, vms: u64) -> Worker {
         sessions: None,
         give_up_after: GIVE_UP_AFTER,
         delete_unknown_after: None,
+        host_access: true,
     };
     Worker::start(options).await.unwrap()
 }

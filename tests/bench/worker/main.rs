@@ -10,6 +10,19 @@
 //! | a heartbeat | the digest of all copies, the lease written down, encoding, TLS, the answer |
 //! | a change among the VMs | the new assignment of all VMs read (100 KB), a reconcile pass over all, the report that it is in effect |
 //! | a quiet look | the reconcile pass alone, once in five seconds: what is left of idle CPU without heartbeats, so the most it can be |
+//!
+//! # Results
+//!
+//! Two cores (virtual themselves), 24 GB, nothing else running.
+//!
+//! | what | measured | target |
+//! |---|---|---|
+//! | memory with 50 VMs; with 500; with none | 21 MiB; 36 MiB; 17 MiB | 64 MiB for 50 |
+//! | idle CPU with 50 VMs; with 500, of one core | 0.06 %; 0.09 % | 1 %; 2 % |
+//! | a change among 500 VMs | 2.3 ms | 10 ms |
+//! | a quiet look at 500 VMs, at most | 3.5 ms | 20 ms |
+//! | a heartbeat with 500 VMs | 0.50 ms | 1 ms |
+//! | the same, in bare requests of 0.11 ms | 4.6x: the digest of all copies, and the lease written down | 4x |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a bench that cannot run panics
 
 mod agent;

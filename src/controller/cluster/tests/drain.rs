@@ -101,6 +101,7 @@ fn nothing_is_moved_from_a_worker_that_is_not_heard_of() {
     let session = world.join("w1", 8);
     let uid = world.create("a", VmSpec::default()).unwrap();
     world.up("w1", session, CopyId { uid, attempt: 0 });
+    world.join("w2", 8);
     world.pass(20_000);
     world.drain("w1", Some(0));
     world.pass(200_000);
@@ -137,6 +138,7 @@ fn the_deadline_stands_over_a_restart_and_clock_jumps_move_it_only_then_and_neve
 fn a_vm_that_was_asked_for_on_this_very_worker_is_waited_for_and_named() {
     let mut world = World::new();
     let session = world.join("w1", 8);
+    world.join("w2", 2);
     let labels = crate::model::resources::Labels::from([("worker-name".to_owned(), "w1".to_owned())]);
     let pinned = world.create("pinned", VmSpec { labels, ..VmSpec::default() }).unwrap();
     let free = world.create("free", VmSpec::default()).unwrap();
@@ -155,4 +157,23 @@ fn a_vm_that_was_asked_for_on_this_very_worker_is_waited_for_and_named() {
     world.report("w1", session, pinned, power::stopped()).unwrap();
     world.pass_online(&[("w1", session)], 250);
     assert!(world.is_drained("w1"));
+}
+
+#[test]
+fn a_vm_that_no_other_worker_could_take_is_waited_for_until_one_can() {
+    let mut world = World::new();
+    let session = world.join("w1", 8);
+    let large = VmSpec { cpu: 6, ..VmSpec::default() };
+    let uid = world.create("large", large).unwrap();
+    world.up("w1", session, CopyId { uid, attempt: 0 });
+    // Two virtual cores for each real one, or as many as the settings say.
+    world.join("w2", 1);
+    world.drain("w1", Some(0));
+    let told = world.changes.events.iter().rfind(|event| event.kind == EventType::Draining).unwrap();
+    assert!(told.message.ends_with("; 1 that can run on no other worker are waited for (large)"), "{}", told.message);
+    world.pass_online(&[("w1", session)], 60_000);
+    assert_eq!((world.vm("large").restart_count, world.is_drained("w1")), (0, false));
+    world.join("w3", 8);
+    world.pass_online(&[("w1", session)], 250);
+    assert_eq!(world.vm("large").restart_count, 1);
 }

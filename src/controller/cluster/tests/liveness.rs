@@ -146,11 +146,29 @@ fn a_fenced_copy_starts_over_whatever_its_policy_and_counts_as_no_failure() {
     assert_eq!(world.report("w1", session, id, fenced).unwrap_err().code, ErrorCode::Conflict);
 }
 
+/// It was acknowledged that the VM is kept while its worker was cut off, which stopped it, not knowing.
+#[test]
+fn a_fenced_copy_that_is_to_be_kept_by_now_boots_from_its_disk() {
+    let mut world = World::new();
+    let session = world.join("w1", 8);
+    let id = world.running("a", on_unseen(OnUnseen::Replace), session);
+    let change = crate::bus::life::SpecChange { on_unseen: Some(OnUnseen::Keep), ..Default::default() };
+    world.alter("a", change).unwrap();
+    let fenced = Observation::Fenced { message: "no answer for 60 s".into() };
+    world.report("w1", session, id, fenced.clone()).unwrap();
+    let vm = world.vm("a");
+    assert_eq!((vm.status, vm.restart_count, vm.boot), (VmStatus::Pending, 0, 1));
+    assert!(vm.status_message.contains("lease was over"), "{}", vm.status_message);
+    assert_eq!(world.wants("w1"), [(id, "run")]);
+    assert_eq!(world.report("w1", session, id, fenced).unwrap_err().code, ErrorCode::Conflict, "of the boot before");
+}
+
 #[test]
 fn what_was_still_to_be_removed_from_a_worker_that_is_gone_holds_back_its_vm_no_longer() {
     let mut world = World::new();
     let session = world.join("w1", 8);
     world.running("a", on_unseen(OnUnseen::Replace), session);
+    world.join("w2", 8);
     world.cluster.drain_worker(&name("w1"), Some(0), world.now, &mut world.changes).unwrap();
     world.pass(250);
     world.join("w2", 8);
@@ -219,9 +237,9 @@ fn a_worker_where_a_moved_or_deleted_vm_may_still_run_is_taken_out_by_force_only
     let mut world = World::new();
     let session = world.join("w1", 8);
     world.running("a", VmSpec::default(), session);
+    world.join("w2", 8);
     world.cluster.drain_worker(&name("w1"), Some(0), world.now, &mut world.changes).unwrap();
     world.pass(250);
-    world.join("w2", 8);
     let mut remove =
         |force| world.cluster.delete_worker(&name("w1"), force, world.now, &mut world.changes).map_err(|e| e.code);
     assert_eq!(remove(false), Err(ErrorCode::Conflict));

@@ -90,6 +90,26 @@ async fn what_could_not_be_stored_is_neither_shown_nor_built_upon_even_if_the_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_cannot_read_the_store_any_more_ends_so_that_a_new_process_opens_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (writer, _signals, thread) = start(store.clone(), Timing::default(), Clock::start()).unwrap();
+    writer.submit(create("a".into())).await.unwrap();
+    store.spoil(true);
+    let asked = async {
+        while !writer.queue.is_closed() {
+            assert_eq!(writer.submit(create("b".into())).await.unwrap_err().code, ErrorCode::Unavailable);
+        }
+        writer.ended().await;
+    };
+    tokio::time::timeout(10 * MOST_ASTRAY, asked).await.unwrap();
+    thread.join().await;
+    store.spoil(false);
+    let records = store.records().unwrap();
+    assert_eq!(records.vms.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_that_changes_nothing_is_answered_beside_a_change_that_cannot_be_stored() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();

@@ -1,12 +1,8 @@
-//! Whether what a VM asks of its host can be: sizes, and folders of the host. Looked at before anything is fetched or made;
-//! called by `mod.rs`.
-
-use std::io;
-use std::path::{Path, PathBuf};
+//! Whether what a VM asks of its host can be: sizes, and VMs of its own. Looked at before anything is fetched or made; called
+//! by `mod.rs`. Folders of the host: `runtime/host_dirs.rs`.
 
 use super::super::{CopySpec, RuntimeError};
 use super::args::Accel;
-use crate::model::settings::HostDir;
 
 /// MiB below which no kernel of today boots.
 const MIN_MEMORY: u64 = 32;
@@ -72,42 +68,6 @@ pub fn host_memory() -> Option<u64> {
     None
 }
 
-/// Whether the guest can be given these folders. The controller allows a folder by its path alone, so here the path must be
-/// the real one: over a symbolic link anywhere in it the guest would see another folder than was allowed. Looked at before
-/// each start, as what a path leads to can change.
-///
-/// # Errors
-/// Which folder, why, and what to ask for instead.
-pub fn check_host_dirs(dirs: &[HostDir]) -> Result<(), RuntimeError> {
-    dirs.iter().try_for_each(|dir| check_host_dir(dir, |path| path.canonicalize()))
-}
-
-fn check_host_dir(dir: &HostDir, real: impl Fn(&Path) -> io::Result<PathBuf>) -> Result<(), RuntimeError> {
-    let refuse = |why: String| Err(RuntimeError::State(format!("host directory {}: {}: {why}", dir.name, dir.path)));
-    let path = Path::new(&dir.path);
-    if !path.is_absolute() {
-        return refuse("QEMU shares folders of the host only, no archives".to_owned());
-    }
-    let real = match real(path) {
-        Ok(real) => real,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return refuse("there is no such folder on this host".to_owned());
-        }
-        Err(error) => return refuse(format!("it cannot be looked at on this host: {error}")),
-    };
-    // Part by part: what is written differently and means the same is the same.
-    if !real.components().eq(path.components()) {
-        return refuse(format!(
-            "a symbolic link leads from there to {}, and what is allowed is told by real paths; ask for that one",
-            real.display()
-        ));
-    }
-    if !real.is_dir() {
-        return refuse("it is not a folder".to_owned());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,36 +111,5 @@ mod tests {
         assert!(check(Accel::Kvm, None).unwrap_err().contains("does not say"));
         assert!(check(Accel::Tcg, Some("1\n")).unwrap_err().contains("run by tcg"));
         check_nested(false, Accel::Tcg).unwrap();
-    }
-
-    #[test]
-    fn a_folder_is_shared_by_its_real_path_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().canonicalize().unwrap();
-        std::fs::create_dir_all(root.join("data/inner")).unwrap();
-        std::fs::create_dir(root.join("secret")).unwrap();
-        std::fs::write(root.join("file"), "").unwrap();
-        std::os::unix::fs::symlink(root.join("secret"), root.join("data/link")).unwrap();
-        std::os::unix::fs::symlink(root.join("data"), root.join("alias")).unwrap();
-        let check = |path: &str| {
-            let path = format!("{}/{path}", root.display());
-            check_host_dirs(&[HostDir { name: "d".into(), path, ro: true }]).map_err(|error| error.to_string())
-        };
-        for fine in ["data", "data/", "data//inner", "data/./inner/"] {
-            check(fine).unwrap();
-        }
-        let secret = root.join("secret").display().to_string();
-        for (path, why) in [
-            ("data/link", secret.as_str()),
-            ("data/../secret", "symbolic link"),
-            ("alias/inner", "data/inner"),
-            ("dat", "no such folder"),
-            ("file", "not a folder"),
-        ] {
-            let error = check(path).unwrap_err();
-            assert!(error.contains(why), "{path}: {error}");
-        }
-        let archive = HostDir { name: "d".into(), path: "https://host/x.tgz".into(), ro: true };
-        assert!(check_host_dirs(&[archive]).unwrap_err().to_string().contains("no archives"));
     }
 }

@@ -27,6 +27,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const SLOW_TIME: Duration = Duration::from_secs(300);
 /// Less is no download: a hundredth of what the slowest lines of today carry.
 const SLOW_BYTES: u64 = 1 << 20;
+/// How long a server may take to say whether it has another version.
+const ASK_LIMIT: Duration = Duration::from_secs(30);
 /// After how many bytes the room on the disk is looked at.
 const LOOK_EVERY: u64 = 64 << 20;
 /// What is read of a file, and written to it, at once.
@@ -57,6 +59,21 @@ struct Arrived {
     hasher: Sha256,
 }
 
+/// A file that has arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// In lower-case hex.
+    pub sha256: String,
+    /// What the server calls this version of it; none = it cannot be told from another.
+    pub validator: Option<String>,
+}
+
+impl Whole {
+    fn of(arrived: Arrived) -> Self {
+        Self { sha256: HEXLOWER.encode(&arrived.hasher.finalize()), validator: arrived.version.validator }
+    }
+}
+
 /// How a request went that did not bring all of it.
 enum Trouble {
     /// Another may do better.
@@ -85,7 +102,7 @@ impl Download {
         let _ = std::fs::remove_file(&self.note);
     }
 
-    /// Brings all of it into the file; yields its SHA-256. `make_room` is told how many bytes are still to come, if that is
+    /// Brings all of it into the file. `make_room` is told how many bytes are still to come, if that is
     /// known. Cancel safe: what has arrived stays for the next.
     ///
     /// # Errors
@@ -98,15 +115,15 @@ impl Download {
         shown: &str,
         progress: &Progress,
         make_room: &(dyn Fn(u64) -> Result<(), RuntimeError> + Sync),
-    ) -> Result<String, RuntimeError> {
+    ) -> Result<Whole, RuntimeError> {
         let mut arrived = self.arrived().await;
         if arrived.bytes > 0 && arrived.version.total == Some(arrived.bytes) {
-            return Ok(HEXLOWER.encode(&arrived.hasher.finalize()));
+            return Ok(Whole::of(arrived));
         }
         let (mut furthest, mut failed) = (arrived.bytes, 0);
         loop {
             let trouble = match self.request(client, url, progress, &mut arrived, make_room).await {
-                Ok(()) => return Ok(HEXLOWER.encode(&arrived.hasher.finalize())),
+                Ok(()) => return Ok(Whole::of(arrived)),
                 Err(trouble) => trouble,
             };
             let moved = arrived.bytes > furthest && !matches!(trouble, Trouble::Slow(_));
@@ -301,6 +318,15 @@ impl Drop for Download {
             let _ = std::fs::remove_file(&self.data);
         }
     }
+}
+
+/// Whether the server says that it still has the version with this validator. False when it does not say, for whatever
+/// reason: who then asks for all of it learns why.
+pub async fn is_current(client: &reqwest::Client, url: &Url, validator: &str) -> bool {
+    let condition = if validator.starts_with('"') { header::IF_NONE_MATCH } else { header::IF_MODIFIED_SINCE };
+    let answer = client.get(url.clone()).header(condition, validator).send();
+    let answer = tokio::time::timeout(ASK_LIMIT, answer).await;
+    matches!(answer, Ok(Ok(answer)) if answer.status() == StatusCode::NOT_MODIFIED)
 }
 
 /// How much came since when.

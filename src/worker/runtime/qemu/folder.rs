@@ -65,9 +65,14 @@ pub struct Record {
     pub source: String,
     /// Whether the overlay is complete.
     pub created: bool,
-    /// Whether a process was ever started on it.
-    #[serde(default)]
+    /// Whether a process was ever started on it. The first records do not say, and what may hold something that a guest
+    /// wrote is never made anew.
+    #[serde(default = "may_be")]
     pub started: bool,
+}
+
+fn may_be() -> bool {
+    true
 }
 
 /// The folder of one copy, whether it exists or not.
@@ -272,6 +277,37 @@ mod tests {
         folder.remove().await.unwrap();
         folder.remove().await.unwrap();
         assert!(!folder.exists());
+    }
+
+    /// These texts are never changed: VMs of workers that were updated stand on such.
+    #[tokio::test]
+    async fn what_the_first_release_left_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::of(dir.path(), id());
+        folder.make().unwrap();
+        let record = r#"{
+  "id": { "uid": "00000000-0000-7000-8000-000000000001", "attempt": 7 },
+  "name": "build-1", "cpu": 2, "memory": 2048, "mac": "52:54:00:00:00:01",
+  "image": "sha256-00.qcow2", "created": true
+}"#;
+        std::fs::write(folder.file(RECORD), record).unwrap();
+        assert_eq!(folder.state().await, FoundState::Stopped, "its disk is one to boot from");
+        let read = folder.record().unwrap();
+        assert_eq!((read.id, read.name.as_str(), read.cpu, read.memory), (id(), "build-1", 2, 2048));
+        assert_eq!((read.image.as_str(), read.source.as_str()), ("sha256-00.qcow2", ""));
+        std::fs::write(folder.file(RECORD), record.replace("true", "false")).unwrap();
+        assert_eq!(folder.state().await, FoundState::Incomplete);
+
+        // A process that still runs is found by what was noted of it, and one that has its pid since is not.
+        std::fs::write(folder.file(RECORD), record).unwrap();
+        let me = Process::of(i32::try_from(std::process::id()).unwrap()).await.unwrap();
+        let note = serde_json::to_value(&me).unwrap();
+        let started = note["started"].as_str().unwrap();
+        let noted = |started: &str| format!(r#"{{ "pid": {}, "started": "{started}" }}"#, me.pid);
+        std::fs::write(folder.file(PROCESS), noted(started)).unwrap();
+        assert_eq!((folder.state().await, folder.process().await), (FoundState::Running, Some(me.clone())));
+        std::fs::write(folder.file(PROCESS), noted("earlier")).unwrap();
+        assert_eq!(folder.state().await, FoundState::Stopped);
     }
 
     #[cfg(target_os = "linux")]

@@ -1,15 +1,18 @@
 //! Whether a QEMU still answers. One that has not for minutes runs no guest that anybody could use, and holds its disk: it
-//! is killed, and the VM's restart policy says what follows. Started by `vm.rs` for each VM that runs.
+//! is killed, and the VM's restart policy says what follows. [`watch`] is started by `vm.rs` for each VM that runs; one that
+//! a new worker cannot even connect to is judged by [`Unreached`], for `mod.rs`.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use super::super::RuntimeError;
 use super::super::process::Process;
+use super::folder::{Folder, VNC_SOCKET};
 use super::qmp::Qmp;
 use super::suspend;
 
@@ -17,6 +20,9 @@ use super::suspend;
 const PERIOD: Duration = Duration::from_secs(15);
 /// For how long it may not answer. A host's disk that hangs for a while stops QEMU for as long, and nothing is lost by that.
 pub const HUNG_AFTER: Duration = Duration::from_secs(300);
+
+/// How long the VM's screen may take to greet; QEMU's main loop does it, and takes as long for anything else.
+const GREETING_LIMIT: Duration = Duration::from_secs(10);
 
 /// What follows from an answer that did not come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +101,54 @@ pub async fn watch(name: String, qmp: Arc<Qmp>, process: Process, limit: Duratio
     }
 }
 
+/// A process that an earlier worker started and that cannot be connected to: for how long that has been so.
+#[derive(Debug)]
+pub struct Unreached {
+    health: Health,
+    began: Instant,
+}
+
+impl Unreached {
+    /// From now on.
+    pub fn new() -> Self {
+        Self { health: Health::default(), began: Instant::now() }
+    }
+
+    /// It could not be reached, by `error`. Kills it if it has not answered for `limit`, and then says why.
+    pub async fn again(
+        &mut self,
+        error: &RuntimeError,
+        folder: &Folder,
+        process: &Process,
+        limit: Duration,
+    ) -> Option<String> {
+        let silent = match error {
+            RuntimeError::Timeout(_) => true,
+            // So many connections wait to be accepted that no other can: the same, seen earlier.
+            RuntimeError::Io { source, .. } => source.kind() == std::io::ErrorKind::WouldBlock,
+            _ => false,
+        };
+        // What another program that holds the control socket's one place looks like, the VM's screen tells apart.
+        if !silent || is_stopped(process.pid) || greets(folder).await {
+            self.health.heard();
+            return None;
+        }
+        if self.health.silent(self.began.elapsed(), limit) != Verdict::Hung {
+            return None;
+        }
+        let why = format!("QEMU did not answer a new worker for {} s and was killed", limit.as_secs());
+        tracing::error!(vm = %folder.path().display(), pid = process.pid, "{why}");
+        process.signal(Signal::KILL).await;
+        Some(why)
+    }
+}
+
+/// Whether QEMU still welcomes those who want to see the VM's screen, of whom it takes several.
+async fn greets(folder: &Folder) -> bool {
+    let greeting = async { folder.connect(VNC_SOCKET).await?.read_u8().await };
+    matches!(tokio::time::timeout(GREETING_LIMIT, greeting).await, Ok(Ok(_)))
+}
+
 /// Whether a signal or a debugger has stopped a process.
 fn is_stopped(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -151,6 +205,63 @@ mod tests {
         watch("vm".into(), qmp, process, LIMIT, hung.clone()).await;
         assert!(began.elapsed() > LIMIT + 4 * PERIOD, "it was killed too soon: {:?}", began.elapsed());
         assert!(hung.get().unwrap().contains("300 s"));
+        assert!(!child.wait().unwrap().success());
+    }
+
+    /// A folder of a VM, and a process in the place of its QEMU.
+    async fn unreached(dir: &tempfile::TempDir) -> (Folder, std::process::Child, Process) {
+        let id = "00000000-0000-7000-8000-000000000001".parse().unwrap();
+        let folder = Folder::of(dir.path(), crate::model::CopyId { uid: id, attempt: 0 });
+        folder.make().unwrap();
+        let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process::of(i32::try_from(child.id()).unwrap()).await.unwrap();
+        (folder, child, process)
+    }
+
+    fn silent() -> RuntimeError {
+        RuntimeError::Timeout("no greeting".into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_qemu_that_hung_before_its_new_worker_came_is_killed_after_the_same_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, mut child, process) = unreached(&dir).await;
+        let (mut unreached, began) = (Unreached::new(), Instant::now());
+        let full = || RuntimeError::io("cannot reach it")(std::io::ErrorKind::WouldBlock.into());
+        let mut tries = 0;
+        let why = loop {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            tries += 1;
+            let error = if tries < 3 { silent() } else { full() };
+            if let Some(why) = unreached.again(&error, &folder, &process, LIMIT).await {
+                break why;
+            }
+        };
+        assert!(began.elapsed() >= LIMIT && why.contains("300 s"), "{why} {:?}", began.elapsed());
+        assert!(!child.wait().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_qemu_that_somebody_else_talks_to_or_that_refuses_is_not_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, mut child, process) = unreached(&dir).await;
+        let screen = folder.listen(VNC_SOCKET).unwrap();
+        let screen = task::spawn(async move {
+            while let Ok((mut stream, _)) = screen.accept().await {
+                let _ = stream.write_all(b"RFB 003.008\n").await;
+            }
+        });
+        let mut unreached = Unreached::new();
+        for _ in 0..3 {
+            assert_eq!(unreached.again(&silent(), &folder, &process, Duration::ZERO).await, None);
+        }
+        screen.abort().await;
+        let refused = RuntimeError::Tool("it greets otherwise".into());
+        for error in [silent(), refused, silent()] {
+            assert_eq!(unreached.again(&error, &folder, &process, Duration::ZERO).await, None);
+        }
+        assert!(process.alive().await);
+        assert!(unreached.again(&silent(), &folder, &process, Duration::ZERO).await.is_some());
         assert!(!child.wait().unwrap().success());
     }
 

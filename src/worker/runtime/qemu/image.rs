@@ -22,7 +22,7 @@ use super::super::fetches::{Fetched, Fetches, Turn, Urgency};
 use super::super::prune::{self, Cached};
 use super::super::room::{self, megabytes};
 use super::super::{Progress, RuntimeError, tool};
-use super::download::Download;
+use super::download::{self, Download, Whole};
 use super::fetch::{self, Part};
 use super::folder::Folder;
 use super::leftovers;
@@ -57,6 +57,9 @@ pub(super) struct Entry {
     size: u64,
     /// Of a local file: tells whether it is still the same.
     stamp: Option<String>,
+    /// Of a download: what the server called that version of it. Not in entries of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    validator: Option<String>,
 }
 
 /// The store.
@@ -105,19 +108,35 @@ impl Images {
     /// # Errors
     /// [`RuntimeError::Image`] when it cannot be had or used.
     pub async fn get(&self, text: &str, progress: &Progress) -> Result<Image, RuntimeError> {
-        self.have(text, Urgency::Needed, progress).await
+        self.have(text, Urgency::Needed, false, progress).await
     }
 
-    /// The same ahead of need: VMs are not kept waiting by it.
+    /// The same, but a web server is asked whether it has another by now under the same address.
+    ///
+    /// # Errors
+    /// As for [`Images::get`]; also when the server cannot be asked.
+    pub async fn get_newest(&self, text: &str, progress: &Progress) -> Result<Image, RuntimeError> {
+        self.have(text, Urgency::Needed, true, progress).await
+    }
+
+    /// The same as [`Images::get`] ahead of need: VMs are not kept waiting by it.
     ///
     /// # Errors
     /// As for [`Images::get`].
     pub async fn pull(&self, text: &str, progress: &Progress) -> Result<Image, RuntimeError> {
-        self.have(text, Urgency::Ahead, progress).await
+        self.have(text, Urgency::Ahead, false, progress).await
     }
 
-    async fn have(&self, text: &str, urgency: Urgency, progress: &Progress) -> Result<Image, RuntimeError> {
+    async fn have(
+        &self,
+        text: &str,
+        urgency: Urgency,
+        newest: bool,
+        progress: &Progress,
+    ) -> Result<Image, RuntimeError> {
         let source = Source::parse(text)?;
+        // A local file is looked at each time, and what has a certain digest never changes.
+        let mut ask = newest && source.sha256.is_none() && matches!(source.place, Place::Web(_));
         let stamp = match &source.place {
             Place::File(path) => Some(self.stamp(path)?),
             Place::Web(_) => None,
@@ -127,14 +146,17 @@ impl Images {
             Place::Web(url) => HEXLOWER.encode(&Sha256::digest(url.as_str().as_bytes())),
         };
         loop {
-            if let Some(image) = self.at_hand(&key, &source, stamp.as_deref()) {
+            if let Some(image) = self.at_hand(&key, &source, stamp.as_deref())
+                && (!ask || self.is_newest(&key, &source).await)
+            {
                 return Ok(image);
             }
-            let bring = |progress, turn| self.bring(&key, &source, stamp.clone(), progress, turn);
+            let bring = |progress, turn| self.bring(&key, &source, (stamp.clone(), ask), progress, turn);
             if let Fetched::Here(image) = self.fetches.fetch((&key, urgency), progress, bring).await? {
                 return Ok(image);
             }
-            // What another call brought may be another version than is asked for here.
+            // What another call brought may be another version than is asked for here; but it is a new one.
+            ask = false;
         }
     }
 
@@ -148,17 +170,27 @@ impl Images {
         self.folder.join(format!("{key}.json"))
     }
 
-    /// Brings it in, at most once at a time for a key: whose `turn` it is.
+    /// Whether the server of a web address still has what was brought from there.
+    async fn is_newest(&self, key: &str, source: &Source) -> bool {
+        let Place::Web(url) = &source.place else { return true };
+        let validator = read_entry(&self.entry_path(key)).and_then(|entry| entry.validator);
+        match validator {
+            Some(validator) => download::is_current(&self.client, url, &validator).await,
+            None => false,
+        }
+    }
+
+    /// Brings it in, at most once at a time for a key: whose `turn` it is. `anew`: what is here is not good enough.
     async fn bring(
         &self,
         key: &str,
         source: &Source,
-        stamp: Option<String>,
+        (stamp, anew): (Option<String>, bool),
         progress: Progress,
         turn: Turn,
     ) -> Result<Image, RuntimeError> {
         // Another call may have been done with it just before this one came to wait.
-        if let Some(image) = self.at_hand(key, source, stamp.as_deref()) {
+        if !anew && let Some(image) = self.at_hand(key, source, stamp.as_deref()) {
             return Ok(image);
         }
         let entry_path = self.entry_path(key);
@@ -171,13 +203,14 @@ impl Images {
                     let shown = source.shown();
                     return Err(RuntimeError::Image(format!("image {shown} changed while it was read; try again")));
                 }
-                self.keep(part.path(), &entry_path, source, sha256, stamp, &progress).await
+                let whole = Whole { sha256, validator: None };
+                self.keep(part.path(), &entry_path, source, whole, stamp, &progress).await
             }
             Place::Web(url) => {
                 let download = Download::of(&self.folder, key, turn);
                 let make_room = |bytes| self.make_room(bytes);
-                let sha256 = download.run(&self.client, url, &source.shown(), &progress, &make_room).await?;
-                let kept = self.keep(download.path(), &entry_path, source, sha256, stamp, &progress).await;
+                let whole = download.run(&self.client, url, &source.shown(), &progress, &make_room).await?;
+                let kept = self.keep(download.path(), &entry_path, source, whole, stamp, &progress).await;
                 // Whatever it is, more of it would not help; and if it was kept, it has moved away.
                 download.discard();
                 kept
@@ -191,7 +224,7 @@ impl Images {
         part: &Path,
         entry_path: &Path,
         source: &Source,
-        sha256: String,
+        Whole { sha256, validator }: Whole,
         stamp: Option<String>,
         progress: &Progress,
     ) -> Result<Image, RuntimeError> {
@@ -212,7 +245,7 @@ impl Images {
                 .and_then(|()| std::fs::rename(part, &target));
             keep.map_err(RuntimeError::io(format!("cannot keep {}", target.display())))?;
         }
-        let entry = Entry { source: source.shown(), sha256, file, size, stamp };
+        let entry = Entry { source: source.shown(), sha256, file, size, stamp, validator };
         let text = serde_json::to_vec_pretty(&entry).unwrap_or_default();
         write_private(entry_path, &text).map_err(RuntimeError::io(format!("cannot write {}", entry_path.display())))?;
         Ok(image)

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use super::super::host_dirs::{self, Archives};
 use super::super::process::{raise_file_limit, spawn_detached};
 use super::super::{CopySpec, RuntimeError, tool};
 use super::args;
@@ -40,7 +41,7 @@ impl Qemu {
                 args::resume(&saved.args, &saved.machine)
             }
             None => {
-                asked::check_host_dirs(&copy.spec.host_dirs)?;
+                host_dirs::check(&copy.spec.host_dirs, Archives::Refused)?;
                 asked::check_nested(copy.spec.nested, self.accel)?;
                 write_seed(folder, record, copy)?;
                 let args = self.arguments(folder, record, copy)?;

@@ -53,11 +53,12 @@ use self::folder::{Folder, Record, VNC_SOCKET};
 use self::host::Programs;
 use self::image::Images;
 use self::vm::{Begin, Machine};
+use super::host_dirs::{self, Archives};
 use super::process::Reaper;
 use super::{CachedImage, CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError, room, tool};
 use crate::identity::make_private_dir;
 use crate::model::features;
-use crate::model::vm::RuntimeKind;
+use crate::model::vm::{ImagePullPolicy, RuntimeKind};
 use crate::model::{CopyId, Timestamp};
 use crate::worker::unix_socket::MAX_SOCKET_PATH;
 
@@ -254,12 +255,15 @@ impl Runtime for Qemu {
         }
         features::check(&copy.spec, RuntimeKind::Qemu).map_err(|error| RuntimeError::State(error.message))?;
         asked::check_sizes(copy, asked::host_memory())?;
-        asked::check_host_dirs(&copy.spec.host_dirs)?;
+        host_dirs::check(&copy.spec.host_dirs, Archives::Refused)?;
         asked::check_nested(copy.spec.nested, self.accel)?;
         launch::uefi_of(copy)?;
         // Given back at once: what matters is that it can be had, before an image is fetched for it.
         drop(launch::card_of(copy).await?);
-        let image = self.images.get(&copy.spec.image, progress).await?;
+        let image = match copy.spec.image_pull_policy {
+            ImagePullPolicy::IfNotPresent => self.images.get(&copy.spec.image, progress).await?,
+            ImagePullPolicy::Always => self.images.get_newest(&copy.spec.image, progress).await?,
+        };
         let size = match copy.spec.disk_size {
             0 => None,
             wanted => Some(wanted.saturating_mul(GIGABYTE)),
@@ -322,14 +326,15 @@ impl Runtime for Qemu {
 
     async fn wait_exit(&self, id: CopyId) -> Exit {
         let folder = self.folder(id);
-        let mut told = false;
+        let (mut told, mut unreached, mut hung) = (false, health::Unreached::new(), None);
         while let Err(error) = self.machine(id).await {
             if !std::mem::replace(&mut told, true) {
                 tracing::warn!(%id, %error, "QEMU runs but does not answer; trying again");
             }
-            match folder.process().await {
-                Some(process) if !process.gone_within(RETRY_PAUSE).await => {}
-                _ => break,
+            let Some(process) = folder.process().await else { break };
+            hung = unreached.again(&error, &folder, &process, health::HUNG_AFTER).await.or(hung);
+            if process.gone_within(RETRY_PAUSE).await {
+                break;
             }
         }
         let slot = self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
@@ -337,9 +342,10 @@ impl Runtime for Qemu {
             Some(slot) => slot.lock().await.clone(),
             None => None,
         };
-        let exit = match last {
-            Some(machine) => machine.wait_exit().await,
-            None => vm::exit_of(&folder, None),
+        let exit = match (last, hung) {
+            (_, Some(why)) => Exit::Crashed(why),
+            (Some(machine), None) => machine.wait_exit().await,
+            (None, None) => vm::exit_of(&folder, None),
         };
         folder.released().await;
         exit

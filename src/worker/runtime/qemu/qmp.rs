@@ -14,8 +14,9 @@ use tokio_util::codec::{Framed, LinesCodec};
 use super::super::RuntimeError;
 use crate::task::{self, Task};
 
-/// The longest line QEMU may send: `info usernet` tells of every connection in one line of JSON, 80 bytes each.
-const MAX_LINE: usize = 1 << 20;
+/// The longest line QEMU may send: `info usernet` tells of every connection in one line of JSON, 80 bytes each, and a guest
+/// may have as many as its host has descriptors and ports for.
+const MAX_LINE: usize = 16 << 20;
 /// Commands waiting for their turn; each caller waits for its own, so this is about how many may dial at once.
 const MAX_WAITING: usize = 64;
 /// QEMU answers in milliseconds; under heavy load its main loop may be busy for seconds.
@@ -213,6 +214,26 @@ mod tests {
         assert_eq!(parse(r#"{"event": "NIC_RX_FILTER_CHANGED", "data": {}}"#).unwrap(), Message::Network);
         assert_eq!(parse(r#"{"event": "RESET"}"#).unwrap(), Message::Other);
         assert!(parse("banana").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_guest_with_very_many_connections_does_not_cut_the_control_connection() {
+        const CONNECTIONS: usize = 100_000;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let _qemu = task::spawn(async move {
+            let (read, mut write) = theirs.into_split();
+            let mut read = BufReader::new(read).lines();
+            write.write_all(b"{\"QMP\":{}}\n").await.unwrap();
+            while let Some(line) = read.next_line().await.unwrap() {
+                let command: Value = serde_json::from_str(&line).unwrap();
+                let row = "  TCP[ESTABLISHED]   22       127.0.0.1 38455       10.0.2.15  8080     0     0\r\n";
+                let answer = json!({ "return": row.repeat(CONNECTIONS), "id": command["id"] });
+                write.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+            }
+        });
+        let qmp = Qmp::open(ours).await.unwrap();
+        assert_eq!(qmp.monitor("info usernet").await.unwrap().lines().count(), CONNECTIONS);
+        assert!(!qmp.seen().borrow().closed);
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 //! that can be let go on ([`thaw`]), or a file to start from.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// What is read at once.
 const BLOCK: usize = 1 << 20;
+/// What is written, for people.
+const WHAT: &str = "the guest's memory";
 /// After how many bytes the room on the disk is looked at.
 const LOOK_EVERY: u64 = 64 << 20;
 
@@ -119,12 +122,24 @@ pub fn set_aside(folder: &Folder) -> Result<(), RuntimeError> {
     sync(folder)
 }
 
+/// How many bytes the memory of a guest needs at the least, as far as a try to suspend it has shown; 0 = nothing is known.
+#[derive(Debug, Default)]
+pub struct Need(AtomicU64);
+
+impl Need {
+    /// There was no room for more than `written`.
+    fn more_than(&self, written: u64) {
+        self.0.store(written.saturating_add(LOOK_EVERY), Ordering::Relaxed);
+    }
+}
+
 /// Stops the guest and writes its memory. On return the file is there and on the disk, and the guest must not move any more:
-/// QEMU is to be ended. After an error the guest goes on.
+/// QEMU is to be ended. After an error the guest goes on. It is not stopped for what does not fit, as far as that can be
+/// known before: whoever tries again and again would stop it again and again.
 ///
 /// # Errors
 /// Why it cannot be suspended.
-pub async fn freeze(folder: &Folder, qmp: &Qmp, progress: &Progress) -> Result<(), RuntimeError> {
+pub async fn freeze(folder: &Folder, qmp: &Qmp, need: &Need, progress: &Progress) -> Result<(), RuntimeError> {
     let args = match folder.read::<Run>(RUN) {
         Some(run) => run.args,
         None => {
@@ -141,7 +156,8 @@ pub async fn freeze(folder: &Folder, qmp: &Qmp, progress: &Progress) -> Result<(
     let machine = qmp.execute("qom-get", json!({ "path": "/machine", "property": "type" })).await?;
     let machine = machine.as_str().unwrap_or_default().trim_end_matches("-machine").to_owned();
     discard(folder)?;
-    let written = match timeout(TOTAL_LIMIT, write(folder, qmp, progress)).await {
+    room::check(folder.path(), need.0.load(Ordering::Relaxed), WHAT)?;
+    let written = match timeout(TOTAL_LIMIT, write(folder, qmp, need, progress)).await {
         Ok(written) => written,
         Err(_) => {
             let minutes = TOTAL_LIMIT.as_secs() / 60;
@@ -163,7 +179,7 @@ pub async fn freeze(folder: &Folder, qmp: &Qmp, progress: &Progress) -> Result<(
     Ok(())
 }
 
-async fn write(folder: &Folder, qmp: &Qmp, progress: &Progress) -> Result<u64, RuntimeError> {
+async fn write(folder: &Folder, qmp: &Qmp, need: &Need, progress: &Progress) -> Result<u64, RuntimeError> {
     let path = folder.file(PART);
     let io = |what: &'static str| RuntimeError::io(format!("{what} {}", folder.path().display()));
     let listener = folder.listen(SOCKET).map_err(io("cannot make a socket in"))?;
@@ -191,11 +207,11 @@ async fn write(folder: &Folder, qmp: &Qmp, progress: &Progress) -> Result<u64, R
         let count = read.map_err(io("cannot take the memory in"))?;
         let Some(data) = block.get(..count).filter(|data| !data.is_empty()) else { break };
         let wrote = file.write_all(data).await;
-        wrote.map_err(|error| room::explain(folder.path(), "the guest's memory", error))?;
+        wrote.map_err(|error| full(folder, need, bytes, error))?;
         bytes += data.len() as u64;
         if bytes - looked >= LOOK_EVERY {
             looked = bytes;
-            room::check(folder.path(), 0, "the guest's memory")?;
+            room::check(folder.path(), 0, WHAT).inspect_err(|_| need.more_than(bytes))?;
         }
         if told.elapsed() >= PROGRESS_PERIOD {
             told = Instant::now();
@@ -204,11 +220,20 @@ async fn write(folder: &Folder, qmp: &Qmp, progress: &Progress) -> Result<u64, R
     }
     ended(qmp).await?;
     let synced = async { file.flush().await.and(file.sync_all().await) };
-    synced.await.map_err(|error| room::explain(folder.path(), "the guest's memory", error))?;
+    synced.await.map_err(|error| full(folder, need, bytes, error))?;
     if bytes == 0 {
         return Err(RuntimeError::Tool("QEMU sent nothing of the guest's memory".to_owned()));
     }
     Ok(bytes)
+}
+
+/// A failure to write after `bytes`; if for want of room, that is kept in mind.
+fn full(folder: &Folder, need: &Need, bytes: u64, error: std::io::Error) -> RuntimeError {
+    let explained = room::explain(folder.path(), WHAT, error);
+    if matches!(explained, RuntimeError::State(_)) {
+        need.more_than(bytes);
+    }
+    explained
 }
 
 /// Waits until a transfer that has sent all is over.
@@ -369,3 +394,6 @@ fn sync(folder: &Folder) -> Result<(), RuntimeError> {
         synced => synced.map_err(RuntimeError::io(format!("cannot sync {}", folder.path().display()))),
     }
 }
+
+#[cfg(test)]
+mod tests;

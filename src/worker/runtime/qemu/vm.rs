@@ -2,7 +2,6 @@
 //! can tell the two apart.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::super::process::Process;
-use super::super::{Exit, Progress, RuntimeError, tool};
+use super::super::{Exit, Progress, RuntimeError, log_bound, tool};
 use super::folder::{CONSOLE_LOG, Folder, PID_FILE, QEMU_LOG, QMP_SOCKET};
 use super::health;
 use super::qmp::{Qmp, Shutdown};
@@ -44,10 +43,6 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const ADOPTED_BOOT_LIMIT: Duration = Duration::from_secs(10);
 /// How much of QEMU's own output an exit report shows.
 const LOG_TAIL: u64 = 2048;
-/// The size at which a log is emptied: a guest may write to its serial console for years.
-const MAX_LOG: u64 = 8 << 20;
-/// How often the size of the logs is looked at.
-const LOG_PERIOD: Duration = Duration::from_secs(30);
 
 /// How a machine comes to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +67,8 @@ pub struct Machine {
     boot_limit: Duration,
     /// Why it was killed, if that was as it did not answer.
     hung: Arc<OnceLock<String>>,
+    /// What its memory needs on the disk, once that was too much.
+    need: suspend::Need,
     _logs: Task,
     _health: Task,
 }
@@ -113,10 +110,15 @@ impl Machine {
                 _ => {}
             },
         }
-        let logs = task::spawn(bound_logs([folder.file(CONSOLE_LOG), folder.file(QEMU_LOG)]));
+        let logs = [CONSOLE_LOG, QEMU_LOG].map(|name| folder.file(name));
+        let logs = task::spawn(async move { match log_bound::keep(&logs).await {} });
         let mut forwards = Forwards::default();
         if begin == Begin::Adopt {
-            forwards.replace(usernet::parse(&qmp.monitor("info usernet").await?));
+            match qmp.monitor("info usernet").await {
+                Ok(listed) => forwards.replace(usernet::parse(&listed)),
+                // Others are made as they are needed; those that there are only take room.
+                Err(error) => tracing::warn!(vm = %folder.path().display(), %error, "cannot see QEMU's forwards"),
+            }
         }
         let boot_limit = match begin {
             Begin::Boot => BOOT_LIMIT,
@@ -135,6 +137,7 @@ impl Machine {
             next_dial: Mutex::new(Instant::now()),
             boot_limit,
             hung,
+            need: suspend::Need::default(),
             _logs: logs,
             _health: health,
         })
@@ -203,7 +206,7 @@ impl Machine {
     /// # Errors
     /// Why not; the guest goes on then.
     pub async fn suspend(&self, progress: &Progress) -> Result<(), RuntimeError> {
-        suspend::freeze(&self.folder, &self.qmp, progress).await?;
+        suspend::freeze(&self.folder, &self.qmp, &self.need, progress).await?;
         // What is left of the process does nothing any more, however it ends.
         self.quit().await
     }
@@ -323,20 +326,6 @@ fn verdict(shutdown: Option<Shutdown>, pid_file_left: bool, log: &str) -> Exit {
         None if pid_file_left => with_log("QEMU crashed or was killed".to_owned()),
         None if log.contains(BY_SIGNAL) => with_log("QEMU was ended by a signal".to_owned()),
         None => Exit::PoweredOff,
-    }
-}
-
-/// Empties logs that have grown too large. QEMU appends, so it goes on at the new end.
-async fn bound_logs(paths: [PathBuf; 2]) {
-    loop {
-        tokio::time::sleep(LOG_PERIOD).await;
-        for path in &paths {
-            if std::fs::metadata(path).is_ok_and(|file| file.len() > MAX_LOG)
-                && let Err(error) = std::fs::OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(0))
-            {
-                tracing::warn!(%error, path = %path.display(), "cannot empty a log that has grown too large");
-            }
-        }
     }
 }
 

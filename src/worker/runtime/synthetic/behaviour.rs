@@ -7,6 +7,8 @@ use std::time::Duration;
 /// A step of a VM's life on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
+    /// Looking at what is there; at once, unless it hangs.
+    List,
     /// Fetching an image that is not there.
     Pull,
     /// Making the disk.
@@ -107,6 +109,7 @@ impl Behaviour {
     /// How long `step` takes, as set; none when it hangs.
     pub fn length(&self, step: Step, dice: &mut Dice) -> Option<Duration> {
         let delay = match step {
+            Step::List => Delay::default(),
             Step::Pull => self.pull,
             Step::Create => self.create,
             Step::Start => self.start,

@@ -72,6 +72,7 @@ impl Runtime for Synthetic {
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
+        self.host.take(Step::List).await?;
         Ok(self.host.found())
     }
 

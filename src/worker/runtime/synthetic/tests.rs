@@ -164,7 +164,7 @@ async fn a_thousand_copies_start_and_a_hundred_answer_at_once() {
         let runtime = runtime.clone();
         sessions.spawn(async move {
             let stream = runtime.dial(copy(number, 0).id, 22).await.unwrap();
-            let login = Login { user: "admin".into(), password: VmSpec::default().guest_password() };
+            let login = Login::with_password("admin", VmSpec::default().guest_password());
             let session = Session::connect(stream, login, AcceptAny, Duration::from_secs(60)).await.unwrap();
             let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
             let stdio = Stdio { stdin: tokio::io::empty(), stdout: &mut stdout, stderr: &mut stderr };

@@ -11,6 +11,7 @@ use crate::identity;
 use crate::model::features;
 use crate::model::vm::ImagePullPolicy;
 use crate::worker::runtime::fetches::{Fetched, Urgency};
+use crate::worker::runtime::host_dirs::{self, Archives};
 use crate::worker::runtime::tool::Call;
 use crate::worker::runtime::{CopySpec, Progress, RuntimeError};
 
@@ -24,6 +25,7 @@ impl Tart {
     pub(super) async fn make(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {
         check_image(&copy.spec.image)?;
         features::check(&copy.spec, self.options.kind).map_err(|error| RuntimeError::State(error.message))?;
+        host_dirs::check(&copy.spec.host_dirs, Archives::Taken)?;
         let name = disk_name(&copy.name, copy.id);
         self.end_leftover(&name).await?;
         self.notes.remove_all(&name);

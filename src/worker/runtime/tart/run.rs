@@ -16,8 +16,9 @@ use super::notes::{Note, OF_A_START};
 use crate::model::CopyId;
 use crate::model::features;
 use crate::model::vm::RuntimeKind;
+use crate::worker::runtime::host_dirs::{self, Archives};
 use crate::worker::runtime::process::{Process, spawn_detached};
-use crate::worker::runtime::{CopySpec, Exit, RuntimeError, said, tool};
+use crate::worker::runtime::{CopySpec, Exit, RuntimeError, log_bound, said, tool};
 
 /// How often the tool is asked whether a VM runs by now, or does not any more.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -45,6 +46,7 @@ impl Tart {
             Some(vm) if vm.running => return Ok(()),
             Some(_) => {}
         }
+        host_dirs::check(&copy.spec.host_dirs, Archives::Taken)?;
         self.end_process(&name, END_LIMIT).await?;
         self.addresses.forget(copy.id);
         // Before it is true: from here on the disk may hold what the guest wrote, and is never made anew.
@@ -72,21 +74,23 @@ impl Tart {
 
     async fn runs_within(&self, id: CopyId, name: &str, process: &Process) -> Result<(), RuntimeError> {
         let deadline = Instant::now() + self.options.limits.start;
+        let mut unlisted = String::new();
         loop {
             if !process.alive().await {
                 let said = self.log(name);
                 return Err(RuntimeError::Tool(format!("{} run {name} ended at once: {said}", self.options.kind)));
             }
-            let found = tokio::time::timeout_at(deadline, self.find(id)).await;
-            if let Ok(found) = found
-                && found?.is_some_and(|vm| vm.running)
-            {
-                return Ok(());
+            match tokio::time::timeout_at(deadline, self.find(id)).await {
+                Ok(Ok(Some(vm))) if vm.running => return Ok(()),
+                Ok(Ok(_)) => unlisted.clear(),
+                // That it cannot be seen is no reason to end a VM that may have started well.
+                Ok(Err(error)) => unlisted = format!("; and it could not be seen: {error}"),
+                Err(_) => {}
             }
             if Instant::now() >= deadline {
                 let (seconds, said) = (self.options.limits.start.as_secs_f32(), self.log(name));
                 return Err(RuntimeError::Timeout(format!(
-                    "{name} was not running {seconds} s after its start; {} run said: {said}",
+                    "{name} was not running {seconds} s after its start; {} run said: {said}{unlisted}",
                     self.options.kind
                 )));
             }
@@ -94,7 +98,7 @@ impl Tart {
         }
     }
 
-    /// Waits for the end of `run`, whoever started it.
+    /// Waits for the end of `run`, whoever started it, and keeps its log from growing for ever meanwhile.
     pub(super) async fn ended(&self, id: CopyId) -> Exit {
         let name = loop {
             match self.name_of(id).await {
@@ -104,14 +108,23 @@ impl Tart {
             }
             tokio::time::sleep(FOREIGN_PAUSE).await;
         };
-        if let Some(process) = self.notes.process(&name, Note::Process).await {
+        let logs = [self.notes.path(&name, Note::Log)];
+        // Cancel safe: both only look.
+        tokio::select! {
+            exit = self.ended_as(id, &name) => exit,
+            never = log_bound::keep(&logs) => match never {},
+        }
+    }
+
+    async fn ended_as(&self, id: CopyId, name: &str) -> Exit {
+        if let Some(process) = self.notes.process(name, Note::Process).await {
             process.gone().await;
         }
         // What we started `run` by may have been killed alone: the VM runs for as long as the tool says so.
         loop {
             match self.find(id).await {
                 Ok(Some(vm)) if vm.running => {}
-                Ok(_) => return self.exit_of(&name),
+                Ok(_) => return self.exit_of(name),
                 Err(error) => tracing::warn!(%id, %error, "cannot see whether the VM still runs"),
             }
             tokio::time::sleep(FOREIGN_PAUSE).await;

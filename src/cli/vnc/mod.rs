@@ -1,0 +1,239 @@
+//! `orchard vnc`: the screen of a VM, in a viewer of this machine or as a picture.
+//!
+//! The viewer connects to a local port that leads to port 5900 of the VM: for QEMU the worker takes it to the screen that QEMU
+//! draws, for Tart to the guest's own server. A picture needs neither port nor viewer: [`crate::vnc`] takes it from the stream.
+
+mod file;
+mod viewer;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::Instant;
+
+use self::file::Destination;
+use self::viewer::{Viewer, Wanted};
+use super::client::Client;
+use super::connect::{End, Place};
+use super::serve::signals::{Signals, Stop};
+use super::target::{Failure, Target};
+use super::{Interrupted, forward, listen, output};
+use crate::config::duration;
+use crate::model::VmName;
+use crate::model::secret::Secret;
+use crate::model::vm::{DEFAULT_GUEST_PASSWORD, DEFAULT_GUEST_USER};
+use crate::vnc::Login;
+use crate::vnc::client::{self, VncError};
+use crate::vnc::conversation::ProtocolError;
+use crate::vnc::picture::Picture;
+
+/// Where a VM's screen is.
+const VNC_PORT: u16 = 5900;
+/// How long a server may take to greet, which it does first of all.
+const GREETING: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Vnc {
+    /// Show the screen of a VM in the system's viewer, or take a picture of it
+    #[command(after_help = "\
+Examples:
+  orchard vnc vm build-1                            opens the viewer; the way is there until Ctrl-C
+  orchard vnc vm build-1 --no-viewer --listen 5901  for a viewer of your own, at 127.0.0.1:5901
+  orchard vnc vm build-1 --screenshot build-1.png   a picture, without viewer; - is standard output
+
+A VM in QEMU shows its screen from its first moment and asks for no password. With Tart, a server
+in the guest shows it (in macOS: System Settings, General, Sharing, Screen Sharing), which asks for
+a user of the guest or for a password of its own: give them with -u and -p. Without these, a
+picture is tried as user admin with password admin, and a viewer asks you. A viewer that is started
+by an address finds them in that, where others on this machine can see them, as they can what you
+have typed here.
+
+The viewer is `open` on a Mac; elsewhere `vncviewer`, or else what `xdg-open` has for vnc:. Where
+there is none, or no screen to show it on, the address is printed and can be opened by hand.")]
+    Vm(VncArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VncArgs {
+    /// User of the guest, if its VNC server asks for one
+    #[arg(long, short, allow_hyphen_values = true)]
+    username: Option<String>,
+    /// The password, if its VNC server asks for one
+    #[arg(long, short, allow_hyphen_values = true)]
+    password: Option<String>,
+    /// How long to wait for the VM to show its screen
+    #[arg(long, short, default_value = "60s", value_parser = duration::parse)]
+    wait: Duration,
+    /// Write a picture of the screen as PNG, and end; a file that is there is left alone
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["no_viewer", "listen"])]
+    screenshot: Option<PathBuf>,
+    /// Replace the picture's file if it is there
+    #[arg(long, requires = "screenshot")]
+    force: bool,
+    /// Start no viewer, only print the address
+    #[arg(long)]
+    no_viewer: bool,
+    /// Where the viewer is to connect; without it, a free port is taken, and without ADDR, only this machine gets in
+    #[arg(long, value_name = "[ADDR:]PORT", default_value = "0", value_parser = parse_listen)]
+    listen: SocketAddr,
+    /// The VM's name
+    name: VmName,
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    listen::parse_local(text).ok_or_else(|| format!("{text:?} is not [ADDR:]PORT, such as 5901 or 0.0.0.0:5901"))
+}
+
+pub(super) async fn run(command: Vnc, client: &Client) -> anyhow::Result<()> {
+    let Vnc::Vm(arguments) = command;
+    let mut signals = Signals::install()?;
+    let destination =
+        arguments.screenshot.as_ref().map(|file| Destination::choose(file, arguments.force)).transpose()?;
+    let target = Target::find(client, Place::Vm(arguments.name.clone())).await?;
+    let work = async {
+        match destination {
+            Some(destination) => take(&target, &arguments, destination).await,
+            None => show(&target, &arguments).await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = work => ended,
+        error = client.shut_out() => Err(error.into()),
+        stop = signals.wait() => match stop {
+            Stop::Interrupted => Err(Interrupted.into()),
+            Stop::Terminated => Ok(()),
+        },
+    };
+    target.dialer.close().await;
+    ended
+}
+
+/// Takes a picture and writes it down.
+async fn take(target: &Target, arguments: &VncArgs, destination: Destination) -> anyhow::Result<()> {
+    let picture =
+        target.until("show its screen", arguments.wait, async |deadline| attempt(target, arguments, deadline).await);
+    let picture = picture.await?;
+    let size = picture.size();
+    let written = tokio::task::spawn_blocking(move || destination.write(&picture)).await;
+    if let Some(file) = written.context("the writing was cut short")?? {
+        output::line(&format!("{}: {} x {}", output::clean(&file.display().to_string()), size.width, size.height))?;
+    }
+    Ok(())
+}
+
+async fn attempt(target: &Target, arguments: &VncArgs, deadline: Instant) -> Result<Picture, Failure> {
+    let opened = target.open(VNC_PORT, deadline).await?;
+    let taken = client::take_picture(opened.stream, login(arguments), patience(deadline)).await;
+    taken.map_err(|error| match error {
+        VncError::Protocol(ProtocolError::UserNeeded) => {
+            Failure::Final(anyhow::anyhow!("the VNC server in the guest asks for a user, too: give it with -u"))
+        }
+        VncError::Protocol(error @ ProtocolError::Refused { .. }) => {
+            Failure::Final(anyhow::anyhow!("{error}; give what it knows with -u and -p"))
+        }
+        error => failure(error),
+    })
+}
+
+fn failure(error: VncError) -> Failure {
+    match error.is_passing() {
+        true => Failure::Passing(format!("{:#}", anyhow::Error::new(error))),
+        false => Failure::Final(error.into()),
+    }
+}
+
+fn patience(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).min(GREETING)
+}
+
+/// Who logs in for a picture. Somebody who gives a password alone means a server that knows no users, if it is one.
+fn login(arguments: &VncArgs) -> Login {
+    let user = match (&arguments.username, &arguments.password) {
+        (None, None) => Some(DEFAULT_GUEST_USER.to_owned()),
+        (user, _) => user.clone(),
+    };
+    Login { user, password: Secret::new(arguments.password.as_deref().unwrap_or(DEFAULT_GUEST_PASSWORD)) }
+}
+
+/// Leads a viewer to the VM until somebody stops it.
+async fn show(target: &Target, arguments: &VncArgs) -> anyhow::Result<()> {
+    // First of all, so that nobody waits for a port that is taken.
+    let listener = listen::bind(arguments.listen).await?;
+    let greets = async |deadline| greeted(target, deadline).await;
+    let end = target.until("show its screen", arguments.wait, greets).await?;
+    let address = listener.local_addr().context("cannot find out the local port")?;
+    let forward = forward::forward(
+        listener,
+        target.dialer.clone(),
+        target.place.clone(),
+        VNC_PORT,
+        Arc::new(OnceLock::from(end)),
+    );
+    let wanted = Wanted { address, user: arguments.username.as_deref(), password: arguments.password.as_deref() };
+    output::line(&wanted.shown())?;
+    let mut viewer = match arguments.no_viewer {
+        true => None,
+        false => Viewer::start(&wanted),
+    };
+    let look = async {
+        if let Some(viewer) = &mut viewer {
+            viewer.ended().await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! { never = forward => match never {}, () = look => Ok(()) }
+}
+
+/// Whether the VM's screen can be had, and which VM that is.
+async fn greeted(target: &Target, deadline: Instant) -> Result<End, Failure> {
+    let mut opened = target.open(VNC_PORT, deadline).await?;
+    let greeted = client::probe(&mut opened.stream, patience(deadline)).await;
+    let _ = opened.stream.shutdown().await;
+    greeted.map(|()| opened.end).map_err(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        vnc: VncArgs,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<VncArgs, clap::Error> {
+        Only::try_parse_from(["vnc"].iter().chain(arguments)).map(|only| only.vnc)
+    }
+
+    #[test]
+    fn the_options_are_those_that_people_know() {
+        let vnc = parse(&["a", "-u", "ci", "-p", "-secret", "-w", "120"]).unwrap();
+        assert_eq!((vnc.wait, vnc.listen.to_string()), (Duration::from_secs(120), "127.0.0.1:0".to_owned()));
+        assert_eq!(parse(&["a", "--listen", "0.0.0.0:5901"]).unwrap().listen.to_string(), "0.0.0.0:5901");
+        assert!(parse(&["a", "--screenshot", "-"]).is_ok());
+        for bad in
+            [&["a", "--force"][..], &["a", "--screenshot", "x", "--no-viewer"], &["a", "--listen", "host:1"], &[]]
+        {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_alone_is_for_servers_that_know_no_users() {
+        let login = |arguments: &[&str]| {
+            let Login { user, password } = login(&parse(&[arguments, &["a"]].concat()).unwrap());
+            (user, password.expose().to_owned())
+        };
+        assert_eq!(login(&[]), (Some("admin".into()), "admin".into()));
+        assert_eq!(login(&["-p", "x"]), (None, "x".into()));
+        assert_eq!(login(&["-u", "ci"]), (Some("ci".into()), "admin".into()));
+    }
+}

@@ -1,0 +1,32 @@
+//! Sees whether connected workers answer: one task for all of them, as a timer for each of thousands of connections took more
+//! than everything else that an idle fleet costs. Started by the relay.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::{Shared, reach, session};
+
+/// Workers asked after one look; a fleet that has just come back is asked bit by bit.
+const AT_ONCE: usize = 200;
+
+/// Looks and asks for as long as this is polled.
+pub(super) async fn run(shared: Arc<Shared>) -> Infallible {
+    let mut looks = tokio::time::interval(reach::LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // No more than one for each connection, as who is being asked is not asked again.
+    let mut asking = JoinSet::new();
+    loop {
+        looks.tick().await;
+        while asking.try_join_next().is_some() {}
+        for (worker, connection) in shared.links.look(AT_ONCE) {
+            let shared = shared.clone();
+            asking.spawn(async move {
+                let answer = session::ping(&connection, &worker, reach::ANSWER).await;
+                shared.links.answered(&worker, &connection, answer.map_err(|why| why.message));
+            });
+        }
+    }
+}

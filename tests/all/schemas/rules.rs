@@ -1,0 +1,114 @@
+//! The rules of schemas/README.md, each as a test.
+
+use async_nats::ConnectOptions;
+use futures_util::StreamExt as _;
+use orchard::bus::message::{Done, ListVms};
+use orchard::bus::subject;
+use orchard::controller::BusSource;
+use orchard::model::error::ErrorCode;
+use orchard::model::secret::Secret;
+use serde_json::{Value, json};
+
+use super::validator;
+use crate::harness::{Cluster, LIMIT};
+use crate::stock::scripts::ANN;
+use crate::stock::standalone::Standalone;
+use crate::wire::samples;
+
+/// Adds a field that no release knows to every object in `value`.
+fn with_unknown_fields(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.values_mut().for_each(with_unknown_fields);
+            fields.insert("of-a-later-release".to_owned(), json!({ "x": [1, null] }));
+        }
+        Value::Array(values) => values.iter_mut().for_each(with_unknown_fields),
+        _ => {}
+    }
+}
+
+#[test]
+fn no_schema_forbids_fields_of_later_releases() {
+    for message in super::catalog::messages() {
+        let text = message.schema.to_string();
+        assert!(!text.contains(r#""unevaluatedProperties":false"#), "{}", message.name);
+        // An object with one field alone names a variant: that is no place for more.
+        if !text.contains(r#""additionalProperties":false"#) {
+            continue;
+        }
+        assert_variants_alone(&message.name, &message.schema);
+    }
+}
+
+/// Only the variants of an enum, each an object of one field, may be closed.
+fn assert_variants_alone(name: &str, value: &Value) {
+    if value.get("additionalProperties") == Some(&Value::Bool(false)) {
+        let fields = value.get("properties").and_then(Value::as_object).map_or(0, |fields| fields.len());
+        assert_eq!(fields, 1, "{name}: {value:#}");
+    }
+    match value {
+        Value::Object(fields) => fields.values().for_each(|value| assert_variants_alone(name, value)),
+        Value::Array(values) => values.iter().for_each(|value| assert_variants_alone(name, value)),
+        _ => {}
+    }
+}
+
+/// What a later release adds to a request is read over, by the schema and by the controller; samples of requests that are
+/// maps of no variants are enough to see it.
+#[test]
+fn fields_of_later_releases_fit_the_schemas_of_requests() {
+    let messages = super::catalog::messages();
+    for (name, mut sample) in samples().json {
+        if name.contains("answer") || name.starts_with("worker/") || name.starts_with("service-account.update") {
+            continue;
+        }
+        with_unknown_fields(&mut sample);
+        // These maps have names of the user's choice as fields.
+        for pointer in ["/spec/labels", "/spec/resources", "/spec/startup_script/env", "/selector/labels"] {
+            if let Some(Value::Object(fields)) = sample.pointer_mut(pointer) {
+                fields.remove("of-a-later-release");
+            }
+        }
+        let message = super::message_of(&messages, &name);
+        let wrong: Vec<_> = validator(&message.schema).iter_errors(&sample).map(|error| error.to_string()).collect();
+        assert!(wrong.is_empty(), "{name}: {wrong:#?} in {sample:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_fields_are_read_over_and_unknown_verbs_answered() {
+    let cluster = Cluster::start().await;
+    let bus = cluster.access.bus().await;
+    let newer = json!({ "name": "a", "spec": { "image": "any", "gpu_model": { "x": 1 } }, "urgency": 3 });
+    let create = subject::api(&cluster.access.account(), "vm", "create");
+    let made: Value = bus.request(create, &newer, LIMIT).await.unwrap();
+    assert_eq!(made["name"], "a");
+    // The embedded broker stops a verb that stands in no table, and the client tells that at once; with stock clients it is
+    // an error of the connection.
+    let subject = subject::api(&cluster.access.account(), "vm", "of-a-later-release");
+    let answer = bus.request::<_, Done>(subject.clone(), &ListVms::default(), LIMIT).await;
+    assert_eq!(answer.unwrap_err().code, ErrorCode::Forbidden);
+}
+
+/// Where the broker lets accounts say what they like under their names, as a NATS server of the operator may, the
+/// controller answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_bus_that_lets_it_through_an_unknown_verb_is_answered_as_such() {
+    let server = Standalone::start(&ANN).await;
+    let password = Secret::new("s3cret");
+    let outside = BusSource::Outside { url: server.url(), user: "ann".into(), password: password.clone() };
+    let cluster = Cluster::start_on(outside, password.clone()).await;
+    let options = ConnectOptions::with_user_and_password("ann".into(), password.expose().to_owned());
+    let options = options.custom_inbox_prefix("_INBOX.bootstrap-admin");
+    let client = options.connect(server.url()).await.unwrap();
+    let mut told = client.subscribe("orchard.v1.events-json.>").await.unwrap();
+    let verb = "orchard.v1.api.bootstrap-admin.vm.of-a-later-release";
+    let answer = client.request(verb, "{}".into()).await.unwrap();
+    let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+    assert_eq!(answer["error"]["code"], "unknown-verb", "{answer}");
+    let create = "orchard.v1.api.bootstrap-admin.vm.create";
+    client.request(create, r#"{"name": "a", "spec": {"image": "any"}}"#.into()).await.unwrap();
+    let event = tokio::time::timeout(LIMIT, told.next()).await.unwrap().unwrap();
+    assert!(event.subject.ends_with("vm.a.created") || event.subject.contains("audit"), "{}", event.subject);
+    drop(cluster);
+}

@@ -1,0 +1,155 @@
+//! Who types is not held up by who copies, on one connection over a narrow link.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use orchard::identity::ca::Identity;
+use orchard::task::{self, Task};
+use orchard::tunnel::client::Client;
+use orchard::tunnel::relay::{Limits, Relay};
+use orchard::tunnel::{Packets, Transport};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::world::*;
+use crate::wait::until;
+use crate::way::{Shape, Way};
+
+/// A narrow link: what is sent to its address reaches `relay`, and the answers whoever was heard last.
+struct Narrow {
+    address: SocketAddr,
+    _carriers: [Task; 2],
+}
+
+impl Narrow {
+    async fn towards(relay: SocketAddr, shape: Shape) -> Self {
+        let [near, far] = [UdpSocket::bind(any()).await.unwrap(), UdpSocket::bind(any()).await.unwrap()].map(Arc::new);
+        far.connect(relay).await.unwrap();
+        let address = near.local_addr().unwrap();
+        let client = Arc::new(Mutex::new(relay));
+        let way = |seed| Way::new(shape, seed, Instant::now());
+        let carriers = [
+            task::spawn(carry(near.clone(), far.clone(), way(1), client.clone(), true)),
+            task::spawn(carry(far, near, way(2), client, false)),
+        ];
+        Self { address, _carriers: carriers }
+    }
+}
+
+/// One way; `up` is the one from the client.
+async fn carry(from: Arc<UdpSocket>, to: Arc<UdpSocket>, mut way: Way, client: Arc<Mutex<SocketAddr>>, up: bool) {
+    let mut packet = vec![0; 1 << 16];
+    loop {
+        while let Some(out) = way.leave(Instant::now()) {
+            let heard = *client.lock().unwrap();
+            let _ = if up { to.send(&out).await } else { to.send_to(&out, heard).await };
+        }
+        let read = match way.next() {
+            Some(next) => timeout_at(next, from.recv_from(&mut packet)).await.ok(),
+            None => Some(from.recv_from(&mut packet).await),
+        };
+        if let Some(Ok((length, sender))) = read {
+            if up {
+                *client.lock().unwrap() = sender;
+            }
+            way.enter(&packet[..length], Instant::now());
+        }
+    }
+}
+
+/// A guest that takes all it can get, and sends more than will get through in the time that this takes.
+async fn bulk_guest() -> (u16, Task) {
+    guest(|mut stream| async move {
+        let (mut read, mut write) = stream.split();
+        let bytes = vec![7; 256 << 10];
+        let send = write.write_all(&bytes);
+        let mut sink = tokio::io::sink();
+        let _ = tokio::join!(tokio::io::copy(&mut read, &mut sink), send);
+    })
+    .await
+}
+
+async fn round_trip(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin)) {
+    stream.write_all(b"x").await.unwrap();
+    timeout(LIMIT, stream.read_u8()).await.expect("a round trip in time").unwrap();
+}
+
+/// So many copy, in both directions. With each of them having its turn, a byte would wait for a packet of all others on its way
+/// there, and on its way back.
+const COPIES: usize = 200;
+
+/// The most bytes of copies that may come while one is typed and comes back: what a full queue holds each way, and what is under way
+/// for a bare round trip, are 125 KB; with a turn for each of the others it would be 580 KB more. Counted in bytes, as a machine that
+/// is slow is slow in both.
+const BOUND: usize = 300_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bulk_does_not_starve_typing_on_the_same_connection() {
+    // Packets as on a network, of which this plays one.
+    let transport = Transport { packets: Packets::Ethernet };
+    let (gate, identity) = (Arc::new(Gate::default()), Identity::generate().unwrap());
+    let relay = Relay::bind(any(), &identity, gate.clone(), Limits::default(), transport).unwrap();
+    let _worker = link(&relay, gate.session("w1"));
+    wait_connected(&relay, true).await;
+    let shape = Shape { rate: Some(10_000_000), delay: Duration::from_millis(10), ..Shape::default() };
+    let narrow = Narrow::towards(relay.local_addr(), shape).await;
+    let client = Client::connect(narrow.address, relay.fingerprint(), transport).await.unwrap();
+    let open = async |port| client.open(&gate.ticket("w1", port), LIMIT).await.unwrap();
+
+    let (echo_port, _echo) = echo().await;
+    let mut typing = open(echo_port).await;
+    round_trip(&mut typing).await;
+
+    let (bulk_port, _bulk) = bulk_guest().await;
+    let mut copies = tokio::task::JoinSet::new();
+    let moved = Arc::new(AtomicUsize::new(0));
+    // All are open before the first one fills the link.
+    let mut opened = Vec::new();
+    while opened.len() < COPIES {
+        opened.extend(join_all((0..20).map(|_| open(bulk_port))).await);
+    }
+    for stream in opened {
+        let (mut read, mut write) = tokio::io::split(stream);
+        let moved = moved.clone();
+        copies.spawn(async move {
+            let piece = vec![7; 64 << 10];
+            let send = async { while write.write_all(&piece).await.is_ok() {} };
+            let mut buffer = vec![0; 64 << 10];
+            let receive = async {
+                while let Ok(read @ 1..) = read.read(&mut buffer).await {
+                    moved.fetch_add(read, Ordering::Relaxed);
+                }
+            };
+            tokio::join!(send, receive);
+        });
+    }
+    // All have begun, and the link is full.
+    let reach = async |goal: usize| {
+        until("the copies to get on", LIMIT, || async {
+            let moved = moved.load(Ordering::Relaxed);
+            if moved >= goal { Ok(moved) } else { Err(format!("{moved} bytes of {goal}")) }
+        })
+        .await
+    };
+    let before = reach(3 << 20).await;
+    let mut came = Vec::new();
+    for _ in 0..30 {
+        let before = moved.load(Ordering::Relaxed);
+        round_trip(&mut typing).await;
+        came.push(moved.load(Ordering::Relaxed) - before);
+    }
+    came.sort_unstable();
+    println!("{} bytes of copies in a round trip, median; {} at most", came[15], came[29]);
+    assert!(came[15] < BOUND, "{came:?}");
+    // And who comes now need not stand in line either.
+    let at = moved.load(Ordering::Relaxed);
+    converse(open(echo_port).await, b"new").await;
+    let came = moved.load(Ordering::Relaxed) - at;
+    assert!(came < 5 * BOUND, "{came} bytes came before a new session had its answer");
+    // The copies go on meanwhile.
+    reach(before + (1 << 20)).await;
+}

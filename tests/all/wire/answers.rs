@@ -1,0 +1,71 @@
+//! Samples of answers that are larger.
+
+use orchard::bus::images::PullView;
+use orchard::bus::message::{Answer, ControllerInfo, VmPage, WorkerPage};
+use orchard::model::Timestamp;
+use orchard::model::access::{Role, Roles};
+use orchard::model::image::{PullId, WorkerSelector};
+use orchard::model::resources::MEMORY_MIB;
+use orchard::model::vm::{Vm, VmStatus};
+use orchard::model::worker::{DataPath, Drain, Worker, WorkerState, WorkerView};
+
+use super::{Samples, info, line, load, spec, uid};
+
+pub fn add(file: &mut Samples) {
+    let time = Timestamp::from_millis(1_700_000_000_123);
+    let mut vm = Vm::requested("a".parse().unwrap(), uid(), time, spec());
+    vm.created_by = Some("ann".parse().unwrap());
+    (vm.generation, vm.observed_generation) = (2, 1);
+    vm.image_fqn = Some("i@sha256:ab".into());
+    vm.status = VmStatus::Running;
+    vm.set_conditions(true, true);
+    vm.status_message = "ready".into();
+    vm.ready = true;
+    vm.worker = Some("mini.local".parse().unwrap());
+    vm.assigned = [(MEMORY_MIB, 512)].into();
+    vm.placed_because = "the only worker there is".into();
+    (vm.assigned_cpu, vm.assigned_memory, vm.restart_count) = (2, 512, 1);
+    (vm.restarted_at, vm.scheduled_at, vm.started_at) = (Some(time), Some(time), Some(time));
+    line(file, "answer/vm.get", &Answer::Ok(vm.clone().redacted()));
+    line(file, "answer/vm.list", &Answer::Ok(VmPage { vms: vec![vm.redacted()], more: true }));
+    let path = DataPath {
+        address: "192.0.2.1:5".into(),
+        rtt_us: 1_500,
+        sent: 9,
+        lost: 1,
+        age_s: 60,
+        answered_s: Some(3),
+        connects: 2,
+    };
+    let drain = Some(Drain { began: time, deadline_s: Some(60), done: false });
+    let view = WorkerView {
+        worker: Worker { info: info(), created_at: time, scheduling_paused: true, drain, lease_ms: 60_000 },
+        state: WorkerState::Unseen,
+        connectable: false,
+        not_connectable_because: "it is silent".into(),
+        path: Some(path),
+        last_seen: Some(time),
+        load: Some(load()),
+        used: [(MEMORY_MIB, 512)].into(),
+        vms: 1,
+        strays: 2,
+    };
+    line(file, "answer/worker.get", &Answer::Ok(view.clone()));
+    line(file, "answer/worker.list", &Answer::Ok(WorkerPage { workers: vec![view], more: true }));
+    let roles: Roles = [Role::ComputeRead].into_iter().collect();
+    let told = ControllerInfo { version: "0.1.0".into(), last_event: 7, roles: Some(roles), outside_bus: true };
+    line(file, "answer/controller.info", &Answer::Ok(told));
+    let pull = PullView {
+        id: PullId(uid().0),
+        image: "https://h/i.qcow2".into(),
+        selector: WorkerSelector::default(),
+        created_at: time,
+        created_by: None,
+        expires_at: time,
+        workers: 0,
+        done: 0,
+        failed: 0,
+        offline: 0,
+    };
+    line(file, "answer/image.pull", &Answer::Ok(pull));
+}
