@@ -6,32 +6,27 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::BytesMut;
 use clap::Subcommand;
-use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, timeout};
-use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
+use tokio::time::Instant;
 
 use super::client::Client;
-use super::connect::{Place, Stream};
+use super::connect::Place;
 use super::output::{self, Format, OutputArgs, OutputError, Table, ago};
 use super::target::{Failure, Target};
+use crate::client::exec::{Exec, ExecInput, ExecOutput};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::{Timestamp, VmName};
 use crate::ssh::terminal::{self, Size};
 use crate::ssh::{stdin, terminal::RawMode};
-use crate::tunnel::exec::{Asked, ExecView, MAX_DATA, OpenExec, RunExec, Told, Tty, check_name, codec, decode, encode};
+use crate::tunnel::exec::{Asked, ExecView, MAX_DATA, OpenExec, RunExec, Told, Tty, check_name, shown};
 use crate::tunnel::header::EXEC_PORT;
 
-/// How long the worker may take to let somebody in: as long as its own login into the guest, and the way.
-const ATTACH_WAIT: Duration = Duration::from_secs(30);
 /// For how long a broken link is tried anew before this gives up; the session goes on meanwhile.
 const AGAIN: Duration = Duration::from_secs(120);
 /// The exit code when it is not known how the command ended, as `ssh` has it.
 const UNKNOWN: u8 = 255;
-/// The longest beginning of a command that a list shows, in characters of up to four bytes.
-const MAX_SHOWN: usize = 50;
 
 /// Reads a session's name.
 pub(super) fn name(text: &str) -> Result<String, String> {
@@ -66,55 +61,24 @@ pub(super) enum ListExecs {
     },
 }
 
-/// Both ways of a stream to the worker's sessions.
-struct Link {
-    from: FramedRead<ReadHalf<Stream>, LengthDelimitedCodec>,
-    to: FramedWrite<WriteHalf<Stream>, LengthDelimitedCodec>,
+async fn open(target: &Target, deadline: Instant) -> Result<Exec, Failure> {
+    Ok(Exec::over(target.open(EXEC_PORT, deadline).await?.stream))
 }
 
-impl Link {
-    async fn open(target: &Target, deadline: Instant) -> Result<Self, Failure> {
-        let opened = target.open(EXEC_PORT, deadline).await?;
-        let (from, to) = tokio::io::split(opened.stream);
-        Ok(Self { from: FramedRead::new(from, codec()), to: FramedWrite::new(to, codec()) })
-    }
-
-    /// Asks, and waits for the first answer.
-    async fn ask(&mut self, asked: &Asked) -> Result<Told, Failure> {
-        let answered = async {
-            say(&mut self.to, asked).await.map_err(|error| Failure::Passing(error.to_string()))?;
-            match hear(&mut self.from).await {
-                // That the session runs something else does not pass.
-                Ok(Some(Told::Refused(refusal))) if refusal.code == ErrorCode::Conflict => {
-                    Err(Failure::Final(refusal.into()))
-                }
-                Ok(Some(Told::Refused(refusal))) => Err(Failure::from(refusal)),
-                Ok(Some(told)) => Ok(told),
-                Ok(None) => Err(Failure::Passing("the worker closed the stream instead of answering".to_owned())),
-                Err(error) => Err(Failure::Passing(format!("{error:#}"))),
-            }
-        };
-        let late = || Failure::Passing(format!("the worker did not answer within {} s", ATTACH_WAIT.as_secs()));
-        timeout(ATTACH_WAIT, answered).await.unwrap_or_else(|_| Err(late()))
-    }
-}
-
-async fn say(to: &mut FramedWrite<WriteHalf<Stream>, LengthDelimitedCodec>, asked: &Asked) -> anyhow::Result<()> {
-    Ok(to.send(encode(asked)?).await?)
-}
-
-async fn hear(from: &mut FramedRead<ReadHalf<Stream>, LengthDelimitedCodec>) -> anyhow::Result<Option<Told>> {
-    match from.next().await {
-        Some(frame) => Ok(Some(decode(&frame?)?)),
-        None => Ok(None),
-    }
+/// Asks, and waits for the first answer.
+async fn ask(exec: &mut Exec, asked: &Asked) -> Result<Told, Failure> {
+    exec.ask(asked).await.map_err(|error| match error.code {
+        // That the session runs something else does not pass.
+        ErrorCode::Conflict => Failure::Final(error.into()),
+        _ => Failure::from(error),
+    })
 }
 
 /// Attaches, begins or ends a session; yields the exit code.
 pub(super) async fn run(target: &Target, wanted: &Wanted, wait: Duration) -> anyhow::Result<u8> {
     if wanted.end {
         let asked = Asked::End { session: wanted.session.clone() };
-        let end = async |deadline| Link::open(target, deadline).await?.ask(&asked).await;
+        let end = async |deadline| ask(&mut open(target, deadline).await?, &asked).await;
         target.until("answer", wait, end).await?;
         return Ok(0);
     }
@@ -123,11 +87,11 @@ pub(super) async fn run(target: &Target, wanted: &Wanted, wait: Duration) -> any
     let mut input = Input::new(wanted)?;
     let mut wait = wait;
     loop {
-        let open =
+        let asked =
             Asked::Open(Box::new(OpenExec { session: wanted.session.clone(), after: shown.last, run: run.clone() }));
         let attach = async |deadline| {
-            let mut link = Link::open(target, deadline).await?;
-            match link.ask(&open).await? {
+            let mut link = open(target, deadline).await?;
+            match ask(&mut link, &asked).await? {
                 Told::Attached { next, .. } => Ok((link, next)),
                 _ => Err(Failure::Final(anyhow::anyhow!("the worker gave an answer that does not fit"))),
             }
@@ -162,7 +126,7 @@ fn of(wanted: &Wanted, line: &str) -> RunExec {
         || std::env::var("TERM").ok().filter(|term| !term.is_empty()).unwrap_or_else(|| "xterm-256color".to_owned());
     RunExec {
         line: Secret::new(line),
-        shown: wanted.shown.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect(),
+        shown: shown(&wanted.shown),
         interactive: wanted.interactive,
         tty: wanted.tty.then(|| Tty { term: term(), columns: size.columns, rows: size.rows }),
         user: wanted.user.clone(),
@@ -234,8 +198,8 @@ impl From<std::io::Error> for Broken {
 }
 
 /// Shows what the session says until it ends; yields the exit code.
-async fn attached(link: Link, shown: &mut Shown, input: &mut Input) -> Result<u8, Broken> {
-    let Link { mut from, mut to } = link;
+async fn attached(link: Exec, shown: &mut Shown, input: &mut Input) -> Result<u8, Broken> {
+    let (mut from, mut to) = link.split();
     if input.tty && input.raw.is_none() {
         input.raw = Some(RawMode::enter()?);
     }
@@ -258,12 +222,12 @@ async fn attached(link: Link, shown: &mut Shown, input: &mut Input) -> Result<u8
 }
 
 /// Passes input and the terminal's size on; returns only when that has become impossible.
-async fn feed(to: &mut FramedWrite<WriteHalf<Stream>, LengthDelimitedCodec>, input: &mut Input) -> Result<(), Broken> {
-    let link = |error: anyhow::Error| Broken::Link(error.to_string());
+async fn feed(to: &mut ExecInput, input: &mut Input) -> Result<(), Broken> {
+    let link = |error: ApiError| Broken::Link(error.to_string());
     let Some(stdin) = &mut input.stdin else { return std::future::pending().await };
     let mut resizes = signal(SignalKind::window_change())?;
     if input.tty {
-        say(to, &resize()).await.map_err(link)?;
+        to.say(&resize()).await.map_err(link)?;
     }
     let mut open = true;
     loop {
@@ -273,12 +237,12 @@ async fn feed(to: &mut FramedWrite<WriteHalf<Stream>, LengthDelimitedCodec>, inp
             read = stdin.read_buf(&mut data), if open => {
                 if read? == 0 {
                     open = false;
-                    say(to, &Asked::Eof {}).await.map_err(link)?;
+                    to.say(&Asked::Eof {}).await.map_err(link)?;
                 } else {
-                    say(to, &Asked::Stdin { data: data.freeze() }).await.map_err(link)?;
+                    to.say(&Asked::Stdin { data: data.freeze() }).await.map_err(link)?;
                 }
             }
-            Some(()) = resizes.recv(), if input.tty => say(to, &resize()).await.map_err(link)?,
+            Some(()) = resizes.recv(), if input.tty => to.say(&resize()).await.map_err(link)?,
             else => return std::future::pending().await,
         }
     }
@@ -290,15 +254,10 @@ fn resize() -> Asked {
 }
 
 /// Writes what the session says.
-async fn tell(from: &mut FramedRead<ReadHalf<Stream>, LengthDelimitedCodec>, shown: &mut Shown) -> Result<u8, Broken> {
+async fn tell(from: &mut ExecOutput, shown: &mut Shown) -> Result<u8, Broken> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     loop {
-        let told = match hear(from).await {
-            Ok(Some(told)) => told,
-            Ok(None) => return Err(Broken::Link("the worker closed the stream".to_owned())),
-            Err(error) => return Err(Broken::Link(format!("{error:#}"))),
-        };
-        match told {
+        match from.next().await.map_err(|error| Broken::Link(error.to_string()))? {
             Told::Stdout { number, data } => {
                 write(&mut stdout, &data).await?;
                 shown.last = number;
@@ -336,7 +295,7 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), data: &[u8]) -> std::io::Resu
 pub(super) async fn list(command: ListExecs, client: &Client, now: Timestamp) -> anyhow::Result<()> {
     let ListExecs::Vm { name, output } = command;
     let target = Target::find(client, Place::Vm(name)).await?;
-    let listed = async |deadline| match Link::open(&target, deadline).await?.ask(&Asked::List {}).await? {
+    let listed = async |deadline| match ask(&mut open(&target, deadline).await?, &Asked::List {}).await? {
         Told::Sessions { sessions } => Ok(sessions),
         _ => Err(Failure::from(ApiError::new(ErrorCode::Internal, "the worker gave an answer that does not fit"))),
     };

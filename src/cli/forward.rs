@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 
 use super::client::Client;
-use super::connect::{Dialer, End, Place, tell};
+use super::connect::{self, Dialer, End, Place, tell};
 use super::serve::signals::{Signals, Stop};
 use super::target::standing;
 use super::{Interrupted, listen, output};
@@ -81,7 +81,7 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
         standing(vm.uid, &vm).map_err(|why| anyhow::anyhow!(why))?;
         known.get_or_init(|| End::Vm { uid: vm.uid, attempt: None });
     }
-    let dialer = Dialer::new(client.clone());
+    let dialer = connect::dialer(client);
     // Who may not, or asks for what is not there, is told so now and not at each connection. What may pass, such as a
     // worker that is away, is told then.
     if let Some(Ports { remote, .. }) = ports.first() {

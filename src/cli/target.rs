@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::client::Client;
-use super::connect::{Dialer, End, Opened, Place};
+use super::connect::{self, Dialer, End, Opened, Place};
 use super::host_keys::HostKeys;
 use super::login;
 use super::output::Progress;
@@ -78,7 +78,7 @@ impl Target {
             end.get_or_init(|| End::Vm { uid: vm.uid, attempt: None });
         }
         let host_keys = HostKeys::locate()?;
-        Ok(Self { client: client.clone(), dialer: Dialer::new(client.clone()), place, end, host_keys })
+        Ok(Self { client: client.clone(), dialer: connect::dialer(client), place, end, host_keys })
     }
 
     /// Logs in to the SSH server at `port`, however often that takes within `wait`. Beside the session stands for how long nothing

@@ -54,9 +54,43 @@
 //! assert!(again.position() >= first.number);
 //! # Ok(()) }) }
 //! ```
+//!
+//! TCP ports of VMs are reached through the tunnel, from anywhere, and what is connected goes on when the link was down ([`tunnel`]);
+//! commands are run by [`exec`] or by SSH over such a stream:
+//!
+//! ```
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/doc_cluster.inc"));
+//! use std::time::Duration;
+//!
+//! use orchard::client::Client;
+//! use orchard::client::tunnel::Place;
+//! use orchard::client::wait::Watch;
+//! use orchard::model::vm::VmSpec;
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> { run(async |target: Target| -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::log_in(target).await?;
+//! let name = "build-1".parse()?;
+//! let watch = Watch::begin(&client, &name).await?;
+//! let vm = client.create_vm(&name, VmSpec { image: "any".into(), ..VmSpec::default() }).await?;
+//! watch.until_ready(&client, &vm, Duration::from_secs(60), |_| ()).await?;
+//!
+//! let dialer = client.dialer();
+//! let mut stream = dialer.open(&Place::Vm(name), 7).await?.stream;
+//! stream.write_all(b"hello").await?;
+//! stream.shutdown().await?;
+//! let mut echoed = String::new();
+//! stream.read_to_string(&mut echoed).await?;
+//! assert_eq!(echoed, "hello");
+//! drop(stream);
+//! dialer.close().await;
+//! # Ok(()) }) }
+//! ```
 
 pub mod events;
+pub mod exec;
 pub mod order;
+pub mod tunnel;
 pub mod vms;
 pub mod wait;
 
@@ -185,6 +219,11 @@ impl Client {
     pub async fn shut_out(&self) -> ApiError {
         let ApiError { code, message } = self.bus.shut_out(Duration::ZERO).await;
         ApiError::new(code, format!("the connection was ended, and {message}"))
+    }
+
+    /// Opens streams into VMs; one for all of them is enough. See [`tunnel::Dialer::new`] for who wants to hear of lost links.
+    pub fn dialer(&self) -> tunnel::Dialer {
+        tunnel::Dialer::new(self.clone(), std::sync::Arc::new(|_| ()))
     }
 
     /// The bus itself.

@@ -96,6 +96,11 @@ pub struct RunExec {
 }
 
 impl RunExec {
+    /// `line` for the shell of the VM's user, without an input or a terminal.
+    pub fn shell(line: &str) -> Self {
+        Self { line: Secret::new(line), shown: shown(line), interactive: false, tty: None, user: None, password: None }
+    }
+
     /// Whether a session that runs `other` is what was asked for. A terminal's size may change, and a password is no matter
     /// of what runs.
     pub fn is_same(&self, other: &RunExec) -> bool {
@@ -224,6 +229,14 @@ pub fn decode<T: DeserializeOwned>(frame: &BytesMut) -> Result<T, ApiError> {
             format!("a message about execs that this release does not understand: {error}"),
         )
     })
+}
+
+/// The longest beginning of a command that a list shows, in characters of up to four bytes.
+const MAX_SHOWN: usize = 50;
+
+/// The beginning of `command` as it is put into lists.
+pub fn shown(command: &str) -> String {
+    command.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect()
 }
 
 /// Checks a session's name: it stands in lists and commands.

@@ -11,10 +11,11 @@
 //! | its connection is lost | what it sent before is still delivered, for at most [`DRAIN`] |
 //! | breaks off, resets | both ways are reset with the same reason |
 
-use std::future::Future;
-use std::io;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{ReadError, RecvStream, StoppedError, VarInt, WriteError};
@@ -25,8 +26,8 @@ use super::DRAIN;
 use super::reason::Reason;
 use super::stream::{Outgoing, TunnelStream};
 
-/// Pieces moved at once between two QUIC streams; a piece is about one packet.
-const PIECES: usize = 16;
+/// Pieces taken at once from a QUIC stream; a piece is about one packet. As many as arrive while a task waits for its turn.
+const PIECES: usize = 32;
 
 /// Buffer for reading from a guest, in bytes: starts small, since most sessions are interactive and many are idle, and
 /// grows while the guest fills it.
@@ -127,32 +128,51 @@ async fn both(forward: impl Future<Output = End>, back: impl Future<Output = End
 /// What it means when the connection of the sender, and of the receiver, is lost.
 struct Ends(Reason, Reason);
 
-/// One way between two QUIC streams; pieces are handed on, not copied.
+/// One way between two QUIC streams. Pieces that come alone are handed on, others are joined: quinn-proto 0.11 looks for the
+/// contents of each packet from the first piece that is not acknowledged on, which costs more than to copy once.
 async fn pipe(from: &mut RecvStream, to: &mut Outgoing, lost: Ends, count: &mut u64) -> End {
     let mut stopped = pin!(to.stream.stopped());
-    let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
     let end = loop {
         let read = tokio::select! {
             biased;
-            read = from.read_chunks(&mut pieces) => read,
+            read = arrived(from, join) => read,
             answer = &mut stopped => break refused(answer, lost.1),
         };
-        let pieces = match read {
-            Ok(Some(read)) => pieces.get_mut(..read).unwrap_or_default(),
+        let joined = match read {
+            Ok(Some(joined)) => joined,
             Ok(None) => {
                 to.finish();
                 break delivered(stopped.await, lost.1);
             }
             Err(error) => break read_end(&error, lost.0),
         };
-        let length: usize = pieces.iter().map(Bytes::len).sum();
-        if let Err(error) = to.write_all(pieces).await {
+        let length = joined.len();
+        if let Err(error) = to.write_all(&mut [joined]).await {
             break write_end(&error, lost.1);
         }
         *count += length as u64;
     };
     decline(from, end);
     end
+}
+
+/// Waits for what comes next and hands all that has arrived of it to `put`; none = the end. Cancel safe.
+async fn arrived<T>(from: &mut RecvStream, put: impl Fn(&[Bytes]) -> T) -> Result<Option<T>, ReadError> {
+    poll_fn(|cx| {
+        // Not kept while it waits: most sessions are idle.
+        let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
+        let read = ready!(pin!(from.read_chunks(&mut pieces)).poll(cx))?;
+        Poll::Ready(Ok(read.map(|read| put(pieces.get(..read).unwrap_or_default()))))
+    })
+    .await
+}
+
+/// All `pieces` as one.
+fn join(pieces: &[Bytes]) -> Bytes {
+    match pieces {
+        [alone] => alone.clone(),
+        pieces => pieces.concat().into(),
+    }
 }
 
 /// The way from the guest. A `reset` that the other way has been told of is not told again here, where it looks like an end.
@@ -194,10 +214,11 @@ async fn deliver(
     count: &mut u64,
 ) -> End {
     let end = loop {
-        match from.read_chunk(LARGEST_BUFFER, true).await {
-            Ok(Some(chunk)) => {
+        match arrived(from, <[Bytes]>::to_vec).await {
+            Ok(Some(pieces)) => {
+                let length: usize = pieces.iter().map(Bytes::len).sum();
                 let written = async {
-                    to.write_all(&chunk.bytes).await?;
+                    write_pieces(to, &pieces).await?;
                     to.flush().await
                 };
                 // A guest that closed may still have sent something worth reading: only this way ends.
@@ -205,7 +226,7 @@ async fn deliver(
                     reset.store(error.kind() == io::ErrorKind::ConnectionReset, Ordering::Relaxed);
                     break End::Declined;
                 }
-                *count += chunk.bytes.len() as u64;
+                *count += length as u64;
             }
             Ok(None) => {
                 // The guest may have closed at the same moment; there is nothing left to lose.
@@ -217,6 +238,19 @@ async fn deliver(
     };
     decline(from, end);
     end
+}
+
+/// Writes all pieces, in one call where `to` can.
+async fn write_pieces(to: &mut (impl AsyncWrite + Unpin), pieces: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    let mut left = &mut *slices;
+    while !left.is_empty() {
+        match to.write_vectored(left).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => IoSlice::advance_slices(&mut left, written),
+        }
+    }
+    Ok(())
 }
 
 /// Tells the sender that nobody reads any more. A broken session is reset as a whole by the caller.

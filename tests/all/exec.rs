@@ -3,7 +3,11 @@
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use orchard::client::Client;
+use orchard::client::exec::Exec;
 use orchard::model::access::Role;
+use orchard::model::error::ErrorCode;
+use orchard::tunnel::exec::{OpenExec, RunExec, Told};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
@@ -42,6 +46,7 @@ async fn sessions_outlive_their_clients() {
     a_session_goes_on_without_its_client_and_tells_all_since(cluster).await;
     a_session_is_its_accounts_own(cluster).await;
     a_session_takes_input_and_can_be_ended(cluster).await;
+    a_program_runs_commands_with_the_library(cluster).await;
     a_slow_reader_gets_everything(cluster, &["--session", "slow"], FEWER).await;
     what_did_not_fit_is_told(cluster).await;
     sessions_are_bounded_in_number(cluster).await;
@@ -383,6 +388,35 @@ async fn a_session_takes_input_and_can_be_ended(cluster: &Cluster) {
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
     .await;
+}
+
+async fn a_program_runs_commands_with_the_library(cluster: &Cluster) {
+    let client = Client::log_in(cluster.access.target()).await.unwrap();
+    let (dialer, vm) = (client.dialer(), "box".parse().unwrap());
+    let open = |line| OpenExec { session: "library".into(), after: 0, run: Some(RunExec::shell(line)) };
+    let all = async |mut exec: Exec| {
+        let mut heard = (String::new(), String::new());
+        loop {
+            match tokio::time::timeout(LIMIT, exec.next()).await.unwrap().unwrap() {
+                Told::Stdout { data, .. } => heard.0 += &text(&data),
+                Told::Stderr { data, .. } => heard.1 += &text(&data),
+                Told::Exited { code, .. } => return (heard.0, heard.1, code),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let line = "echo out; echo err >&2; exit 3";
+    let expected = ("out\n".to_owned(), "err\n".to_owned(), 3);
+    assert_eq!(all(Exec::attach(&dialer, &vm, open(line)).await.unwrap()).await, expected);
+    // Once more, and it is told from its records: the command ran once.
+    assert_eq!(all(Exec::attach(&dialer, &vm, open(line)).await.unwrap()).await, expected);
+    assert_eq!(Exec::attach(&dialer, &vm, open("true")).await.unwrap_err().code, ErrorCode::Conflict);
+    let listed = Exec::list(&dialer, &vm).await.unwrap();
+    let of = listed.iter().find(|session| session.session == "library").unwrap();
+    assert_eq!((of.code, of.command.as_str()), (Some(3), line));
+    Exec::end(&dialer, &vm, "library").await.unwrap();
+    assert_eq!(Exec::end(&dialer, &vm, "library").await.unwrap_err().code, ErrorCode::NotFound);
+    dialer.close().await;
 }
 
 /// With nobody attached a command runs on, and what had to go is told by its numbers.

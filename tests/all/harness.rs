@@ -11,6 +11,7 @@ use orchard::bus::client::{Bus, BusOptions, Login, Trust};
 use orchard::bus::message::ApiCall;
 use orchard::bus::subject;
 use orchard::config::join::BootstrapToken;
+use orchard::config::target::Target;
 use orchard::controller::auth::BOOTSTRAP_ADMIN;
 use orchard::controller::cluster::Timing;
 use orchard::controller::store::Retention;
@@ -65,6 +66,15 @@ impl Access {
             client_name: "test".into(),
             patient: false,
         }
+    }
+
+    /// The same for the client library.
+    pub fn target(&self) -> Target {
+        let fingerprint = match self.trust {
+            Trust::Certificate(fingerprint) => Some(fingerprint),
+            _ => None,
+        };
+        Target { url: self.url.clone(), fingerprint, account: self.account.clone(), token: self.token.clone() }
     }
 
     pub async fn try_bus(&self) -> Result<Bus, ApiError> {

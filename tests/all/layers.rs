@@ -17,7 +17,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("tunnel", &["duplex", "identity", "model", "task"]),
     ("ssh", &["identity", "model", "task"]),
     ("vnc", &["model"]),
-    ("client", &["bus", "config", "identity", "model"]),
+    ("client", &["bus", "config", "duplex", "identity", "model", "tunnel"]),
     ("controller", &["broker", "bus", "config", "identity", "model", "ssh", "task", "tunnel"]),
     ("worker", &["bus", "config", "duplex", "identity", "model", "ssh", "task", "tunnel"]),
     // Unit tests only.
