@@ -153,7 +153,7 @@ pub(in crate::cli) struct RunArgs {
     /// Let nobody onto this machine by way of the controller
     ///
     /// Without this, accounts with admin:write reach what listens on this machine's loopback address:
-    /// `orchard ssh worker`, `exec worker`, `port-forward worker` and `proxy worker`. Whoever listens there still asks
+    /// `orchard ssh worker`, `exec worker`, `vnc worker`, `port-forward worker` and `proxy worker`. Whoever listens there still asks
     /// who comes, as the SSH server does, if it does so. VMs are reached as before either way.
     #[arg(long)]
     no_host_access: bool,
