@@ -18,16 +18,12 @@ use tracing::debug;
 
 use super::allowance::FIRST_STREAMS;
 use super::udp::Bounded;
-use super::{ALPN, IDLE_TIMEOUT, KEEP_ALIVE};
+use super::{ALPN, IDLE_TIMEOUT, KEEP_ALIVE, MAX_SESSIONS};
 use crate::identity::ca::Identity;
 use crate::identity::tls;
 
 /// What one stream may have under way, in bytes: a session runs at 80 Mbit/s over a path of 200 ms.
 const STREAM_WINDOW: u32 = 2 << 20;
-
-/// What all streams of one proven connection may have under way. So far above one stream's that a hundred sessions
-/// whose readers have stalled do not stall the next one.
-pub const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
 
 /// The same before the peer has proven who it is: enough for headers.
 const UNPROVEN_WINDOW: u32 = 64 << 10;
@@ -145,9 +141,9 @@ impl ServerConfigs {
     }
 }
 
-/// Lets a peer that has proven who it is open `streams` for now, and fill the windows.
-pub fn widen(connection: &Connection, streams: u32) {
-    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
+/// Lets a peer that has proven who it is open `streams` for now, and fill the windows of as many as `full`.
+pub fn widen(connection: &Connection, streams: u32, full: u32) {
+    make_room(connection, full);
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
 }
 
@@ -168,6 +164,18 @@ fn probing(largest_payload: u16, packets: Packets) -> MtuDiscoveryConfig {
 /// issue 2785).
 fn common(largest_payload: u16, packets: Packets) -> TransportConfig {
     let mut congestion = CubicConfig::default();
+/// Lets the peer fill the windows of so many streams, whoever opened them.
+pub fn make_room(connection: &Connection, full: u32) {
+    connection.set_receive_window(room_for(full));
+}
+
+/// What so many streams may have under way together. A connection has room for all streams that may be open on it, so that only
+/// the window of each ever binds: in a smaller one, sessions whose readers have stopped would leave none to the others. What is
+/// held is bounded by the number of sessions, at [`STREAM_WINDOW`] each.
+fn room_for(streams: u32) -> VarInt {
+    VarInt::from_u64(u64::from(streams) * u64::from(STREAM_WINDOW)).unwrap_or(VarInt::MAX)
+}
+
     if largest_payload == JUMBO_PAYLOAD {
         congestion.initial_window(10 * u64::from(JUMBO_PAYLOAD));
     }
@@ -230,7 +238,7 @@ pub fn client_settings(transport: Transport, remote: IpAddr) -> TransportConfig 
     settings
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_concurrent_bidi_streams(VarInt::from_u32(FIRST_STREAMS))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW));
+        .receive_window(room_for(MAX_SESSIONS));
     settings
 }
 
