@@ -54,7 +54,12 @@ impl Person {
     }
 
     fn ssh(&self, arguments: &[&str]) -> Command {
-        let mut ssh = Command::new("ssh");
+        self.stock("ssh", arguments)
+    }
+
+    /// One of OpenSSH's programs.
+    fn stock(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut ssh = Command::new(program);
         ssh.arg("-F").arg(self.dir.join("config")).args(arguments);
         ssh.env("SSH_ASKPASS", self.dir.join("ask")).env("SSH_ASKPASS_REQUIRE", "force").env("DISPLAY", ":0");
         ssh.env_remove("SSH_AUTH_SOCK").stdin(Stdio::null()).kill_on_drop(true);
@@ -107,6 +112,20 @@ async fn stock_ssh_jumps_into_a_real_guest_by_token_and_by_key() {
     let ann = Person::new(cluster, "ann", &token).await;
     let output = ann.jump("admin@box", "uname -n; cat; exit 7").await;
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(7), "box\n"), "{}", text(&output.stderr));
+
+    // Files, by both protocols that `scp` knows.
+    crate::openssh::bring_scp(cluster).await;
+    let data: Vec<u8> = (0..2_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 16) as u8).collect();
+    let (file, back) = (ann.dir.join("file"), ann.dir.join("back"));
+    std::fs::write(&file, &data).unwrap();
+    for protocol in ["-O", "-s"] {
+        let there = [protocol, "-J", "jump", file.to_str().unwrap(), "admin@box:copied"];
+        succeed(ann.stock("scp", &there)).await;
+        let home = [protocol, "-J", "jump", "admin@box:copied", back.to_str().unwrap()];
+        succeed(ann.stock("scp", &home)).await;
+        assert!(std::fs::read(&back).unwrap() == data, "scp {protocol}");
+        std::fs::remove_file(&back).unwrap();
+    }
 
     // A key of another account's own, attached on the command line; its token is not known to the person.
     let ben = Person::new(cluster, "ben", "wrong").await;
