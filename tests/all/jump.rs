@@ -172,6 +172,35 @@ async fn who_may_not_is_told_so_at_once_and_it_is_recorded() {
     .await;
 }
 
+/// A connection may last for days, and open a port at any time: it goes by what is so then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_with_the_token_or_the_key_that_opened_it() {
+    let cluster = synthetic().await;
+    let token = account(&cluster, "ann", &[Role::ComputeConnect], &[]).await;
+    let ann = Person::new(&cluster, "ann", &token).await;
+    let ben = Person::new(&cluster, "ben", "").await;
+    account(&cluster, "ben", &[Role::ComputeConnect], &[ben.key()]).await;
+    for (person, name, take_away) in [
+        (&ann, "ann", &["rotate", "service-account", "ann"][..]),
+        (&ben, "ben", &["update", "service-account", "ben", "--no-ssh-keys"]),
+    ] {
+        let socket = person.dir.join("master");
+        let socket = socket.to_str().unwrap();
+        let mut master = person.ssh(&["-M", "-S", socket, "-N", "jump"]).spawn().unwrap();
+        let opens = || async {
+            let through = ["-S", socket, "-o", "ProxyCommand=false", "-W", "box:22", "jump"];
+            let greeting = text(&finish(person.ssh(&through)).await.stdout);
+            if greeting.starts_with("SSH-2.0-") { Ok(()) } else { Err(greeting) }
+        };
+        until("a port to be opened over it", LIMIT, opens).await;
+        assert!(master.try_wait().unwrap().is_none());
+        cluster.run(take_away).await;
+        let ended = tokio::time::timeout(PROMPT, master.wait()).await.expect("the connection to end").unwrap();
+        assert!(!ended.success(), "{name}");
+        assert!(opens().await.is_err(), "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_open_ends_with_the_account_and_with_the_worker_the_reason_is_told() {
     let mut cluster = synthetic().await;
