@@ -242,9 +242,6 @@ async fn attached(link: Link, shown: &mut Shown, input: &mut Input) -> Result<u8
     let feeding = feed(&mut to, input);
     let told = tell(&mut from, shown);
     let (mut feeding, mut told) = (std::pin::pin!(feeding), std::pin::pin!(told));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let detached = || Broken::Here(anyhow::anyhow!("this process was told to end"));
     tokio::select! {
         code = &mut told => code,
         fed = &mut feeding => match fed {
@@ -252,8 +249,6 @@ async fn attached(link: Link, shown: &mut Shown, input: &mut Input) -> Result<u8
             Err(Broken::Link(_)) | Ok(()) => told.await,
             Err(broken) => Err(broken),
         },
-        _ = terminate.recv() => Err(detached()),
-        _ = hang_up.recv() => Err(detached()),
     }
 }
 

@@ -317,6 +317,9 @@ pub fn report(error: &anyhow::Error) -> u8 {
         }
         return INTERRUPTED;
     }
+    if let Some(ToldToEnd(signal)) = error.downcast_ref() {
+        return 128 + u8::try_from(signal.as_raw_value()).unwrap_or_default();
+    }
     eprintln!("error: {}", output::clean(&format!("{error:#}")));
     if error.is::<UsageError>() { USAGE } else { FAILED }
 }
@@ -330,6 +333,11 @@ pub struct UsageError(pub String);
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
+
+/// A signal told the command to end; nothing need be said of it, and the exit code is that of shells: 128 and its number.
+#[derive(Debug, thiserror::Error)]
+#[error("told to end")]
+struct ToldToEnd(tokio::signal::unix::SignalKind);
 
 #[cfg(test)]
 mod tests {
