@@ -63,11 +63,23 @@ const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// never larger than the packet it answers, so it amplifies nothing.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Settings that depend on the network.
+/// Settings that depend on the network and on what it is used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
     /// How large packets may get.
     pub packets: Packets,
+    /// Which stream goes first.
+    pub turns: Turns,
+}
+
+/// Which of the streams of a connection goes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Turns {
+    /// One that sends little goes before those that send much.
+    #[default]
+    Urgent,
+    /// All have their turns alike: to see what the other way is worth.
+    Equal,
 }
 
 /// How large packets may get; what the path really takes is found out by probing.
@@ -135,6 +147,11 @@ impl ServerConfigs {
         }
     }
 
+    /// Which stream goes first.
+    pub fn turns(&self) -> Turns {
+        self.transport.turns
+    }
+
     /// Binds the relay's socket.
     pub fn bind(&self, address: SocketAddr) -> io::Result<Endpoint> {
         bind(address, self.endpoint.clone(), Some((*self.usual).clone()))
@@ -145,6 +162,18 @@ impl ServerConfigs {
 pub fn widen(connection: &Connection, streams: u32, full: u32) {
     make_room(connection, full);
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
+}
+
+/// Lets the peer fill the windows of so many streams, whoever opened them.
+pub fn make_room(connection: &Connection, full: u32) {
+    connection.set_receive_window(room_for(full));
+}
+
+/// What so many streams may have under way together. A connection has room for all streams that may be open on it, so that only
+/// the window of each ever binds: in a smaller one, sessions whose readers have stopped would leave none to the others. What is
+/// held is bounded by the number of sessions, at [`STREAM_WINDOW`] each.
+fn room_for(streams: u32) -> VarInt {
+    VarInt::from_u64(u64::from(streams) * u64::from(STREAM_WINDOW)).unwrap_or(VarInt::MAX)
 }
 
 /// How the largest packet is searched for. Over loopback the first probe is of the largest, and the last: all other sizes
@@ -164,18 +193,6 @@ fn probing(largest_payload: u16, packets: Packets) -> MtuDiscoveryConfig {
 /// issue 2785).
 fn common(largest_payload: u16, packets: Packets) -> TransportConfig {
     let mut congestion = CubicConfig::default();
-/// Lets the peer fill the windows of so many streams, whoever opened them.
-pub fn make_room(connection: &Connection, full: u32) {
-    connection.set_receive_window(room_for(full));
-}
-
-/// What so many streams may have under way together. A connection has room for all streams that may be open on it, so that only
-/// the window of each ever binds: in a smaller one, sessions whose readers have stopped would leave none to the others. What is
-/// held is bounded by the number of sessions, at [`STREAM_WINDOW`] each.
-fn room_for(streams: u32) -> VarInt {
-    VarInt::from_u64(u64::from(streams) * u64::from(STREAM_WINDOW)).unwrap_or(VarInt::MAX)
-}
-
     if largest_payload == JUMBO_PAYLOAD {
         congestion.initial_window(10 * u64::from(JUMBO_PAYLOAD));
     }

@@ -283,7 +283,7 @@ impl Keeper {
         let connection = &dialled.connection;
         let lost = |error: &quinn::ConnectionError| ApiError::new(ErrorCode::Unavailable, reason::describe(error));
         let halves = connection.open_bi().await.map_err(|error| lost(&error))?;
-        let mut control = TunnelStream::new(connection, halves);
+        let mut control = TunnelStream::new(connection, halves, self.options.transport.turns);
         let proven = prove(self.options.key.as_ref(), connection, hello)?;
         say_hello(&mut control, proven).await.map_err(|error| match connection.close_reason() {
             Some(closed) if error.code == ErrorCode::Unavailable => Failure::Other(lost(&closed)),
@@ -296,7 +296,7 @@ impl Keeper {
     /// Serves the connection until it ends; yields why it did.
     async fn serve(&mut self, connection: &Connection, mut control: TunnelStream) -> String {
         let mut hello = self.hello.clone();
-        let key = self.options.key.clone();
+        let (key, turns) = (self.options.key.clone(), self.options.transport.turns);
         let mut allowance = Allowance::up_to(MAX_SESSIONS);
         // Neither `accept_bi` nor `renewals` may be dropped half-way, so that renewals run in a future of their own.
         let renewals = async {
@@ -318,7 +318,7 @@ impl Keeper {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
                     Ok(halves) => {
-                        let stream = TunnelStream::new(connection, halves);
+                        let stream = TunnelStream::new(connection, halves, turns);
                         self.sessions.spawn(session(stream, self.dialer.clone()).instrument(tracing::Span::current()));
                         allowance.fit(self.sessions.len(), connection);
                     }

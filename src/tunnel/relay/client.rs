@@ -60,7 +60,7 @@ pub(super) async fn serve(
         tokio::select! {
             stream = connection.accept_bi() => match stream {
                 Ok(halves) => {
-                    let stream = TunnelStream::new(&connection, halves);
+                    let stream = TunnelStream::new(&connection, halves, client.shared.configs.turns());
                     sessions.spawn(client.clone().take(stream).instrument(Span::current()));
                     // Strangers have what they were given.
                     if client.proven.load(Ordering::Relaxed) {

@@ -50,7 +50,7 @@ pub(super) async fn serve(incoming: Incoming, place: Place, shared: Arc<Shared>)
     };
     drop(handshake);
     let first = timeout_at(deadline, async {
-        let mut stream = TunnelStream::new(&connection, connection.accept_bi().await.ok()?);
+        let mut stream = TunnelStream::new(&connection, connection.accept_bi().await.ok()?, shared.configs.turns());
         match stream.read_frame().await {
             Ok(frame) => Some((stream, frame)),
             Err(error) => {
