@@ -12,10 +12,11 @@ use crate::bus::message::ApiCall;
 use crate::bus::subject;
 use crate::identity::same_secret;
 use crate::model::access;
+use crate::model::account::AccountView;
 use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
-use crate::model::{AccountName, Clock, SessionId, WorkerName};
+use crate::model::{AccountName, Clock, SessionId, Timestamp, WorkerName};
 use crate::tunnel::Reason;
 use crate::tunnel::header::{EXEC_PORT, WorkerHello};
 use crate::tunnel::proof::{self, Exported};
@@ -29,6 +30,9 @@ pub(super) struct Gate {
     sessions: RwLock<HashMap<WorkerName, (SessionId, Secret)>>,
     /// The key with which each worker that is connected has proven itself.
     admitted: RwLock<HashMap<WorkerName, String>>,
+    /// Since when each account has had the token that its tickets and sessions go by. It takes the place of the one before when those
+    /// of that are cut, and no earlier: nothing that was begun in between may count as begun with the new one.
+    tokens: RwLock<HashMap<AccountName, Timestamp>>,
     access: Arc<AccessView>,
     /// Whether every worker must have a key. On an outside nats-server none has: its operator says who is `worker/NAME`.
     workers_have_keys: bool,
@@ -48,6 +52,7 @@ impl Gate {
             tickets: Mutex::new(Tickets::default()),
             sessions: RwLock::default(),
             admitted: RwLock::default(),
+            tokens: RwLock::default(),
             access,
             workers_have_keys,
             auditor,
@@ -67,6 +72,16 @@ impl Gate {
                 format!("{error}: too many connections are being opened; try again in a moment"),
             )
         })
+    }
+
+    /// The present token of `account` is the one that everything goes by from now on.
+    pub(super) fn note_token(&self, account: &AccountName) {
+        let since = self.access.account(account).map(|account| token_since(&account.view));
+        let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        match since {
+            Some(since) => tokens.insert(account.clone(), since),
+            None => tokens.remove(account),
+        };
     }
 
     /// No ticket of `account` is good any more.
@@ -149,6 +164,11 @@ impl Gatekeeper for Gate {
         }
     }
 
+    fn token_since(&self, account: &AccountName) -> Option<Timestamp> {
+        let noted = self.tokens.read().unwrap_or_else(PoisonError::into_inner).get(account).copied();
+        noted.or_else(|| self.access.account(account).map(|account| token_since(&account.view)))
+    }
+
     fn note(&self, note: Note<'_>) {
         match note.event {
             NoteEvent::WorkerRefused(worker, _) if self.awaits(worker) => {}
@@ -163,6 +183,11 @@ impl Gatekeeper for Gate {
             ApiError::new(ErrorCode::Unauthenticated, format!("{error}; ask for a new ticket"))
         })
     }
+}
+
+/// Since when an account has had its token.
+fn token_since(account: &AccountView) -> Timestamp {
+    account.rotated_at.unwrap_or(account.created_at)
 }
 
 /// What the audit trail says of a stream.

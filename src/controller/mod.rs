@@ -183,6 +183,7 @@ impl Controller {
         let tokens = access.tokens();
         let workers_have_keys = matches!(options.bus, BusSource::Embedded { .. });
         let gate = Arc::new(Gate::new(clock, access.clone(), workers_have_keys, auditor.clone()));
+        tokens.keys().for_each(|account| gate.note_token(account));
         let relay = Relay::start(socket, gate.clone(), Limits::default());
         let endpoint = TunnelEndpoint {
             host: options.tunnel_host,

@@ -4,6 +4,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use orchard::model::access::Role;
+use orchard::model::secret::Secret;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
@@ -42,6 +43,7 @@ async fn sessions_outlive_their_clients() {
     a_session_goes_on_without_its_client_and_tells_all_since(cluster).await;
     a_session_is_its_accounts_own(cluster).await;
     a_session_takes_input_and_can_be_ended(cluster).await;
+    sessions_end_with_the_token_of_their_account(cluster).await;
     a_slow_reader_gets_everything(cluster, &["--session", "slow"], FEWER).await;
     what_did_not_fit_is_told(cluster).await;
     sessions_are_bounded_in_number(cluster).await;
@@ -383,6 +385,48 @@ async fn a_session_takes_input_and_can_be_ended(cluster: &Cluster) {
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
     .await;
+}
+
+/// Whoever had a token that is worth nothing any more has left no command behind, and nothing for who has the name next.
+async fn sessions_end_with_the_token_of_their_account(cluster: &Cluster) {
+    let (home, stays) = (cluster.dir.path().join("leaver"), exec(&["--session", "stays"], &["sleep", "5432"]));
+    let mut bystander = cluster.cli(&stays).stdout(Stdio::null()).spawn().unwrap();
+    let mut leaver = account(cluster, "leaver", &[Role::ComputeConnect]).await;
+    for (take_away, seconds) in [("rotate", "4321"), ("delete", "4322")] {
+        let script = format!("echo begun; exec sleep {seconds}");
+        let begin = exec(&["--session", "left"], &["sh", "-c", &script]);
+        let mut child = leaver.cli(&home, &begin).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        shows(&mut child, "begun\n").await;
+        let pid = child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        tokio::time::timeout(LIMIT, child.wait()).await.unwrap().unwrap();
+        let listed = succeed(leaver.cli(&home, &["list", "execs", "vm", "box", "-o", "json"])).await;
+        assert!(listed.contains("left"), "{listed}");
+
+        let token = cluster.run(&[take_away, "service-account", "leaver"]).await;
+        leaver = match take_away {
+            "rotate" => cluster.access.of("leaver", &Secret::new(token.trim())),
+            _ => account(cluster, "leaver", &[Role::ComputeConnect]).await,
+        };
+        wait::until("the session to be nobody's", LIMIT, || async {
+            let listed = finish(leaver.cli(&home, &["list", "execs", "vm", "box", "-o", "json"])).await;
+            if listed.stdout == b"[]\n" { Ok(()) } else { Err(listed) }
+        })
+        .await;
+        let attach = ["exec", "vm", "--session", "left", "--attach", "box"];
+        failed(&finish(leaver.cli(&home, &attach)).await, 1, "no session left");
+        let left = format!("ps | grep '[s]leep {seconds}' || true");
+        wait::until("the command to end with its account", LIMIT, || async {
+            let left = cluster.run(&exec(&[], &["sh", "-c", &left])).await;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+    }
+    let others = cluster.json(&["list", "execs", "vm", "box"]).await;
+    let of_bystander = others.as_array().unwrap().iter().find(|session| session["session"] == "stays").unwrap();
+    assert_eq!(of_bystander["ended"], serde_json::Value::Null, "{others}");
+    cluster.run(&["exec", "vm", "--session", "stays", "--end", "box"]).await;
+    tokio::time::timeout(LIMIT, bystander.wait()).await.unwrap().unwrap();
 }
 
 /// With nobody attached a command runs on, and what had to go is told by its numbers.

@@ -25,6 +25,7 @@ use crate::model::secret::Secret;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{DataPath, WorkerView};
 use crate::model::{AccountName, CopyId, VmName, VmUid, WorkerName};
+use crate::tunnel::relay::Gatekeeper as _;
 use crate::tunnel::ticket::{Grant, TICKET_TTL, Target};
 
 /// A page of an answer ends at this size, whatever number was asked for: scripts and log lines are long, and the bus
@@ -233,7 +234,8 @@ pub(in crate::controller) async fn grant(
     port: u16,
 ) -> Result<(Grant, CopyId), ApiError> {
     let (vm, copy, worker) = reachable(context, vm).await?;
-    Ok((Grant { account, target: Target::Vm { name: vm.name, copy }, worker, port }, copy))
+    let since = context.gate.token_since(&account);
+    Ok((Grant { account, target: Target::Vm { name: vm.name, copy }, worker, port, since }, copy))
 }
 
 async fn open_host(context: &Context, account: AccountName, request: OpenHost) -> Result<HostTicket, ApiError> {
@@ -251,7 +253,8 @@ async fn open_host(context: &Context, account: AccountName, request: OpenHost) -
     });
     let machine_id = view.await?.worker.info.machine_id;
     context.relay.reaches(&worker)?;
-    let ticket = issue(context, Grant { account, target: Target::Host, worker, port })?;
+    let since = context.gate.token_since(&account);
+    let ticket = issue(context, Grant { account, target: Target::Host, worker, port, since })?;
     Ok(HostTicket { endpoint: context.tunnel.clone(), ticket, machine_id })
 }
 

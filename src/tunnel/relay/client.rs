@@ -118,10 +118,7 @@ impl Client {
             }
         };
         drop(ticket);
-        // First among the account's streams, then asked whether it may be there: what is taken away between is noticed.
-        let entered = self.shared.accounts.enter(&grant);
-        let entered = entered.and_then(|entry| gate.permits(&grant.account, grant.target.kind()).map(|()| entry));
-        let entry = match entered {
+        let entry = match self.shared.enter(&grant) {
             Ok(entry) => entry,
             Err(refusal) => {
                 gate.note(Note { peer, grant: Some(&grant), event: NoteEvent::Refused(&refusal) });
@@ -138,9 +135,12 @@ impl Client {
             }
             self.proven.store(true, Ordering::Relaxed);
             // Others may have come first.
-        let _seated = Seated::new(&self);
             let room = self.room();
             widen(&self.connection, FIRST_STREAMS.min(self.shared.limits.sessions_per_client), room.granted());
+        }
+        let _seated = Seated::new(&self);
+        session::run(&self.shared, (stream, resume), &grant, entry, peer).await;
+    }
 
     fn room(&self) -> MutexGuard<'_, Room> {
         // Nothing panics while it is held.
@@ -161,8 +161,5 @@ impl<'a> Seated<'a> {
 impl Drop for Seated<'_> {
     fn drop(&mut self) {
         self.0.room().leave(&self.0.connection);
-    }
-        }
-        session::run(&self.shared, (stream, resume), &grant, entry, peer).await;
     }
 }

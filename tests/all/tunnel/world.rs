@@ -61,6 +61,7 @@ impl Gate {
             target: Target::Vm { name: "vm-1".parse().unwrap(), copy: CopyId { uid: VmUid(Uuid::nil()), attempt: 0 } },
             worker: worker.parse().unwrap(),
             port,
+            since: None,
         };
         self.issue(grant)
     }
@@ -238,15 +239,18 @@ pub async fn connect(relay: &Relay) -> Client {
 
 /// A connection to the relay that can send what a client would not.
 pub async fn raw(relay: &Relay) -> quinn::Connection {
-    let tls = tls::client_config(relay.fingerprint(), &[ALPN]).unwrap();
     raw_with(relay, |_| {}).await
 }
 
 /// The same with other settings than quinn's own.
 pub async fn raw_with(relay: &Relay, set: impl FnOnce(&mut quinn::TransportConfig)) -> quinn::Connection {
+    let tls = tls::client_config(relay.fingerprint(), &[ALPN]).unwrap();
     let config = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     let endpoint = quinn::Endpoint::client(any()).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(config));
+    let mut config = quinn::ClientConfig::new(Arc::new(config));
+    let mut transport = quinn::TransportConfig::default();
+    set(&mut transport);
+    config.transport_config(Arc::new(transport));
     endpoint.connect_with(config, relay.local_addr(), SERVER_NAME).unwrap().await.unwrap()
 }
 
