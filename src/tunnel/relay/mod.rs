@@ -125,7 +125,8 @@ pub struct Limits {
     pub unproven_per_network: usize,
     /// Streams a client may have open at once on one connection, once a ticket was accepted.
     pub sessions_per_client: u32,
-    /// Streams an account may have open at once, over all its connections.
+    /// Streams an account may have open at once, over all its connections. It bounds what the account can have the relay hold, too: 2 MiB
+    /// of each stream and way, where nobody reads, and 2 MiB more for each that is yet to show its ticket (`allowance::Room`).
     pub sessions_per_account: usize,
     /// Streams that may be open at once into one VM, or to one worker's host, of all accounts together.
     pub sessions_per_target: usize,
