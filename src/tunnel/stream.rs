@@ -200,6 +200,9 @@ impl Outgoing {
             result = write(&mut self.stream, cx);
             self.connection.set_send_window(SEND_WINDOW);
         }
+        if let (Poll::Pending, Some(urgency)) = (&result, &mut self.urgency) {
+            urgency.waits(now);
+        }
         if let Poll::Ready(Ok(written)) = &result {
             let turn = self.urgency.as_mut().and_then(|urgency| urgency.sent(size(written), now));
             self.take(turn);

@@ -14,10 +14,10 @@ use tracing::{Instrument as _, Span, debug};
 use super::Shared;
 use super::login::Login;
 use crate::controller::service::api::grant;
+use crate::model::VmName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::Place;
 use crate::model::ssh_key::SshKey;
-use crate::model::VmName;
 
 /// What RFC 4254 (section 5.1) calls `SSH_OPEN_CONNECT_FAILED`.
 const CONNECT_FAILED: u32 = 2;

@@ -89,7 +89,7 @@ const COPIES: usize = 200;
 /// The most bytes of copies that may come while one is typed and comes back: what a full queue holds each way, and what is under way
 /// for a bare round trip, are 125 KB; with a turn for each of the others it would be 580 KB more. Counted in bytes, as a machine that
 /// is slow is slow in both.
-const BOUND: usize = 300_000;
+const BOUND: usize = 250_000;
 
 /// Somebody who types, and others who copy over the same connection of a narrow link, both ways and without end.
 struct Crowd {
@@ -169,18 +169,24 @@ async fn copy(stream: TunnelStream, moved: Arc<AtomicUsize>) {
     tokio::join!(send, receive);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn bulk_does_not_starve_typing_on_the_same_connection() {
-    let mut crowd = Crowd::with(Turns::Urgent).await;
-    let first = crowd.moved();
+/// How many bytes of copies come while one is typed and comes back: sorted, of so many tries.
+async fn measured(crowd: &mut Crowd, tries: usize) -> Vec<usize> {
     let mut came = Vec::new();
-    for _ in 0..30 {
+    for _ in 0..tries {
         let before = crowd.moved();
         round_trip(&mut crowd.typing).await;
         came.push(crowd.moved() - before);
     }
     came.sort_unstable();
-    println!("{} bytes of copies in a round trip, median; {} at most", came[15], came[29]);
+    println!("{} bytes of copies in a round trip, median; {came:?}", came[tries / 2]);
+    came
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bulk_does_not_starve_typing_on_the_same_connection() {
+    let mut crowd = Crowd::with(Turns::Urgent).await;
+    let first = crowd.moved();
+    let came = measured(&mut crowd, 30).await;
     assert!(came[15] < BOUND, "{came:?}");
     // And who comes now need not stand in line either.
     let at = crowd.moved();
@@ -193,15 +199,11 @@ async fn bulk_does_not_starve_typing_on_the_same_connection() {
     crowd.reach(crowd.moved() + (1 << 20)).await;
 }
 
-/// What the other test shows is not so by itself: among the same streams a byte is not back before much more has come of the copies,
-/// when none of them goes first.
+/// What the other test shows is not so by itself: among the same streams, when none of them goes first, a byte is not back before
+/// more than that has come of the copies.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_priorities_bulk_does_starve_typing() {
     let mut crowd = Crowd::with(Turns::Equal).await;
-    let (moved, until) = (crowd.moved.clone(), crowd.moved() + 2 * BOUND);
-    tokio::select! {
-        biased;
-        () = reach(&moved, until) => {}
-        () = round_trip(&mut crowd.typing) => panic!("it came back after {} bytes", crowd.moved() + 2 * BOUND - until),
-    }
+    let came = measured(&mut crowd, 5).await;
+    assert!(came[2] > BOUND, "{came:?}");
 }
