@@ -39,6 +39,7 @@ mod settings;
 mod ssh;
 mod ssh_config;
 mod target;
+mod top;
 mod vnc;
 mod wait;
 
@@ -138,6 +139,8 @@ enum Command {
     Logs(logs::Logs),
     /// Show what happened in the cluster, event by event
     Events(events::EventsArgs),
+    /// Show workers, VMs and events on a whole screen, live
+    Top(top::TopArgs),
     /// Show who asked for what and what came of it, record by record
     Audit(audit::AuditArgs),
     /// Run a command or a shell in a VM, or on a worker's machine
@@ -190,6 +193,8 @@ impl Arguments {
         let serves = matches!(self.command, Dev(_) | Controller(_) | Worker(_) | Broker(_));
         match (serves, self.global.verbose) {
             // What the NATS library has to say, the errors and the bus's own lines say better.
+            // Its screen has no room for a log.
+            _ if matches!(self.command, Command::Top(_)) && self.global.verbose == 0 => "off",
             (false, 0) => "error,async_nats=off,orchard=warn",
             (true, 0) => "warn,async_nats=off,orchard=info",
             (_, 1) => "info,orchard=debug",
@@ -243,6 +248,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             let (client, mut interrupt) = connect(&home, &global).await?;
             ssh::run(command, &client, &mut interrupt).await
         }
+        Command::Top(arguments) => top::run(arguments, &home, &global).await,
         command => {
             let mut interrupt = interrupt::Interrupt::install()?;
             // Whoever is dropped leaves the terminal as it was: spinners go, questions are asked no more.
@@ -299,7 +305,8 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         | Command::Vnc(_)
         | Command::Exec(_)
         | Command::Cp(_)
-        | Command::Ssh(_) => {}
+        | Command::Ssh(_)
+        | Command::Top(_) => {}
         Command::Version(arguments) => get::version(arguments, connect).await?,
     }
     Ok(())

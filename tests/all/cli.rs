@@ -88,6 +88,7 @@ const COMMANDS: &[&[&str]] = &[
     &["logs", "vm"],
     &["events"],
     &["audit"],
+    &["top"],
     &["context"],
     &["context", "create"],
     &["context", "list"],

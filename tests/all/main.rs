@@ -50,6 +50,7 @@ mod storage;
 mod suspend;
 mod tart;
 mod terminal;
+mod top;
 mod tunnel;
 mod vnc;
 mod wait;
