@@ -20,6 +20,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const TALKATIVE: &[&str] = &["async_nats", "russh"];
 
 fn main() -> ExitCode {
+    cli::answer_shell();
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(arguments.log_filter()));
     let colours = io::stderr().is_terminal();

@@ -8,6 +8,7 @@ mod accounts;
 mod audit;
 mod bootstrap;
 mod client;
+mod completion;
 mod connect;
 mod context;
 mod cp;
@@ -46,6 +47,8 @@ mod wait;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Home;
+
+pub use self::completion::answer as answer_shell;
 
 /// The exit code of a command that failed.
 pub const FAILED: u8 = 1;
@@ -182,6 +185,8 @@ enum Command {
     /// Run the NATS broker alone
     #[command(subcommand)]
     Broker(serve::broker::BrokerCommand),
+    /// Print what has a shell complete commands, options and the names of VMs, workers and contexts
+    Completion(completion::CompletionArgs),
     /// Show the version of this program, and of the controller with --controller
     Version(get::VersionArgs),
 }
@@ -307,6 +312,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         | Command::Cp(_)
         | Command::Ssh(_)
         | Command::Top(_) => {}
+        Command::Completion(arguments) => completion::run(&arguments)?,
         Command::Version(arguments) => get::version(arguments, connect).await?,
     }
     Ok(())

@@ -113,6 +113,7 @@ const COMMANDS: &[&[&str]] = &[
     &["worker", "guard"],
     &["broker"],
     &["broker", "run"],
+    &["completion"],
     &["version"],
 ];
 

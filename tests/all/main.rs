@@ -12,6 +12,7 @@ mod broker;
 mod broker_run;
 mod chaos;
 mod cli;
+mod completion;
 mod conformance;
 mod contexts;
 mod crash;
