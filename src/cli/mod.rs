@@ -29,6 +29,7 @@ mod list;
 mod listen;
 mod login;
 mod logs;
+mod man;
 mod output;
 mod pairs;
 mod placing;
@@ -187,6 +188,8 @@ enum Command {
     Broker(serve::broker::BrokerCommand),
     /// Print what has a shell complete commands, options and the names of VMs, workers and contexts
     Completion(completion::CompletionArgs),
+    /// Print a manual page, or write all of them
+    Man(man::ManArgs),
     /// Show the version of this program, and of the controller with --controller
     Version(get::VersionArgs),
 }
@@ -313,6 +316,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         | Command::Ssh(_)
         | Command::Top(_) => {}
         Command::Completion(arguments) => completion::run(&arguments)?,
+        Command::Man(arguments) => man::run(&arguments)?,
         Command::Version(arguments) => get::version(arguments, connect).await?,
     }
     Ok(())

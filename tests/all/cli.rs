@@ -114,6 +114,7 @@ const COMMANDS: &[&[&str]] = &[
     &["broker"],
     &["broker", "run"],
     &["completion"],
+    &["man"],
     &["version"],
 ];
 

@@ -31,6 +31,7 @@ mod jump;
 mod layers;
 mod life;
 mod liveness;
+mod man;
 #[cfg(target_os = "linux")]
 mod netem;
 mod netns;
