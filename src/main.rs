@@ -1,6 +1,6 @@
 //! The `orchard` binary: arguments, tracing, run the command, exit code. Nothing else.
 
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -22,7 +22,7 @@ const TALKATIVE: &[&str] = &["async_nats", "russh"];
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(arguments.log_filter()));
-    let colours = io::stderr().is_terminal();
+    let colours = cli::colours_on_stderr();
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours).with_target(false);
     tracing_subscriber::registry().with(filter).with(FilterFn::new(is_safe)).with(lines).init();
     let result = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -14,7 +14,7 @@ use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::client::Client;
 use super::connect::{Place, Stream};
-use super::output::{self, Format, OutputArgs, OutputError, Table, ago};
+use super::output::{self, OutputArgs, OutputError, Table, ago};
 use super::target::{Failure, Target};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
@@ -342,11 +342,7 @@ pub(super) async fn list(command: ListExecs, client: &Client, now: Timestamp) ->
     };
     let sessions = target.until("tell its exec sessions", Duration::ZERO, listed).await;
     target.dialer.close().await;
-    match output.output {
-        Format::Json => output::json(&sessions?)?,
-        Format::Table => table(&sessions?, now).print()?,
-    }
-    Ok(())
+    Ok(output.items(&sessions?, |session| output::clean(&session.session), |all, _| table(all, now))?)
 }
 
 fn table(sessions: &[ExecView], now: Timestamp) -> Table {

@@ -1,8 +1,8 @@
 //! The command line: what may be said, and which file does it. `main` parses [`Arguments`] and calls [`run`].
 //!
 //! Client commands talk to the controller over the bus and the tunnel only, as any other program could. Exit codes: a
-//! remote command's own (`ssh`, `exec`), 0, [`FAILED`], [`USAGE`], [`INTERRUPTED`]. Commands that serve end orderly by Ctrl-C, which
-//! is how they are meant to end, and so with 0.
+//! remote command's own (`ssh`, `exec`), 0, [`FAILED`], [`USAGE`], [`INTERRUPTED`]. Commands that serve or watch a list end
+//! orderly by Ctrl-C, which is how they are meant to end, and so with 0.
 
 mod accounts;
 mod audit;
@@ -17,6 +17,7 @@ mod drain;
 mod events;
 mod exec;
 mod exec_session;
+mod field;
 mod follow;
 mod forward;
 mod get;
@@ -34,16 +35,20 @@ mod placing;
 mod power;
 mod prompt;
 mod proxy;
+mod rows;
 mod serve;
 mod settings;
 mod ssh;
 mod ssh_config;
 mod target;
+mod version;
 mod vnc;
 mod wait;
+mod watch;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::output::colours_on_stderr;
 use crate::config::Home;
 
 /// The exit code of a command that failed.
@@ -62,7 +67,7 @@ Environment:
   ORCHARD_FINGERPRINT            SHA-256 of the certificate to expect at ORCHARD_URL; without it,
                                  a saved context's for that address, or public CAs
 
-Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 ended by Ctrl-C (0 for what serves);
+Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 ended by Ctrl-C (0 for what serves or watches);
 `orchard ssh` and `exec` exit as the remote command did.
 
 Begin with `orchard dev` in one terminal and `orchard create vm --help` in another, or with
@@ -179,8 +184,8 @@ enum Command {
     /// Run the NATS broker alone
     #[command(subcommand)]
     Broker(serve::broker::BrokerCommand),
-    /// Show the version of this program, and of the controller with --controller
-    Version(get::VersionArgs),
+    /// Show the version of this program and of the controller
+    Version(version::VersionArgs),
 }
 
 impl Arguments {
@@ -238,6 +243,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             let mut interrupt = interrupt::Interrupt::install()?;
             cp::run(arguments, || client::Client::connect(&home, &global), &mut interrupt).await?;
             Ok(0)
+        }
+        // It goes on until it is ended, and so that is a good end.
+        Command::List(command) if command.watches() => {
+            let (client, mut interrupt) = connect(&home, &global).await?;
+            tokio::select! {
+                done = list::run(command, &client) => done.map(|()| 0),
+                () = interrupt.wait() => {
+                    end_line();
+                    Ok(0)
+                }
+            }
         }
         Command::Ssh(command) => {
             let (client, mut interrupt) = connect(&home, &global).await?;
@@ -300,7 +316,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         | Command::Exec(_)
         | Command::Cp(_)
         | Command::Ssh(_) => {}
-        Command::Version(arguments) => get::version(arguments, connect).await?,
+        Command::Version(arguments) => version::run(arguments, connect).await?,
     }
     Ok(())
 }
@@ -311,14 +327,18 @@ pub fn report(error: &anyhow::Error) -> u8 {
         return 0;
     }
     if error.is::<Interrupted>() {
-        // The terminal has shown ^C in the middle of a line.
-        if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-            eprintln!();
-        }
+        end_line();
         return INTERRUPTED;
     }
     eprintln!("error: {}", output::clean(&format!("{error:#}")));
     if error.is::<UsageError>() { USAGE } else { FAILED }
+}
+
+/// Begins a new line where Ctrl-C was pressed: a terminal has shown ^C in the middle of one.
+fn end_line() {
+    if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        eprintln!();
+    }
 }
 
 /// The command was asked for wrongly, in a way that only shows when its parts are seen together.
@@ -350,7 +370,7 @@ mod tests {
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "{path}: {} says nothing", argument.get_id());
             }
-            if !command.has_subcommands() && command.get_name() != "version" {
+            if !command.has_subcommands() {
                 assert!(command.get_after_help().is_some(), "{path} shows no example");
             }
             command.get_subcommands().for_each(|sub| check(sub, &path));

@@ -34,6 +34,7 @@ mod liveness;
 mod netem;
 mod netns;
 mod openssh;
+mod output;
 mod outsiders;
 mod placing;
 mod processes;
