@@ -101,11 +101,12 @@ pub(super) async fn pull(command: Pull, client: &Client) -> anyhow::Result<()> {
     if cancel {
         client.call(&CancelPull { image: image.clone() }).await?;
         let image = image::shown(&image);
-        return Ok(match output.format() {
+        match output.format() {
             Format::Table | Format::Wide => output::line(&format!("{image} is not fetched ahead any more"))?,
             Format::Name => output::line(&output::clean(&image))?,
             format => format.data(&serde_json::json!({"cancelled": image}))?,
-        });
+        }
+        return Ok(());
     }
     let labels = pairs::labels(labels).map_err(super::UsageError)?;
     let selector = WorkerSelector { labels, worker, runtime };
