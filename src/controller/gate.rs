@@ -11,6 +11,7 @@ use crate::bus::connect::{OpenHost, OpenTunnel};
 use crate::bus::message::ApiCall;
 use crate::bus::subject;
 use crate::identity::same_secret;
+use crate::metrics::Counter;
 use crate::model::access;
 use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
@@ -33,6 +34,36 @@ pub(super) struct Gate {
     /// Whether every worker must have a key. On an outside nats-server none has: its operator says who is `worker/NAME`.
     workers_have_keys: bool,
     auditor: Auditor,
+    traffic: Traffic,
+}
+
+/// What went through the tunnel since the start.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) opened: Counter,
+    pub(super) closed: Counter,
+    /// Bytes of sessions that have ended.
+    pub(super) to_vm: Counter,
+    pub(super) from_vm: Counter,
+    pub(super) broken: Counter,
+    pub(super) failed: Counter,
+    pub(super) refused: Counter,
+}
+
+impl Traffic {
+    fn count(&self, event: &NoteEvent<'_>) {
+        match event {
+            NoteEvent::Refused(_) | NoteEvent::WorkerRefused(..) => self.refused.inc(),
+            NoteEvent::Failed(_) => self.failed.inc(),
+            NoteEvent::Opened => self.opened.inc(),
+            NoteEvent::Closed { to_vm, from_vm, broken, .. } => {
+                self.closed.inc();
+                self.to_vm.add(*to_vm);
+                self.from_vm.add(*from_vm);
+                self.broken.add(u64::from(broken.is_some()));
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Gate {
@@ -51,12 +82,18 @@ impl Gate {
             access,
             workers_have_keys,
             auditor,
+            traffic: Traffic::default(),
         }
     }
 
     fn tickets(&self) -> MutexGuard<'_, Tickets> {
         // A panic while it was held cannot leave the table half changed in a way that admits anybody.
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What went through the tunnel since the start.
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Makes `ticket` good for one stream.
@@ -150,6 +187,7 @@ impl Gatekeeper for Gate {
     }
 
     fn note(&self, note: Note<'_>) {
+        self.traffic.count(&note.event);
         match note.event {
             NoteEvent::WorkerRefused(worker, _) if self.awaits(worker) => {}
             NoteEvent::WorkerRefused(worker, _) => self.auditor.record_login(deed_of(&note), self.knows(worker)),

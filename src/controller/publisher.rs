@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use self::echo::Echo;
 use self::lag::Lag;
 use super::store::writer::Writer;
-use super::store::{Room, Store};
+use super::store::{Published, Room, Store};
 use crate::broker::Listeners;
 use crate::bus::client::Bus;
 use crate::bus::encoding::Encoding;
@@ -69,6 +69,14 @@ impl Feed {
             Feed::Events => writer.set_published(number),
             Feed::Audit => writer.set_audit_published(number),
         }
+    }
+
+    /// Notes up to where it went out.
+    fn set_sent(self, writer: &Writer, number: u64) {
+        writer.set_sent(match self {
+            Feed::Events => Published { events: number, audit: 0 },
+            Feed::Audit => Published { events: 0, audit: number },
+        });
     }
 
     /// The messages to publish after the number `after`, and the last number among them; none when there is nothing.
@@ -143,6 +151,7 @@ pub(super) async fn publish(
                     tokio::time::sleep(RETRY).await;
                 }
             }
+            feed.set_sent(&writer, cursor);
             lag.note(cursor, Instant::now());
             count(feed, &writer, &mut lag);
         }

@@ -100,7 +100,7 @@ impl Histogram {
     /// What was counted so far.
     pub fn read(&self) -> Reading {
         let counts: Vec<u64> = self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
-        let bounds = self.bounds.iter().copied().chain([f64::MAX]);
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         Reading { sum: self.sum.load(Ordering::Relaxed) as f64 * SUM_UNIT, count, buckets }
@@ -114,7 +114,7 @@ pub struct Reading {
     pub sum: f64,
     /// How many there were.
     pub count: u64,
-    /// Upper bounds, the last being [`f64::MAX`] for none, and how many values lie between each and the one before.
+    /// Upper bounds, the last being [`f64::INFINITY`] for none, and how many values lie between each and the one before.
     pub buckets: Vec<(f64, u64)>,
 }
 
@@ -137,7 +137,7 @@ impl Reading {
             seen += count;
             self.count > 0 && seen >= wanted
         });
-        found.map(|(bound, _)| *bound).filter(|bound| *bound < f64::MAX)
+        found.map(|(bound, _)| *bound).filter(|bound| *bound < f64::INFINITY)
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!((read.count, read.buckets.len()), (5, SIZES.len() + 1));
         assert!((read.sum - 1027.5).abs() < 1e-6, "{}", read.sum);
         let at = |bound: f64| read.buckets.iter().find(|(upper, _)| *upper == bound).unwrap().1;
-        assert_eq!((at(1.0), at(2.0), at(512.0), at(f64::MAX)), (2, 1, 1, 1));
+        assert_eq!((at(1.0), at(2.0), at(512.0), at(f64::INFINITY)), (2, 1, 1, 1));
     }
 
     #[test]

@@ -96,7 +96,7 @@ families! {
     Gauge WORKER_SESSION = "orchard_worker_session" ["worker"] "Whether the worker is registered with the controller: 1 or 0";
     Gauge WORKER_BUS = "orchard_worker_bus_connected" ["worker"] "Whether the worker is connected to the bus: 1 or 0";
     Gauge WORKER_COPIES = "orchard_worker_vms" ["worker", "state"]
-        "VMs on the worker by state: preparing, running, stopped, failed, leaving (to be removed) or stray (not asked for)";
+        "VMs on the worker by state: preparing, running, stopped, failed or stray (not asked for)";
     Histogram HEARTBEAT = "orchard_worker_heartbeat_rtt_seconds" ["worker"] "From a heartbeat to the controller's answer";
     Counter HEARTBEAT_FAILURES = "orchard_worker_heartbeat_failures" ["worker"] "Heartbeats without an answer in time";
     Counter WORKER_SESSIONS = "orchard_worker_sessions" ["worker"] "Times that the worker has registered";

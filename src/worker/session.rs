@@ -2,6 +2,7 @@
 //! the start whenever the controller does not know the session any more.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use super::attach::Attachments;
 use super::execs::Execs;
 use super::guard::Keeper;
+use super::meters::Meters;
 use super::runtime::Runtime;
 use super::sessions::Sessions;
 use super::uplink::{SessionOver, Uplink};
@@ -53,6 +55,7 @@ pub(super) struct Agent {
     pub(super) uplink: Uplink,
     pub(super) keeper: Keeper,
     pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
+    pub(super) meters: Arc<Meters>,
     /// How busy the host is, as somebody else finds out.
     pub(super) load: watch::Receiver<HostLoad>,
     /// See `Hello`.
@@ -96,6 +99,8 @@ impl Agent {
             self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
         let lease = Duration::from_millis(welcome.lease_ms);
         self.keeper.granted(session, sent, lease);
+        self.meters.sessions.inc();
+        self.meters.note(&self.meters.heard);
         tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");
         self.link(link, session, &welcome)?;
         let mut collector = Collector::default();
@@ -103,6 +108,7 @@ impl Agent {
             self.assignments.send_replace(Some(assignment));
         }
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(10));
+        self.meters.beat_every.store(welcome.heartbeat_ms.max(10), Ordering::Relaxed);
         let take = async {
             while let Some(sent) = assignments.next().await {
                 self.take(session, &mut collector, &sent.payload);
@@ -132,6 +138,7 @@ impl Agent {
             uplink: self.uplink.clone(),
             keeper: self.keeper.clone(),
             assignments: self.assignments.clone(),
+            meters: self.meters.clone(),
             load: self.load.clone(),
             session,
             every,
@@ -200,6 +207,7 @@ struct Beat {
     uplink: Uplink,
     keeper: Keeper,
     assignments: Arc<watch::Sender<Option<Assignment>>>,
+    meters: Arc<Meters>,
     load: watch::Receiver<HostLoad>,
     session: SessionId,
     every: Duration,
@@ -228,7 +236,7 @@ impl Beat {
             let load = fresh.then(|| *self.load.borrow_and_update()).filter(|load| *load != HostLoad::default());
             let beat =
                 Heartbeat { session: self.session, revision, told, load, digest: self.uplink.digest(self.session) };
-            let sent = self.keeper.now();
+            let (sent, began) = (self.keeper.now(), Instant::now());
             let answer = tokio::select! {
                 answer = self.bus.request::<_, HeartbeatAck>(self.subject.clone(), &beat, limit) => answer,
                 Ok(()) = connections.changed() => {
@@ -236,6 +244,13 @@ impl Beat {
                     continue;
                 }
             };
+            match &answer {
+                Ok(_) => {
+                    self.meters.heartbeat.took(began.elapsed());
+                    self.meters.note(&self.meters.heard);
+                }
+                Err(_) => self.meters.heartbeat_failures.inc(),
+            }
             match answer {
                 Ok(ack) if self.keeper.renewed(self.session, sent, self.lease) => {
                     if ack.tell_all {

@@ -30,6 +30,7 @@ mod jump;
 mod layers;
 mod life;
 mod liveness;
+mod metrics;
 #[cfg(target_os = "linux")]
 mod netem;
 mod netns;

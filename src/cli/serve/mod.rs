@@ -25,12 +25,15 @@ mod reload;
 mod runtime;
 mod session_keeper;
 pub(super) mod signals;
+mod watched;
 pub(super) mod worker;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::signals::Signals;
 use super::FAILED;
+use crate::metrics::Source;
 
 /// How long an orderly stop may take before the process ends anyhow: nothing durable is lost by it.
 const STOP_GRACE: Duration = Duration::from_secs(20);
@@ -42,6 +45,11 @@ trait Running {
 
     /// Stops it; VMs go on.
     async fn shutdown(self);
+
+    /// Its parts, for those who watch them; see `watched`.
+    fn sources(&self) -> Vec<Arc<dyn Source>> {
+        Vec::new()
+    }
 
     /// What to say when a signal tells it to stop.
     fn farewell(&self) -> &'static str {

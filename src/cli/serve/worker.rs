@@ -1,6 +1,7 @@
 //! `orchard worker run`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,6 +14,7 @@ use super::host::{self, Capacity};
 use super::parts::{self, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
 use super::session_keeper::{self, SessionKeeperArgs};
+use super::watched::WatchArgs;
 use super::{Running, STOP_GRACE, until_stopped};
 use crate::bus::client::{BusOptions, Login, Trust};
 use crate::bus::subject;
@@ -21,6 +23,7 @@ use crate::config::address::normalise_bus_url;
 use crate::config::join::BootstrapToken;
 use crate::config::{Home, duration};
 use crate::identity::ca::Fingerprint;
+use crate::metrics::Source;
 use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
@@ -160,6 +163,8 @@ pub(in crate::cli) struct RunArgs {
     /// How long the keeper of sessions stays without one
     #[arg(long, value_name = "DURATION", hide = true, value_parser = duration::parse)]
     session_linger: Option<Duration>,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
@@ -182,6 +187,7 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
     let kind = kind(arguments.runtime)?;
     let offer = Offer::new(&arguments, kind)?;
     let (folder, lock) = DataFolder::claim_for_worker(&data_dir)?;
+    let watch = arguments.watch;
     let start = async {
         let machine_id = parts::machine_id(folder.path())?;
         let (name, bus) = admit(entry, arguments.name, &folder, &machine_id).await?;
@@ -207,7 +213,11 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
         let line = format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}");
         Ok(Started { worker, line, with_vms: arguments.stop_vms_on_exit })
     };
-    until_stopped(start, |started| Ok(output::line(&started.line)?)).await
+    until_stopped(watch.start(start), |watched| {
+        let metrics = watched.url().map(|url| format!("; metrics are at {url}/metrics")).unwrap_or_default();
+        Ok(output::line(&format!("{}{metrics}", watched.running.line))?)
+    })
+    .await
 }
 
 /// A worker that runs, and what to say of it.
@@ -227,6 +237,10 @@ impl Running for Started {
             why = self.worker.failed() => why,
             why = self.worker.revoked() => why,
         }
+    }
+
+    fn sources(&self) -> Vec<Arc<dyn Source>> {
+        self.worker.sources()
     }
 
     async fn shutdown(self) {

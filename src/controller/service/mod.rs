@@ -10,6 +10,7 @@ mod guard;
 mod images;
 mod join;
 mod placing;
+pub(super) mod requests;
 mod settings;
 mod worker;
 
@@ -26,6 +27,7 @@ use tokio::task::JoinSet;
 
 pub(super) use self::access::new_join_token;
 use self::guard::InFlight;
+use self::requests::{Asked, Requests};
 use super::audit::Auditor;
 use super::auth::AccessView;
 use super::buses::Buses;
@@ -59,6 +61,7 @@ pub(in crate::controller) struct Context {
     pub(super) addresses: Option<Addresses>,
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
+    pub(super) requests: Arc<Requests>,
     pub(super) tunnel: TunnelEndpoint,
     /// Tells which workers are connected, and asks them.
     pub(super) relay: Control,
@@ -132,16 +135,20 @@ impl Service {
                     let underway = match in_flight.begin(&from) {
                         Ok(underway) => underway,
                         Err(many) => {
-                            let error = many.refuse(&context, &user, verb.as_str(), address);
-                            send(&bus, reply, Err(error)).await;
+                            let refused = Err(many.refuse(&context, &user, verb.as_str(), address));
+                            context.requests.begin(Asked::Worker(verb)).answered(&refused);
+                            send(&bus, reply, refused).await;
                             continue;
                         }
                     };
                     let (context, bus) = (context.clone(), bus.clone());
                     lane.run(async move {
                         let _underway = underway;
+                        let counted = context.requests.begin(Asked::Worker(verb));
                         let asked = (request.payload.as_ref(), address.as_str());
-                        send(&bus, reply, worker::handle(&context, from, verb, asked).await).await;
+                        let answer = worker::handle(&context, from, verb, asked).await;
+                        counted.answered(&answer);
+                        send(&bus, reply, answer).await;
                     })
                     .await;
                 }
@@ -160,15 +167,19 @@ impl Service {
                 let underway = match in_flight.begin(&id) {
                     Ok(underway) => underway,
                     Err(many) => {
-                        let error = many.refuse(&joining, &user, "join", address);
-                        send(&bus, reply, Err(error)).await;
+                        let refused = Err(many.refuse(&joining, &user, "join", address));
+                        joining.requests.begin(Asked::Join).answered(&refused);
+                        send(&bus, reply, refused).await;
                         continue;
                     }
                 };
                 let (context, bus) = (joining.clone(), bus.clone());
                 lane.run(async move {
                     let _underway = underway;
-                    send(&bus, reply, join::handle(&context, id, &request.payload, address).await).await;
+                    let counted = context.requests.begin(Asked::Join);
+                    let answer = join::handle(&context, id, &request.payload, address).await;
+                    counted.answered(&answer);
+                    send(&bus, reply, answer).await;
                 })
                 .await;
             }
@@ -193,7 +204,9 @@ impl Service {
                         let (account, address) = (&account, &address);
                         guard::Asked { account, resource, verb, payload: payload_of, subject, address }
                             .record_failure(&context, &error);
-                        let answer = payload(Encoding::of(payload_of), Err(error), answers.max_payload());
+                        let refused = Err(error);
+                        context.requests.begin(Asked::Api(resource, verb)).answered(&refused);
+                        let answer = payload(Encoding::of(payload_of), refused, answers.max_payload());
                         let _ = request.respond(Ok(answer)).await;
                         continue;
                     }
@@ -247,7 +260,9 @@ async fn answer_account(context: &Context, bus: &Bus, request: async_nats::servi
     let Some((account, resource, verb)) = subject::parse_api(&message.subject) else { return };
     let (payload_of, subject) = (&message.payload, message.subject.as_str());
     let asked = guard::Asked { account: &account, resource, verb, payload: payload_of, subject, address: &address };
+    let counted = context.requests.begin(Asked::Api(resource, verb));
     let answer = perform(context, &asked).await;
+    counted.answered(&answer);
     // By way of the service, which counts it.
     let answer = payload(Encoding::of(payload_of), answer, bus.max_payload());
     if let Err(error) = request.respond(Ok(answer)).await {

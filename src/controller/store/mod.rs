@@ -300,6 +300,11 @@ impl Store {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner).keep(last);
     }
 
+    /// Bytes of the map in use after the last commit, and bytes that it has.
+    pub fn size(&self) -> (u64, u64) {
+        (self.used.load(Ordering::Relaxed), u64::try_from(self.bounds.map_size).unwrap_or(u64::MAX))
+    }
+
     /// Why nothing new can be taken in, in words; `None` while it can.
     pub fn is_full(&self) -> Option<String> {
         let used = self.used.load(Ordering::Relaxed);
