@@ -19,6 +19,7 @@ use super::{refusal, subject};
 use crate::identity::ca::Fingerprint;
 use crate::identity::tls;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::request::{REQUEST_ID, RequestId};
 use crate::model::secret::Secret;
 use crate::model::{AccountName, Clock, Timestamp};
 
@@ -338,8 +339,28 @@ impl Bus {
         request: &Q,
         timeout: Duration,
     ) -> Result<A, ApiError> {
-        let payload = message::encode(request)?;
-        let request = async_nats::Request::new().payload(payload.into()).timeout(Some(timeout));
+        let id = RequestId::of(uuid::Uuid::now_v7());
+        tracing::debug!(request = %id, "asks {subject}");
+        let answer = self.ask(subject, &id, message::encode(request)?, timeout).await;
+        // What happened then stands in the log of the other side, under this name.
+        answer.map_err(|error| match error.code {
+            ErrorCode::Internal | ErrorCode::Timeout => {
+                ApiError::new(error.code, format!("{} (request {id})", error.message))
+            }
+            _ => error,
+        })
+    }
+
+    async fn ask<A: DeserializeOwned>(
+        &self,
+        subject: String,
+        id: &RequestId,
+        payload: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<A, ApiError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, id.as_str());
+        let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(timeout));
         let mut refusals = self.refusals.subscribe();
         let refused = async {
             loop {

@@ -108,6 +108,7 @@ mod tests {
             target: String::new(),
             outcome: Outcome::Done,
             message: String::new(),
+            request: String::new(),
         };
         AuditRecord::new(number, Timestamp::default(), deed)
     }
@@ -135,6 +136,7 @@ mod tests {
             target: String::new(),
             outcome: Outcome::Refused,
             message: "wrong token".into(),
+            request: String::new(),
         };
         let line = describe(&AuditRecord::new(3, Timestamp::from_millis(1_700_000_000_123), deed));
         let account = "mal lory\\u{1b}[2J";

@@ -38,12 +38,14 @@ mod serve;
 mod settings;
 mod ssh;
 mod ssh_config;
+mod status;
 mod target;
 mod vnc;
 mod wait;
 
 use clap::{Args, Parser, Subcommand};
 
+use self::serve::controller::ControllerCommand;
 use crate::config::Home;
 
 /// The exit code of a command that failed.
@@ -170,7 +172,7 @@ enum Command {
     Context(context::ContextCommand),
     /// Run a whole cluster in this process, to try things out
     Dev(serve::dev::DevArgs),
-    /// Run a controller
+    /// Run a controller, back it up, or see how it is doing
     #[command(subcommand)]
     Controller(serve::controller::ControllerCommand),
     /// Run a worker
@@ -187,7 +189,10 @@ impl Arguments {
     /// What to log when `RUST_LOG` does not say: servers tell what they do, other commands only what is wrong.
     pub fn log_filter(&self) -> &'static str {
         use Command::{Broker, Controller, Dev, Worker};
-        let serves = matches!(self.command, Dev(_) | Controller(_) | Worker(_) | Broker(_));
+        let serves = match &self.command {
+            Controller(command) => !command.asks(),
+            other => matches!(other, Dev(_) | Worker(_) | Broker(_)),
+        };
         match (serves, self.global.verbose) {
             // What the NATS library has to say, the errors and the bus's own lines say better.
             (false, 0) => "error,async_nats=off,orchard=warn",
@@ -208,7 +213,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
     let Arguments { global, command } = arguments;
     match command {
         Command::Dev(arguments) => serve::dev::run(arguments, home).await,
-        Command::Controller(command) => serve::controller::run(command, home).await,
+        Command::Controller(command) if !command.asks() => serve::controller::run(command, home).await,
         Command::Worker(command) => serve::worker::run(command, home).await,
         Command::Broker(command) => serve::broker::run(command).await,
         // These close their connections before they end.
@@ -289,6 +294,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Context(command) => context::run(command, home.clone()).await?,
         Command::Ip(command) => ip::run(command, &connect().await?).await?,
         Command::SshConfig(arguments) => ssh_config::run(arguments, &home, &global, &connect().await?).await?,
+        Command::Controller(ControllerCommand::Status(arguments)) => status::run(arguments, &connect().await?).await?,
         // Done by the caller.
         Command::Dev(_)
         | Command::Controller(_)

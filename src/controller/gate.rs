@@ -231,7 +231,7 @@ fn deed_of(note: &Note<'_>) -> Deed {
         }
         (_, None) => (String::new(), "connect.open".to_owned(), String::new()),
     };
-    Deed { kind, account, address: note.peer.to_string(), verb, target, outcome, message }
+    Deed { kind, account, address: note.peer.to_string(), verb, target, outcome, message, request: String::new() }
 }
 
 /// The verb by which tickets to targets of this kind are asked for.

@@ -18,6 +18,7 @@ mod publisher;
 mod pulse;
 mod service;
 mod shares;
+mod status;
 mod watch;
 
 use std::net::SocketAddr;
@@ -225,7 +226,7 @@ impl Controller {
             addresses: broker.as_ref().map(|broker| broker.addresses()),
             clock,
             timing: options.timing,
-            requests: watch.requests.clone(),
+            watch: watch.clone(),
             tunnel: endpoint,
             relay: relay.control(),
             access: access.clone(),

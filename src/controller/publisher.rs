@@ -309,6 +309,7 @@ mod tests {
             target: String::new(),
             outcome: Outcome::Refused,
             message: String::new(),
+            request: String::new(),
         };
         let headers = cloud_audit(&AuditRecord::new(7, Timestamp::default(), deed), Encoding::Json);
         let value = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());

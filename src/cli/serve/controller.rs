@@ -13,6 +13,7 @@ use super::folder::{self, DataFolder};
 use super::parts::{self, ControllerSetup, OutsideBus, RunningController};
 use super::watched::WatchArgs;
 use super::{backup, host, no_core_dumps, until_stopped};
+use crate::cli::status::StatusArgs;
 use crate::cli::{UsageError, output};
 use crate::config::address::{DEFAULT_BUS_PORT, normalise_bus_url, parse_listen};
 use crate::config::context::Context;
@@ -54,6 +55,15 @@ Restarting or killing the controller stops no VM and forgets nothing.")]
     Backup(BackupArgs),
     /// Bring a controller back from such a file
     Restore(RestoreArgs),
+    /// Show how the controller is doing, and what deserves a look
+    Status(StatusArgs),
+}
+
+impl ControllerCommand {
+    /// Whether it asks a controller that runs, as other client commands do.
+    pub(in crate::cli) fn asks(&self) -> bool {
+        matches!(self, ControllerCommand::Status(_))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -141,6 +151,8 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         ControllerCommand::Run(arguments) => *arguments,
         ControllerCommand::Backup(arguments) => return backup::backup(arguments, home).await.map(|()| 0),
         ControllerCommand::Restore(arguments) => return backup::restore(arguments, home).await.map(|()| 0),
+        // Done by the caller, as a client.
+        ControllerCommand::Status(_) => return Ok(0),
     };
     let outside_bus = outside_bus(&arguments)?;
     let events_kept = arguments.events_kept();

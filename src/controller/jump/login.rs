@@ -75,6 +75,7 @@ impl Logins {
                 target: String::new(),
                 outcome: Outcome::Refused,
                 message: denied.reason,
+                request: String::new(),
             };
             self.auditor.record_login(deed, known);
         }

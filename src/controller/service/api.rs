@@ -15,6 +15,7 @@ use crate::bus::message::{
 };
 use crate::bus::placing::{DrainWorker, ExplainVm, PauseWorker, ResumeWorker};
 use crate::bus::settings::{GetSettings, SetSettings};
+use crate::bus::status::{ControllerStatus, GetStatus};
 use crate::bus::strays::{DeleteStray, ListStrays};
 use crate::controller::store::{Room, StoreError};
 use crate::identity;
@@ -61,6 +62,7 @@ verbs! {
     CreateVm => create_vm, UpdateVm => update_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
     GetWorker => get_worker, ListWorkers => list_workers, DeleteWorker => delete_worker,
     ListEvents => list_events, OpenTunnel => open_tunnel, OpenHost => open_host, GetAddress => get_address, GetInfo => get_info,
+    GetStatus => get_status,
     CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
     UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
     CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
@@ -299,6 +301,10 @@ async fn get_info(context: &Context, account: AccountName, _: GetInfo) -> Result
     let roles = context.access.account(&account).map(|account| account.view.roles);
     let outside_bus = !context.workers_have_keys;
     Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event, roles, outside_bus })
+}
+
+async fn get_status(context: &Context, _: AccountName, _: GetStatus) -> Result<ControllerStatus, ApiError> {
+    context.watch.status().await
 }
 
 pub(super) fn page(asked: u32, most: u32) -> usize {

@@ -12,6 +12,7 @@ use crate::model::AccountName;
 use crate::model::access;
 use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::request::RequestId;
 
 /// Requests that an account may have under way. Far more than a program that waits for its answers has, and so few that
 /// one account cannot fill the lane of all.
@@ -105,6 +106,7 @@ impl TooMany {
             target: String::new(),
             outcome: Outcome::Refused,
             message: error.to_string(),
+            request: String::new(),
         });
         error
     }
@@ -121,6 +123,8 @@ pub(super) struct Asked<'a> {
     pub(super) subject: &'a str,
     /// From where; empty when that is not known.
     pub(super) address: &'a str,
+    /// What the asker calls it.
+    pub(super) request: Option<&'a RequestId>,
 }
 
 impl Asked<'_> {
@@ -139,6 +143,7 @@ impl Asked<'_> {
             target: target_of(self.payload, self.subject),
             outcome: Outcome::Done,
             message: String::new(),
+            request: self.request.map(ToString::to_string).unwrap_or_default(),
         }
     }
 

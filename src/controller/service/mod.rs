@@ -24,16 +24,18 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 pub(super) use self::access::new_join_token;
 use self::guard::InFlight;
-use self::requests::{Asked, Requests};
+use self::requests::Asked;
 use super::audit::Auditor;
 use super::auth::AccessView;
 use super::buses::Buses;
 use super::gate::Gate;
 use super::store::Store;
 use super::store::writer::Writer;
+use super::watch::Watch;
 use crate::broker::Addresses;
 use crate::broker::stamp::CLIENT_ADDRESS;
 use crate::bus::client::Bus;
@@ -44,6 +46,7 @@ use crate::bus::subject::{self, WorkerVerb};
 use crate::identity::ca::Fingerprint;
 use crate::model::Clock;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::request::{REQUEST_ID, RequestId};
 use crate::task::{self, Task};
 use crate::tunnel::relay::Control;
 
@@ -61,7 +64,7 @@ pub(in crate::controller) struct Context {
     pub(super) addresses: Option<Addresses>,
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
-    pub(super) requests: Arc<Requests>,
+    pub(super) watch: Arc<Watch>,
     pub(super) tunnel: TunnelEndpoint,
     /// Tells which workers are connected, and asks them.
     pub(super) relay: Control,
@@ -136,7 +139,7 @@ impl Service {
                         Ok(underway) => underway,
                         Err(many) => {
                             let refused = Err(many.refuse(&context, &user, verb.as_str(), address));
-                            context.requests.begin(Asked::Worker(verb)).answered(&refused);
+                            context.watch.requests.begin(Asked::Worker(verb)).answered(&refused);
                             send(&bus, reply, refused).await;
                             continue;
                         }
@@ -144,7 +147,7 @@ impl Service {
                     let (context, bus) = (context.clone(), bus.clone());
                     lane.run(async move {
                         let _underway = underway;
-                        let counted = context.requests.begin(Asked::Worker(verb));
+                        let counted = context.watch.requests.begin(Asked::Worker(verb));
                         let asked = (request.payload.as_ref(), address.as_str());
                         let answer = worker::handle(&context, from, verb, asked).await;
                         counted.answered(&answer);
@@ -168,7 +171,7 @@ impl Service {
                     Ok(underway) => underway,
                     Err(many) => {
                         let refused = Err(many.refuse(&joining, &user, "join", address));
-                        joining.requests.begin(Asked::Join).answered(&refused);
+                        joining.watch.requests.begin(Asked::Join).answered(&refused);
                         send(&bus, reply, refused).await;
                         continue;
                     }
@@ -176,7 +179,7 @@ impl Service {
                 let (context, bus) = (joining.clone(), bus.clone());
                 lane.run(async move {
                     let _underway = underway;
-                    let counted = context.requests.begin(Asked::Join);
+                    let counted = context.watch.requests.begin(Asked::Join);
                     let answer = join::handle(&context, id, &request.payload, address).await;
                     counted.answered(&answer);
                     send(&bus, reply, answer).await;
@@ -202,10 +205,12 @@ impl Service {
                         let error = many.refusal(ErrorCode::LimitExceeded, account.as_str());
                         let (payload_of, subject) = (&message.payload, message.subject.as_str());
                         let (account, address) = (&account, &address);
-                        guard::Asked { account, resource, verb, payload: payload_of, subject, address }
+                        let id = id_of(message.headers.as_ref());
+                        let id = id.as_ref();
+                        guard::Asked { account, resource, verb, payload: payload_of, subject, address, request: id }
                             .record_failure(&context, &error);
                         let refused = Err(error);
-                        context.requests.begin(Asked::Api(resource, verb)).answered(&refused);
+                        context.watch.requests.begin(Asked::Api(resource, verb)).answered(&refused);
                         let answer = payload(Encoding::of(payload_of), refused, answers.max_payload());
                         let _ = request.respond(Ok(answer)).await;
                         continue;
@@ -259,15 +264,23 @@ async fn answer_account(context: &Context, bus: &Bus, request: async_nats::servi
     let message = &request.message;
     let Some((account, resource, verb)) = subject::parse_api(&message.subject) else { return };
     let (payload_of, subject) = (&message.payload, message.subject.as_str());
-    let asked = guard::Asked { account: &account, resource, verb, payload: payload_of, subject, address: &address };
-    let counted = context.requests.begin(Asked::Api(resource, verb));
-    let answer = perform(context, &asked).await;
+    let id = id_of(message.headers.as_ref());
+    let (account, address, request_id) = (&account, address.as_str(), id.as_ref());
+    let asked = guard::Asked { account, resource, verb, payload: payload_of, subject, address, request: request_id };
+    let counted = context.watch.requests.begin(Asked::Api(resource, verb));
+    let span = tracing::info_span!("request", id = id.as_ref().map(tracing::field::display), %account, resource, verb);
+    let answer = perform(context, &asked).instrument(span).await;
     counted.answered(&answer);
     // By way of the service, which counts it.
     let answer = payload(Encoding::of(payload_of), answer, bus.max_payload());
     if let Err(error) = request.respond(Ok(answer)).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
+}
+
+/// What the asker calls the request, if it is a name that can stand in a log.
+fn id_of(headers: Option<&HeaderMap>) -> Option<RequestId> {
+    RequestId::parse(headers?.get(REQUEST_ID)?.as_str())
 }
 
 async fn send(bus: &Bus, reply: String, answer: Result<Vec<u8>, ApiError>) {

@@ -249,6 +249,11 @@ impl Writer {
         self.queue.max_capacity().saturating_sub(self.queue.capacity())
     }
 
+    /// Steps that may wait.
+    pub fn capacity(&self) -> usize {
+        self.queue.max_capacity()
+    }
+
     /// Notes up to where events, or audit records, went out.
     pub fn set_sent(&self, sent: Published) {
         self.published.sent.0.fetch_max(sent.events, Ordering::Relaxed);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::controller::cluster::{Changes, Cluster};
 use crate::metrics::{Counter, Histogram, QUICK, SIZES};
+use crate::model::Timestamp;
 use crate::model::event::{EventObject, EventType};
 
 /// Figures since the start.
@@ -20,6 +21,8 @@ pub struct Meters {
     pub placements: Counter,
     /// From the request for a VM to its first placement, in seconds.
     pub scheduling: Histogram,
+    /// When the last was, in milliseconds since 1970; 0 = none was.
+    placed: AtomicU64,
     /// One for each of [`EventType::ALL`].
     events: Box<[Counter]>,
     /// Whether the last commit failed.
@@ -36,6 +39,7 @@ impl Default for Meters {
             failures: Counter::default(),
             placements: Counter::default(),
             scheduling: Histogram::new(SLOW_PLACEMENTS),
+            placed: AtomicU64::new(0),
             events: EventType::ALL.iter().map(|_| Counter::default()).collect(),
             failing: AtomicBool::new(false),
             stored: AtomicU64::new(0),
@@ -73,12 +77,19 @@ impl Meters {
                 continue;
             }
             self.placements.inc();
+            self.placed.store(u64::try_from(event.time.as_millis()).unwrap_or(0), Ordering::Relaxed);
             // One that starts over was asked for long ago.
             let EventObject::Vm { uid, .. } = &event.object else { continue };
             if let Some(vm) = cluster.vm_record(*uid).filter(|vm| vm.restart_count == 0 && vm.boot == 0) {
                 self.scheduling.took(vm.created_at.until(event.time));
             }
         }
+    }
+
+    /// When a VM was placed last, since the start.
+    pub fn last_placement(&self) -> Option<Timestamp> {
+        let at = self.placed.load(Ordering::Relaxed);
+        (at > 0).then(|| Timestamp::from_millis(i64::try_from(at).unwrap_or(i64::MAX)))
     }
 
     /// Events so far by type.
