@@ -12,7 +12,7 @@
 //! | commands | [`cli`] (names everything) |
 //! | parts | [`controller`], [`worker`], [`client`] |
 //! | means | [`broker`], [`tunnel`], [`bus`], [`config`], [`ssh`], [`vnc`] |
-//! | ground | [`duplex`], [`identity`], [`metrics`], [`model`], [`task`] |
+//! | ground | [`duplex`], [`identity`], [`metrics`], [`model`], [`task`], [`trace`] |
 //!
 //! Beside them, in unit tests only, stands `simulation`: the parts' pure code without its shell.
 //!
@@ -36,6 +36,7 @@ pub mod model;
 mod simulation;
 pub mod ssh;
 pub mod task;
+pub mod trace;
 pub mod tunnel;
 pub mod vnc;
 pub mod worker;

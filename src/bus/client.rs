@@ -22,6 +22,7 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::request::{REQUEST_ID, RequestId};
 use crate::model::secret::Secret;
 use crate::model::{AccountName, Clock, Timestamp};
+use crate::trace::{self, TRACEPARENT};
 
 /// How to reach the bus and who to be there.
 #[derive(Clone, Debug)]
@@ -341,7 +342,14 @@ impl Bus {
     ) -> Result<A, ApiError> {
         let id = RequestId::of(uuid::Uuid::now_v7());
         tracing::debug!(request = %id, "asks {subject}");
-        let answer = self.ask(subject, &id, message::encode(request)?, timeout).await;
+        let payload = message::encode(request)?;
+        let answer = match trace::current() {
+            None => self.ask(subject, &id, payload, timeout).await,
+            here => {
+                let span = tracing::info_span!(target: trace::TARGET, "ask", otel.kind = "client", otel.name = subject);
+                trace::run(span, here, self.ask(subject, &id, payload, timeout)).await
+            }
+        };
         // What happened then stands in the log of the other side, under this name.
         answer.map_err(|error| match error.code {
             ErrorCode::Internal | ErrorCode::Timeout => {
@@ -360,6 +368,9 @@ impl Bus {
     ) -> Result<A, ApiError> {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST_ID, id.as_str());
+        if let Some(here) = trace::current() {
+            headers.insert(TRACEPARENT, here.to_string());
+        }
         let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(timeout));
         let mut refusals = self.refusals.subscribe();
         let refused = async {

@@ -20,3 +20,4 @@ mod shut_out;
 pub mod status;
 pub mod strays;
 pub mod subject;
+pub mod traces;

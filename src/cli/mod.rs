@@ -47,6 +47,7 @@ use clap::{Args, Parser, Subcommand};
 
 use self::serve::controller::ControllerCommand;
 use crate::config::Home;
+use crate::trace;
 
 /// The exit code of a command that failed.
 pub const FAILED: u8 = 1;
@@ -186,14 +187,41 @@ enum Command {
 }
 
 impl Arguments {
-    /// What to log when `RUST_LOG` does not say: servers tell what they do, other commands only what is wrong.
-    pub fn log_filter(&self) -> &'static str {
+    /// Whether it serves until it is told to stop.
+    fn serves(&self) -> bool {
         use Command::{Broker, Controller, Dev, Worker};
-        let serves = match &self.command {
+        match &self.command {
             Controller(command) => !command.asks(),
             other => matches!(other, Dev(_) | Worker(_) | Broker(_)),
-        };
-        match (serves, self.global.verbose) {
+        }
+    }
+
+    /// What it is called where traces are collected.
+    pub fn service(&self) -> &'static str {
+        match &self.command {
+            Command::Controller(command) if !command.asks() => "orchard-controller",
+            Command::Worker(_) => "orchard-worker",
+            Command::Dev(_) => "orchard-dev",
+            Command::Broker(_) => "orchard-broker",
+            _ => "orchard",
+        }
+    }
+
+    /// Whether the command as a whole is a part of a trace: of one that it is told of, or that is exported. What serves is
+    /// not; the requests that it answers are.
+    pub fn is_traced(&self) -> bool {
+        !self.serves() && (trace::exports() || trace::of_environment().is_some())
+    }
+
+    /// What was asked for, as it is called in a trace.
+    pub fn name(&self) -> String {
+        let verb = std::env::args().nth(1).filter(|verb| !verb.starts_with('-')).unwrap_or_default();
+        format!("orchard {verb}").trim_end().to_owned()
+    }
+
+    /// What to log when `RUST_LOG` does not say: servers tell what they do, other commands only what is wrong.
+    pub fn log_filter(&self) -> &'static str {
+        match (self.serves(), self.global.verbose) {
             // What the NATS library has to say, the errors and the bus's own lines say better.
             (false, 0) => "error,async_nats=off,orchard=warn",
             (true, 0) => "warn,async_nats=off,orchard=info",

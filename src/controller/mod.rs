@@ -50,6 +50,7 @@ use crate::model::error::ApiError;
 use crate::model::secret::Secret;
 use crate::model::{Clock, WorkerName};
 use crate::task::{self, Task};
+use crate::trace::UnderWay;
 use crate::tunnel::Transport;
 use crate::tunnel::relay::{Limits, Relay, RelayError, Socket};
 use crate::{broker, identity};
@@ -218,6 +219,7 @@ impl Controller {
             ticked: Arc::new(AtomicU64::new(millis(clock))),
             tried: AtomicU64::new(0),
         });
+        let traces = Arc::new(UnderWay::default());
         let context = Context {
             writer: writer.clone(),
             store: store.clone(),
@@ -227,6 +229,7 @@ impl Controller {
             clock,
             timing: options.timing,
             watch: watch.clone(),
+            traces: traces.clone(),
             tunnel: endpoint,
             relay: relay.control(),
             access: access.clone(),
@@ -246,7 +249,7 @@ impl Controller {
             task::spawn(publish(Feed::Events, news.clone(), store.clone(), writer.clone(), signals.events)),
             task::spawn(publish(Feed::Audit, news, store, writer.clone(), signals.audit)),
             auditor.run(deeds, writer.clone()),
-            task::spawn(send_assignments(buses.workers, writer.clone(), signals.assign)),
+            task::spawn(send_assignments((buses.workers, traces), writer.clone(), signals.assign)),
             task::spawn(pulse.clone().beat()),
             task::spawn(tick(writer.clone(), pulse, clock, watch.ticked.clone())),
             task::spawn(enforce::run(enforcer)),

@@ -12,6 +12,7 @@ mod echo;
 mod lag;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName};
@@ -27,11 +28,14 @@ use super::store::{Published, Room, Store};
 use crate::broker::Listeners;
 use crate::bus::client::Bus;
 use crate::bus::encoding::Encoding;
+use crate::bus::message::{Assignment, Want};
+use crate::bus::traces::{self, TRACES};
 use crate::bus::{message, parts, subject};
 use crate::model::audit::AuditRecord;
 use crate::model::error::ApiError;
 use crate::model::event::{Event, EventFilter, EventObject};
-use crate::model::{Timestamp, WorkerName};
+use crate::model::{Timestamp, VmUid, WorkerName};
+use crate::trace::{self, UnderWay};
 
 /// Events or records read from the store at a time.
 const PAGE: Room = Room { items: 256, bytes: 512 * 1024 };
@@ -272,12 +276,16 @@ fn headers(
 }
 
 /// Sends each named worker what it shall run now. Runs until dropped.
-pub(super) async fn send_assignments(bus: Bus, writer: Writer, mut workers: mpsc::Receiver<WorkerName>) {
+pub(super) async fn send_assignments(
+    (bus, traces): (Bus, Arc<UnderWay<VmUid>>),
+    writer: Writer,
+    mut workers: mpsc::Receiver<WorkerName>,
+) {
     let mut named = Vec::new();
     while workers.recv_many(&mut named, MAX_NAMED).await > 0 {
         // However often a worker was named meanwhile, one message tells it all.
         for worker in std::mem::take(&mut named).into_iter().collect::<BTreeSet<_>>() {
-            if let Err(error) = send_assignment(&bus, &writer, &worker).await {
+            if let Err(error) = send_assignment((&bus, &traces), &writer, &worker).await {
                 // Its next heartbeat shows the gap and brings it up again.
                 tracing::warn!("the assignment of {worker} could not be sent: {error}");
             }
@@ -285,13 +293,37 @@ pub(super) async fn send_assignments(bus: Bus, writer: Writer, mut workers: mpsc
     }
 }
 
-async fn send_assignment(bus: &Bus, writer: &Writer, worker: &WorkerName) -> Result<(), ApiError> {
+async fn send_assignment(
+    (bus, traced): (&Bus, &UnderWay<VmUid>),
+    writer: &Writer,
+    worker: &WorkerName,
+) -> Result<(), ApiError> {
     let name = worker.clone();
     let Some(assignment) = writer.submit(move |step| Ok(step.cluster.assignment(&name))).await? else { return Ok(()) };
     for part in parts::split(assignment)? {
-        bus.publish(subject::assign(worker), None, message::encode(&part)?.into()).await?;
+        let headers = if traced.is_empty() { None } else { traces_of(&part, traced, worker) };
+        bus.publish(subject::assign(worker), headers, message::encode(&part)?.into()).await?;
     }
     Ok(())
+}
+
+/// A header for each copy that a request is traced to: told once, as a trace is no state. One that gets lost ends there.
+fn traces_of(part: &Assignment, traced: &UnderWay<VmUid>, worker: &WorkerName) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for copy in part.copies.iter().filter(|copy| matches!(copy.want, Want::Run(_))) {
+        let Some(parent) = traced.take(&copy.uid) else { continue };
+        let span = tracing::info_span!(
+            target: trace::TARGET,
+            "assign",
+            otel.kind = "producer",
+            worker = worker.as_str(),
+            vm = copy.name.as_str()
+        );
+        if let Some(here) = trace::begin(&span, Some(parent)) {
+            headers.append(TRACES, traces::line(copy.uid, here).as_str());
+        }
+    }
+    (!headers.is_empty()).then_some(headers)
 }
 
 #[cfg(test)]

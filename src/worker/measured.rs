@@ -1,4 +1,4 @@
-//! A runtime whose commands are counted and timed; all else is that of the one inside.
+//! A runtime whose commands are counted, timed and traced; all else is that of the one inside.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,20 +9,22 @@ use async_trait::async_trait;
 
 use super::meters::{Command, Meters};
 use super::runtime::{CachedImage, CopySpec, Exit, Found, GuestStream, Progress, Runtime, RuntimeError};
-use crate::model::CopyId;
 use crate::model::vm::RuntimeKind;
+use crate::model::{CopyId, VmUid};
+use crate::trace::{self, UnderWay};
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Measured {
     inner: Arc<dyn Runtime>,
     meters: Arc<Meters>,
+    traces: Arc<UnderWay<VmUid>>,
 }
 
 impl Measured {
-    /// `inner`, of which `meters` tell.
-    pub(super) fn new(inner: Arc<dyn Runtime>, meters: Arc<Meters>) -> Self {
-        Self { inner, meters }
+    /// `inner`, of which `meters` tell, and which works for `traces`.
+    pub(super) fn new(inner: Arc<dyn Runtime>, meters: Arc<Meters>, traces: Arc<UnderWay<VmUid>>) -> Self {
+        Self { inner, meters, traces }
     }
 
     /// Runs one command. Cancel safe if that is.
@@ -35,6 +37,19 @@ impl Measured {
         let result = work.await;
         underway.ended(&result);
         result
+    }
+
+    /// The same for a copy, as a part of the trace of the request for its VM.
+    async fn run_for<T>(
+        &self,
+        id: CopyId,
+        command: Command,
+        work: impl Future<Output = Result<T, RuntimeError>> + Send,
+    ) -> Result<T, RuntimeError> {
+        let Some(parent) = self.traces.of(&id.uid) else { return self.run(command, work).await };
+        let name = format!("runtime {}", command.as_str());
+        let span = tracing::info_span!(target: trace::TARGET, "runtime", otel.name = name, copy = %id);
+        trace::run(span, Some(parent), self.run(command, work)).await
     }
 }
 
@@ -59,11 +74,11 @@ impl Runtime for Measured {
     }
 
     async fn create(&self, copy: &CopySpec, progress: &Progress) -> Result<(), RuntimeError> {
-        self.run(Command::Create, self.inner.create(copy, progress)).await
+        self.run_for(copy.id, Command::Create, self.inner.create(copy, progress)).await
     }
 
     async fn start(&self, copy: &CopySpec) -> Result<(), RuntimeError> {
-        self.run(Command::Start, self.inner.start(copy)).await
+        self.run_for(copy.id, Command::Start, self.inner.start(copy)).await
     }
 
     async fn booted(&self, id: CopyId) {
@@ -75,19 +90,19 @@ impl Runtime for Measured {
     }
 
     async fn stop(&self, id: CopyId, grace: Duration) -> Result<(), RuntimeError> {
-        self.run(Command::Stop, self.inner.stop(id, grace)).await
+        self.run_for(id, Command::Stop, self.inner.stop(id, grace)).await
     }
 
     async fn kill(&self, id: CopyId) -> Result<(), RuntimeError> {
-        self.run(Command::Kill, self.inner.kill(id)).await
+        self.run_for(id, Command::Kill, self.inner.kill(id)).await
     }
 
     async fn suspend(&self, id: CopyId, progress: &Progress) -> Result<(), RuntimeError> {
-        self.run(Command::Suspend, self.inner.suspend(id, progress)).await
+        self.run_for(id, Command::Suspend, self.inner.suspend(id, progress)).await
     }
 
     async fn delete(&self, id: CopyId) -> Result<(), RuntimeError> {
-        self.run(Command::Delete, self.inner.delete(id)).await
+        self.run_for(id, Command::Delete, self.inner.delete(id)).await
     }
 
     async fn cached_images(&self) -> Result<Vec<CachedImage>, RuntimeError> {

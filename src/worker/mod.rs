@@ -61,6 +61,7 @@ use crate::model::error::ApiError;
 use crate::model::worker::WorkerInfo;
 use crate::model::{Clock, WorkerName};
 use crate::task::{self, Task};
+use crate::trace::UnderWay;
 
 /// What a worker needs to start.
 #[derive(Clone, Debug)]
@@ -160,8 +161,9 @@ impl Worker {
     pub async fn start_in(options: WorkerOptions, lock: FolderLock) -> Result<Self, StartError> {
         let journal = Journal::open(&options.data_dir, lock)?;
         let bus = Bus::connect(BusOptions { patient: true, ..options.bus.clone() }).await.map_err(StartError::Bus)?;
-        let meters = Arc::new(Meters::default());
-        let measured: Arc<dyn Runtime> = Arc::new(Measured::new(options.runtime.clone(), meters.clone()));
+        let (meters, traces) = (Arc::new(Meters::default()), Arc::new(UnderWay::default()));
+        let measured: Arc<dyn Runtime> =
+            Arc::new(Measured::new(options.runtime.clone(), meters.clone(), traces.clone()));
         let options = WorkerOptions { runtime: measured, ..options };
         let uplink = Uplink::new(bus.clone(), options.info.name.clone());
         let watch = Arc::new(Watch {
@@ -208,6 +210,7 @@ impl Worker {
             keeper,
             assignments: fleet.assignments(),
             meters,
+            traces,
             load,
             delete_unknown_after: options.delete_unknown_after,
             host_access: options.host_access,

@@ -21,12 +21,14 @@ use crate::bus::connect::TunnelEndpoint;
 use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, Welcome};
 use crate::bus::parts::Collector;
 use crate::bus::subject::{self, WorkerVerb};
+use crate::bus::traces;
 use crate::config::address;
-use crate::model::SessionId;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::worker::{HostLoad, WorkerInfo};
+use crate::model::{SessionId, VmUid};
 use crate::task;
+use crate::trace::UnderWay;
 use crate::tunnel::header::WorkerHello;
 use crate::tunnel::worker::{LinkOptions, WorkerLink};
 use crate::tunnel::{Address, Transport};
@@ -56,6 +58,8 @@ pub(super) struct Agent {
     pub(super) keeper: Keeper,
     pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
     pub(super) meters: Arc<Meters>,
+    /// The traces of requests that led to what this worker is to run.
+    pub(super) traces: Arc<UnderWay<VmUid>>,
     /// How busy the host is, as somebody else finds out.
     pub(super) load: watch::Receiver<HostLoad>,
     /// See `Hello`.
@@ -111,6 +115,9 @@ impl Agent {
         self.meters.beat_every.store(welcome.heartbeat_ms.max(10), Ordering::Relaxed);
         let take = async {
             while let Some(sent) = assignments.next().await {
+                for (vm, trace) in traces::read(sent.headers.as_ref()) {
+                    self.traces.note(vm, trace);
+                }
                 self.take(session, &mut collector, &sent.payload);
             }
             SessionOver

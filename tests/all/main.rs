@@ -51,6 +51,7 @@ mod storage;
 mod suspend;
 mod tart;
 mod terminal;
+mod traces;
 mod tunnel;
 mod vnc;
 mod wait;

@@ -26,6 +26,7 @@ use crate::model::secret::Secret;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{DataPath, WorkerView};
 use crate::model::{AccountName, CopyId, VmName, VmUid, WorkerName};
+use crate::trace;
 use crate::tunnel::ticket::{Grant, TICKET_TTL, Target};
 
 /// A page of an answer ends at this size, whatever number was asked for: scripts and log lines are long, and the bus
@@ -110,6 +111,9 @@ async fn create_vm(
 ) -> Result<<CreateVm as ApiCall>::Reply, ApiError> {
     // Version 7: sorts by age, which the scheduler and the store's key order both use.
     let uid = VmUid(uuid::Uuid::now_v7());
+    if let Some(here) = trace::current() {
+        context.traces.note(uid, here);
+    }
     context.writer.submit(move |step| step.cluster.create_vm(Some(by), request, uid, step.now, step.changes)).await
 }
 

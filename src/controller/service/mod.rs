@@ -24,7 +24,6 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tracing::Instrument;
 
 pub(super) use self::access::new_join_token;
 use self::guard::InFlight;
@@ -44,10 +43,11 @@ use crate::bus::encoding::Encoding;
 use crate::bus::message::Answer;
 use crate::bus::subject::{self, WorkerVerb};
 use crate::identity::ca::Fingerprint;
-use crate::model::Clock;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::request::{REQUEST_ID, RequestId};
+use crate::model::{Clock, VmUid};
 use crate::task::{self, Task};
+use crate::trace::{self, TRACEPARENT, TraceParent, UnderWay};
 use crate::tunnel::relay::Control;
 
 /// Requests worked on at once; those beyond wait in the bus client's bounded subscription.
@@ -65,6 +65,8 @@ pub(in crate::controller) struct Context {
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
     pub(super) watch: Arc<Watch>,
+    /// The traces of requests for VMs that are not placed yet.
+    pub(super) traces: Arc<UnderWay<VmUid>>,
     pub(super) tunnel: TunnelEndpoint,
     /// Tells which workers are connected, and asks them.
     pub(super) relay: Control,
@@ -268,8 +270,9 @@ async fn answer_account(context: &Context, bus: &Bus, request: async_nats::servi
     let (account, address, request_id) = (&account, address.as_str(), id.as_ref());
     let asked = guard::Asked { account, resource, verb, payload: payload_of, subject, address, request: request_id };
     let counted = context.watch.requests.begin(Asked::Api(resource, verb));
-    let span = tracing::info_span!("request", id = id.as_ref().map(tracing::field::display), %account, resource, verb);
-    let answer = perform(context, &asked).instrument(span).await;
+    let parent = message.headers.as_ref().and_then(|headers| headers.get(TRACEPARENT));
+    let parent = parent.and_then(|text| TraceParent::parse(text.as_str()));
+    let answer = trace::run(asked.span(), parent, perform(context, &asked)).await;
     counted.answered(&answer);
     // By way of the service, which counts it.
     let answer = payload(Encoding::of(payload_of), answer, bus.max_payload());

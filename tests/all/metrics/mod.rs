@@ -9,6 +9,7 @@ use std::time::Duration;
 use orchard::bus::message::CreateVm;
 use orchard::metrics::names;
 use orchard::metrics::server::{Door, Server};
+use orchard::model::secret::Secret;
 use orchard::model::vm::VmSpec;
 use orchard::worker::runtime::synthetic::Synthetic;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -160,4 +161,54 @@ async fn an_address_for_metrics_that_is_taken_is_told_before_anything_begins() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && said.contains("--listen-metrics"), "{said}");
     assert!(!data.join("db").exists(), "nothing was made");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_shows_how_the_controller_is_doing_and_what_deserves_a_look() {
+    let mut cluster = Cluster::start().await;
+    cluster.add_worker("w", Arc::new(Synthetic::default())).await;
+    create(&cluster.access, "a").await;
+    let status = until("the VM to run", LIMIT, || async {
+        let status = cluster.json(&["controller", "status"]).await;
+        if status["vms"]["running"] == 1 { Ok(status) } else { Err(status.to_string()) }
+    })
+    .await;
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"), "{status}");
+    assert_eq!(status["workers"]["states"]["online"], 1, "{status}");
+    assert_eq!(status["scheduler"]["placements"], 1, "{status}");
+    assert_eq!(status["events"]["first"], 1, "{status}");
+    for positive in ["/store/schema", "/store/used_bytes", "/store/commits", "/events/last", "/broker/connections"] {
+        assert!(status.pointer(positive).and_then(serde_json::Value::as_u64) > Some(0), "{positive}: {status}");
+    }
+    let shown = cluster.run(&["controller", "status"]).await;
+    for part in ["Version", "Store", "Disk", "1 running", "1 online; 1 connectable, 0 paused", "1 VMs placed"] {
+        assert!(shown.contains(part), "{part} is not in\n{shown}");
+    }
+    assert!(!shown.contains("WARNING: workers"), "{shown}");
+    cluster.workers.pop().unwrap().shutdown().await;
+    until("a warning of the worker", LIMIT, || async {
+        let shown = cluster.run(&["controller", "status"]).await;
+        if shown.contains("WARNING: workers not seen: 1 (w)") { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    let made = cluster.run(&["create", "service-account", "reader", "--roles", "compute:read"]).await;
+    let reader = cluster.access.of("reader", &Secret::new(made.lines().last().unwrap().trim()));
+    let refused = finish(reader.cli(&cluster.dir.path().join("home"), &["controller", "status"])).await;
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.contains("admin:read"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_bears_one_name_on_both_sides() {
+    let cluster = Cluster::start().await;
+    let output = finish(cluster.cli(&["create", "vm", "a", "--image", "any", "-v"])).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line = said.lines().find(|line| line.contains("vm.create")).unwrap_or_else(|| panic!("{said}"));
+    let id: String = line.split("request=").nth(1).unwrap().chars().take_while(char::is_ascii_hexdigit).collect();
+    assert_eq!(id.len(), 32, "{line}");
+    let trail = cluster.run(&["audit", "--output", "json"]).await;
+    let records = trail.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let created: Vec<_> = records.filter(|record| record["verb"] == "vm.create").collect();
+    assert_eq!(created.len(), 1, "{trail}");
+    assert_eq!(created[0]["request"], id, "{trail}");
 }
