@@ -340,6 +340,19 @@ impl Bus {
         request: &Q,
         timeout: Duration,
     ) -> Result<A, ApiError> {
+        Ok(self.request_with_headers(subject, request, timeout).await?.0)
+    }
+
+    /// The same, and the headers of the answer.
+    ///
+    /// # Errors
+    /// As for [`Bus::call`].
+    pub async fn request_with_headers<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        subject: String,
+        request: &Q,
+        timeout: Duration,
+    ) -> Result<(A, Option<HeaderMap>), ApiError> {
         let id = RequestId::of(uuid::Uuid::now_v7());
         tracing::debug!(request = %id, "asks {subject}");
         let payload = message::encode(request)?;
@@ -365,7 +378,7 @@ impl Bus {
         id: &RequestId,
         payload: Vec<u8>,
         timeout: Duration,
-    ) -> Result<A, ApiError> {
+    ) -> Result<(A, Option<HeaderMap>), ApiError> {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST_ID, id.as_str());
         if let Some(here) = trace::current() {
@@ -396,7 +409,8 @@ impl Bus {
             }
             _ => ApiError::new(ErrorCode::Unavailable, format!("cannot send {subject}: {error}")),
         })?;
-        message::decode::<Answer<A>>(&reply.payload)?.into()
+        let answer: Result<A, ApiError> = message::decode::<Answer<A>>(&reply.payload)?.into();
+        Ok((answer?, reply.headers))
     }
 
     /// Publishes without waiting for anybody.

@@ -307,6 +307,13 @@ async fn send_assignment(
     Ok(())
 }
 
+/// The same for a worker whose assignment goes out in the answer to its registration.
+pub(super) async fn traces_for(worker: &WorkerName, traced: &UnderWay<VmUid>, writer: &Writer) -> Option<HeaderMap> {
+    let name = worker.clone();
+    let assignment = writer.submit(move |step| Ok(step.cluster.assignment(&name))).await.ok()??;
+    traces_of(&assignment, traced, worker)
+}
+
 /// A header for each copy that a request is traced to: told once, as a trace is no state. One that gets lost ends there.
 fn traces_of(part: &Assignment, traced: &UnderWay<VmUid>, worker: &WorkerName) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();

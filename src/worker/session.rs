@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use futures_util::StreamExt;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -99,8 +100,9 @@ impl Agent {
         let delete_unknown_s = self.delete_unknown_after.map(|after| after.as_secs());
         let hello = Hello { session, info: self.info.clone(), place: self.place.clone(), delete_unknown_s };
         let sent = self.keeper.now();
-        let welcome: Welcome =
-            self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
+        let hello_to = subject::worker(name, WorkerVerb::Hello);
+        let (welcome, headers): (Welcome, _) = self.bus.request_with_headers(hello_to, &hello, HELLO_TIMEOUT).await?;
+        self.note_traces(headers.as_ref());
         let lease = Duration::from_millis(welcome.lease_ms);
         self.keeper.granted(session, sent, lease);
         self.meters.sessions.inc();
@@ -115,9 +117,7 @@ impl Agent {
         self.meters.beat_every.store(welcome.heartbeat_ms.max(10), Ordering::Relaxed);
         let take = async {
             while let Some(sent) = assignments.next().await {
-                for (vm, trace) in traces::read(sent.headers.as_ref()) {
-                    self.traces.note(vm, trace);
-                }
+                self.note_traces(sent.headers.as_ref());
                 self.take(session, &mut collector, &sent.payload);
             }
             SessionOver
@@ -136,6 +136,13 @@ impl Agent {
         beat.abort().await;
         tracing::info!(worker = %name, "the controller does not know this session any more; registering again");
         Ok(over)
+    }
+
+    /// Notes which traces the VMs of an assignment belong to.
+    fn note_traces(&self, headers: Option<&HeaderMap>) {
+        for (vm, trace) in traces::read(headers) {
+            self.traces.note(vm, trace);
+        }
     }
 
     fn beat(&self, session: SessionId, every: Duration, lease: Duration) -> Beat {

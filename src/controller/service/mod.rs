@@ -32,6 +32,7 @@ use super::audit::Auditor;
 use super::auth::AccessView;
 use super::buses::Buses;
 use super::gate::Gate;
+use super::publisher::traces_for;
 use super::store::Store;
 use super::store::writer::Writer;
 use super::watch::Watch;
@@ -151,9 +152,15 @@ impl Service {
                         let _underway = underway;
                         let counted = context.watch.requests.begin(Asked::Worker(verb));
                         let asked = (request.payload.as_ref(), address.as_str());
+                        let begins = verb == WorkerVerb::Hello && !context.traces.is_empty();
+                        let worker = begins.then(|| from.clone());
                         let answer = worker::handle(&context, from, verb, asked).await;
                         counted.answered(&answer);
-                        send(&bus, reply, answer).await;
+                        let headers = match worker.filter(|_| answer.is_ok()) {
+                            Some(worker) => traces_for(&worker, &context.traces, &context.writer).await,
+                            None => None,
+                        };
+                        send_with(&bus, reply, headers, answer).await;
                     })
                     .await;
                 }
@@ -287,7 +294,11 @@ fn id_of(headers: Option<&HeaderMap>) -> Option<RequestId> {
 }
 
 async fn send(bus: &Bus, reply: String, answer: Result<Vec<u8>, ApiError>) {
-    if let Err(error) = bus.publish(reply, None, payload(Encoding::MessagePack, answer, bus.max_payload())).await {
+    send_with(bus, reply, None, answer).await;
+}
+
+async fn send_with(bus: &Bus, reply: String, headers: Option<HeaderMap>, answer: Result<Vec<u8>, ApiError>) {
+    if let Err(error) = bus.publish(reply, headers, payload(Encoding::MessagePack, answer, bus.max_payload())).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
 }
