@@ -60,14 +60,17 @@ minute, unless the controller says otherwise), as they may then start elsewhere.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RunArgs {
     /// Where the bus is, if that is a NATS server that is not the controller's own
-    #[arg(value_name = "BUS_URL", value_parser = normalise_bus_url, conflicts_with_all = ["bootstrap_token", "bootstrap_token_stdin"])]
+    #[arg(value_name = "BUS_URL", value_parser = normalise_bus_url, conflicts_with_all = ["bootstrap_token", "bootstrap_token_stdin", "bootstrap_token_file"])]
     url: Option<String>,
     /// Join with this token of `orchard get bootstrap-token`; others on this machine can see what stands on a command line
-    #[arg(long, value_name = "TOKEN", conflicts_with = "bootstrap_token_stdin")]
+    #[arg(long, value_name = "TOKEN", conflicts_with_all = ["bootstrap_token_stdin", "bootstrap_token_file"])]
     bootstrap_token: Option<String>,
     /// Read that token from standard input
-    #[arg(long)]
+    #[arg(long, conflicts_with = "bootstrap_token_file")]
     bootstrap_token_stdin: bool,
+    /// Read that token from this file, if it is there: once the worker has joined it need not be
+    #[arg(long, value_name = "FILE")]
+    bootstrap_token_file: Option<PathBuf>,
     /// The worker's name in the cluster [default: the one it joined under, or this machine's]
     #[arg(long)]
     name: Option<WorkerName>,
@@ -278,7 +281,13 @@ fn entry(arguments: &RunArgs) -> anyhow::Result<Entry> {
             let read = folder::token_from(std::io::stdin().lock());
             Some(read.context("cannot read the bootstrap token from standard input")?)
         }
-        None => None,
+        // Service managers start a worker the same way each time, so the token of the first time may be gone.
+        None => match &arguments.bootstrap_token_file {
+            Some(file) if file.try_exists().with_context(|| format!("cannot look for {}", file.display()))? => {
+                Some(folder::read_token(file)?)
+            }
+            _ => None,
+        },
     };
     match text.map(|text| text.expose().parse()).transpose() {
         Ok(token) => Ok(Entry::Member(token)),
