@@ -19,6 +19,7 @@ pub(super) mod dev;
 pub(super) mod folder;
 mod guard;
 mod host;
+mod notify;
 mod parts;
 mod ports;
 mod reload;
@@ -86,8 +87,10 @@ async fn until_stopped<R: Running>(
     let announced = announce(&running);
     let mut told = false;
     if announced.is_ok() {
+        notify::ready();
         tokio::select! {
             name = signals.wait() => {
+                notify::stopping();
                 say!("{name}: {}", running.farewell());
                 told = true;
             }
