@@ -15,6 +15,7 @@ mod cli;
 mod conformance;
 mod contexts;
 mod crash;
+mod docs;
 mod downloads;
 mod endings;
 mod exec;
