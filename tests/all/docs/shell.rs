@@ -1,5 +1,8 @@
 //! As much of a shell as the pages use: which words the program is called with, in scripts and where prose speaks of a command.
 
+use std::path::Path;
+use std::sync::LazyLock;
+
 /// What stands for a value that only a shell could tell.
 const VALUE: &str = "value";
 
@@ -26,9 +29,20 @@ pub(super) fn orchards(script: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// A variable as what it may hold: the longest value that the pages have one for, a fingerprint.
+/// What only a person has, as what it may be: a variable as the longest value that the pages have one for, a fingerprint; a
+/// public key, which the program reads while it looks at its words, as one.
 fn value_of(word: &str) -> String {
-    if word.starts_with('$') { "a".repeat(64) } else { word.to_owned() }
+    static KEY: LazyLock<String> = LazyLock::new(|| {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("of-the-pages.pub");
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f ann\n";
+        std::fs::write(&path, key).unwrap();
+        path.to_str().unwrap().to_owned()
+    });
+    match word {
+        word if word.starts_with('$') => "a".repeat(64),
+        word if word.starts_with("~/.ssh/") && word.ends_with(".pub") => KEY.clone(),
+        word => word.to_owned(),
+    }
 }
 
 /// The words of a command that prose speaks of, as somebody could type them; none if it is no command of this program.
