@@ -135,7 +135,7 @@ image() {
   grep -q '^Uid:.65532' "/proc/$(docker inspect --format '{{.State.Pid}}' "$CONTAINER")/status" 2>/dev/null || note "(its process cannot be looked at from here)"
   # from outside, by an account of its own and the certificate's SHA-256
   local token address print
-  token=$(docker exec "$CONTAINER" orchard create service-account outside --roles compute:read) || return 1
+  token=$(docker exec "$CONTAINER" orchard create service-account outside --roles compute:read 2>"$WORK/said") || return 1
   address=$(docker port "$CONTAINER" 4222/tcp | head -n 1)
   print=$(docker logs "$CONTAINER" 2>&1 | sed -n 's/^ *certificate *\([0-9a-f]*\).*/\1/p' | head -n 1)
   outside() {
@@ -156,7 +156,7 @@ image() {
 
 # composed ARGUMENTS…: compose, with what compose.yaml wants to know
 composed() {
-  env PUBLIC_HOST=localhost BUS_PASSWORD=for-the-check ADMIN_TOKEN=for-the-check-too TLS_DIR="$WORK/tls" BUS_CA=/etc/orchard/tls/ca.pem \
+  env PUBLIC_HOST=ctl.example.com BUS_PASSWORD=for-the-check ADMIN_TOKEN=for-the-check-too TLS_DIR="$WORK/tls" BUS_CA=/etc/orchard/tls/ca.pem \
     BUS_PORT=127.0.0.1: TUNNEL_PORT=127.0.0.1: ORCHARD_IMAGE="$IMAGE" NATS_IMAGE="${NATS_IMAGE:-}" \
     "${COMPOSE[@]}" --project-name "$PROJECT" --file deploy/compose.yaml "$@"
 }
@@ -191,9 +191,9 @@ certificates() {
   (
     cd "$WORK/tls"
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=check -keyout ca.key -out ca.pem
-    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -keyout key.pem -out request.pem
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=ctl.example.com -keyout key.pem -out request.pem
     openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out cert.pem \
-      -extfile <(echo 'subjectAltName=DNS:localhost')
+      -extfile <(echo 'subjectAltName=DNS:ctl.example.com,DNS:localhost')
     chmod 644 key.pem ca.pem cert.pem
   ) >"$WORK/openssl" 2>&1 || { cat "$WORK/openssl" >&2; return 1; }
   chmod 755 "$WORK" "$WORK/tls" # read by the users of the containers

@@ -47,5 +47,5 @@ install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-cer
 echo 'orchard:x:65532:65532:Orchard:/var/lib/orchard:/sbin/nologin' >"$root/etc/passwd"
 echo 'orchard:x:65532:' >"$root/etc/group"
 echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
-docker build --quiet --build-arg "BASE=$BASE" --tag "$NAME" --file deploy/Dockerfile "$context" >/dev/null
+logged "$context/log" docker build --build-arg "BASE=$BASE" --tag "$NAME" --file deploy/Dockerfile "$context"
 note "$NAME ($(($(docker image inspect --format '{{.Size}}' "$NAME") / 1048576)) MiB)"
