@@ -58,6 +58,7 @@ finish() {
   local status=$?
   [ -z "${PROJECT:-}" ] || composed down --volumes --remove-orphans >/dev/null 2>&1 || true
   [ -z "${CONTAINER:-}" ] || docker rm --force --volumes "$CONTAINER" >/dev/null 2>&1 || true
+  [ -z "${IMAGE_MADE:-}" ] || docker image rm --force "$IMAGE" >/dev/null 2>&1 || true
   rm -rf "$WORK"
   exit $status
 }
@@ -122,9 +123,10 @@ machine() {
 }
 
 # ---------------------------------------------------------------- containers
-IMAGE=orchard-test/orchard:check
+IMAGE=orchard-test/orchard:check-$$
 image() {
   ensure_docker || return 3
+  IMAGE_MADE=1
   deploy/image.sh --debug "$IMAGE" || return 1
   CONTAINER=orchard-check-$$
   docker run --detach --name "$CONTAINER" --read-only --cap-drop ALL --security-opt no-new-privileges --publish 127.0.0.1::4222 \
@@ -161,7 +163,7 @@ composed() {
     "${COMPOSE[@]}" --project-name "$PROJECT" --file deploy/compose.yaml "$@"
 }
 compose() {
-  docker image inspect "$IMAGE" >/dev/null 2>&1 || return 3
+  [ -n "${IMAGE_MADE:-}" ] || return 3
   if docker compose version >/dev/null 2>&1; then COMPOSE=(docker compose); else
     # shellcheck disable=SC2086 # a list of words
     ensure_packages "compose files" $COMPOSE_PACKAGES || return 3

@@ -33,7 +33,7 @@ ensure_rust
 ensure_packages "building the package" $BUILD_PACKAGES dpkg-dev=dpkg-shlibdeps || die "The package cannot be built here."
 target=$(target_dir)
 tools=$target/tools
-if [ "$("$tools/bin/cargo-deb" --version 2>/dev/null)" != "$CARGO_DEB" ]; then
+if [ "$("$tools/bin/cargo-deb" --version 2>/dev/null)" != "cargo-deb $CARGO_DEB" ]; then
   step "Installing for building the package: cargo-deb $CARGO_DEB"
   # in target, so that it is built once; without optimisation, as it has little to do
   logged "$tools/cargo-deb.log" cargo install --locked --debug --quiet --root "$tools" "cargo-deb@$CARGO_DEB" || die "cargo-deb cannot be had."
