@@ -1,4 +1,4 @@
-//! The dashboard asks Prometheus for metrics that the program has.
+//! The dashboard asks Prometheus for metrics that the program has, and so do the pages.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -40,7 +40,7 @@ fn source(folder: &Path, text: &mut String) {
 }
 
 #[test]
-fn each_metric_that_the_dashboard_asks_for_is_one_that_the_program_has() {
+fn each_metric_that_dashboard_and_pages_ask_for_is_one_that_the_program_has() {
     // They come with the program's metrics.
     if !Path::new(env!("CARGO_MANIFEST_DIR")).join("src/metrics").exists() {
         return;
@@ -49,6 +49,8 @@ fn each_metric_that_the_dashboard_asks_for_is_one_that_the_program_has() {
     let mut found = Vec::new();
     expressions(&dashboard, &mut found);
     assert!(found.len() >= 10, "{found:?}");
+    // and those that the pages would have people watch
+    found.extend(super::pages::all().into_iter().flat_map(|page| page.spans));
     let mut text = String::new();
     source(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
     let asked: BTreeSet<_> = found.iter().flat_map(|expression| names(expression)).collect();
