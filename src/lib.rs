@@ -12,7 +12,7 @@
 //! | commands | [`cli`] (names everything) |
 //! | parts | [`controller`], [`worker`], [`client`] |
 //! | means | [`broker`], [`tunnel`], [`bus`], [`config`], [`ssh`], [`vnc`] |
-//! | ground | [`duplex`], [`identity`], [`model`], [`task`] |
+//! | ground | [`duplex`], [`identity`], [`metrics`], [`model`], [`task`], [`trace`] |
 //!
 //! Beside them, in unit tests only, stands `simulation`: the parts' pure code without its shell.
 //!
@@ -30,11 +30,13 @@ pub mod config;
 pub mod controller;
 pub mod duplex;
 pub mod identity;
+pub mod metrics;
 pub mod model;
 #[cfg(test)]
 mod simulation;
 pub mod ssh;
 pub mod task;
+pub mod trace;
 pub mod tunnel;
 pub mod vnc;
 pub mod worker;

@@ -123,7 +123,6 @@ pub mod trie;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -342,6 +341,23 @@ pub struct Stats {
     pub slow_consumers: u64,
 }
 
+/// Says how a broker is doing. From [`Broker::meter`].
+#[derive(Clone)]
+pub struct Meter(Weak<Router>);
+
+impl fmt::Debug for Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meter").finish_non_exhaustive()
+    }
+}
+
+impl Meter {
+    /// As [`Broker::stats`]; none once the broker has ended.
+    pub fn stats(&self) -> Option<Stats> {
+        self.0.upgrade().map(|router| router.stats())
+    }
+}
+
 impl Broker {
     /// Starts to describe a broker.
     pub fn builder() -> Builder {
@@ -360,17 +376,12 @@ impl Broker {
 
     /// How it is doing.
     pub fn stats(&self) -> Stats {
-        let counters = &self.router.counters;
-        Stats {
-            connections: self.router.client_count(),
-            total_connections: counters.connections.load(Ordering::Relaxed),
-            subscriptions: self.router.subscription_count(),
-            messages_in: counters.messages_in.load(Ordering::Relaxed),
-            bytes_in: counters.bytes_in.load(Ordering::Relaxed),
-            messages_out: counters.messages_out.load(Ordering::Relaxed),
-            bytes_out: counters.bytes_out.load(Ordering::Relaxed),
-            slow_consumers: counters.slow_consumers.load(Ordering::Relaxed),
-        }
+        self.router.stats()
+    }
+
+    /// A handle that says how the broker is doing for as long as it runs.
+    pub fn meter(&self) -> Meter {
+        Meter(Arc::downgrade(&self.router))
     }
 
     /// Ends every connection of the user `name` now, as when its rights are taken away; says how many there were. The

@@ -9,7 +9,6 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::Limits;
 use super::auth::Authenticator;
 use super::client::{Client, Subscription};
 use super::private::{self, PrivateDoor};
@@ -17,6 +16,7 @@ use super::protocol::{Fault, ServerInfo};
 use super::subject::tokens;
 use super::tls::Tls;
 use super::trie::{Matches, Trie};
+use super::{Limits, Stats};
 use crate::model::network::{PerNetwork, share_of_strangers};
 
 /// Classes of first tokens; more would make a subscription with a leading wildcard no dearer, but rarely help.
@@ -246,6 +246,21 @@ impl Router {
     /// Everyone connected now.
     pub fn clients(&self) -> Vec<Arc<Client>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// How the broker is doing.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.counters;
+        Stats {
+            connections: self.client_count(),
+            total_connections: counters.connections.load(Ordering::Relaxed),
+            subscriptions: self.subscription_count(),
+            messages_in: counters.messages_in.load(Ordering::Relaxed),
+            bytes_in: counters.bytes_in.load(Ordering::Relaxed),
+            messages_out: counters.messages_out.load(Ordering::Relaxed),
+            bytes_out: counters.bytes_out.load(Ordering::Relaxed),
+            slow_consumers: counters.slow_consumers.load(Ordering::Relaxed),
+        }
     }
 
     /// How many are connected now.

@@ -2,8 +2,9 @@
 //! connection for each such message. Pure.
 //!
 //! What the sender put into headers itself is dropped then: it could say another address, and a receiver whose client
-//! takes bad headers for a broken connection could be disconnected at will. The same could be done with a subject or a
-//! reply that is no plain text: such a message is refused.
+//! takes bad headers for a broken connection could be disconnected at will. All that is let through, written anew, are the
+//! names by which requests are followed ([`FOLLOWED`]), where they are plain words. The same could be done with a subject or
+//! a reply that is no plain text: such a message is refused.
 
 use std::net::SocketAddr;
 
@@ -11,6 +12,11 @@ use super::protocol::Publish;
 
 /// The header with the sender's address and port.
 pub const CLIENT_ADDRESS: &str = "Client-Address";
+
+/// Headers that are let through: the name that who asks gives a request, and the trace that it belongs to.
+pub const FOLLOWED: [&str; 2] = ["Orchard-Request-Id", "traceparent"];
+/// The longest value of one, in bytes.
+const MAX_FOLLOWED: usize = 64;
 
 /// What is sent in place of a message's body.
 #[derive(Debug)]
@@ -24,7 +30,8 @@ impl Stamped {
     /// The body of `message`, coming from `peer`.
     pub(super) fn new(message: &Publish<'_>, peer: SocketAddr) -> Self {
         let ip = peer.ip().to_canonical();
-        let header = format!("NATS/1.0\r\n{CLIENT_ADDRESS}: {}\r\n\r\n", SocketAddr::new(ip, peer.port()));
+        let followed = followed(message);
+        let header = format!("NATS/1.0\r\n{CLIENT_ADDRESS}: {}\r\n{followed}\r\n", SocketAddr::new(ip, peer.port()));
         let payload = payload(message);
         let body = [header.as_bytes(), payload].concat();
         Self { header_size: header.len().to_string(), total_size: body.len().to_string(), body }
@@ -46,10 +53,32 @@ pub(super) fn is_plain(message: &Publish<'_>) -> bool {
     plain(message.subject) && message.reply.is_none_or(plain)
 }
 
+/// Those of the sender's headers that are let through, each once, as lines.
+fn followed(message: &Publish<'_>) -> String {
+    let header = message.body.get(..header_size(message)).and_then(|header| std::str::from_utf8(header).ok());
+    let mut lines = String::new();
+    for name in FOLLOWED {
+        let said = |line: &str| {
+            let (said, value) = line.split_once(':')?;
+            let value = value.trim_matches(' ');
+            let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            let word = !value.is_empty() && value.len() <= MAX_FOLLOWED && value.chars().all(fine);
+            (word && said.eq_ignore_ascii_case(name)).then(|| format!("{name}: {value}\r\n"))
+        };
+        lines.extend(header.unwrap_or_default().split("\r\n").skip(1).find_map(said));
+    }
+    lines
+}
+
+/// How much of the body is headers; more than there can be when that makes no sense.
+fn header_size(message: &Publish<'_>) -> usize {
+    let read = |text| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(usize::MAX);
+    message.header_size.map_or(0, read)
+}
+
 /// The body of `message` without headers.
 pub(super) fn payload<'a>(message: &Publish<'a>) -> &'a [u8] {
-    let size = message.header_size.and_then(|text| std::str::from_utf8(text).ok()).map_or(Ok(0), str::parse::<usize>);
-    size.ok().and_then(|size| message.body.get(size..)).unwrap_or_default()
+    message.body.get(header_size(message)..).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -101,6 +130,27 @@ mod tests {
             let size = forged.len().to_string();
             let with = Publish { header_size: Some(size.as_bytes()), body: &body, ..plain };
             assert_eq!(stamped(&with).0, expected);
+        }
+    }
+
+    #[test]
+    fn names_by_which_requests_are_followed_are_let_through_where_they_are_plain_words() {
+        let let_through = |headers: &str| {
+            let (head, size) = (format!("NATS/1.0\r\n{headers}\r\n"), headers.len() + 12);
+            let size = size.to_string();
+            let body = [head.as_bytes(), b"xyz"].concat();
+            let (header_size, total_size) = (Some(size.as_bytes()), b"0".as_slice());
+            let message =
+                Publish { subject: b"a", reply: Some(b"r"), header_size, total_size, body: &body, rest: None };
+            let (body, size, _) = stamped(&message);
+            assert_eq!(&body[size.parse::<usize>().unwrap()..], b"xyz");
+            String::from_utf8(body).unwrap().split_once("4711\r\n").unwrap().1.replace("\r\nxyz", "")
+        };
+        let trace = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n";
+        let both = format!("{trace}X: y\r\norchard-request-id:r-1\r\nOrchard-Request-Id: r-2\r\n");
+        assert_eq!(let_through(&both), format!("Orchard-Request-Id: r-1\r\n{trace}"));
+        for bad in ["", "a b", "a\u{85}b", "a\rb", &"x".repeat(65), "a:b"] {
+            assert_eq!(let_through(&format!("Orchard-Request-Id: {bad}\r\n")), "", "{bad:?}");
         }
     }
 }

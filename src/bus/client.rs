@@ -19,8 +19,10 @@ use super::{refusal, subject};
 use crate::identity::ca::Fingerprint;
 use crate::identity::tls;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::request::{REQUEST_ID, RequestId};
 use crate::model::secret::Secret;
 use crate::model::{AccountName, Clock, Timestamp};
+use crate::trace::{self, TRACEPARENT};
 
 /// How to reach the bus and who to be there.
 #[derive(Clone, Debug)]
@@ -338,8 +340,51 @@ impl Bus {
         request: &Q,
         timeout: Duration,
     ) -> Result<A, ApiError> {
+        Ok(self.request_with_headers(subject, request, timeout).await?.0)
+    }
+
+    /// The same, and the headers of the answer.
+    ///
+    /// # Errors
+    /// As for [`Bus::call`].
+    pub async fn request_with_headers<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        subject: String,
+        request: &Q,
+        timeout: Duration,
+    ) -> Result<(A, Option<HeaderMap>), ApiError> {
+        let id = RequestId::of(uuid::Uuid::now_v7());
+        tracing::debug!(request = %id, "asks {subject}");
         let payload = message::encode(request)?;
-        let request = async_nats::Request::new().payload(payload.into()).timeout(Some(timeout));
+        let answer = match trace::current() {
+            None => self.ask(subject, &id, payload, timeout).await,
+            here => {
+                let span = tracing::info_span!(target: trace::TARGET, "ask", otel.kind = "client", otel.name = subject);
+                trace::run(span, here, self.ask(subject, &id, payload, timeout)).await
+            }
+        };
+        // What happened then stands in the log of the other side, under this name.
+        answer.map_err(|error| match error.code {
+            ErrorCode::Internal | ErrorCode::Timeout => {
+                ApiError::new(error.code, format!("{} (request {id})", error.message))
+            }
+            _ => error,
+        })
+    }
+
+    async fn ask<A: DeserializeOwned>(
+        &self,
+        subject: String,
+        id: &RequestId,
+        payload: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<(A, Option<HeaderMap>), ApiError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, id.as_str());
+        if let Some(here) = trace::current() {
+            headers.insert(TRACEPARENT, here.to_string());
+        }
+        let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(timeout));
         let mut refusals = self.refusals.subscribe();
         let refused = async {
             loop {
@@ -364,7 +409,8 @@ impl Bus {
             }
             _ => ApiError::new(ErrorCode::Unavailable, format!("cannot send {subject}: {error}")),
         })?;
-        message::decode::<Answer<A>>(&reply.payload)?.into()
+        let answer: Result<A, ApiError> = message::decode::<Answer<A>>(&reply.payload)?.into();
+        Ok((answer?, reply.headers))
     }
 
     /// Publishes without waiting for anybody.

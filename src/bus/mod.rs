@@ -17,5 +17,7 @@ pub mod probe;
 mod refusal;
 pub mod settings;
 mod shut_out;
+pub mod status;
 pub mod strays;
 pub mod subject;
+pub mod traces;

@@ -210,6 +210,7 @@ mod tests {
                 target: String::new(),
                 outcome: Outcome::Refused,
                 message: String::new(),
+                request: String::new(),
             };
             audit(&AuditRecord::new(1, Timestamp::default(), deed))
         };

@@ -7,8 +7,9 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
-use super::output::{self, Format, OutputArgs, Table};
+use super::output::{self, DataArgs, OutputArgs, Table};
 use super::power::{self, UpdateVmArgs};
+use super::rows::or_none;
 use super::{pairs, prompt};
 use crate::bus::access::{CreateAccount, Expiry, ListAccounts, NewToken, RotateAccount, UpdateAccount};
 use crate::config::duration;
@@ -44,7 +45,7 @@ pub(super) struct CreateAccountArgs {
     #[arg(long, value_name = "FILE", value_parser = public_key)]
     ssh_key: Vec<SshKey>,
     #[command(flatten)]
-    output: OutputArgs,
+    output: DataArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,7 +101,7 @@ pub(super) enum Rotate {
         /// The account's name
         name: AccountName,
         #[command(flatten)]
-        output: OutputArgs,
+        output: DataArgs,
     },
 }
 
@@ -135,7 +136,7 @@ pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
     let todo =
         format!("make a user {} there, with this token as its password and the rights of its roles", request.name);
     client.note_outside(outside, &todo);
-    if chosen && arguments.output.output == Format::Table {
+    if chosen && !arguments.output.format().is_data() {
         return Ok(()); // whoever chose it has it
     }
     show_token(&made, arguments.output)
@@ -163,11 +164,8 @@ pub(super) async fn update(command: Update, client: &Client) -> anyhow::Result<(
         request.name
     );
     client.note_outside(outside, &todo);
-    match arguments.output.output {
-        Format::Json => output::json(&account)?,
-        Format::Table => details(&account, Clock::start().now().wall).print()?,
-    }
-    Ok(())
+    let name = |account: &AccountView| account.name.to_string();
+    Ok(arguments.output.item(&account, name, |account, _| details(account, Clock::start().now().wall))?)
 }
 
 pub(super) async fn rotate(command: Rotate, client: &Client) -> anyhow::Result<()> {
@@ -191,15 +189,12 @@ pub(super) async fn rotate(command: Rotate, client: &Client) -> anyhow::Result<(
     Ok(())
 }
 
-fn show_token(made: &NewToken, output: OutputArgs) -> anyhow::Result<()> {
-    match output.output {
-        Format::Json => output::json(made)?,
-        Format::Table => {
-            eprintln!("its token is shown this once; only its hash is kept:");
-            output::line(made.token.expose())?;
-        }
+fn show_token(made: &NewToken, output: DataArgs) -> anyhow::Result<()> {
+    if output.format().is_data() {
+        return Ok(output.format().data(made)?);
     }
-    Ok(())
+    eprintln!("its token is shown this once; only its hash is kept:");
+    Ok(output::line(made.token.expose())?)
 }
 
 /// Reads how long an account is good.
@@ -228,7 +223,7 @@ pub(super) async fn all(client: &Client) -> anyhow::Result<Vec<AccountView>> {
 }
 
 /// Accounts, one a row.
-pub(super) fn table(accounts: &[AccountView], now: Timestamp) -> Table {
+pub(super) fn table(accounts: &[AccountView], now: Timestamp, wide: bool) -> Table {
     let mut table = Table::with_titles(["Name", "Roles", "Created", "Ends"]);
     for account in accounts {
         table.row([
@@ -237,6 +232,14 @@ pub(super) fn table(accounts: &[AccountView], now: Timestamp) -> Table {
             output::ago(account.created_at, now),
             ends(account, now),
         ]);
+    }
+    if wide { table.beside(more(accounts, now)) } else { table }
+}
+
+fn more(accounts: &[AccountView], now: Timestamp) -> Table {
+    let mut table = Table::with_titles(["Token changed", "SSH keys"]);
+    for account in accounts {
+        table.row([token_changed(account, now), account.ssh_keys.len().to_string()]);
     }
     table
 }
@@ -248,9 +251,15 @@ pub(super) fn details(account: &AccountView, now: Timestamp) -> Table {
     row("Name", account.name.to_string());
     row("Roles", account.roles.to_string());
     row("Created", output::ago(account.created_at, now));
-    row("Token changed", account.rotated_at.map_or_else(|| "never".to_owned(), |then| output::ago(then, now)));
+    row("Token changed", token_changed(account, now));
     row("Ends", ends(account, now));
+    let keys: Vec<String> = account.ssh_keys.iter().map(ToString::to_string).collect();
+    row("SSH keys", or_none(keys.join(", ")));
     table
+}
+
+fn token_changed(account: &AccountView, now: Timestamp) -> String {
+    account.rotated_at.map_or_else(|| "never".to_owned(), |then| output::ago(then, now))
 }
 
 fn ends(account: &AccountView, now: Timestamp) -> String {
@@ -275,7 +284,8 @@ mod tests {
             expires_at: expires_at.map(Timestamp::from_millis),
             ssh_keys: Vec::new(),
         };
-        let text = table(&[account("a", None), account("b", Some(1_000))], Timestamp::from_millis(60_000)).text();
+        let all = [account("a", None), account("b", Some(1_000))];
+        let text = table(&all, Timestamp::from_millis(60_000), false).text(output::Screen::PLAIN);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[1], "a     compute:read, admin:read  1 minute ago  never");
         assert!(lines[2].ends_with("1970-01-01T00:00:01Z (over)") || lines[2].ends_with("01.000Z (over)"), "{text}");

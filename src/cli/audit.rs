@@ -14,7 +14,10 @@ use crate::model::audit::{AuditNumber, AuditRecord};
 Examples:
   orchard audit                 all that is kept
   orchard audit --after 120 -f  from #121 on, then live
-  orchard audit -o json | jq 'select(.outcome == \"refused\")'   one JSON object a line")]
+  orchard audit -o json | jq 'select(.outcome == \"refused\")'   one JSON object a line
+  orchard audit -q | sort | uniq -c   how often which account asked
+
+The name of a record is its account's.")]
 pub(super) struct AuditArgs {
     /// Begin after this number
     #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
@@ -57,9 +60,10 @@ async fn print_rest(arguments: &AuditArgs, client: &Client, position: &mut Audit
         if let Some(note) = trimmed(after, &page) {
             eprintln!("{note}");
         }
-        let show = |record: &AuditRecord| match arguments.output.output {
-            Format::Json => output::json_line(record),
-            Format::Table => Ok(describe(record)),
+        let show = |record: &AuditRecord| match arguments.output.format() {
+            Format::Table | Format::Wide => Ok(describe(record)),
+            Format::Name => Ok(output::clean(&record.account)),
+            format => format.record(record),
         };
         let new = page.records.iter().filter(|record| record.number > after);
         output::lines(new.map(show).collect::<Result<Vec<_>, _>>()?)?;
@@ -108,6 +112,7 @@ mod tests {
             target: String::new(),
             outcome: Outcome::Done,
             message: String::new(),
+            request: String::new(),
         };
         AuditRecord::new(number, Timestamp::default(), deed)
     }
@@ -135,6 +140,7 @@ mod tests {
             target: String::new(),
             outcome: Outcome::Refused,
             message: "wrong token".into(),
+            request: String::new(),
         };
         let line = describe(&AuditRecord::new(3, Timestamp::from_millis(1_700_000_000_123), deed));
         let account = "mal lory\\u{1b}[2J";

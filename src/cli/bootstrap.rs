@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use serde::Serialize;
 
 use super::client::Client;
-use super::output::{self, Table};
+use super::output::{self, DataArgs, Table};
 use crate::bus::access::{CreateJoinToken, ListJoinTokens, MAX_JOIN_TTL_S, MAX_JOIN_USES, NewJoinToken};
 use crate::config::address::{self, normalise_bus_url};
 use crate::config::duration;
 use crate::config::join::BootstrapToken;
 use crate::config::target::Target;
 use crate::identity::ca::Fingerprint;
-use crate::model::account::JoinTokenView;
+use crate::model::account::{JoinId, JoinTokenView};
+use crate::model::secret::Secret;
 use crate::model::{Timestamp, WorkerName};
 
 /// The most machines for one token, as clap has it.
@@ -42,6 +44,22 @@ pub(super) struct BootstrapTokenArgs {
     /// Where workers reach the bus [default: where you reach it, or what the controller says]
     #[arg(long, value_name = "URL", value_parser = normalise_bus_url)]
     url: Option<String>,
+    #[command(flatten)]
+    output: DataArgs,
+}
+
+/// A token that was made, for programs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Made {
+    id: JoinId,
+    /// What `orchard worker run --bootstrap-token-stdin` takes.
+    token: Secret,
+    /// Where it leads.
+    url: String,
+    expires_at: Timestamp,
+    uses: u32,
+    worker: Option<WorkerName>,
 }
 
 fn life(text: &str) -> Result<Duration, String> {
@@ -49,10 +67,11 @@ fn life(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn run(arguments: BootstrapTokenArgs, client: &Client) -> anyhow::Result<()> {
-    let request = CreateJoinToken { ttl_s: arguments.ttl.as_secs(), uses: arguments.uses, worker: arguments.worker };
+    let BootstrapTokenArgs { ttl, uses, worker, url, output } = arguments;
+    let request = CreateJoinToken { ttl_s: ttl.as_secs(), uses, worker };
     let made = client.call(&request).await.context("cannot make a bootstrap token")?;
-    let chosen = arguments.url.is_some();
-    let (url, fingerprint) = place(arguments.url, client.target(), &made)?;
+    let chosen = url.is_some();
+    let (url, fingerprint) = place(url, client.target(), &made)?;
     if address::is_loopback(&url) {
         eprintln!(
             "WARNING: {url} is reached from this machine only; for workers on others, say with --url where they find the \
@@ -76,8 +95,13 @@ pub(super) async fn run(arguments: BootstrapTokenArgs, client: &Client) -> anyho
             uses => format!("{uses} machines"),
         }
     );
-    output::line(token.to_text().expose())?;
-    Ok(())
+    if output.format().is_data() {
+        let CreateJoinToken { uses, worker, .. } = request;
+        let text = token.to_text();
+        let BootstrapToken { id, url, .. } = token;
+        return Ok(output.format().data(&Made { id, token: text, url, expires_at: made.expires_at, uses, worker })?);
+    }
+    Ok(output::line(token.to_text().expose())?)
 }
 
 /// All bootstrap tokens, page by page.
@@ -135,7 +159,6 @@ fn place(asked: Option<String>, used: &Target, made: &NewJoinToken) -> anyhow::R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::secret::Secret;
 
     #[test]
     fn tokens_are_listed_by_their_ids() {
@@ -147,7 +170,8 @@ mod tests {
             uses_left,
             worker: worker.map(|name| name.parse().unwrap()),
         };
-        let text = table(&[token(None, 3), token(Some("mini-1"), 0)], Timestamp::from_millis(60_000)).text();
+        let text = table(&[token(None, 3), token(Some("mini-1"), 0)], Timestamp::from_millis(60_000))
+            .text(output::Screen::PLAIN);
         let lines: Vec<_> = text.lines().collect();
         assert!(
             lines[1].starts_with("0123456789abcdef  ann      1 minute ago  any         3          1970-01-02T"),

@@ -6,6 +6,7 @@ use crate::client::find_target;
 use crate::config::Home;
 use crate::config::context::ContextError;
 use crate::config::file::ContextFile;
+use crate::model::error::{ApiError, ErrorCode};
 
 impl Client {
     /// Finds the context and connects.
@@ -20,7 +21,14 @@ impl Client {
             error if error.is_usage() => UsageError(error.to_string()).into(),
             error => error.into(),
         })?;
-        Ok(Self::log_in(target).await?)
+        let url = target.url.clone();
+        Self::log_in(target).await.map_err(|error| match error.code {
+            ErrorCode::Unauthenticated => {
+                let how = "log in anew with `orchard context create";
+                ApiError::new(error.code, format!("{error}; {how} {url} --force`")).into()
+            }
+            _ => error.into(),
+        })
     }
 
     /// Tells, if that is so, what is left to do at the operator's own NATS server.

@@ -3,9 +3,10 @@
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::client::Client;
-use super::output::{self, Format, OutputArgs, Table};
+use super::output::{self, OutputArgs, Table};
 use super::{Interrupted, UsageError, prompt};
 use crate::bus::message::GetInfo;
 use crate::bus::probe;
@@ -94,7 +95,9 @@ pub(super) async fn run(command: ContextCommand, home: Home) -> anyhow::Result<(
             removed.map_err(|error| match error {
                 // What makes one is no advice here.
                 ContextError::Unknown { name, known } => {
-                    anyhow::anyhow!("there is no context {name:?} to delete (known: {known})")
+                    anyhow::anyhow!(
+                        "there is no context {name:?} to delete (known: {known}); `orchard context list` shows all"
+                    )
                 }
                 other => other.into(),
             })?;
@@ -242,42 +245,47 @@ fn context_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn list(contexts: &Contexts, output: OutputArgs) -> anyhow::Result<()> {
-    let is_default = |name: &String| contexts.default.as_ref() == Some(name);
-    match output.output {
-        Format::Json => {
-            // Without the tokens: what is listed gets copied around.
-            let all: Vec<_> = contexts
-                .contexts
-                .iter()
-                .map(|(name, context)| {
-                    serde_json::json!({
-                        "name": name, "url": context.url, "default": is_default(name),
-                        "serviceAccountName": context.account, "fingerprint": context.fingerprint,
-                    })
-                })
-                .collect();
-            output::json(&all)?;
-        }
-        Format::Table => table(contexts).print()?,
-    }
-    Ok(())
+/// A context as programs see it: without the token, as what is listed gets copied around.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    name: String,
+    url: String,
+    default: bool,
+    service_account_name: Option<AccountName>,
+    fingerprint: Option<Fingerprint>,
 }
 
-fn table(contexts: &Contexts) -> Table {
+fn list(contexts: &Contexts, output: OutputArgs) -> anyhow::Result<()> {
+    Ok(output.items(&listed(contexts), |context| output::clean(&context.name), table)?)
+}
+
+fn listed(contexts: &Contexts) -> Vec<Listed> {
+    let one = |(name, context): (&String, &Context)| Listed {
+        name: name.clone(),
+        url: context.url.clone(),
+        default: contexts.default.as_ref() == Some(name),
+        service_account_name: context.account.clone(),
+        fingerprint: context.fingerprint,
+    };
+    contexts.contexts.iter().map(one).collect()
+}
+
+fn table(contexts: &[Listed], wide: bool) -> Table {
     let mut table = Table::with_titles(["Name", "URL", "Default", "Service account", "Trusts"]);
-    for (name, context) in &contexts.contexts {
+    for context in contexts {
         let url = normalise_bus_url(&context.url).unwrap_or_else(|_| context.url.clone());
         let trusts = match context.fingerprint {
+            Some(fingerprint) if wide => fingerprint.to_string(),
             Some(fingerprint) => format!("{}…", fingerprint.to_string().chars().take(16).collect::<String>()),
             None if address::is_plain(&url) => "anybody (plain text)".to_owned(),
             None => "public CAs".to_owned(),
         };
         table.row([
-            name.clone(),
+            context.name.clone(),
             url,
-            if contexts.default.as_ref() == Some(name) { "*".to_owned() } else { String::new() },
-            context.account.as_ref().map(ToString::to_string).unwrap_or_default(),
+            if context.default { "*".to_owned() } else { String::new() },
+            context.service_account_name.as_ref().map(ToString::to_string).unwrap_or_default(),
             trusts,
         ]);
     }
@@ -301,7 +309,7 @@ mod tests {
         all.put("a", context("ctl", Some(Fingerprint::of(b"abc"))), false);
         all.put("b", context("nats://127.0.0.1:1", None), false);
         all.put("c", context("tls://ctl.example:4222", None), false);
-        let text = table(&all).text();
+        let text = table(&listed(&all), false).text(output::Screen::PLAIN);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[1], "a     tls://ctl:4222          *        ann              ba7816bf8f01cfea…");
         assert!(lines[2].ends_with("anybody (plain text)") && lines[3].ends_with("public CAs"), "{text}");

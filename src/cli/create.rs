@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::accounts::{self, CreateAccountArgs};
 use super::client::Client;
-use super::output::{self, Format, OutputArgs};
+use super::output::OutputArgs;
 use super::wait::WaitArgs;
 use super::{UsageError, pairs, prompt, wait};
 use crate::bus::message::CreateVm;
@@ -163,7 +163,7 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         Create::Vm(arguments) => arguments,
         Create::ServiceAccount(arguments) => return accounts::create(arguments, connect).await,
     };
-    let (WaitArgs { wait, timeout }, output) = (arguments.waiting, arguments.output.output);
+    let (WaitArgs { wait, timeout }, output) = (arguments.waiting, arguments.output);
     let given = password(&arguments).await?;
     let request = request(*arguments, given)?;
     let client = connect().await?;
@@ -176,12 +176,12 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         let created = || format!("VM {} is created, but was not followed until it is ready", request.name);
         vm = watch.until_ready(&client, &vm, timeout).await.with_context(created)?;
     }
-    match output {
-        Format::Json => output::json(&vm)?,
-        Format::Table if wait => eprintln!("VM {} is ready; `orchard ssh vm {}` opens a shell in it", vm.name, vm.name),
-        Format::Table => eprintln!("VM {} is created; `orchard get vm {}` shows how far it is", vm.name, vm.name),
-    }
-    Ok(())
+    let name = &vm.name;
+    let text = || match wait {
+        true => format!("VM {name} is ready; `orchard ssh vm {name}` opens a shell in it"),
+        false => format!("VM {name} is created; `orchard get vm {name}` shows how far it is"),
+    };
+    Ok(output.done(&vm, |vm| vm.name.to_string(), text)?)
 }
 
 /// The guest user's password, wherever it comes from.

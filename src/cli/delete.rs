@@ -1,13 +1,11 @@
 //! `orchard delete`: VMs, workers and service accounts by name, bootstrap tokens by id, stray copies by worker and copy.
 
-use std::cell::RefCell;
-
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::UsageError;
 use super::client::Client;
 use super::output::{self, Format, OutputArgs};
+use super::{UsageError, list};
 use crate::bus::access::{DeleteAccount, DeleteJoinToken, DeleteWorker};
 use crate::bus::message::DeleteVm;
 use crate::bus::strays::DeleteStray;
@@ -46,6 +44,8 @@ To come back, the machine needs a new `orchard get bootstrap-token`.")]
         /// Do not fail for a worker that is not there
         #[arg(long)]
         ignore_missing: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Delete service accounts: their tokens are refused and their connections closed at once
     #[command(after_help = "Example:\n  orchard delete service-account ci")]
@@ -56,6 +56,8 @@ To come back, the machine needs a new `orchard get bootstrap-token`.")]
         /// Do not fail for an account that is not there
         #[arg(long)]
         ignore_missing: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Delete stray copies on their worker, disks included; never what a VM wants
     #[command(after_help = "\
@@ -68,6 +70,8 @@ Examples:
         /// The copies, as `orchard list strays` shows them
         #[arg(required = true, value_name = "UID/ATTEMPT", value_parser = copy)]
         copies: Vec<CopyId>,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Take bootstrap tokens back: no machine joins with them any more; workers that have joined stay
     #[command(after_help = "\
@@ -81,13 +85,15 @@ Examples:
         /// Do not fail for a token that is not there
         #[arg(long)]
         ignore_missing: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
-/// What became of one VM that was to be deleted, for programs.
+/// What became of one thing that was to be deleted, for programs.
 #[derive(Debug, Serialize)]
 struct Deleted {
-    name: VmName,
+    name: String,
     /// Not, if there was none, or it could not be.
     deleted: bool,
 }
@@ -96,20 +102,10 @@ struct Deleted {
 pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> {
     match command {
         Delete::Vm { names, ignore_missing, output } => {
-            let gone = RefCell::new(Vec::new());
-            let delete = async |name: &VmName| {
-                let done = client.call(&DeleteVm { name: name.clone() }).await.map(drop);
-                gone.borrow_mut().push(Deleted { name: name.clone(), deleted: done.is_ok() });
-                done
-            };
-            let done = each("VM", &names, ignore_missing, delete).await;
-            // Also when some could not be: what was done is done.
-            if output.output == Format::Json {
-                output::json(&gone.into_inner())?;
-            }
-            done
+            let delete = async |name: &VmName| client.call(&DeleteVm { name: name.clone() }).await.map(drop);
+            each("VM", &names, ignore_missing, output, delete).await
         }
-        Delete::Worker { names, force, ignore_missing } => {
+        Delete::Worker { names, force, ignore_missing, output } => {
             let outside = client.is_bus_outside().await;
             let delete = async |name: &WorkerName| {
                 client.call(&DeleteWorker { name: name.clone(), force }).await?;
@@ -118,14 +114,15 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
                 client.note_outside(outside, &todo);
                 Ok(())
             };
-            each("worker", &names, ignore_missing, delete).await
+            each("worker", &names, ignore_missing, output, delete).await
         }
-        Delete::Stray { worker, copies } => {
+        Delete::Stray { worker, copies, output } => {
             let delete =
-                async |copy: &CopyId| client.call(&DeleteStray { name: worker.clone(), copy: *copy }).await.map(drop);
-            each("stray copy", &copies, false, delete).await
+                async |copy: &Shown| client.call(&DeleteStray { name: worker.clone(), copy: copy.0 }).await.map(drop);
+            let copies: Vec<Shown> = copies.into_iter().map(Shown).collect();
+            each("stray copy", &copies, false, output, delete).await
         }
-        Delete::ServiceAccount { names, ignore_missing } => {
+        Delete::ServiceAccount { names, ignore_missing, output } => {
             let outside = client.is_bus_outside().await;
             let delete = async |name: &AccountName| {
                 client.call(&DeleteAccount { name: name.clone() }).await?;
@@ -135,13 +132,22 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
                 client.note_outside(outside, &todo);
                 Ok(())
             };
-            each("service account", &names, ignore_missing, delete).await
+            each("service account", &names, ignore_missing, output, delete).await
         }
-        Delete::BootstrapToken { ids, ignore_missing } => {
+        Delete::BootstrapToken { ids, ignore_missing, output } => {
             let ids = ids.iter().map(|id| join_id(id)).collect::<Result<Vec<_>, _>>()?;
             let delete = async |id: &JoinId| client.call(&DeleteJoinToken { id: id.clone() }).await.map(drop);
-            each("bootstrap token", &ids, ignore_missing, delete).await
+            each("bootstrap token", &ids, ignore_missing, output, delete).await
         }
+    }
+}
+
+/// A copy, written as it is asked for.
+struct Shown(CopyId);
+
+impl std::fmt::Display for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&list::show_copy(self.0))
     }
 }
 
@@ -165,16 +171,25 @@ async fn each<N: std::fmt::Display>(
     what: &str,
     names: &[N],
     ignore_missing: bool,
+    output: OutputArgs,
     delete: impl AsyncFn(&N) -> Result<(), ApiError>,
 ) -> anyhow::Result<()> {
-    let mut failures = Vec::new();
+    let (mut failures, mut all) = (Vec::new(), Vec::new());
     for name in names {
-        match delete(name).await {
+        let done = delete(name).await;
+        all.push(Deleted { name: name.to_string(), deleted: done.is_ok() });
+        match done {
             Err(error) if !(ignore_missing && error.code == ErrorCode::NotFound) => {
                 failures.push(anyhow::Error::new(error).context(format!("cannot delete {what} {name}")));
             }
             _ => {}
         }
+    }
+    // Also when some could not be: what was done is done.
+    match output.format() {
+        Format::Table | Format::Wide => {}
+        Format::Name => output::lines(all.into_iter().filter(|one| one.deleted).map(|one| one.name))?,
+        format => format.data(&all)?,
     }
     let Some(last) = failures.pop() else { return Ok(()) };
     if failures.is_empty() {

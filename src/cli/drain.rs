@@ -7,6 +7,8 @@ use clap::Subcommand;
 use tokio::time::Instant;
 
 use super::client::Client;
+use super::output::OutputArgs;
+use super::placing;
 use crate::bus::message::GetWorker;
 use crate::bus::placing::DrainWorker;
 use crate::config::duration;
@@ -41,23 +43,23 @@ its host, can run nowhere else and are waited for. `orchard resume worker mini-1
         #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = duration::parse)]
         #[allow(clippy::option_option)] // not given, given, given with a time
         wait: Option<Option<Duration>>,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
 pub(super) async fn drain(command: Drain, client: &Client) -> anyhow::Result<()> {
-    let Drain::Worker { name, deadline, wait } = command;
+    let Drain::Worker { name, deadline, wait, output } = command;
     // Up, as less than a second is not meant to be at once.
     let deadline_s = deadline.map(|deadline| deadline.as_millis().div_ceil(1_000));
     let deadline_s = deadline_s.map(|seconds| u64::try_from(seconds).unwrap_or(u64::MAX));
     let request = DrainWorker { name: name.clone(), deadline_s };
     client.call(&request).await.with_context(|| format!("cannot drain worker {name}"))?;
-    match wait {
-        Some(limit) => drained(&name, limit, client).await,
-        None => {
-            eprintln!("worker {name} is being drained; `orchard resume worker {name}` lets it take VMs again");
-            Ok(())
-        }
+    if let Some(limit) = wait {
+        drained(&name, limit, client).await?;
     }
+    let text = || format!("worker {name} is being drained; `orchard resume worker {name}` lets it take VMs again");
+    placing::show(&name, output, wait.is_none().then(text), client).await
 }
 
 /// Waits until nothing runs on a worker any more.

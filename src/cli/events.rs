@@ -23,7 +23,10 @@ Examples:
   orchard events --follow --vm build-1  from now on, of one VM
   orchard events --follow --after 120   from #121 on, then live
   orchard events --type failed,stray --worker mini-1
-  orchard events -f -o json | jq .      one JSON object a line")]
+  orchard events -f -o json | jq .      one JSON object a line
+  orchard events --type failed -q       names of the VMs that failed
+
+The name of an event is that of its VM or worker.")]
 pub(super) struct EventsArgs {
     /// Go on with new events as they happen
     #[arg(long, short)]
@@ -135,9 +138,13 @@ fn plain(error: EventsError) -> anyhow::Error {
 fn print(arguments: &EventsArgs, events: Vec<Event>) -> Result<(), output::OutputError> {
     let filter = arguments.filter();
     let wanted = |event: &&Event| filter.matches(event);
-    let show = |event: &Event| match arguments.output.output {
-        Format::Json => output::json_line(event),
-        Format::Table => Ok(describe(event)),
+    let show = |event: &Event| match arguments.output.format() {
+        Format::Table | Format::Wide => Ok(describe(event)),
+        Format::Name => Ok(match &event.object {
+            EventObject::Vm { name, .. } => name.to_string(),
+            EventObject::Worker { name } => name.to_string(),
+        }),
+        format => format.record(event),
     };
     output::lines(events.iter().filter(wanted).map(show).collect::<Result<Vec<_>, _>>()?)
 }

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::connect::Place;
-use super::interrupt::Interrupt;
+use super::interrupt::{Farewell, Interrupt};
 use super::login::LoginArgs;
 use super::ssh::finish;
 use super::target::{SSH_PORT, Target};
@@ -179,8 +179,10 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
             (None, None) => Err(UsageError("there is no command to run".to_owned()).into()),
         }
     };
+    let mut farewell = Farewell::install()?;
     let code = tokio::select! {
         code = work => code,
+        told = farewell.wait() => Err(told.into()),
         () = interrupt.wait() => Err(Interrupted.into()),
     };
     // However it came: what is only left alone goes on in the guest until its client is given up.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::connect::Place;
-use super::output::{self, Format, OutputArgs, OutputError, Table, ago};
+use super::output::{self, OutputArgs, OutputError, Table, ago};
 use super::target::{Failure, Target};
 use crate::client::exec::{Exec, ExecInput, ExecOutput};
 use crate::model::error::{ApiError, ErrorCode};
@@ -206,9 +206,6 @@ async fn attached(link: Exec, shown: &mut Shown, input: &mut Input) -> Result<u8
     let feeding = feed(&mut to, input);
     let told = tell(&mut from, shown);
     let (mut feeding, mut told) = (std::pin::pin!(feeding), std::pin::pin!(told));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let detached = || Broken::Here(anyhow::anyhow!("this process was told to end"));
     tokio::select! {
         code = &mut told => code,
         fed = &mut feeding => match fed {
@@ -216,8 +213,6 @@ async fn attached(link: Exec, shown: &mut Shown, input: &mut Input) -> Result<u8
             Err(Broken::Link(_)) | Ok(()) => told.await,
             Err(broken) => Err(broken),
         },
-        _ = terminate.recv() => Err(detached()),
-        _ = hang_up.recv() => Err(detached()),
     }
 }
 
@@ -301,11 +296,7 @@ pub(super) async fn list(command: ListExecs, client: &Client, now: Timestamp) ->
     };
     let sessions = target.until("tell its exec sessions", Duration::ZERO, listed).await;
     target.dialer.close().await;
-    match output.output {
-        Format::Json => output::json(&sessions?)?,
-        Format::Table => table(&sessions?, now).print()?,
-    }
-    Ok(())
+    Ok(output.items(&sessions?, |session| output::clean(&session.session), |all, _| table(all, now))?)
 }
 
 fn table(sessions: &[ExecView], now: Timestamp) -> Table {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -77,36 +77,13 @@ fn life(text: &str) -> Result<Duration, String> {
     duration::parse_life(text, Duration::from_secs(MAX_PULL_TTL_S))
 }
 
-/// How lists of images are printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum Detail {
-    /// For people.
-    #[default]
-    Table,
-    /// The same, worker by worker.
-    Wide,
-    /// For programs, worker by worker.
-    Json,
-}
-
 #[derive(Debug, Args)]
 pub(super) struct ListImagesArgs {
     /// Only this worker's
     #[arg(long, value_name = "NAME")]
     worker: Option<WorkerName>,
-    /// How to print: a table, a table of each worker's, JSON for programs
-    #[arg(long, short, value_enum, default_value_t, value_name = "FORMAT")]
-    output: Detail,
-    /// Print the names only
-    #[arg(long, short, conflicts_with = "output")]
-    quiet: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct ListPullsArgs {
-    /// How to print: a table, a table of each worker, JSON for programs
-    #[arg(long, short, value_enum, default_value_t, value_name = "FORMAT")]
-    output: Detail,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// A request with all that its workers say.
@@ -123,10 +100,13 @@ pub(super) async fn pull(command: Pull, client: &Client) -> anyhow::Result<()> {
     let PullArgs { image, labels, worker, runtime, expires, wait, timeout, cancel, output } = arguments;
     if cancel {
         client.call(&CancelPull { image: image.clone() }).await?;
-        return match output.output {
-            Format::Json => Ok(output::json(&serde_json::json!({"cancelled": image::shown(&image)}))?),
-            Format::Table => Ok(output::line(&format!("{} is not fetched ahead any more", image::shown(&image)))?),
-        };
+        let image = image::shown(&image);
+        match output.format() {
+            Format::Table | Format::Wide => output::line(&format!("{image} is not fetched ahead any more"))?,
+            Format::Name => output::line(&output::clean(&image))?,
+            format => format.data(&serde_json::json!({"cancelled": image}))?,
+        }
+        return Ok(());
     }
     let labels = pairs::labels(labels).map_err(super::UsageError)?;
     let selector = WorkerSelector { labels, worker, runtime };
@@ -136,11 +116,12 @@ pub(super) async fn pull(command: Pull, client: &Client) -> anyhow::Result<()> {
         false => Far { on: Vec::new(), pull: asked },
     };
     let failed: Vec<&PullOnWorker> = far.on.iter().filter(|on| on.state == PullState::Failed).collect();
-    match output.output {
-        Format::Json if wait => output::json(&far)?,
-        Format::Json => output::json(&far.pull)?,
-        Format::Table if !failed.is_empty() => {}
-        Format::Table => output::line(&told(&far.pull, wait))?,
+    match output.format() {
+        format if format.is_data() && wait => format.data(&far)?,
+        format if format.is_data() => format.data(&far.pull)?,
+        _ if !failed.is_empty() => {}
+        Format::Name => output::line(&output::clean(&far.pull.image))?,
+        _ => output::line(&told(&far.pull, wait))?,
     }
     if !failed.is_empty() {
         let reasons: Vec<String> =
@@ -219,10 +200,11 @@ async fn far(client: &Client, id: PullId) -> Result<Far, crate::model::error::Ap
     }
 }
 
-pub(super) async fn list_pulls(arguments: ListPullsArgs, client: &Client, now: Timestamp) -> anyhow::Result<()> {
+pub(super) async fn list_pulls(output: OutputArgs, client: &Client, now: Timestamp) -> anyhow::Result<()> {
     let pulls = client.call(&ListPulls {}).await?.pulls;
-    if arguments.output == Detail::Table {
-        return Ok(pulls_table(&pulls, now).print()?);
+    if matches!(output.format(), Format::Table | Format::Name) {
+        let name = |pull: &PullView| output::clean(&pull.image);
+        return Ok(output.items(&pulls, name, |pulls, _| pulls_table(pulls, now))?);
     }
     let mut all = Vec::new();
     for pull in pulls {
@@ -233,11 +215,7 @@ pub(super) async fn list_pulls(arguments: ListPullsArgs, client: &Client, now: T
             Err(error) => return Err(error.into()),
         }
     }
-    match arguments.output {
-        Detail::Json => output::json(&all)?,
-        Detail::Table | Detail::Wide => far_table(&all).print()?,
-    }
-    Ok(())
+    Ok(output.items(&all, |far| output::clean(&far.pull.image), |all, _| far_table(all))?)
 }
 
 fn pulls_table(pulls: &[PullView], now: Timestamp) -> Table {
@@ -271,21 +249,13 @@ fn far_table(all: &[Far]) -> Table {
 }
 
 pub(super) async fn list(arguments: ListImagesArgs, client: &Client, now: Timestamp) -> anyhow::Result<()> {
-    let ListImagesArgs { worker, output, quiet } = arguments;
-    if worker.is_none() && output == Detail::Table {
+    let ListImagesArgs { worker, output } = arguments;
+    if worker.is_none() && matches!(output.format(), Format::Table | Format::Name) {
         let all = all_images(client).await?;
-        return match quiet {
-            true => Ok(all.iter().try_for_each(|image| output::line(&output::clean(&image.image)))?),
-            false => Ok(images_table(&all, now).print()?),
-        };
+        return Ok(output.items(&all, |image| output::clean(&image.image), |all, _| images_table(all, now))?);
     }
     let all = all_held(client, worker).await?;
-    match (quiet, output) {
-        (true, _) => all.iter().try_for_each(|held| output::line(&output::clean(&held.held.image)))?,
-        (false, Detail::Json) => output::json(&all)?,
-        (false, Detail::Table | Detail::Wide) => held_table(&all, now).print()?,
-    }
-    Ok(())
+    Ok(output.items(&all, |held| output::clean(&held.held.image), |all, _| held_table(all, now))?)
 }
 
 async fn all_images(client: &Client) -> anyhow::Result<Vec<ImageView>> {
@@ -366,13 +336,13 @@ mod tests {
         let at = Timestamp::from_millis;
         let view =
             ImageView { image: "i".into(), bytes: 24_310_000_000, workers: 3, in_use: 1, last_used: Some(at(0)) };
-        let text = images_table(&[view], at(60_000)).text();
+        let text = images_table(&[view], at(60_000)).text(output::Screen::PLAIN);
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             ["Image  Size     Workers  In use on  Last used", "i      24.3 GB  3        1          1 minute ago"]
         );
         let held = HeldImage { image: "i".into(), bytes: 512_000, digest: None, last_used: None, in_use: true };
-        let text = held_table(&[HeldView { worker: "w".parse().unwrap(), held }], at(0)).text();
+        let text = held_table(&[HeldView { worker: "w".parse().unwrap(), held }], at(0)).text(output::Screen::PLAIN);
         assert!(text.contains("w       i      0.5 MB  true    not known"), "{text}");
     }
 
@@ -410,8 +380,8 @@ mod tests {
             "{}",
             told(&pull, true)
         );
-        let text = far_table(&[far]).text();
+        let text = far_table(&[far]).text(output::Screen::PLAIN);
         assert!(text.contains("c       pulling, not online  long ago"), "{text}");
-        assert!(pulls_table(&[pull], Timestamp::from_millis(0)).text().contains("in 1m30s"));
+        assert!(pulls_table(&[pull], Timestamp::from_millis(0)).text(output::Screen::PLAIN).contains("in 1m30s"));
     }
 }

@@ -1,12 +1,13 @@
-//! Ctrl-C for client commands: each ends with the same exit code and leaves a clean terminal. What serves has signals of its
-//! own (`serve::signals`).
+//! Ctrl-C for client commands: each ends with the same exit code and leaves a clean terminal; and the other signals that end those
+//! that have something running in a VM. What serves has signals of its own (`serve::signals`).
 
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::INTERRUPTED;
+use super::{INTERRUPTED, ToldToEnd};
 use crate::ssh::terminal;
 use crate::task::{self, Task};
 
@@ -38,5 +39,41 @@ impl Interrupt {
     pub(super) async fn wait(&mut self) {
         let _ = self.pressed.recv().await;
         terminal::restore();
+    }
+}
+
+/// SIGTERM, as of a job that is cancelled, and SIGHUP, as of a terminal that is closed. A command that simply dies of them leaves what
+/// it runs in a VM running until its client is given up.
+pub(super) struct Farewell {
+    terminate: Signal,
+    /// Only where there is a terminal to be closed: whoever is to outlive one (`nohup`) has none, and ignores the signal.
+    hang_up: Option<Signal>,
+}
+
+impl Farewell {
+    /// Takes the signals over.
+    pub(super) fn install() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("cannot take over SIGTERM")?;
+        let hang_up = match std::io::stdin().is_terminal() {
+            true => Some(signal(SignalKind::hangup()).context("cannot take over SIGHUP")?),
+            false => None,
+        };
+        Ok(Self { terminate, hang_up })
+    }
+
+    /// Waits for one of them; the terminal is as it was before then. Cancel safe.
+    pub(super) async fn wait(&mut self) -> ToldToEnd {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(hang_up) => hang_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let told = tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = hang_up => SignalKind::hangup(),
+        };
+        terminal::restore();
+        ToldToEnd(told)
     }
 }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::connect::Place;
-use super::output::{self, Format, OutputArgs};
+use super::output::{self, DataArgs};
 use super::target::{Failure, Target};
 use crate::bus::connect::{GetAddress, VmAddress};
 use crate::config::duration;
@@ -35,7 +35,7 @@ pub(super) struct IpArgs {
           value_parser = duration::parse)]
     wait: Option<Duration>,
     #[command(flatten)]
-    output: OutputArgs,
+    output: DataArgs,
     /// The VM's name
     name: VmName,
 }
@@ -51,9 +51,9 @@ pub(super) async fn run(command: Ip, client: &Client) -> anyhow::Result<()> {
         })
     };
     let VmAddress { ip, uid } = target.until("tell its address", wait.unwrap_or_default(), asked).await?;
-    match output.output {
-        Format::Json => output::json(&serde_json::json!({ "ip": ip, "uid": uid }))?,
-        Format::Table => output::line(&output::clean(&ip))?,
+    match output.format() {
+        format if format.is_data() => format.data(&serde_json::json!({ "ip": ip, "uid": uid }))?,
+        _ => output::line(&output::clean(&ip))?,
     }
     Ok(())
 }

@@ -3,8 +3,9 @@
 use clap::{Args, Subcommand};
 
 use super::client::Client;
-use super::output::{self, Format, OutputArgs, Table};
-use super::{accounts, bootstrap, exec_session, images};
+use super::output::{self, OutputArgs, Table};
+use super::watch::{self, WatchArgs};
+use super::{accounts, bootstrap, exec_session, images, rows};
 use crate::bus::message::ListWorkers;
 use crate::bus::strays::{ListStrays, StrayView};
 use crate::model::vm::Vm;
@@ -17,14 +18,20 @@ pub(super) enum List {
     #[command(
         visible_alias = "vm",
         after_help = "\
-Example:
-  orchard list vms -o json | jq -r '.[].name'
+Examples:
+  orchard list vms -o wide
+  orchard list vms -q | xargs orchard delete vm
+  orchard list vms -o json | jq -r '.[] | select(.status == \"failed\") | .name'
+  orchard list vms --watch
 
 In JSON the status of a VM that is stopped or suspended is `running`; see `orchard get vm --help`."
     )]
     Vms(ListArgs),
     /// List all workers
-    #[command(visible_alias = "worker", after_help = "Example:\n  orchard list workers")]
+    #[command(
+        visible_alias = "worker",
+        after_help = "Examples:\n  orchard list workers\n  orchard list workers --watch"
+    )]
     Workers(ListArgs),
     /// List what workers have on their machines although nobody wishes for it; see `orchard delete stray`
     #[command(
@@ -35,14 +42,14 @@ Examples:
   orchard list strays --worker mini-1 -q | xargs orchard delete stray mini-1
 
 A copy of a VM becomes a stray when the controller knows nothing of it, as after a restored backup. It
-runs on until somebody deletes it."
+runs on until somebody deletes it. The name of a copy is what `orchard delete stray` takes."
     )]
     Strays {
         /// Only those of this worker
         #[arg(long, value_name = "NAME")]
         worker: Option<WorkerName>,
         #[command(flatten)]
-        list: ListArgs,
+        output: OutputArgs,
     },
     /// List the images that workers hold, from which VMs start without fetching any
     #[command(
@@ -53,7 +60,7 @@ Examples:
   orchard list images -o wide
   orchard list images --worker mini-1 -o json
 
-`-o wide`, `--worker` and JSON show each worker's, with when it was last used and whether a VM's disk
+`-o wide`, `--worker`, JSON and YAML show each worker's, with when it was last used and whether a VM's disk
 stands on it; images in use are never removed. Addresses are shown without user, password and query.
 Of each worker the images used last are known, up to 64."
     )]
@@ -66,75 +73,79 @@ Examples:
   orchard list pulls
   orchard list pulls -o wide
 
-`-o wide` and JSON tell of each worker. A request stands until it expires, so that workers that are off
+`-o wide`, JSON and YAML tell of each worker. A request stands until it expires, so that workers that are off
 fetch the image when they are back."
     )]
-    Pulls(images::ListPullsArgs),
+    Pulls(OutputArgs),
     /// List the exec sessions of this account in a VM; see `orchard exec vm --help`
     #[command(subcommand, visible_alias = "exec")]
     Execs(exec_session::ListExecs),
     /// List all service accounts and their roles
     #[command(visible_alias = "service-account", after_help = "Example:\n  orchard list service-accounts")]
-    ServiceAccounts(ListArgs),
+    ServiceAccounts(OutputArgs),
     /// List the bootstrap tokens that are good: who made them, for whom, how often and how long; never the secrets
-    #[command(visible_alias = "bootstrap-token", after_help = "Example:\n  orchard list bootstrap-tokens")]
-    BootstrapTokens(ListArgs),
+    #[command(
+        visible_alias = "bootstrap-token",
+        after_help = "\
+Examples:
+  orchard list bootstrap-tokens
+  orchard list bootstrap-tokens -q | xargs orchard delete bootstrap-token
+
+The name of a token is its id."
+    )]
+    BootstrapTokens(OutputArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     #[command(flatten)]
     output: OutputArgs,
-    /// Print the names only (of bootstrap tokens, the ids; of strays, what `delete stray` takes)
-    #[arg(long, short, conflicts_with = "output")]
-    quiet: bool,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
     let now = Clock::start().now().wall;
     match command {
-        List::Vms(arguments) => {
+        List::Vms(ListArgs { output, watch: WatchArgs { watch: true } }) => watch::vms(client, output).await?,
+        List::Vms(ListArgs { output, .. }) => {
             let vms = client.vms().await?;
-            print(&arguments, &vms, |vm| vm.name.to_string(), |vms| vm_table(vms, now))
+            output.items(&vms, |vm| vm.name.to_string(), |vms, wide| rows::vm::list(vms, now, wide))?;
         }
-        List::Workers(arguments) => {
+        List::Workers(ListArgs { output, watch: WatchArgs { watch: true } }) => watch::workers(client, output).await?,
+        List::Workers(ListArgs { output, .. }) => {
             let workers = all_workers(client).await?;
             let name = |worker: &WorkerView| worker.worker.info.name.to_string();
-            print(&arguments, &workers, name, |workers| worker_table(workers, now))
+            output.items(&workers, name, |workers, wide| rows::worker::list(workers, now, wide))?;
         }
-        List::Strays { worker, list } => {
+        List::Strays { worker, output } => {
             let all = all_strays(client, worker).await?;
-            print(&list, &all, |stray| show_copy(stray.id), strays_table)
+            output.items(&all, |stray| show_copy(stray.id), |all, _| strays_table(all))?;
         }
-        List::Images(arguments) => images::list(arguments, client, now).await,
-        List::Pulls(arguments) => images::list_pulls(arguments, client, now).await,
-        List::Execs(command) => exec_session::list(command, client, now).await,
-        List::ServiceAccounts(arguments) => {
+        List::Images(arguments) => images::list(arguments, client, now).await?,
+        List::Pulls(arguments) => images::list_pulls(arguments, client, now).await?,
+        List::Execs(command) => exec_session::list(command, client, now).await?,
+        List::ServiceAccounts(output) => {
             let all = accounts::all(client).await?;
-            print(&arguments, &all, |account| account.name.to_string(), |all| accounts::table(all, now))
+            output.items(&all, |account| account.name.to_string(), |all, wide| accounts::table(all, now, wide))?;
         }
-        List::BootstrapTokens(arguments) => {
+        List::BootstrapTokens(output) => {
             let all = bootstrap::all(client).await?;
-            print(&arguments, &all, |token| token.id.to_string(), |all| bootstrap::table(all, now))
+            output.items(&all, |token| token.id.to_string(), |all, _| bootstrap::table(all, now))?;
         }
-    }
-}
-
-fn print<T: serde::Serialize>(
-    arguments: &ListArgs,
-    items: &[T],
-    name: impl Fn(&T) -> String,
-    table: impl Fn(&[T]) -> Table,
-) -> anyhow::Result<()> {
-    match (arguments.quiet, arguments.output.output) {
-        (true, _) => items.iter().try_for_each(|item| output::line(&name(item)))?,
-        (false, Format::Json) => output::json(&items)?,
-        (false, Format::Table) => table(items).print()?,
     }
     Ok(())
 }
 
-async fn all_workers(client: &Client) -> anyhow::Result<Vec<WorkerView>> {
+impl List {
+    /// Whether it goes on until it is ended.
+    pub(super) fn watches(&self) -> bool {
+        matches!(self, List::Vms(list) | List::Workers(list) if list.watch.watch)
+    }
+}
+
+/// All workers, page by page.
+pub(super) async fn all_workers(client: &Client) -> anyhow::Result<Vec<WorkerView>> {
     let mut all: Vec<WorkerView> = Vec::new();
     loop {
         let after = all.last().map(|view| view.worker.info.name.clone());
@@ -161,7 +172,7 @@ async fn all_strays(client: &Client, worker: Option<WorkerName>) -> anyhow::Resu
 }
 
 /// A copy as the command line takes and shows it.
-fn show_copy(id: CopyId) -> String {
+pub(super) fn show_copy(id: CopyId) -> String {
     format!("{}/{}", id.uid, id.attempt)
 }
 
@@ -174,48 +185,6 @@ fn strays_table(strays: &[StrayView]) -> Table {
             show_copy(stray.id),
             stray.running.to_string(),
             if stray.deleting { "being deleted".to_owned() } else { "left alone".to_owned() },
-        ]);
-    }
-    table
-}
-
-fn vm_table(vms: &[Vm], now: Timestamp) -> Table {
-    let mut table = Table::with_titles(["Name", "Created", "Image", "Status", "Restart policy", "Assigned worker"]);
-    for vm in vms {
-        table.row([
-            vm.name.to_string(),
-            output::ago(vm.created_at, now),
-            vm.spec.image.clone(),
-            shown_status(vm),
-            format!("{} ({} restarts)", vm.spec.restart_policy, vm.restart_count),
-            vm.worker.as_ref().map(ToString::to_string).unwrap_or_default(),
-        ]);
-    }
-    table
-}
-
-fn worker_table(workers: &[WorkerView], now: Timestamp) -> Table {
-    let mut table = Table::with_titles([
-        "Name",
-        "Last seen",
-        "Scheduling paused",
-        "State",
-        "VMs",
-        "CPU",
-        "Memory available",
-        "Disk free",
-    ]);
-    for view in workers {
-        let load = view.load.unwrap_or_default();
-        table.row([
-            view.worker.info.name.to_string(),
-            last_seen(view, now),
-            view.worker.scheduling_paused.to_string(),
-            state(view),
-            view.vms.to_string(),
-            load.cpu_permille.map(percent).unwrap_or_default(),
-            load.memory_available_mib.map(gib).unwrap_or_default(),
-            load.disk_free_mib.map(gib).unwrap_or_default(),
         ]);
     }
     table
@@ -310,39 +279,11 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn vms_are_listed_with_their_worker_and_restarts() {
-        let mut placed = vm("b", VmStatus::Running);
-        placed.worker = Some("mini".parse().unwrap());
-        placed.restart_count = 2;
-        let text = vm_table(&[vm("a", VmStatus::Pending), placed], Timestamp::from_millis(120_000)).text();
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(
-            lines,
-            [
-                "Name  Created        Image               Status   Restart policy      Assigned worker",
-                "a     2 minutes ago  /images/tiny.qcow2  pending  Never (0 restarts)",
-                "b     2 minutes ago  /images/tiny.qcow2  running  Never (2 restarts)  mini",
-            ]
-        );
-    }
-
-    #[test]
     fn a_vm_that_is_off_shows_as_such_whatever_its_status() {
         let mut off = vm("a", VmStatus::Running);
         off.spec.power_state = PowerState::Stopped;
         assert_eq!(shown_status(&off), "stopped");
         off.set_conditions(true, true);
         assert_eq!(shown_status(&off), "running", "it is still being stopped");
-    }
-
-    #[test]
-    fn workers_are_listed_with_their_liveness() {
-        let mut lost = worker("b");
-        lost.state = WorkerState::Unseen;
-        (lost.last_seen, lost.load) = (None, None);
-        let text = worker_table(&[worker("a"), lost], Timestamp::from_millis(60_000)).text();
-        assert!(text.contains("a     5 seconds ago"), "{text}");
-        assert!(text.contains("not since the controller started  false              unseen  2"), "{text}");
-        assert!(text.contains("2    37.5 %  11.7 GiB          195.3 GiB"), "{text}");
     }
 }

@@ -1,12 +1,16 @@
 //! Local TCP ports whose connections go elsewhere: for `orchard port-forward`, and for `orchard ssh -L`.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::select_all;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -95,21 +99,71 @@ where
             let _permit = permit;
             match opening.await {
                 Ok(stream) => splice(socket, stream, &target, peer).await,
-                Err(error) => tell(&clean(&format!("{target}: {error}"))),
+                Err(error) => {
+                    tell(&clean(&format!("{target}: {error}")));
+                    reset(&socket);
+                }
             }
         });
     }
 }
 
-/// Carries bytes both ways until both sides have said that they are done.
-async fn splice(mut socket: TcpStream, mut stream: Stream, target: &str, peer: SocketAddr) {
+/// Carries bytes both ways until both sides have said that they are done. What breaks on the one side is broken off on the other, so
+/// that half of something does not look like all of it.
+async fn splice(mut socket: TcpStream, stream: Stream, target: &str, peer: SocketAddr) {
     let _ = socket.set_nodelay(true);
-    match tokio::io::copy_bidirectional(&mut socket, &mut stream).await {
+    match carry(&mut socket, stream).await {
         // QEMU's network accepts a connection before it knows whether the guest will.
-        Ok((_, 0)) => tell(&format!("{target}: {peer} got nothing; does something listen on that port there?")),
-        Ok((up, down)) => tracing::debug!("{target}: {peer} is done, {up} bytes up, {down} down"),
-        Err(error) => tell(&format!("{target}: the connection of {peer} broke: {error}")),
+        Ok(0) => tell(&format!("{target}: {peer} got nothing; does something listen on that port there?")),
+        Ok(down) => tracing::debug!("{target}: {peer} is done, {down} bytes down"),
+        Err(error) => {
+            tell(&clean(&format!("{target}: the connection of {peer} broke: {error}")));
+            reset(&socket);
+        }
     }
+}
+
+/// Yields how many bytes came.
+async fn carry(socket: &mut TcpStream, stream: Stream) -> io::Result<u64> {
+    let ((mut from_here, mut to_here), (mut from_there, mut to_there)) = (socket.split(), tokio::io::split(stream));
+    let declined = AtomicBool::new(false);
+    let up = async {
+        match tokio::io::copy(&mut from_here, &mut to_there).await {
+            Ok(_) => to_there.shutdown().await,
+            // It reads no more, but what it has to say may be worth hearing. Bytes that are left unread here would destroy that.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                declined.store(true, Ordering::Relaxed);
+                tokio::io::copy(&mut from_here, &mut tokio::io::sink()).await.map(drop)
+            }
+            Err(error) => Err(error),
+        }
+    };
+    let down = async {
+        let count = tokio::io::copy(&mut from_there, &mut to_here).await?;
+        to_here.shutdown().await?;
+        io::Result::Ok(count)
+    };
+    let (mut up, mut down) = (pin!(up), pin!(down));
+    // Neither is dropped half-way, except when there is no reason left to go on.
+    tokio::select! {
+        sent = &mut up => {
+            sent?;
+            down.await
+        }
+        came = &mut down => {
+            let count = came?;
+            if !declined.load(Ordering::Relaxed) {
+                up.await?;
+            }
+            Ok(count)
+        }
+    }
+}
+
+/// Has the connection end with a reset, which no program takes for a proper end.
+fn reset(socket: &TcpStream) {
+    // One that is gone already needs none.
+    let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 #[cfg(test)]
@@ -176,5 +230,47 @@ mod tests {
         let (a, b) = tokio::join!(talk(vec![1, 2, 3]), talk(vec![7; 100_000]));
         assert_eq!(a.unwrap(), [3, 2, 1]);
         assert_eq!(b.unwrap().len(), 100_000);
+    }
+
+    /// What a program gets of a connection to which this is led.
+    async fn got(stream: impl crate::duplex::Duplex + 'static, sent: &[u8]) -> (Vec<u8>, io::Result<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let led = async {
+            let (socket, peer) = listener.accept().await.unwrap();
+            splice(socket, Box::new(stream), "vm:1", peer).await;
+        };
+        let program = async {
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            socket.write_all(sent).await.unwrap();
+            let mut got = Vec::new();
+            let ended = socket.read_to_end(&mut got).await.map(drop);
+            (got, ended)
+        };
+        tokio::join!(led, program).1
+    }
+
+    #[tokio::test]
+    async fn half_of_something_does_not_look_like_all_of_it() {
+        let broken = || Err(io::Error::new(io::ErrorKind::ConnectionReset, "the VM reset the connection"));
+        let half = futures_util::stream::iter([Ok(&b"half"[..]), broken()]);
+        let stream = tokio::io::join(tokio_util::io::StreamReader::new(half), tokio::io::sink());
+        let (_, ended) = got(stream, b"ask").await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn what_reads_no_more_is_heard_to_its_end() {
+        // The one that nobody reads, and an answer that comes later than that is known.
+        let ((deaf, gone), (answer, mut far)) = (tokio::io::duplex(16), tokio::io::duplex(16));
+        drop(gone);
+        let says = async {
+            tokio::task::yield_now().await;
+            far.write_all(&[7; 100_000]).await.unwrap();
+            drop(far);
+        };
+        let ((got, ended), ()) = tokio::join!(got(tokio::io::join(answer, deaf), &[1; 300_000]), says);
+        ended.unwrap();
+        assert_eq!(got.len(), 100_000);
     }
 }

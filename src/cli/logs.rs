@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
-use super::output::{self, Format, OutputArgs};
+use super::output::{self, DataArgs, Format};
 use super::{events, follow};
 use crate::bus::message::ListEvents;
 use crate::bus::subject;
@@ -15,7 +15,9 @@ use crate::model::{VmName, VmUid};
 #[derive(Debug, Subcommand)]
 pub(super) enum Logs {
     /// Show the output of a VM's startup script, oldest line first
-    #[command(after_help = "Examples:\n  orchard logs vm build-1 --tail 20\n  orchard logs vm build-1 --follow")]
+    #[command(
+        after_help = "Examples:\n  orchard logs vm build-1 --tail 20\n  orchard logs vm build-1 --follow\n  orchard logs vm build-1 -o wide   # with time and number"
+    )]
     Vm(LogsArgs),
 }
 
@@ -30,7 +32,7 @@ pub(super) struct LogsArgs {
     #[arg(long, short)]
     follow: bool,
     #[command(flatten)]
-    output: OutputArgs,
+    output: DataArgs,
 }
 
 pub(super) async fn run(command: Logs, client: &Client) -> anyhow::Result<()> {
@@ -94,11 +96,13 @@ async fn print_rest(arguments: &LogsArgs, reader: &mut Reader<'_>) -> anyhow::Re
     Ok(())
 }
 
-/// Log lines go out as they are, colours included: they are the output of the user's own script.
+/// Log lines go out as they are, colours included: they are the output of the user's own script. Wide, each has its time and
+/// number before it.
 fn print(arguments: &LogsArgs, lines: impl IntoIterator<Item = Event>) -> Result<(), output::OutputError> {
-    let show = |event: Event| match arguments.output.output {
-        Format::Json => output::json_line(&event),
-        Format::Table => Ok(event.message),
+    let show = |event: Event| match arguments.output.format() {
+        Format::Wide => Ok(format!("{}  #{}  {}", event.time, event.number, event.message)),
+        Format::Table | Format::Name => Ok(event.message),
+        format => format.record(&event),
     };
     output::lines(lines.into_iter().map(show).collect::<Result<Vec<_>, _>>()?)
 }

@@ -1,13 +1,14 @@
 //! The command line: what may be said, and which file does it. `main` parses [`Arguments`] and calls [`run`].
 //!
 //! Client commands talk to the controller over the bus and the tunnel only, as any other program could. Exit codes: a
-//! remote command's own (`ssh`, `exec`), 0, [`FAILED`], [`USAGE`], [`INTERRUPTED`]. Commands that serve end orderly by Ctrl-C, which
-//! is how they are meant to end, and so with 0.
+//! remote command's own (`ssh`, `exec`), 0, [`FAILED`], [`USAGE`], [`INTERRUPTED`]. Commands that serve or watch a list end
+//! orderly by Ctrl-C, which is how they are meant to end, and so with 0.
 
 mod accounts;
 mod audit;
 mod bootstrap;
 mod client;
+mod completion;
 mod connect;
 mod context;
 mod cp;
@@ -17,6 +18,7 @@ mod drain;
 mod events;
 mod exec;
 mod exec_session;
+mod field;
 mod follow;
 mod forward;
 mod get;
@@ -28,23 +30,34 @@ mod list;
 mod listen;
 mod login;
 mod logs;
+mod man;
 mod output;
 mod pairs;
 mod placing;
 mod power;
 mod prompt;
 mod proxy;
+mod rows;
 mod serve;
 mod settings;
 mod ssh;
 mod ssh_config;
+mod status;
 mod target;
+mod top;
+mod version;
 mod vnc;
 mod wait;
+mod watch;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::output::colours_on_stderr;
+use self::serve::controller::ControllerCommand;
 use crate::config::Home;
+use crate::trace;
+
+pub use self::completion::answer as answer_shell;
 
 /// The exit code of a command that failed.
 pub const FAILED: u8 = 1;
@@ -62,7 +75,7 @@ Environment:
   ORCHARD_FINGERPRINT            SHA-256 of the certificate to expect at ORCHARD_URL; without it,
                                  a saved context's for that address, or public CAs
 
-Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 ended by Ctrl-C (0 for what serves);
+Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 ended by Ctrl-C (0 for what serves or watches);
 `orchard ssh` and `exec` exit as the remote command did.
 
 Begin with `orchard dev` in one terminal and `orchard create vm --help` in another, or with
@@ -138,6 +151,8 @@ enum Command {
     Logs(logs::Logs),
     /// Show what happened in the cluster, event by event
     Events(events::EventsArgs),
+    /// Show workers, VMs and events on a whole screen, live
+    Top(top::TopArgs),
     /// Show who asked for what and what came of it, record by record
     Audit(audit::AuditArgs),
     /// Run a command or a shell in a VM, or on a worker's machine
@@ -170,7 +185,7 @@ enum Command {
     Context(context::ContextCommand),
     /// Run a whole cluster in this process, to try things out
     Dev(serve::dev::DevArgs),
-    /// Run a controller
+    /// Run a controller, back it up, or see how it is doing
     #[command(subcommand)]
     Controller(serve::controller::ControllerCommand),
     /// Run a worker
@@ -179,17 +194,53 @@ enum Command {
     /// Run the NATS broker alone
     #[command(subcommand)]
     Broker(serve::broker::BrokerCommand),
-    /// Show the version of this program, and of the controller with --controller
-    Version(get::VersionArgs),
+    /// Print what has a shell complete commands, options and the names of VMs, workers and contexts
+    Completion(completion::CompletionArgs),
+    /// Print a manual page, or write all of them
+    Man(man::ManArgs),
+    /// Show the version of this program and of the controller
+    Version(version::VersionArgs),
 }
 
 impl Arguments {
+    /// Whether it serves until it is told to stop.
+    fn serves(&self) -> bool {
+        use Command::{Broker, Controller, Dev, Worker};
+        match &self.command {
+            Controller(command) => !command.asks(),
+            other => matches!(other, Dev(_) | Worker(_) | Broker(_)),
+        }
+    }
+
+    /// What it is called where traces are collected.
+    pub fn service(&self) -> &'static str {
+        match &self.command {
+            Command::Controller(command) if !command.asks() => "orchard-controller",
+            Command::Worker(_) => "orchard-worker",
+            Command::Dev(_) => "orchard-dev",
+            Command::Broker(_) => "orchard-broker",
+            _ => "orchard",
+        }
+    }
+
+    /// Whether the command as a whole is a part of a trace: of one that it is told of, or that is exported. What serves is
+    /// not; the requests that it answers are.
+    pub fn is_traced(&self) -> bool {
+        !self.serves() && (trace::exports() || trace::of_environment().is_some())
+    }
+
+    /// What was asked for, as it is called in a trace.
+    pub fn name(&self) -> String {
+        let verb = std::env::args().nth(1).filter(|verb| !verb.starts_with('-')).unwrap_or_default();
+        format!("orchard {verb}").trim_end().to_owned()
+    }
+
     /// What to log when `RUST_LOG` does not say: servers tell what they do, other commands only what is wrong.
     pub fn log_filter(&self) -> &'static str {
-        use Command::{Broker, Controller, Dev, Worker};
-        let serves = matches!(self.command, Dev(_) | Controller(_) | Worker(_) | Broker(_));
-        match (serves, self.global.verbose) {
+        match (self.serves(), self.global.verbose) {
             // What the NATS library has to say, the errors and the bus's own lines say better.
+            // Its screen has no room for a log.
+            _ if matches!(self.command, Command::Top(_)) && self.global.verbose == 0 => "off",
             (false, 0) => "error,async_nats=off,orchard=warn",
             (true, 0) => "warn,async_nats=off,orchard=info",
             (_, 1) => "info,orchard=debug",
@@ -208,7 +259,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
     let Arguments { global, command } = arguments;
     match command {
         Command::Dev(arguments) => serve::dev::run(arguments, home).await,
-        Command::Controller(command) => serve::controller::run(command, home).await,
+        Command::Controller(command) if !command.asks() => serve::controller::run(command, home).await,
         Command::Worker(command) => serve::worker::run(command, home).await,
         Command::Broker(command) => serve::broker::run(command).await,
         // These close their connections before they end.
@@ -239,10 +290,22 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<u8> {
             cp::run(arguments, || client::Client::connect(&home, &global), &mut interrupt).await?;
             Ok(0)
         }
+        // It goes on until it is ended, and so that is a good end.
+        Command::List(command) if command.watches() => {
+            let (client, mut interrupt) = connect(&home, &global).await?;
+            tokio::select! {
+                done = list::run(command, &client) => done.map(|()| 0),
+                () = interrupt.wait() => {
+                    end_line();
+                    Ok(0)
+                }
+            }
+        }
         Command::Ssh(command) => {
             let (client, mut interrupt) = connect(&home, &global).await?;
             ssh::run(command, &client, &mut interrupt).await
         }
+        Command::Top(arguments) => top::run(arguments, &home, &global).await,
         command => {
             let mut interrupt = interrupt::Interrupt::install()?;
             // Whoever is dropped leaves the terminal as it was: spinners go, questions are asked no more.
@@ -289,6 +352,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::Context(command) => context::run(command, home.clone()).await?,
         Command::Ip(command) => ip::run(command, &connect().await?).await?,
         Command::SshConfig(arguments) => ssh_config::run(arguments, &home, &global, &connect().await?).await?,
+        Command::Controller(ControllerCommand::Status(arguments)) => status::run(arguments, &connect().await?).await?,
         // Done by the caller.
         Command::Dev(_)
         | Command::Controller(_)
@@ -299,8 +363,11 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         | Command::Vnc(_)
         | Command::Exec(_)
         | Command::Cp(_)
-        | Command::Ssh(_) => {}
-        Command::Version(arguments) => get::version(arguments, connect).await?,
+        | Command::Ssh(_)
+        | Command::Top(_) => {}
+        Command::Completion(arguments) => completion::run(&arguments)?,
+        Command::Man(arguments) => man::run(&arguments)?,
+        Command::Version(arguments) => version::run(arguments, connect).await?,
     }
     Ok(())
 }
@@ -311,14 +378,21 @@ pub fn report(error: &anyhow::Error) -> u8 {
         return 0;
     }
     if error.is::<Interrupted>() {
-        // The terminal has shown ^C in the middle of a line.
-        if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-            eprintln!();
-        }
+        end_line();
         return INTERRUPTED;
+    }
+    if let Some(ToldToEnd(signal)) = error.downcast_ref() {
+        return 128 + u8::try_from(signal.as_raw_value()).unwrap_or_default();
     }
     eprintln!("error: {}", output::clean(&format!("{error:#}")));
     if error.is::<UsageError>() { USAGE } else { FAILED }
+}
+
+/// Begins a new line where Ctrl-C was pressed: a terminal has shown ^C in the middle of one.
+fn end_line() {
+    if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        eprintln!();
+    }
 }
 
 /// The command was asked for wrongly, in a way that only shows when its parts are seen together.
@@ -330,6 +404,11 @@ pub struct UsageError(pub String);
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
+
+/// A signal told the command to end; nothing need be said of it, and the exit code is that of shells: 128 and its number.
+#[derive(Debug, thiserror::Error)]
+#[error("told to end")]
+struct ToldToEnd(tokio::signal::unix::SignalKind);
 
 #[cfg(test)]
 mod tests {
@@ -350,7 +429,7 @@ mod tests {
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "{path}: {} says nothing", argument.get_id());
             }
-            if !command.has_subcommands() && command.get_name() != "version" {
+            if !command.has_subcommands() {
                 assert!(command.get_after_help().is_some(), "{path} shows no example");
             }
             command.get_subcommands().for_each(|sub| check(sub, &path));

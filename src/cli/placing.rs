@@ -65,11 +65,7 @@ pub(super) enum Resume {
 pub(super) async fn explain(command: Explain, client: &Client) -> anyhow::Result<()> {
     let Explain::Vm { name, output } = command;
     let explained = client.call(&ExplainVm { name }).await?;
-    match output.output {
-        Format::Json => output::json(&explained)?,
-        Format::Table => table(&explained).print()?,
-    }
-    Ok(())
+    Ok(output.item(&explained, |explained| explained.name.to_string(), |explained, _| table(explained))?)
 }
 
 pub(super) async fn pause(command: Pause, client: &Client) -> anyhow::Result<()> {
@@ -83,11 +79,17 @@ pub(super) async fn pause(command: Pause, client: &Client) -> anyhow::Result<()>
 }
 
 /// Prints the worker as it is now, or says what was done to it, if that was not said.
-async fn show(name: &WorkerName, output: OutputArgs, text: Option<String>, client: &Client) -> anyhow::Result<()> {
-    match (output.output, text) {
-        (Format::Json, _) => output::json(&client.call(&GetWorker { name: name.clone() }).await?)?,
-        (Format::Table, Some(text)) => eprintln!("{text}"),
-        (Format::Table, None) => {}
+pub(super) async fn show(
+    name: &WorkerName,
+    output: OutputArgs,
+    text: Option<String>,
+    client: &Client,
+) -> anyhow::Result<()> {
+    match (output.format(), text) {
+        (format, _) if format.is_data() => format.data(&client.call(&GetWorker { name: name.clone() }).await?)?,
+        (Format::Name, _) => output::line(name.as_str())?,
+        (_, Some(text)) => eprintln!("{text}"),
+        (_, None) => {}
     }
     Ok(())
 }
@@ -112,7 +114,10 @@ async fn emptied(name: &WorkerName, limit: Duration, client: &Client) -> anyhow:
             eprintln!("worker {name} is paused; VMs left on it: {left}");
         }
         if until.is_some_and(|until| Instant::now() >= until) {
-            anyhow::bail!("worker {name} has VMs after {} still: {left}; it stays paused", duration::show(limit));
+            anyhow::bail!(
+                "worker {name} has VMs after {} still: {left}; it stays paused, until `orchard resume worker {name}`",
+                duration::show(limit)
+            );
         }
         tokio::time::sleep(ASK_EVERY).await;
     }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use tokio::time::Instant;
 
 use super::client::Client;
-use super::output::{self, Format, OutputArgs, Progress};
+use super::output::{OutputArgs, Progress};
 use super::wait::WaitArgs;
 use super::{pairs, wait};
 use crate::bus::life::{SpecChange, UpdateVm};
@@ -167,11 +167,7 @@ async fn switch(arguments: SwitchArgs, to: PowerState, client: &Client) -> anyho
 }
 
 fn show(vm: &Vm, output: OutputArgs, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-    match output.output {
-        Format::Json => output::json(vm)?,
-        Format::Table => eprintln!("{}", text()),
-    }
-    Ok(())
+    Ok(output.done(vm, |vm| vm.name.to_string(), text)?)
 }
 
 /// Waits until `vm` is off and yields it as it then is.

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::client::Client;
-use super::output::{self, Format, OutputArgs, Table};
+use super::output::{DataArgs, OutputError, Table};
 use super::{UsageError, pairs};
 use crate::bus::settings::SetSettings;
 use crate::model::settings::{ClusterSettings, HostDirPolicy, Profile};
@@ -32,7 +32,7 @@ VMs that are placed already stay where they are, with what they have.")]
         #[arg(long)]
         replace_host_dir_policies: bool,
         #[command(flatten)]
-        output: OutputArgs,
+        output: DataArgs,
     },
 }
 
@@ -55,16 +55,16 @@ pub(super) async fn set(command: Set, client: &Client) -> anyhow::Result<()> {
         return Err(UsageError(what.to_owned()).into());
     }
     let settings = client.call(&request).await?;
-    match output.output {
-        Format::Json => output::json(&settings)?,
-        Format::Table => table(&settings).print()?,
-    }
-    Ok(())
+    Ok(show(&settings, output)?)
 }
 
-/// Settings for people.
-pub(super) fn table(settings: &ClusterSettings) -> Table {
-    let mut table = Table::untitled();
+/// Prints settings.
+pub(super) fn show(settings: &ClusterSettings, output: DataArgs) -> Result<(), OutputError> {
+    output.item(settings, |settings, _| table(settings))
+}
+
+fn table(settings: &ClusterSettings) -> Table {
+    let mut table = Table::with_titles(["Key", "Value"]).whole();
     let policies: Vec<String> = settings.host_dir_policies.iter().map(ToString::to_string).collect();
     let policies = if policies.is_empty() { "none".to_owned() } else { policies.join(",") };
     table.row(["Host directory policies".to_owned(), policies]);

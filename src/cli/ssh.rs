@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Interrupted;
 use super::client::Client;
 use super::connect::{Place, Stream, tell};
-use super::interrupt::Interrupt;
+use super::interrupt::{Farewell, Interrupt};
 use super::listen::{self, LocalForward};
 use super::login::LoginArgs;
 use super::output::OutputError;
@@ -25,8 +24,6 @@ use crate::model::{VmName, WorkerName};
 use crate::ssh::client::{Program, Session, Stdio};
 use crate::ssh::{ExitStatus, SshError, stdin, terminal};
 
-/// The exit code after SIGTERM, as shells have it.
-const TERMINATED: u8 = 128 + 15;
 /// What reads a script that is piped in without a command.
 const SCRIPT_SHELL: &str = "sh -s";
 
@@ -135,7 +132,7 @@ pub(super) async fn run(command: Ssh, client: &Client, interrupt: &mut Interrupt
         (false, true) => Run::Shell,
         (false, false) => Run::Command(words.join(" ")),
     };
-    let mut terminate = signal(SignalKind::terminate()).context("cannot take over SIGTERM")?;
+    let mut farewell = Farewell::install()?;
     let work = async {
         // All of them or none, and before anything is run.
         let mut listeners = Vec::new();
@@ -153,7 +150,7 @@ pub(super) async fn run(command: Ssh, client: &Client, interrupt: &mut Interrupt
     let status = tokio::select! {
         status = work => status,
         () = interrupt.wait() => Err(Interrupted.into()),
-        _ = terminate.recv() => Ok(TERMINATED),
+        told = farewell.wait() => Err(told.into()),
     };
     // However it came: a session that is only left alone goes on in the guest until its client is given up.
     target.dialer.close().await;

@@ -89,6 +89,9 @@ impl Enforcer {
                 Some(token) => tokens.insert(account.clone(), token),
                 None => tokens.remove(&account),
             };
+            if before != token {
+                self.gate.note_token(&account);
+            }
             if before.is_some() && before != token {
                 // What the old token had got is worth nothing more.
                 self.gate.revoke_tickets(&account);

@@ -11,11 +11,13 @@ use crate::bus::connect::{OpenHost, OpenTunnel};
 use crate::bus::message::ApiCall;
 use crate::bus::subject;
 use crate::identity::same_secret;
+use crate::metrics::Counter;
 use crate::model::access;
+use crate::model::account::AccountView;
 use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
-use crate::model::{AccountName, Clock, SessionId, WorkerName};
+use crate::model::{AccountName, Clock, SessionId, Timestamp, WorkerName};
 use crate::tunnel::Reason;
 use crate::tunnel::header::{EXEC_PORT, WorkerHello};
 use crate::tunnel::proof::{self, Exported};
@@ -29,10 +31,43 @@ pub(super) struct Gate {
     sessions: RwLock<HashMap<WorkerName, (SessionId, Secret)>>,
     /// The key with which each worker that is connected has proven itself.
     admitted: RwLock<HashMap<WorkerName, String>>,
+    /// Since when each account has had the token that its tickets and sessions go by. It takes the place of the one before when those
+    /// of that are cut, and no earlier: nothing that was begun in between may count as begun with the new one.
+    tokens: RwLock<HashMap<AccountName, Timestamp>>,
     access: Arc<AccessView>,
     /// Whether every worker must have a key. On an outside nats-server none has: its operator says who is `worker/NAME`.
     workers_have_keys: bool,
     auditor: Auditor,
+    traffic: Traffic,
+}
+
+/// What went through the tunnel since the start.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) opened: Counter,
+    pub(super) closed: Counter,
+    /// Bytes of sessions that have ended.
+    pub(super) to_vm: Counter,
+    pub(super) from_vm: Counter,
+    pub(super) broken: Counter,
+    pub(super) failed: Counter,
+    pub(super) refused: Counter,
+}
+
+impl Traffic {
+    fn count(&self, event: &NoteEvent<'_>) {
+        match event {
+            NoteEvent::Refused(_) | NoteEvent::WorkerRefused(..) => self.refused.inc(),
+            NoteEvent::Failed(_) => self.failed.inc(),
+            NoteEvent::Opened => self.opened.inc(),
+            NoteEvent::Closed { to_vm, from_vm, broken, .. } => {
+                self.closed.inc();
+                self.to_vm.add(*to_vm);
+                self.from_vm.add(*from_vm);
+                self.broken.add(u64::from(broken.is_some()));
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Gate {
@@ -48,15 +83,22 @@ impl Gate {
             tickets: Mutex::new(Tickets::default()),
             sessions: RwLock::default(),
             admitted: RwLock::default(),
+            tokens: RwLock::default(),
             access,
             workers_have_keys,
             auditor,
+            traffic: Traffic::default(),
         }
     }
 
     fn tickets(&self) -> MutexGuard<'_, Tickets> {
         // A panic while it was held cannot leave the table half changed in a way that admits anybody.
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What went through the tunnel since the start.
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Makes `ticket` good for one stream.
@@ -67,6 +109,16 @@ impl Gate {
                 format!("{error}: too many connections are being opened; try again in a moment"),
             )
         })
+    }
+
+    /// The present token of `account` is the one that everything goes by from now on.
+    pub(super) fn note_token(&self, account: &AccountName) {
+        let since = self.access.account(account).map(|account| token_since(&account.view));
+        let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        match since {
+            Some(since) => tokens.insert(account.clone(), since),
+            None => tokens.remove(account),
+        };
     }
 
     /// No ticket of `account` is good any more.
@@ -149,7 +201,13 @@ impl Gatekeeper for Gate {
         }
     }
 
+    fn token_since(&self, account: &AccountName) -> Option<Timestamp> {
+        let noted = self.tokens.read().unwrap_or_else(PoisonError::into_inner).get(account).copied();
+        noted.or_else(|| self.access.account(account).map(|account| token_since(&account.view)))
+    }
+
     fn note(&self, note: Note<'_>) {
+        self.traffic.count(&note.event);
         match note.event {
             NoteEvent::WorkerRefused(worker, _) if self.awaits(worker) => {}
             NoteEvent::WorkerRefused(worker, _) => self.auditor.record_login(deed_of(&note), self.knows(worker)),
@@ -163,6 +221,11 @@ impl Gatekeeper for Gate {
             ApiError::new(ErrorCode::Unauthenticated, format!("{error}; ask for a new ticket"))
         })
     }
+}
+
+/// Since when an account has had its token.
+fn token_since(account: &AccountView) -> Timestamp {
+    account.rotated_at.unwrap_or(account.created_at)
 }
 
 /// What the audit trail says of a stream.
@@ -193,7 +256,7 @@ fn deed_of(note: &Note<'_>) -> Deed {
         }
         (_, None) => (String::new(), "connect.open".to_owned(), String::new()),
     };
-    Deed { kind, account, address: note.peer.to_string(), verb, target, outcome, message }
+    Deed { kind, account, address: note.peer.to_string(), verb, target, outcome, message, request: String::new() }
 }
 
 /// The verb by which tickets to targets of this kind are asked for.

@@ -18,10 +18,13 @@ mod publisher;
 mod pulse;
 mod service;
 mod shares;
+mod status;
+mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use self::audit::Auditor;
@@ -37,14 +40,17 @@ use self::pulse::Pulse;
 use self::service::{BusAddress, Context, Service};
 use self::store::writer::{self, Writer, WriterThread};
 use self::store::{Bounds, OpenError, Retention, Store, StoreError};
+use self::watch::Watch;
 use crate::broker::Broker;
 use crate::bus::access::{CreateJoinToken, NewJoinToken};
 use crate::bus::connect::TunnelEndpoint;
 use crate::identity::ca::{self, Fingerprint, Identity};
+use crate::metrics::Source;
 use crate::model::error::ApiError;
 use crate::model::secret::Secret;
 use crate::model::{Clock, WorkerName};
 use crate::task::{self, Task};
+use crate::trace::UnderWay;
 use crate::tunnel::Transport;
 use crate::tunnel::relay::{Limits, Relay, RelayError, Socket};
 use crate::{broker, identity};
@@ -157,6 +163,7 @@ pub struct Controller {
     address: BusAddress,
     bootstrap_token: Option<Secret>,
     data_dir: PathBuf,
+    watch: Arc<Watch>,
 }
 
 impl Controller {
@@ -183,6 +190,7 @@ impl Controller {
         let tokens = access.tokens();
         let workers_have_keys = matches!(options.bus, BusSource::Embedded { .. });
         let gate = Arc::new(Gate::new(clock, access.clone(), workers_have_keys, auditor.clone()));
+        tokens.keys().for_each(|account| gate.note_token(account));
         let relay = Relay::start(socket, gate.clone(), Limits::default());
         let endpoint = TunnelEndpoint {
             host: options.tunnel_host,
@@ -197,6 +205,22 @@ impl Controller {
             .map_err(StartError::Admin)?;
         let OpenBus { broker, fingerprint, login, patience, url: bus_url, address } = open;
         let buses = Buses::connect(&login, patience).await.map_err(StartError::Bus)?;
+        let pulse = Arc::new(Pulse::new(buses.workers.clone(), clock, options.timing.heartbeat));
+        let watch = Arc::new(Watch {
+            clock,
+            started: clock.now().wall,
+            data_dir: options.data_dir.clone(),
+            writer: writer.clone(),
+            store: store.clone(),
+            gate: gate.clone(),
+            relay: relay.control(),
+            requests: Arc::default(),
+            pulse: pulse.clone(),
+            broker: broker.as_ref().map(|broker| broker.meter()),
+            ticked: Arc::new(AtomicU64::new(millis(clock))),
+            tried: AtomicU64::new(0),
+        });
+        let traces = Arc::new(UnderWay::default());
         let context = Context {
             writer: writer.clone(),
             store: store.clone(),
@@ -205,6 +229,8 @@ impl Controller {
             addresses: broker.as_ref().map(|broker| broker.addresses()),
             clock,
             timing: options.timing,
+            watch: watch.clone(),
+            traces: traces.clone(),
             tunnel: endpoint,
             relay: relay.control(),
             access: access.clone(),
@@ -218,16 +244,15 @@ impl Controller {
             None => None,
         };
         let service = Service::start(&buses, context).await.map_err(StartError::Bus)?;
-        let pulse = Arc::new(Pulse::new(buses.workers.clone(), clock, options.timing.heartbeat));
         let enforcer = Enforcer { access, broker: broker.clone(), gate, relay: relay.control(), tokens };
         let news = (buses.news, Audience(broker.as_ref().map(|broker| broker.listeners())));
         let loops = vec![
             task::spawn(publish(Feed::Events, news.clone(), store.clone(), writer.clone(), signals.events)),
             task::spawn(publish(Feed::Audit, news, store, writer.clone(), signals.audit)),
             auditor.run(deeds, writer.clone()),
-            task::spawn(send_assignments(buses.workers, writer.clone(), signals.assign)),
+            task::spawn(send_assignments((buses.workers, traces), writer.clone(), signals.assign)),
             task::spawn(pulse.clone().beat()),
-            task::spawn(tick(writer.clone(), pulse)),
+            task::spawn(tick(writer.clone(), pulse, clock, watch.ticked.clone())),
             task::spawn(enforce::run(enforcer)),
         ];
         Ok(Self {
@@ -244,6 +269,7 @@ impl Controller {
             address,
             bootstrap_token,
             data_dir: options.data_dir,
+            watch,
         })
     }
 
@@ -296,6 +322,11 @@ impl Controller {
         self.broker.as_ref().map(|broker| broker.stats())
     }
 
+    /// For those who watch it. Holds the store open: it must be dropped before [`Controller::shutdown`].
+    pub fn watch(&self) -> Arc<dyn Source> {
+        self.watch.clone()
+    }
+
     /// Where the tunnel endpoint listens (UDP).
     pub fn tunnel_addr(&self) -> SocketAddr {
         self.relay.local_addr()
@@ -326,7 +357,7 @@ impl Controller {
         for task in self.loops {
             task.abort().await;
         }
-        drop(self.writer);
+        drop((self.writer, self.watch));
         self.thread.join().await;
         // The loop that also had it is gone.
         if let Some(broker) = self.broker.and_then(Arc::into_inner) {
@@ -342,11 +373,12 @@ fn local_names() -> Vec<String> {
     names
 }
 
-async fn tick(writer: Writer, pulse: Arc<Pulse>) {
+async fn tick(writer: Writer, pulse: Arc<Pulse>, clock: Clock, ticked: Arc<AtomicU64>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
+        ticked.store(millis(clock), Ordering::Relaxed);
         let pulse = pulse.clone();
         let ticked = writer.submit(move |step| {
             if !pulse.is_sound() {
@@ -359,4 +391,9 @@ async fn tick(writer: Writer, pulse: Arc<Pulse>) {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// The moment by the monotonic clock.
+fn millis(clock: Clock) -> u64 {
+    u64::try_from(clock.now().mono.as_millis()).unwrap_or(u64::MAX)
 }

@@ -12,6 +12,7 @@ mod echo;
 mod lag;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName};
@@ -23,15 +24,18 @@ use tokio::time::{Instant, sleep_until};
 use self::echo::Echo;
 use self::lag::Lag;
 use super::store::writer::Writer;
-use super::store::{Room, Store};
+use super::store::{Published, Room, Store};
 use crate::broker::Listeners;
 use crate::bus::client::Bus;
 use crate::bus::encoding::Encoding;
+use crate::bus::message::{Assignment, Want};
+use crate::bus::traces::{self, TRACES};
 use crate::bus::{message, parts, subject};
 use crate::model::audit::AuditRecord;
 use crate::model::error::ApiError;
 use crate::model::event::{Event, EventFilter, EventObject};
-use crate::model::{Timestamp, WorkerName};
+use crate::model::{Timestamp, VmUid, WorkerName};
+use crate::trace::{self, UnderWay};
 
 /// Events or records read from the store at a time.
 const PAGE: Room = Room { items: 256, bytes: 512 * 1024 };
@@ -69,6 +73,14 @@ impl Feed {
             Feed::Events => writer.set_published(number),
             Feed::Audit => writer.set_audit_published(number),
         }
+    }
+
+    /// Notes up to where it went out.
+    fn set_sent(self, writer: &Writer, number: u64) {
+        writer.set_sent(match self {
+            Feed::Events => Published { events: number, audit: 0 },
+            Feed::Audit => Published { events: 0, audit: number },
+        });
     }
 
     /// The messages to publish after the number `after`, and the last number among them; none when there is nothing.
@@ -143,6 +155,7 @@ pub(super) async fn publish(
                     tokio::time::sleep(RETRY).await;
                 }
             }
+            feed.set_sent(&writer, cursor);
             lag.note(cursor, Instant::now());
             count(feed, &writer, &mut lag);
         }
@@ -263,12 +276,16 @@ fn headers(
 }
 
 /// Sends each named worker what it shall run now. Runs until dropped.
-pub(super) async fn send_assignments(bus: Bus, writer: Writer, mut workers: mpsc::Receiver<WorkerName>) {
+pub(super) async fn send_assignments(
+    (bus, traces): (Bus, Arc<UnderWay<VmUid>>),
+    writer: Writer,
+    mut workers: mpsc::Receiver<WorkerName>,
+) {
     let mut named = Vec::new();
     while workers.recv_many(&mut named, MAX_NAMED).await > 0 {
         // However often a worker was named meanwhile, one message tells it all.
         for worker in std::mem::take(&mut named).into_iter().collect::<BTreeSet<_>>() {
-            if let Err(error) = send_assignment(&bus, &writer, &worker).await {
+            if let Err(error) = send_assignment((&bus, &traces), &writer, &worker).await {
                 // Its next heartbeat shows the gap and brings it up again.
                 tracing::warn!("the assignment of {worker} could not be sent: {error}");
             }
@@ -276,13 +293,44 @@ pub(super) async fn send_assignments(bus: Bus, writer: Writer, mut workers: mpsc
     }
 }
 
-async fn send_assignment(bus: &Bus, writer: &Writer, worker: &WorkerName) -> Result<(), ApiError> {
+async fn send_assignment(
+    (bus, traced): (&Bus, &UnderWay<VmUid>),
+    writer: &Writer,
+    worker: &WorkerName,
+) -> Result<(), ApiError> {
     let name = worker.clone();
     let Some(assignment) = writer.submit(move |step| Ok(step.cluster.assignment(&name))).await? else { return Ok(()) };
     for part in parts::split(assignment)? {
-        bus.publish(subject::assign(worker), None, message::encode(&part)?.into()).await?;
+        let headers = if traced.is_empty() { None } else { traces_of(&part, traced, worker) };
+        bus.publish(subject::assign(worker), headers, message::encode(&part)?.into()).await?;
     }
     Ok(())
+}
+
+/// The same for a worker whose assignment goes out in the answer to its registration.
+pub(super) async fn traces_for(worker: &WorkerName, traced: &UnderWay<VmUid>, writer: &Writer) -> Option<HeaderMap> {
+    let name = worker.clone();
+    let assignment = writer.submit(move |step| Ok(step.cluster.assignment(&name))).await.ok()??;
+    traces_of(&assignment, traced, worker)
+}
+
+/// A header for each copy that a request is traced to: told once, as a trace is no state. One that gets lost ends there.
+fn traces_of(part: &Assignment, traced: &UnderWay<VmUid>, worker: &WorkerName) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for copy in part.copies.iter().filter(|copy| matches!(copy.want, Want::Run(_))) {
+        let Some(parent) = traced.take(&copy.uid) else { continue };
+        let span = tracing::info_span!(
+            target: trace::TARGET,
+            "assign",
+            otel.kind = "producer",
+            worker = worker.as_str(),
+            vm = copy.name.as_str()
+        );
+        if let Some(here) = trace::begin(&span, Some(parent)) {
+            headers.append(TRACES, traces::line(copy.uid, here).as_str());
+        }
+    }
+    (!headers.is_empty()).then_some(headers)
 }
 
 #[cfg(test)]
@@ -300,6 +348,7 @@ mod tests {
             target: String::new(),
             outcome: Outcome::Refused,
             message: String::new(),
+            request: String::new(),
         };
         let headers = cloud_audit(&AuditRecord::new(7, Timestamp::default(), deed), Encoding::Json);
         let value = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());

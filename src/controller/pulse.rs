@@ -50,6 +50,13 @@ impl Pulse {
         undisturbed && silent <= self.every.saturating_mul(PATIENCE)
     }
 
+    /// For how long nothing has come back, if that is longer than it may be. Asks without noting that it did.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        let silent = self.clock.now().mono.saturating_sub(heard);
+        (silent > self.every.saturating_mul(PATIENCE)).then_some(silent)
+    }
+
     fn note(&self) {
         let now = u64::try_from(self.clock.now().mono.as_millis()).unwrap_or(u64::MAX);
         self.heard.store(now, Ordering::Relaxed);

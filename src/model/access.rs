@@ -149,6 +149,7 @@ const fn changes(resource: &'static str, verb: &'static str, needs: Needs) -> Ve
 /// Every verb and what it needs.
 pub const VERBS: &[Verb] = &[
     reads("controller", "info", Needs::Nothing),
+    reads("controller", "status", ADMIN_READ),
     changes("vm", "create", WRITE),
     reads("vm", "get", READ),
     reads("vm", "list", READ),

@@ -99,6 +99,8 @@ pub struct Deed {
     pub outcome: Outcome,
     /// Why, or how much.
     pub message: String,
+    /// The request that it was, by the name that who asked gave it; empty when it has none.
+    pub request: String,
 }
 
 /// One record.
@@ -127,6 +129,9 @@ pub struct AuditRecord {
     /// As in [`Deed::message`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// As in [`Deed::request`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub request: String,
     /// Whoever did it has not proven to be that account, worker or token: the name is only a claim.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stranger: bool,
@@ -146,6 +151,7 @@ impl AuditRecord {
             target: cut(deed.target),
             outcome: deed.outcome,
             message: cut(deed.message),
+            request: deed.request,
         }
     }
 }
@@ -172,6 +178,7 @@ mod tests {
             target: String::new(),
             outcome: Outcome::Refused,
             message: "short".to_owned(),
+            request: String::new(),
         };
         let record = AuditRecord::new(1, Timestamp::default(), deed);
         assert!(record.account.len() <= MAX_TEXT + '…'.len_utf8());

@@ -50,6 +50,7 @@ pub mod image;
 pub mod network;
 pub mod place;
 pub mod planted;
+pub mod request;
 pub mod resources;
 pub mod secret;
 pub mod settings;

@@ -7,12 +7,13 @@ use std::time::Duration;
 use russh::client::{AuthResult, Handle, Handler, KeyboardInteractiveAuthResponse};
 use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::AgentClient;
-use russh::keys::{Algorithm, HashAlg, PrivateKeyWithHashAlg, PublicKey};
-use russh::{AgentAuthError, MethodKind, MethodSet, SendError, Signer};
+use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey};
+use russh::{AgentAuthError, MethodKind, MethodSet};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::key::Key;
+use super::signer::{Hand, NotSigned};
 use super::{Login, SshError};
 use crate::model::secret::Secret;
 
@@ -28,7 +29,7 @@ const MAX_AGENT_KEYS: usize = 32;
 pub enum Proof {
     /// A password: given as such, then as the answer to the server's questions (PAM set up so).
     Password(Secret),
-    /// A key from a file. The agent among the proofs signs for one that is locked, or of which only the public half is there.
+    /// A key from a file, with its certificate if there is one. The agent among the proofs signs for one that is locked, or of which only the public half is there.
     Key(Key),
     /// Every key of the agent at this Unix socket.
     Agent(PathBuf),
@@ -120,33 +121,57 @@ impl<H: Handler> Attempt<'_, H> {
         Ok(false)
     }
 
+    /// A key's certificate first, as `ssh` does it: where that is taken, the key alone usually is not.
     async fn key(&mut self, key: &Key) -> Result<bool, SshError> {
         let name = format!("the key {}", key.path().display());
-        let Some(hash) = self.begin(key.public(), &name).await? else { return Ok(false) };
-        if let Some(private) = key.private() {
-            let private = PrivateKeyWithHashAlg::new(private, hash);
-            let result = self.handle.authenticate_publickey(self.user, private).await.map_err(lost)?;
-            return Ok(self.is_accepted(result));
-        }
-        // Whoever holds it may sign, without a passphrase.
-        self.ask_agent().await;
-        if let Agent::Asked(agent, identities) = &mut self.agent
-            && identities.iter().any(|held| held.public_key().key_data() == key.public().key_data())
-        {
-            let signed = self.handle.authenticate_publickey_with(self.user, key.public().clone(), hash, agent).await;
-            return self.is_signed(signed, &name);
-        }
-        let asked = self.handle.authenticate_publickey_with(self.user, key.public().clone(), hash, &mut Nobody).await;
-        match asked {
-            Ok(result) => Ok(self.is_accepted(result)),
-            Err(NotSigned::Lost) => Err(SshError::Lost(String::new())),
-            // It is worth asking for the passphrase: the server takes this key.
-            Err(NotSigned::Nobody) if key.is_locked() => Err(SshError::KeyLocked { path: key.path().to_owned() }),
-            Err(NotSigned::Nobody) => {
-                self.tried.push(format!("{name} (taken, but only its public half is there and no agent has it)"));
-                Ok(false)
+        if let Some(certificate) = key.certificate() {
+            let name = format!("the certificate of {name}");
+            if self.offer(key, Some(certificate), &name).await? {
+                return Ok(true);
+            }
+            if self.handle.is_closed() {
+                return Ok(false);
             }
         }
+        self.offer(key, None, &name).await
+    }
+
+    async fn offer(&mut self, key: &Key, certificate: Option<&Certificate>, name: &str) -> Result<bool, SshError> {
+        let Some(hash) = self.begin(key.public(), name).await? else { return Ok(false) };
+        if certificate.is_some() {
+            // The key alone is still to be tried.
+            self.keys.pop();
+        }
+        let private = key.private();
+        if private.is_none() {
+            self.ask_agent().await;
+        }
+        let mut hand = match (private, &mut self.agent) {
+            (Some(private), _) => Hand::Own(private),
+            // Whoever holds it may sign, without a passphrase.
+            (None, Agent::Asked(agent, identities))
+                if identities.iter().any(|held| held.public_key().key_data() == key.public().key_data()) =>
+            {
+                Hand::Agent(agent, key.public().clone())
+            }
+            _ => Hand::Nobody,
+        };
+        let asked = match certificate.cloned() {
+            Some(one) => self.handle.authenticate_certificate_with(self.user, one, hash, &mut hand).await,
+            None => self.handle.authenticate_publickey_with(self.user, key.public().clone(), hash, &mut hand).await,
+        };
+        let why = match asked {
+            Ok(result) => return Ok(self.is_accepted(result)),
+            Err(NotSigned::Lost) => return Err(SshError::Lost(String::new())),
+            // It is worth asking for the passphrase: the server takes this key.
+            Err(NotSigned::Nobody) if key.is_locked() => {
+                return Err(SshError::KeyLocked { path: key.path().to_owned() });
+            }
+            Err(NotSigned::Nobody) => "only its public half is there and no agent has it".to_owned(),
+            Err(NotSigned::Failed(why)) => why,
+        };
+        self.tried.push(format!("{name} (taken, but not signed for: {why})"));
+        Ok(false)
     }
 
     async fn agent_keys(&mut self) -> Result<bool, SshError> {
@@ -260,29 +285,6 @@ impl<H: Handler> Attempt<'_, H> {
             !closed && (self.takes(MethodKind::Password) || self.takes(MethodKind::KeyboardInteractive));
         let tried = if self.tried.is_empty() { "nothing".to_owned() } else { self.tried.join(", ") };
         SshError::AuthRefused { user: self.user.to_owned(), tried, offers, takes_password }
-    }
-}
-
-/// Signs nothing: finds out whether the server would take a key.
-struct Nobody;
-
-#[derive(Debug)]
-enum NotSigned {
-    Nobody,
-    Lost,
-}
-
-impl From<SendError> for NotSigned {
-    fn from(_: SendError) -> Self {
-        NotSigned::Lost
-    }
-}
-
-impl Signer for Nobody {
-    type Error = NotSigned;
-
-    async fn auth_sign(&mut self, _: &AgentIdentity, _: Option<HashAlg>, _: Vec<u8>) -> Result<Vec<u8>, NotSigned> {
-        Err(NotSigned::Nobody)
     }
 }
 

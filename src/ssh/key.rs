@@ -1,11 +1,11 @@
-//! Key pairs in files, as OpenSSH's tools make them. The command line reads them, [`auth`](super::auth) proves them.
+//! Key pairs in files, with the certificates beside them, as OpenSSH's tools make them. The command line reads them, [`auth`](super::auth) proves them.
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use russh::keys::{PrivateKey, PublicKey, decode_secret_key};
+use russh::keys::{Certificate, PrivateKey, PublicKey, decode_secret_key};
 use zeroize::Zeroizing;
 
 use crate::model::secret::Secret;
@@ -19,6 +19,8 @@ pub struct Key {
     path: PathBuf,
     public: PublicKey,
     private: Option<Arc<PrivateKey>>,
+    /// What an authority has signed for it.
+    certificate: Option<Arc<Certificate>>,
 }
 
 /// Why a key cannot be used.
@@ -50,22 +52,22 @@ pub enum KeyError {
 }
 
 impl Key {
-    /// Reads the key in `path`, private or public. Blocks.
+    /// Reads the key in `path`, private or public, and the certificate beside it (`id_ed25519-cert.pub`), if there is one. Blocks.
     ///
     /// # Errors
     /// [`KeyError::Io`] and [`KeyError::Content`].
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        let failed = |source| KeyError::Io { path: path.to_owned(), source };
+        let key = Self::read_alone(path)?;
+        let certificate = certificate_of(path, &key.public)?.map(Arc::new);
+        Ok(Self { certificate, ..key })
+    }
+
+    fn read_alone(path: &Path) -> Result<Self, KeyError> {
         let unusable = |reason: String| KeyError::Content { path: path.to_owned(), reason };
-        // Room from the start: a buffer that grows leaves copies of the secret behind.
-        let mut text = Zeroizing::new(String::with_capacity(MAX_FILE_BYTES as usize + 1));
-        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)).map_err(failed)?;
-        if text.len() as u64 > MAX_FILE_BYTES {
-            return Err(unusable(format!("it has more than {MAX_FILE_BYTES} bytes")));
-        }
+        let text = text_of(path)?;
         if !text.contains("PRIVATE KEY-----") {
             let public = PublicKey::from_openssh(text.trim()).map_err(|error| unusable(error.to_string()))?;
-            return Ok(Self { path: path.to_owned(), public, private: None });
+            return Ok(Self { path: path.to_owned(), public, private: None, certificate: None });
         }
         let private = match PrivateKey::from_openssh(text.as_bytes()) {
             Ok(private) => private,
@@ -80,7 +82,8 @@ impl Key {
                 error => unusable(error.to_string()),
             })?,
         };
-        Ok(Self { path: path.to_owned(), public: private.public_key().clone(), private: Some(Arc::new(private)) })
+        let public = private.public_key().clone();
+        Ok(Self { path: path.to_owned(), public, private: Some(Arc::new(private)), certificate: None })
     }
 
     /// Where it was read from.
@@ -107,6 +110,10 @@ impl Key {
         }
     }
 
+    pub(super) fn certificate(&self) -> Option<&Certificate> {
+        self.certificate.as_deref()
+    }
+
     pub(super) fn public(&self) -> &PublicKey {
         &self.public
     }
@@ -115,6 +122,38 @@ impl Key {
     pub(super) fn private(&self) -> Option<Arc<PrivateKey>> {
         self.private.clone().filter(|private| !private.is_encrypted())
     }
+}
+
+/// The certificate beside the key in `path`, which must be of that key.
+fn certificate_of(path: &Path, public: &PublicKey) -> Result<Option<Certificate>, KeyError> {
+    let mut name = match path.extension() {
+        Some(extension) if extension == "pub" => path.with_extension("").into_os_string(),
+        _ => path.as_os_str().to_owned(),
+    };
+    name.push("-cert.pub");
+    let path = PathBuf::from(name);
+    let text = match text_of(&path) {
+        Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read?,
+    };
+    let unusable = |reason: String| KeyError::Content { path: path.clone(), reason };
+    let certificate = Certificate::from_openssh(text.trim()).map_err(|error| unusable(error.to_string()))?;
+    if certificate.public_key() != public.key_data() {
+        return Err(unusable("it is a certificate of another key than the one that it lies beside".to_owned()));
+    }
+    Ok(Some(certificate))
+}
+
+fn text_of(path: &Path) -> Result<Zeroizing<String>, KeyError> {
+    let failed = |source| KeyError::Io { path: path.to_owned(), source };
+    // Room from the start: a buffer that grows leaves copies of the secret behind.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE_BYTES as usize + 1));
+    File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)).map_err(failed)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        let reason = format!("it has more than {MAX_FILE_BYTES} bytes");
+        return Err(KeyError::Content { path: path.to_owned(), reason });
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

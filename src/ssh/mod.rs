@@ -14,6 +14,7 @@ pub mod key;
 pub mod lines;
 pub mod quote;
 pub mod script;
+mod signer;
 pub mod stdin;
 pub mod terminal;
 

@@ -1,10 +1,12 @@
-//! How many streams a peer may open at the same time: few at first, and more as it uses them. By the worker and the relay,
-//! each for what the other side opens.
+//! How many streams a peer may open at the same time, and how many of them it may fill: few at first, and more as it uses them.
+//! By the worker and the relay, each for what the other side opens.
 //!
 //! quinn makes two entries for each stream that it allows, in advance: 8,192 of them cost a millisecond and half a megabyte
 //! for each connection, and a fleet that comes back opens thousands of connections, of which most never carry a session.
 
 use quinn::{Connection, VarInt};
+
+use super::endpoint::make_room;
 
 /// Streams that are allowed from the beginning.
 pub const FIRST_STREAMS: u32 = 64;
@@ -41,11 +43,81 @@ impl Allowance {
     }
 }
 
+/// Of how many streams a client may fill the windows: of those that its sessions have, and of one at least that is yet to show
+/// its ticket. So what a client can have the relay hold follows from the sessions that it was granted, not from the streams
+/// that it may open.
+#[derive(Debug)]
+pub struct Room {
+    sessions: u32,
+    granted: u32,
+}
+
+impl Room {
+    /// The least that there is room for: 16 MiB, which one session that copies at full speed never waits for.
+    pub const LEAST: u32 = 4;
+
+    /// Of a client with [`Room::LEAST`] granted and no session.
+    pub fn new() -> Self {
+        Self { sessions: 0, granted: Self::LEAST }
+    }
+
+    /// What is granted now.
+    pub fn granted(&self) -> u32 {
+        self.granted
+    }
+
+    /// A session more.
+    pub fn enter(&mut self, connection: &Connection) {
+        self.sessions = self.sessions.saturating_add(1);
+        self.fit(connection);
+    }
+
+    /// One less.
+    pub fn leave(&mut self, connection: &Connection) {
+        self.sessions = self.sessions.saturating_sub(1);
+        self.fit(connection);
+    }
+
+    fn fit(&mut self, connection: &Connection) {
+        if let Some(granted) = self.next() {
+            make_room(connection, granted);
+        }
+    }
+
+    /// What is to be granted now, if that is something else: in steps, as each is told to the client. Of what is granted anew with
+    /// each byte that is read, quinn may leave an eighth of the whole untold.
+    fn next(&mut self) -> Option<u32> {
+        let before = self.granted;
+        while self.granted - self.granted / 8 <= self.sessions && self.granted < u32::MAX {
+            self.granted = self.granted.saturating_mul(2);
+        }
+        while self.granted > Self::LEAST && self.granted / 4 > self.sessions {
+            self.granted /= 2;
+        }
+        (self.granted != before).then_some(self.granted)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn there_is_always_room_for_one_stream_beside_all_sessions_and_not_for_many() {
+        let mut room = Room::new();
+        let mut told = Room::LEAST;
+        for sessions in (0..1_000).chain((0..1_000).rev()) {
+            room.sessions = sessions;
+            told = room.next().unwrap_or(told);
+            assert!(told - told / 8 > sessions, "{told} for {sessions}");
+            assert!(told <= Room::LEAST.max(sessions * 4 + 3), "{told} for {sessions}");
+        }
+        assert_eq!(told, Room::LEAST);
+        room.sessions = u32::MAX;
+        assert_eq!(room.next(), Some(u32::MAX));
+    }
 
     #[test]
     fn it_doubles_when_half_of_it_is_used_and_ends_at_the_most() {

@@ -82,7 +82,7 @@ impl Client {
         };
         let opened = timeout_at(until, connection.open_bi()).await.map_err(late)?;
         let halves = opened.map_err(|error| lost(reason::describe(&error)))?;
-        let mut stream = TunnelStream::new(&connection, halves);
+        let mut stream = TunnelStream::new(&connection, halves, self.transport.turns);
         let answer = timeout_at(until, async {
             stream.write_frame(&Frame::Open { ticket: ticket.clone(), resume }).await?;
             stream.read_frame().await

@@ -111,7 +111,7 @@ pub async fn dial(address: &Address, trusted: Fingerprint, transport: Transport)
 }
 
 /// The same with the socket of an earlier connection, if it can reach the first address: a fleet that comes back at once need
-/// not clear 2 MiB for each worker. Others are made anew, as what is wrong may be with the socket or what a NAT knows of it.
+/// not clear 3 MiB for each worker. Others are made anew, as what is wrong may be with the socket or what a NAT knows of it.
 pub async fn dial_from(
     mut spare: Option<Endpoint>,
     address: &Address,

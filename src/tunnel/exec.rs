@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
 
-use crate::model::Timestamp;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
+use crate::model::{AccountName, Timestamp};
 
 /// The longest command with its variables, in bytes: Linux takes 128 KiB in one argument.
 pub const MAX_COMMAND: usize = 100 * 1024;
@@ -31,6 +31,20 @@ const MAX_MESSAGE: usize = 256 * 1024;
 
 /// The longest name of a session.
 pub const MAX_SESSION_NAME: usize = 64;
+
+/// Whose sessions a worker holds: of an account, as it was when it began them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its name.
+    pub account: AccountName,
+    /// Since when it has had the token of then: one with another token, or made anew under the name, is not the same. None =
+    /// the controller does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+/// The most that are told at a time: as many as surely fit a frame.
+pub const MAX_HOLDERS: usize = 16;
 
 /// What a client says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,8 @@
 //! relay → worker   ping            worker → relay   pong                   is the data path alive?
 //! relay → worker   locate          worker → relay   located | refused      which address has a guest?
 //! relay → worker   serve           worker → relay   opened | refused       a session with the worker's own holder of execs
+//! relay → worker   holders         worker → relay   held                   whose exec sessions are there?
+//! relay → worker   end-execs       worker → relay   pong                   those end
 //! worker → keeper  attach          keeper → worker  opened | refused       as above, to the worker's own session keeper
 //! worker → keeper  forget                                                  that session shall not go on
 //! ```
@@ -20,9 +22,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::exec::Holder;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
-use crate::model::{AccountName, CopyId, SessionId, WorkerName};
+use crate::model::{AccountName, CopyId, SessionId, Timestamp, WorkerName};
 
 /// The longest frame payload in bytes: ten times what the largest message needs; a peer that has proven nothing yet
 /// makes us hold no more than this.
@@ -83,7 +86,11 @@ pub enum Frame {
     /// Asks for a `pong`.
     Ping {},
     /// Answers a `ping`.
-    Pong {},
+    Pong {
+        /// There are exec sessions on the worker.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        holds: bool,
+    },
     /// Asks which address a guest has.
     Locate {
         /// Which copy of a VM.
@@ -100,7 +107,23 @@ pub enum Frame {
         copy: CopyId,
         /// Who asks, as the relay knows it.
         account: AccountName,
+        /// As in [`Holder`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<Timestamp>,
     },
+    /// Asks a worker whose exec sessions it holds.
+    Holders {
+        /// Those that come behind this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<Holder>,
+    },
+    /// Answers `holders`.
+    Held {
+        /// In order; as many as can be told at a time, if there are more.
+        holders: Vec<Holder>,
+    },
+    /// Has a worker end the exec sessions of somebody and forget them.
+    EndExecs(Holder),
 }
 
 /// The port, in a ticket and in `connect.open`, that stands for the exec sessions that the worker itself holds: TCP has no
@@ -245,6 +268,7 @@ impl Decoder {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::exec::MAX_HOLDERS;
     use super::*;
     use crate::model::VmUid;
 
@@ -261,6 +285,10 @@ mod tests {
             secret: Secret::new("s3"),
             proof: None,
         }
+    }
+
+    fn holder(name: &str) -> Holder {
+        Holder { account: name.parse().unwrap(), since: Some(Timestamp::from_millis(7)) }
     }
 
     fn resume(again: bool) -> Resume {
@@ -283,10 +311,18 @@ mod tests {
             "[a-z0-9]{1,64}".prop_map(|session| Frame::Forget { session: Secret::new(session) }),
             "\\PC{0,2000}".prop_map(|why| Frame::refused(ApiError::new(ErrorCode::Unavailable, why))),
             Just(Frame::Ping {}),
-            Just(Frame::Pong {}),
+            any::<bool>().prop_map(|holds| Frame::Pong { holds }),
             Just(Frame::Locate { copy: copy() }),
             "[0-9a-f.:]{1,40}".prop_map(|ip| Frame::Located { ip }),
-            "[a-z0-9]{1,128}".prop_map(|name| Frame::Serve { copy: copy(), account: name.parse().unwrap() }),
+            "[a-z0-9]{1,128}".prop_map(|name| Frame::Serve {
+                copy: copy(),
+                account: name.parse().unwrap(),
+                since: holder("x").since
+            }),
+            prop::collection::vec("[a-z0-9]{128}", 0..=MAX_HOLDERS)
+                .prop_map(|names| Frame::Held { holders: names.iter().map(|name| holder(name)).collect() }),
+            "[a-z0-9]{1,128}".prop_map(|name| Frame::Holders { after: Some(holder(&name)) }),
+            "[a-z0-9]{1,128}".prop_map(|name| Frame::EndExecs(holder(&name))),
         ]
     }
 
@@ -311,7 +347,14 @@ mod tests {
             (Frame::Opened { resumable: true }, b"\x00\x09\x81\xa6opened\x81\xa9resumable\xc3".to_vec()),
             (Frame::Forget { session: Secret::new("s1") }, b"\x00\x00\x81\xa6forget\x81\xa7session\xa2s1".to_vec()),
             (Frame::Ping {}, b"\x00\x07\x81\xa4ping\x80".to_vec()),
-            (Frame::Pong {}, b"\x00\x07\x81\xa4pong\x80".to_vec()),
+            (Frame::Pong { holds: false }, b"\x00\x07\x81\xa4pong\x80".to_vec()),
+            (Frame::Pong { holds: true }, b"\x00\x00\x81\xa4pong\x81\xa5holds\xc3".to_vec()),
+            (Frame::Holders { after: None }, b"\x00\x00\x81\xa7holders\x80".to_vec()),
+            (Frame::Held { holders: Vec::new() }, b"\x00\x00\x81\xa4held\x81\xa7holders\x90".to_vec()),
+            (
+                Frame::EndExecs(holder("ci")),
+                b"\x00\x00\x81\xa9end-execs\x82\xa7account\xa2ci\xa5since\xb81970-01-01T00:00:00.007Z".to_vec(),
+            ),
             (
                 Frame::Locate { copy: copy() },
                 [b"\x00\x3f\x81\xa6locate\x81\xa4copy\x82\xa3uid\xd9\x24", UUID.as_bytes(), b"\xa7attempt\x03"]
@@ -319,7 +362,7 @@ mod tests {
             ),
             (Frame::Located { ip: "10.0.2.15".into() }, b"\x00\x17\x81\xa7located\x81\xa2ip\xa910.0.2.15".to_vec()),
             (
-                Frame::Serve { copy: copy(), account: "ci".parse().unwrap() },
+                Frame::Serve { copy: copy(), account: "ci".parse().unwrap(), since: None },
                 [
                     b"\x00\x49\x81\xa5serve\x82\xa4copy\x82\xa3uid\xd9\x24",
                     UUID.as_bytes(),

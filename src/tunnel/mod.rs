@@ -35,7 +35,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use self::dial::DialError;
-pub use self::endpoint::{Packets, Transport};
+pub use self::endpoint::{Packets, Transport, Turns};
 pub use self::reason::Reason;
 
 /// The protocol's name in the TLS handshake.

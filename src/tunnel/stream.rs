@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use super::HEADER_DEADLINE;
-use super::endpoint::{SEND_WINDOW, URGENT_SEND_WINDOW};
+use super::endpoint::{SEND_WINDOW, Turns, URGENT_SEND_WINDOW};
 use super::header::{Decoder, Frame, HeaderError};
 use super::reason::{self, Reason};
 use super::urgency::Urgency;
@@ -35,8 +35,8 @@ pub struct TunnelStream {
 
 impl TunnelStream {
     /// The stream of these two halves, which are of `connection`.
-    pub(super) fn new(connection: &Connection, (outgoing, incoming): (SendStream, RecvStream)) -> Self {
-        Self { incoming, outgoing: Outgoing::new(connection, outgoing), stopped: None }
+    pub(super) fn new(connection: &Connection, (outgoing, incoming): (SendStream, RecvStream), turns: Turns) -> Self {
+        Self { incoming, outgoing: Outgoing::new(connection, outgoing, turns), stopped: None }
     }
 
     /// Sends one header; a peer that grants no room for it within [`HEADER_DEADLINE`] gets none.
@@ -155,13 +155,15 @@ impl fmt::Debug for TunnelStream {
 pub(super) struct Outgoing {
     pub(super) stream: SendStream,
     connection: Connection,
-    urgency: Urgency,
+    /// None where all have their turns alike.
+    urgency: Option<Urgency>,
     done: bool,
 }
 
 impl Outgoing {
-    fn new(connection: &Connection, stream: SendStream) -> Self {
-        Self { stream, connection: connection.clone(), urgency: Urgency::new(Instant::now()), done: false }
+    fn new(connection: &Connection, stream: SendStream, turns: Turns) -> Self {
+        let urgency = (turns == Turns::Urgent).then(|| Urgency::new(Instant::now()));
+        Self { stream, connection: connection.clone(), urgency, done: false }
     }
 
     /// Hands all pieces over to be sent. Not cancel safe: some may have been.
@@ -188,18 +190,21 @@ impl Outgoing {
         size: impl Fn(&T) -> usize,
     ) -> Poll<Result<T, WriteError>> {
         let now = Instant::now();
-        let turn = self.urgency.look(now);
+        let turn = self.urgency.as_mut().and_then(|urgency| urgency.look(now));
         self.take(turn);
         let mut result = write(&mut self.stream, cx);
-        if result.is_pending() && self.urgency.is_urgent() {
+        if result.is_pending() && self.urgency.as_ref().is_some_and(Urgency::is_urgent) {
             // The window of the connection may be full of what others sent, and they wait in line for every packet that is
             // acknowledged. This one need not: it has a little room that is closed to them again before they are woken.
             self.connection.set_send_window(URGENT_SEND_WINDOW);
             result = write(&mut self.stream, cx);
             self.connection.set_send_window(SEND_WINDOW);
         }
+        if let (Poll::Pending, Some(urgency)) = (&result, &mut self.urgency) {
+            urgency.waits(now);
+        }
         if let Poll::Ready(Ok(written)) = &result {
-            let turn = self.urgency.sent(size(written), now);
+            let turn = self.urgency.as_mut().and_then(|urgency| urgency.sent(size(written), now));
             self.take(turn);
         }
         result

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
-use crate::model::{AccountName, CopyId, VmName, WorkerName};
+use crate::model::{AccountName, CopyId, Timestamp, VmName, WorkerName};
 
 /// How long a ticket is good for: long enough for a slow dial to the relay, short enough to be worth no theft.
 pub const TICKET_TTL: Duration = Duration::from_secs(30);
@@ -33,6 +33,8 @@ pub struct Grant {
     pub worker: WorkerName,
     /// TCP port there; of a VM also [`EXEC_PORT`](super::header::EXEC_PORT).
     pub port: u16,
+    /// Since when the account had had its token then.
+    pub since: Option<Timestamp>,
 }
 
 impl Grant {
@@ -235,6 +237,7 @@ mod tests {
             },
             worker: "w1".parse().unwrap(),
             port,
+            since: None,
         }
     }
 

@@ -2,7 +2,8 @@
 //! same connection. Pure; asked by [`super::stream`] at each write, on the client's, the relay's and the worker's side alike.
 //!
 //! A stream may send [`BURST`] at once and [`RATE`] for ever and stays urgent; what is beyond makes it bulk, until it has been
-//! quiet. Among streams of one kind QUIC sends a packet of each in turn. Bulk waits for all urgent ones, so that these could hold
+//! quiet. One that waits for room is not quiet: where many copy over a narrow link, each of them gets less than that rate, and wants
+//! more. Among streams of one kind QUIC sends a packet of each in turn. Bulk waits for all urgent ones, so that these could hold
 //! it up as long as there are enough of them to fill the link at that rate.
 
 use std::time::{Duration, Instant};
@@ -33,12 +34,14 @@ pub(super) struct Urgency {
     /// When it will have been quiet for long enough for all that it sent, at [`RATE`].
     paid: Instant,
     bulk: bool,
+    /// Since when it has waited for room to send.
+    waits: Option<Instant>,
 }
 
 impl Urgency {
     /// A stream that begins is urgent, which is QUIC's own priority for it.
     pub(super) fn new(now: Instant) -> Self {
-        Self { paid: now, bulk: false }
+        Self { paid: now, bulk: false, waits: None }
     }
 
     /// Whether it goes first.
@@ -48,10 +51,18 @@ impl Urgency {
 
     /// Looks at it anew before it sends; its priority, if that is another one now.
     pub(super) fn look(&mut self, now: Instant) -> Option<i32> {
+        if let Some(since) = self.waits.take() {
+            self.paid = (self.paid + now.saturating_duration_since(since)).min(now + FARTHEST);
+        }
         let ahead = self.paid.saturating_duration_since(now);
         let bulk = ahead > if self.bulk { BACK } else { AHEAD };
         let changed = std::mem::replace(&mut self.bulk, bulk) != bulk;
         changed.then_some(if bulk { BULK } else { URGENT })
+    }
+
+    /// Notes that it has something to send for which there is no room.
+    pub(super) fn waits(&mut self, now: Instant) {
+        self.waits.get_or_insert(now);
     }
 
     /// Notes that it has sent `bytes`; its priority, if that is another one now.
@@ -83,6 +94,21 @@ mod tests {
         assert_eq!(stream.look(start + FARTHEST - BACK), Some(URGENT));
         assert!(stream.is_urgent());
         assert_eq!(stream.look(start), Some(BULK), "a clock that goes back harms nothing");
+    }
+
+    #[test]
+    fn who_waits_for_room_is_not_quiet() {
+        let mut now = Instant::now();
+        let (mut copy, mut typing) = (Urgency::new(now), Urgency::new(now));
+        assert_eq!(copy.sent(2 * BURST as usize, now), Some(BULK));
+        for _ in 0..100 {
+            copy.waits(now);
+            typing.waits(now);
+            now += Duration::from_secs(10);
+            assert_eq!((copy.look(now), copy.sent(1_000, now)), (None, None), "it copies on");
+            assert_eq!((typing.look(now), typing.sent(1, now)), (None, None), "however long it has to wait");
+        }
+        assert_eq!(copy.look(now + FARTHEST), Some(URGENT), "once it has nothing more to send");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::allowance::Allowance;
 use super::backoff::Backoff;
 use super::dial::{DialError, Dialled, dial_from};
 use super::endpoint::Transport;
+use super::exec::{Holder, MAX_HOLDERS};
 use super::header::{Frame, Resume, WorkerHello};
 use super::proof::{self, Exported};
 use super::reason::{self, Reason};
@@ -24,9 +25,9 @@ use super::stream::TunnelStream;
 use super::{ATTACH_DEADLINE, Address, HEADER_DEADLINE, MAX_SESSIONS, splice};
 use crate::duplex::BoxedStream;
 use crate::identity::ca::Fingerprint;
+use crate::model::CopyId;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
-use crate::model::{AccountName, CopyId};
 use crate::task::{self, Task};
 
 /// Connects to guests.
@@ -46,15 +47,24 @@ pub trait Attach: Send + Sync + 'static {
         Err(ApiError::new(ErrorCode::Unavailable, format!("this worker cannot tell the address of {copy}")))
     }
 
-    /// Serves the exec sessions of a copy to `account` over the stream. Given up after [`ATTACH_DEADLINE`].
+    /// Serves the exec sessions of a copy to `holder` over the stream. Given up after [`ATTACH_DEADLINE`].
     ///
     /// # Errors
     /// The reason, which the user sees.
-    async fn serve(&self, copy: CopyId, account: AccountName) -> Result<BoxedStream, ApiError> {
-        Err(ApiError::new(
-            ErrorCode::Unavailable,
-            format!("this worker holds no exec sessions of {copy} for {account}"),
-        ))
+    async fn serve(&self, copy: CopyId, holder: Holder) -> Result<BoxedStream, ApiError> {
+        let why = format!("this worker holds no exec sessions of {copy} for {}", holder.account);
+        Err(ApiError::new(ErrorCode::Unavailable, why))
+    }
+
+    /// Who has exec sessions here, in order, those up to `after` left out.
+    fn holders(&self, after: Option<&Holder>) -> Vec<Holder> {
+        let _ = after;
+        Vec::new()
+    }
+
+    /// Ends the exec sessions of `holder`, who may hold none any more, and forgets what they said.
+    fn end_execs(&self, holder: &Holder) {
+        let _ = holder;
     }
 
     /// The same for a session that shall be resumable, or goes on. Where that cannot be done, one that begins is a plain one.
@@ -283,7 +293,7 @@ impl Keeper {
         let connection = &dialled.connection;
         let lost = |error: &quinn::ConnectionError| ApiError::new(ErrorCode::Unavailable, reason::describe(error));
         let halves = connection.open_bi().await.map_err(|error| lost(&error))?;
-        let mut control = TunnelStream::new(connection, halves);
+        let mut control = TunnelStream::new(connection, halves, self.options.transport.turns);
         let proven = prove(self.options.key.as_ref(), connection, hello)?;
         say_hello(&mut control, proven).await.map_err(|error| match connection.close_reason() {
             Some(closed) if error.code == ErrorCode::Unavailable => Failure::Other(lost(&closed)),
@@ -296,7 +306,7 @@ impl Keeper {
     /// Serves the connection until it ends; yields why it did.
     async fn serve(&mut self, connection: &Connection, mut control: TunnelStream) -> String {
         let mut hello = self.hello.clone();
-        let key = self.options.key.clone();
+        let (key, turns) = (self.options.key.clone(), self.options.transport.turns);
         let mut allowance = Allowance::up_to(MAX_SESSIONS);
         // Neither `accept_bi` nor `renewals` may be dropped half-way, so that renewals run in a future of their own.
         let renewals = async {
@@ -318,7 +328,7 @@ impl Keeper {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
                     Ok(halves) => {
-                        let stream = TunnelStream::new(connection, halves);
+                        let stream = TunnelStream::new(connection, halves, turns);
                         self.sessions.spawn(session(stream, self.dialer.clone()).instrument(tracing::Span::current()));
                         allowance.fit(self.sessions.len(), connection);
                     }
@@ -360,13 +370,17 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
     let wanted = match timeout(HEADER_DEADLINE, stream.read_frame()).await {
         Ok(Ok(Frame::Attach { copy, port, resume })) => Wanted::Port(copy, port, resume),
         Ok(Ok(Frame::AttachHost { port, resume })) => Wanted::Host(port, resume),
-        Ok(Ok(Frame::Serve { copy, account })) => Wanted::Execs(copy, account),
+        Ok(Ok(Frame::Serve { copy, account, since })) => Wanted::Execs(copy, Holder { account, since }),
         Ok(Ok(Frame::Locate { copy })) => return locate(stream, copy, &*dialer).await,
-        Ok(Ok(Frame::Ping {})) => {
-            if stream.write_frame(&Frame::Pong {}).await.is_ok() {
-                stream.outgoing.finish();
-            }
-            return;
+        Ok(Ok(Frame::Ping {})) => return answer(stream, pong(&*dialer)).await,
+        Ok(Ok(Frame::Holders { after })) => {
+            let mut holders = dialer.holders(after.as_ref());
+            holders.truncate(MAX_HOLDERS);
+            return answer(stream, Frame::Held { holders }).await;
+        }
+        Ok(Ok(Frame::EndExecs(holder))) => {
+            dialer.end_execs(&holder);
+            return answer(stream, pong(&*dialer)).await;
         }
         Ok(Ok(_)) => {
             return stream
@@ -383,8 +397,8 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
                 Ok(Attached { stream: dialer.attach(*copy, *port).await?, resumable: false })
             }
             Wanted::Host(port, resume) => dialer.attach_host(*port, resume.as_ref()).await,
-            Wanted::Execs(copy, account) => {
-                Ok(Attached { stream: dialer.serve(*copy, account.clone()).await?, resumable: false })
+            Wanted::Execs(copy, holder) => {
+                Ok(Attached { stream: dialer.serve(*copy, holder.clone()).await?, resumable: false })
             }
         }
     };
@@ -411,12 +425,23 @@ async fn session(mut stream: TunnelStream, dialer: Arc<dyn Attach>) {
     }
 }
 
+fn pong(dialer: &dyn Attach) -> Frame {
+    Frame::Pong { holds: !dialer.holders(None).is_empty() }
+}
+
+/// Says one thing and no more.
+async fn answer(mut stream: TunnelStream, said: Frame) {
+    if stream.write_frame(&said).await.is_ok() {
+        stream.outgoing.finish();
+    }
+}
+
 /// What a stream is to lead to.
 #[derive(Debug)]
 enum Wanted {
     Port(CopyId, u16, Option<Resume>),
     Host(u16, Option<Resume>),
-    Execs(CopyId, AccountName),
+    Execs(CopyId, Holder),
 }
 
 impl fmt::Display for Wanted {
@@ -429,17 +454,13 @@ impl fmt::Display for Wanted {
     }
 }
 
-async fn locate(mut stream: TunnelStream, copy: CopyId, dialer: &dyn Attach) {
+async fn locate(stream: TunnelStream, copy: CopyId, dialer: &dyn Attach) {
     let late = || {
         let why = format!("the VM's address was not known within {} s", ATTACH_DEADLINE.as_secs());
         ApiError::new(ErrorCode::Timeout, why)
     };
     match timeout(ATTACH_DEADLINE, dialer.locate(copy)).await.unwrap_or_else(|_| Err(late())) {
-        Ok(ip) => {
-            if stream.write_frame(&Frame::Located { ip: ip.to_string() }).await.is_ok() {
-                stream.outgoing.finish();
-            }
-        }
+        Ok(ip) => answer(stream, Frame::Located { ip: ip.to_string() }).await,
         Err(refusal) => stream.refuse(refusal).await,
     }
 }

@@ -127,7 +127,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(5);
 
     fn login() -> Login {
-        Login { user: None, password: Secret::new("pw") }
+        Login { user: None, password: Some(Secret::new("pw")) }
     }
 
     /// What becomes of a picture when the server says `said`, and then nothing more or, if it `ends`, hangs up.

@@ -32,8 +32,11 @@ pub enum ProtocolError {
     )]
     NoWay(String),
     /// It wants a user.
-    #[error("the VNC server asks for a user of the guest")]
+    #[error("the VNC server asks for a user")]
     UserNeeded,
+    /// It wants a password, and none was given.
+    #[error("the VNC server asks for a password")]
+    PasswordNeeded,
     /// It lets others in.
     #[error("the VNC server refused {who}: {reason}")]
     Refused {
@@ -180,7 +183,7 @@ impl Conversation {
             State::Ways(version, _) => self.log_in(version, bytes)?,
             State::Challenge(version) => {
                 let challenge = bytes.first_chunk().ok_or(SHORT)?;
-                self.send(&security::password_response(challenge, self.login.password.expose()));
+                self.send(&security::password_response(challenge, self.password()));
                 State::Verdict(version, Security::Password)
             }
             State::AppleOffer(version) => {
@@ -259,6 +262,7 @@ impl Conversation {
         let security = security::choose(offered, &self.login).map_err(|why| match why {
             NoWay::Unknown => ProtocolError::NoWay(security::names(offered)),
             NoWay::User => ProtocolError::UserNeeded,
+            NoWay::Password => ProtocolError::PasswordNeeded,
         })?;
         if version > Version::V3_3 {
             self.send(&[security.number()]);
@@ -273,7 +277,7 @@ impl Conversation {
 
     fn prove_user(&mut self, offer: &AppleOffer<'_>) -> Result<(), ProtocolError> {
         let user = self.login.user.as_deref().unwrap_or_default();
-        let response = security::apple_response(offer, user, self.login.password.expose(), &self.random);
+        let response = security::apple_response(offer, user, self.password(), &self.random);
         let response = response.ok_or(UNUSABLE_KEYS)?;
         self.send(&response);
         Ok(())
@@ -296,6 +300,11 @@ impl Conversation {
             (Some(_), _) => "the given password".to_owned(),
         };
         ProtocolError::Refused { who, reason }
+    }
+
+    /// No way in that takes one is chosen without it.
+    fn password(&self) -> &str {
+        self.login.password.as_ref().map_or("", |password| password.expose())
     }
 
     /// Begins a picture of a screen of this size.

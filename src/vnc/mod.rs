@@ -20,6 +20,6 @@ use crate::model::secret::Secret;
 pub struct Login {
     /// The user; servers with one password for all know none.
     pub user: Option<String>,
-    /// The password.
-    pub password: Secret,
+    /// The password; none = only a server that asks for nothing lets in.
+    pub password: Option<Secret>,
 }

@@ -36,6 +36,8 @@ pub enum NoWay {
     Unknown,
     /// A user is needed.
     User,
+    /// A password is.
+    Password,
 }
 
 impl Security {
@@ -55,13 +57,14 @@ impl Security {
 /// [`NoWay`].
 pub fn choose(offered: &[u8], login: &Login) -> Result<Security, NoWay> {
     let offers = |security: Security| offered.contains(&security.number());
-    match login.user {
-        _ if offers(Security::None) => Ok(Security::None),
-        Some(_) if offers(Security::Apple) => Ok(Security::Apple),
-        _ if offers(Security::Password) => Ok(Security::Password),
-        None if offers(Security::Apple) => Err(NoWay::User),
-        _ => Err(NoWay::Unknown),
-    }
+    let possible = match login.user {
+        _ if offers(Security::None) => return Ok(Security::None),
+        Some(_) if offers(Security::Apple) => Security::Apple,
+        _ if offers(Security::Password) => Security::Password,
+        None if offers(Security::Apple) => return Err(NoWay::User),
+        _ => return Err(NoWay::Unknown),
+    };
+    if login.password.is_some() { Ok(possible) } else { Err(NoWay::Password) }
 }
 
 /// Ways to log in as people know them: `VNC password (2), TLS (18)`.
@@ -169,7 +172,7 @@ mod tests {
     use crate::model::secret::Secret;
 
     fn login(user: Option<&str>) -> Login {
-        Login { user: user.map(str::to_owned), password: Secret::new("pw") }
+        Login { user: user.map(str::to_owned), password: Some(Secret::new("pw")) }
     }
 
     #[test]
@@ -182,6 +185,11 @@ mod tests {
         assert_eq!(choose(&[30, 33], &without), Err(NoWay::User));
         assert_eq!(choose(&[18, 19], &with), Err(NoWay::Unknown));
         assert_eq!(choose(&[], &with), Err(NoWay::Unknown));
+        let nothing = |user| Login { password: None, ..login(user) };
+        assert_eq!(choose(&[2, 1], &nothing(None)), Ok(Security::None));
+        assert_eq!(choose(&[30, 2], &nothing(None)), Err(NoWay::Password));
+        assert_eq!(choose(&[30], &nothing(Some("ann"))), Err(NoWay::Password));
+        assert_eq!(choose(&[30], &nothing(None)), Err(NoWay::User));
         assert_eq!(names(&[18, 99]), "TLS (18), unknown (99)");
     }
 

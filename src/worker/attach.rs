@@ -13,7 +13,8 @@ use super::runtime::{GuestStream, Runtime, RuntimeError};
 use super::sessions::Sessions;
 use crate::duplex::BoxedStream;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::{AccountName, CopyId, VmUid};
+use crate::model::{CopyId, VmUid};
+use crate::tunnel::exec::Holder;
 use crate::tunnel::header::Resume;
 use crate::tunnel::resume::VERSION;
 use crate::tunnel::worker::{Attach, Attached};
@@ -100,8 +101,16 @@ impl Attach for Attachments {
         self.runtime.address(copy).await.map_err(|error| refusal("the VM's address is not known", &error))
     }
 
-    async fn serve(&self, copy: CopyId, account: AccountName) -> Result<BoxedStream, ApiError> {
-        Ok(self.execs.serve(copy, account))
+    async fn serve(&self, copy: CopyId, holder: Holder) -> Result<BoxedStream, ApiError> {
+        Ok(self.execs.serve(copy, holder))
+    }
+
+    fn holders(&self, after: Option<&Holder>) -> Vec<Holder> {
+        self.execs.holders(after)
+    }
+
+    fn end_execs(&self, holder: &Holder) {
+        self.execs.end_of(holder);
     }
 }
 

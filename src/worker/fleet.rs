@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::guard::{self, Keeper};
 use super::host::{Host, Resting};
@@ -106,11 +107,20 @@ impl Reconciler {
         let mut period = tokio::time::interval(PERIOD);
         let mut lease = self.keeper.changes();
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let meters = self.host.meters.clone();
         loop {
+            meters.note(&meters.turned);
+            let began = Instant::now();
             let assignment = self.assignments.borrow_and_update().clone();
             let halting = *self.halt.borrow_and_update();
             let looked = match assignment {
-                Some(assignment) => self.pass(&assignment, halting).await,
+                Some(assignment) => {
+                    let looked = self.pass(&assignment, halting).await;
+                    meters.reconcile.took(began.elapsed());
+                    meters.reconcile_failures.add(u64::from(!looked));
+                    meters.note(&meters.reconciled);
+                    looked
+                }
                 None if halting => self.halt_all_found().await,
                 // Nothing is known of what is wished, so nothing is touched but what must not run without a lease.
                 None => {

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use super::StartError;
 use super::journal::Journal;
 use super::logs::Logs;
+use super::meters::Meters;
 use super::runtime::Runtime;
 use super::uplink::Uplink;
 use crate::model::CopyId;
@@ -22,6 +23,7 @@ pub(super) struct Host {
     pub(super) logs: Logs,
     pub(super) boot_slots: Arc<Semaphore>,
     pub(super) resting: Resting,
+    pub(super) meters: Arc<Meters>,
     /// The machine was started anew since a process of this worker last ran on it.
     pub(super) rebooted: bool,
 }
@@ -64,8 +66,8 @@ impl Host {
     ) -> Result<Self, StartError> {
         let logs = Logs::open(data_dir, uplink.clone())?;
         let boot_slots = Arc::new(Semaphore::new(runtime.boot_permits().clamp(1, Semaphore::MAX_PERMITS)));
-        let (resting, rebooted) = (Resting::default(), false);
-        Ok(Self { runtime, uplink, journal, logs, boot_slots, resting, rebooted })
+        let (resting, meters, rebooted) = (Resting::default(), Arc::default(), false);
+        Ok(Self { runtime, uplink, journal, logs, boot_slots, resting, meters, rebooted })
     }
 
     /// Forgets all of a copy that is gone.

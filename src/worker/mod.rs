@@ -22,6 +22,8 @@ pub mod lease;
 mod load;
 pub mod local_network;
 mod logs;
+mod measured;
+mod meters;
 mod place;
 pub mod plan;
 pub mod runtime;
@@ -31,6 +33,7 @@ mod spool;
 mod unix_socket;
 mod uplink;
 mod vm;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,16 +47,21 @@ use self::host::Host;
 use self::images::ImageAgent;
 use self::join::JoinError;
 use self::journal::Journal;
+use self::measured::Measured;
+use self::meters::Meters;
 use self::runtime::Runtime;
 use self::session::Agent;
 use self::sessions::Sessions;
 use self::uplink::Uplink;
+use self::watch::Watch;
 use crate::bus::client::{Bus, BusOptions, Login};
 use crate::identity::folder::{FolderLock, LockError};
-use crate::model::WorkerName;
+use crate::metrics::Source;
 use crate::model::error::ApiError;
 use crate::model::worker::WorkerInfo;
+use crate::model::{Clock, WorkerName};
 use crate::task::{self, Task};
+use crate::trace::UnderWay;
 
 /// What a worker needs to start.
 #[derive(Clone, Debug)]
@@ -124,6 +132,7 @@ pub struct Worker {
     lease: Task,
     guard: Task,
     _load: Task,
+    watch: Arc<Watch>,
 }
 
 /// Makes the data folder of a worker if it is not there, closed to others, and takes hold of it: for whoever has something
@@ -152,12 +161,24 @@ impl Worker {
     pub async fn start_in(options: WorkerOptions, lock: FolderLock) -> Result<Self, StartError> {
         let journal = Journal::open(&options.data_dir, lock)?;
         let bus = Bus::connect(BusOptions { patient: true, ..options.bus.clone() }).await.map_err(StartError::Bus)?;
+        let (meters, traces) = (Arc::new(Meters::default()), Arc::new(UnderWay::default()));
+        let measured: Arc<dyn Runtime> =
+            Arc::new(Measured::new(options.runtime.clone(), meters.clone(), traces.clone()));
+        let options = WorkerOptions { runtime: measured, ..options };
         let uplink = Uplink::new(bus.clone(), options.info.name.clone());
+        let watch = Arc::new(Watch {
+            name: options.info.name.clone(),
+            started: Clock::start().now().wall,
+            bus: bus.clone(),
+            uplink: uplink.clone(),
+            meters: meters.clone(),
+        });
         let keeper = Keeper::open(journal.notes().clone(), options.guard, &*options.runtime).await;
         let lease = task::spawn(keeper.clone().run());
         let guard = task::spawn(keeper.clone().keep_guard());
         let sessions = Arc::new(Sessions::new(&options.data_dir, options.sessions));
         let host = Host::new(options.runtime.clone(), uplink.clone(), journal, &options.data_dir)?;
+        let host = Host { meters: meters.clone(), ..host };
         let fleet = Fleet::start(host, keeper.clone());
         let folder = |source| StartError::Folder { path: options.data_dir.clone(), source };
         let execs =
@@ -188,13 +209,20 @@ impl Worker {
             uplink: uplink.clone(),
             keeper,
             assignments: fleet.assignments(),
+            meters,
+            traces,
             load,
             delete_unknown_after: options.delete_unknown_after,
             host_access: options.host_access,
         };
         let (options, give_up_after) = (options.bus, options.give_up_after);
         let (agent, _load) = (task::spawn(agent.run()), task::spawn(sampler.run()));
-        Ok(Self { bus, options, name, give_up_after, agent, images, uplink, fleet, lease, guard, _load })
+        Ok(Self { bus, options, name, give_up_after, agent, images, uplink, fleet, lease, guard, _load, watch })
+    }
+
+    /// For those who watch it.
+    pub fn watch(&self) -> Arc<dyn Source> {
+        self.watch.clone()
     }
 
     /// Returns when a part has ended that never should: whoever runs the worker must then start it anew. Cancel safe.

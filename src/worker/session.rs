@@ -2,8 +2,10 @@
 //! the start whenever the controller does not know the session any more.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use futures_util::StreamExt;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -11,6 +13,7 @@ use tokio::time::Instant;
 use super::attach::Attachments;
 use super::execs::Execs;
 use super::guard::Keeper;
+use super::meters::Meters;
 use super::runtime::Runtime;
 use super::sessions::Sessions;
 use super::uplink::{SessionOver, Uplink};
@@ -19,12 +22,14 @@ use crate::bus::connect::TunnelEndpoint;
 use crate::bus::message::{self, Assignment, Heartbeat, HeartbeatAck, Hello, Welcome};
 use crate::bus::parts::Collector;
 use crate::bus::subject::{self, WorkerVerb};
+use crate::bus::traces;
 use crate::config::address;
-use crate::model::SessionId;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::secret::Secret;
 use crate::model::worker::{HostLoad, WorkerInfo};
+use crate::model::{SessionId, VmUid};
 use crate::task;
+use crate::trace::UnderWay;
 use crate::tunnel::header::WorkerHello;
 use crate::tunnel::worker::{LinkOptions, WorkerLink};
 use crate::tunnel::{Address, Transport};
@@ -53,6 +58,9 @@ pub(super) struct Agent {
     pub(super) uplink: Uplink,
     pub(super) keeper: Keeper,
     pub(super) assignments: Arc<watch::Sender<Option<Assignment>>>,
+    pub(super) meters: Arc<Meters>,
+    /// The traces of requests that led to what this worker is to run.
+    pub(super) traces: Arc<UnderWay<VmUid>>,
     /// How busy the host is, as somebody else finds out.
     pub(super) load: watch::Receiver<HostLoad>,
     /// See `Hello`.
@@ -92,10 +100,13 @@ impl Agent {
         let delete_unknown_s = self.delete_unknown_after.map(|after| after.as_secs());
         let hello = Hello { session, info: self.info.clone(), place: self.place.clone(), delete_unknown_s };
         let sent = self.keeper.now();
-        let welcome: Welcome =
-            self.bus.request(subject::worker(name, WorkerVerb::Hello), &hello, HELLO_TIMEOUT).await?;
+        let hello_to = subject::worker(name, WorkerVerb::Hello);
+        let (welcome, headers): (Welcome, _) = self.bus.request_with_headers(hello_to, &hello, HELLO_TIMEOUT).await?;
+        self.note_traces(headers.as_ref());
         let lease = Duration::from_millis(welcome.lease_ms);
         self.keeper.granted(session, sent, lease);
+        self.meters.sessions.inc();
+        self.meters.note(&self.meters.heard);
         tracing::info!(worker = %name, copies = welcome.assignment.copies.len(), "registered");
         self.link(link, session, &welcome)?;
         let mut collector = Collector::default();
@@ -103,8 +114,10 @@ impl Agent {
             self.assignments.send_replace(Some(assignment));
         }
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(10));
+        self.meters.beat_every.store(welcome.heartbeat_ms.max(10), Ordering::Relaxed);
         let take = async {
             while let Some(sent) = assignments.next().await {
+                self.note_traces(sent.headers.as_ref());
                 self.take(session, &mut collector, &sent.payload);
             }
             SessionOver
@@ -125,6 +138,13 @@ impl Agent {
         Ok(over)
     }
 
+    /// Notes which traces the VMs of an assignment belong to.
+    fn note_traces(&self, headers: Option<&HeaderMap>) {
+        for (vm, trace) in traces::read(headers) {
+            self.traces.note(vm, trace);
+        }
+    }
+
     fn beat(&self, session: SessionId, every: Duration, lease: Duration) -> Beat {
         Beat {
             bus: self.bus.clone(),
@@ -132,6 +152,7 @@ impl Agent {
             uplink: self.uplink.clone(),
             keeper: self.keeper.clone(),
             assignments: self.assignments.clone(),
+            meters: self.meters.clone(),
             load: self.load.clone(),
             session,
             every,
@@ -200,6 +221,7 @@ struct Beat {
     uplink: Uplink,
     keeper: Keeper,
     assignments: Arc<watch::Sender<Option<Assignment>>>,
+    meters: Arc<Meters>,
     load: watch::Receiver<HostLoad>,
     session: SessionId,
     every: Duration,
@@ -228,7 +250,7 @@ impl Beat {
             let load = fresh.then(|| *self.load.borrow_and_update()).filter(|load| *load != HostLoad::default());
             let beat =
                 Heartbeat { session: self.session, revision, told, load, digest: self.uplink.digest(self.session) };
-            let sent = self.keeper.now();
+            let (sent, began) = (self.keeper.now(), Instant::now());
             let answer = tokio::select! {
                 answer = self.bus.request::<_, HeartbeatAck>(self.subject.clone(), &beat, limit) => answer,
                 Ok(()) = connections.changed() => {
@@ -236,6 +258,13 @@ impl Beat {
                     continue;
                 }
             };
+            match &answer {
+                Ok(_) => {
+                    self.meters.heartbeat.took(began.elapsed());
+                    self.meters.note(&self.meters.heard);
+                }
+                Err(_) => self.meters.heartbeat_failures.inc(),
+            }
             match answer {
                 Ok(ack) if self.keeper.renewed(self.session, sent, self.lease) => {
                     if ack.tell_all {

@@ -177,6 +177,24 @@ impl Uplink {
         self.copies().remove(&id);
     }
 
+    /// How many copies are in which state, as it is told; each state is there.
+    pub(super) fn states(&self) -> BTreeMap<&'static str, u64> {
+        let mut states: BTreeMap<_, _> =
+            ["preparing", "running", "stopped", "failed", "stray"].map(|name| (name, 0)).into();
+        for entry in self.copies().values() {
+            let state = match entry.observation {
+                Observation::Preparing { .. } => "preparing",
+                Observation::Running { .. } => "running",
+                Observation::Stopped { .. } => "stopped",
+                Observation::Failed { .. } | Observation::Fenced { .. } => "failed",
+                Observation::Stray { .. } => "stray",
+                Observation::Absent => continue,
+            };
+            *states.entry(state).or_default() += 1;
+        }
+        states
+    }
+
     /// Whether what is told of a copy means that nothing of it runs or is being made.
     pub(super) fn rests(&self, id: CopyId) -> bool {
         self.copies().get(&id).is_some_and(|entry| match entry.observation {

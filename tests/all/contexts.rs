@@ -14,8 +14,8 @@ fn create(home: &Path, url: &str, more: &[&str]) -> Command {
     orchard(home, &[&own[..], more].concat())
 }
 
-/// The same in a terminal, where `answers` are typed after what they answer.
-async fn in_terminal(command: Command, answers: &[(&str, &str)]) -> Ran {
+/// Runs `command` in a terminal of its own, where `answers` are typed after what they answer; yields what that showed.
+pub async fn in_terminal(command: Command, answers: &[(&str, &str)]) -> Ran {
     let mut person = Command::new("python3");
     person.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/dialogue.py")).arg(json!(answers).to_string());
     person.arg(command.as_std().get_program()).args(command.as_std().get_args()).env_clear();

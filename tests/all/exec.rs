@@ -3,11 +3,8 @@
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use orchard::client::Client;
-use orchard::client::exec::Exec;
 use orchard::model::access::Role;
-use orchard::model::error::ErrorCode;
-use orchard::tunnel::exec::{OpenExec, RunExec, Told};
+use orchard::model::secret::Secret;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
@@ -17,6 +14,8 @@ use crate::guest::guest_image;
 use crate::harness::{Cluster, LIMIT, finish, succeed};
 use crate::real::QemuCluster;
 use crate::wait;
+
+mod library;
 
 /// `seq` up to here says some fifty million bytes.
 const LINES: usize = 6_500_000;
@@ -46,7 +45,8 @@ async fn sessions_outlive_their_clients() {
     a_session_goes_on_without_its_client_and_tells_all_since(cluster).await;
     a_session_is_its_accounts_own(cluster).await;
     a_session_takes_input_and_can_be_ended(cluster).await;
-    a_program_runs_commands_with_the_library(cluster).await;
+    library::a_program_runs_commands(cluster).await;
+    sessions_end_with_the_token_of_their_account(cluster).await;
     a_slow_reader_gets_everything(cluster, &["--session", "slow"], FEWER).await;
     what_did_not_fit_is_told(cluster).await;
     sessions_are_bounded_in_number(cluster).await;
@@ -390,33 +390,46 @@ async fn a_session_takes_input_and_can_be_ended(cluster: &Cluster) {
     .await;
 }
 
-async fn a_program_runs_commands_with_the_library(cluster: &Cluster) {
-    let client = Client::log_in(cluster.access.target()).await.unwrap();
-    let (dialer, vm) = (client.dialer(), "box".parse().unwrap());
-    let open = |line| OpenExec { session: "library".into(), after: 0, run: Some(RunExec::shell(line)) };
-    let all = async |mut exec: Exec| {
-        let mut heard = (String::new(), String::new());
-        loop {
-            match tokio::time::timeout(LIMIT, exec.next()).await.unwrap().unwrap() {
-                Told::Stdout { data, .. } => heard.0 += &text(&data),
-                Told::Stderr { data, .. } => heard.1 += &text(&data),
-                Told::Exited { code, .. } => return (heard.0, heard.1, code),
-                other => panic!("{other:?}"),
-            }
-        }
-    };
-    let line = "echo out; echo err >&2; exit 3";
-    let expected = ("out\n".to_owned(), "err\n".to_owned(), 3);
-    assert_eq!(all(Exec::attach(&dialer, &vm, open(line)).await.unwrap()).await, expected);
-    // Once more, and it is told from its records: the command ran once.
-    assert_eq!(all(Exec::attach(&dialer, &vm, open(line)).await.unwrap()).await, expected);
-    assert_eq!(Exec::attach(&dialer, &vm, open("true")).await.unwrap_err().code, ErrorCode::Conflict);
-    let listed = Exec::list(&dialer, &vm).await.unwrap();
-    let of = listed.iter().find(|session| session.session == "library").unwrap();
-    assert_eq!((of.code, of.command.as_str()), (Some(3), line));
-    Exec::end(&dialer, &vm, "library").await.unwrap();
-    assert_eq!(Exec::end(&dialer, &vm, "library").await.unwrap_err().code, ErrorCode::NotFound);
-    dialer.close().await;
+/// Whoever had a token that is worth nothing any more has left no command behind, and nothing for who has the name next.
+async fn sessions_end_with_the_token_of_their_account(cluster: &Cluster) {
+    let (home, stays) = (cluster.dir.path().join("leaver"), exec(&["--session", "stays"], &["sleep", "5432"]));
+    let mut bystander = cluster.cli(&stays).stdout(Stdio::null()).spawn().unwrap();
+    let mut leaver = account(cluster, "leaver", &[Role::ComputeConnect]).await;
+    for (take_away, seconds) in [("rotate", "4321"), ("delete", "4322")] {
+        let script = format!("echo begun; exec sleep {seconds}");
+        let begin = exec(&["--session", "left"], &["sh", "-c", &script]);
+        let mut child = leaver.cli(&home, &begin).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        shows(&mut child, "begun\n").await;
+        let pid = child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        tokio::time::timeout(LIMIT, child.wait()).await.unwrap().unwrap();
+        let listed = succeed(leaver.cli(&home, &["list", "execs", "vm", "box", "-o", "json"])).await;
+        assert!(listed.contains("left"), "{listed}");
+
+        let token = cluster.run(&[take_away, "service-account", "leaver"]).await;
+        leaver = match take_away {
+            "rotate" => cluster.access.of("leaver", &Secret::new(token.trim())),
+            _ => account(cluster, "leaver", &[Role::ComputeConnect]).await,
+        };
+        wait::until("the session to be nobody's", LIMIT, || async {
+            let listed = finish(leaver.cli(&home, &["list", "execs", "vm", "box", "-o", "json"])).await;
+            if listed.stdout == b"[]\n" { Ok(()) } else { Err(listed) }
+        })
+        .await;
+        let attach = ["exec", "vm", "--session", "left", "--attach", "box"];
+        failed(&finish(leaver.cli(&home, &attach)).await, 1, "no session left");
+        let left = format!("ps | grep '[s]leep {seconds}' || true");
+        wait::until("the command to end with its account", LIMIT, || async {
+            let left = cluster.run(&exec(&[], &["sh", "-c", &left])).await;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+    }
+    let others = cluster.json(&["list", "execs", "vm", "box"]).await;
+    let of_bystander = others.as_array().unwrap().iter().find(|session| session["session"] == "stays").unwrap();
+    assert_eq!(of_bystander["ended"], serde_json::Value::Null, "{others}");
+    cluster.run(&["exec", "vm", "--session", "stays", "--end", "box"]).await;
+    tokio::time::timeout(LIMIT, bystander.wait()).await.unwrap().unwrap();
 }
 
 /// With nobody attached a command runs on, and what had to go is told by its numbers.

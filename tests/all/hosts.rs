@@ -260,6 +260,33 @@ async fn an_operator_who_lets_nobody_onto_his_machine_has_the_last_word() {
     assert!(output.status.code() == Some(1) && told(&output).contains("--no-host-access"), "{}", told(&output));
 }
 
+/// A job that is cancelled leaves nothing running that would have noticed a proper end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_line_that_is_told_to_end_says_goodbye() {
+    let Some(sshd) = Sshd::start("", true).await else { return };
+    let cluster = cluster().await;
+    let (port, ended) = (sshd.port.to_string(), sshd.home.path().join("ended"));
+    let script = format!("echo begun; cat; touch '{}'", ended.display());
+    for way in ["ssh", "exec"] {
+        let mut line = vec![way, "worker", "--port", &port, "-u", TESTER, "-p", PASSWORD];
+        match way {
+            "ssh" => line.extend(["w1", &script]),
+            _ => line.extend(["-i", "w1", "--", "sh", "-c", &script]),
+        }
+        let mut child = cluster.cli(&line).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let begun = tokio::time::timeout(LIMIT, lines.next_line()).await.unwrap().unwrap();
+        assert_eq!(begun.as_deref(), Some("begun"));
+        let id = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        let status = tokio::time::timeout(LIMIT, child.wait()).await.unwrap().unwrap();
+        assert_eq!(status.code(), Some(128 + 15), "{way}");
+        // Sooner than the silence of a client is noticed.
+        until("the command to hear of it", PROMPT, || async { std::fs::metadata(&ended).map(drop) }).await;
+        std::fs::remove_file(&ended).unwrap();
+    }
+}
+
 /// Keys that are locked ask for their passphrase, and a password for itself, on the user's terminal.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_a_person_knows_is_asked_for_on_the_terminal() {

@@ -150,3 +150,20 @@ async fn a_key_that_others_may_read_and_a_folder_that_is_a_link_are_refused() {
         assert!(refused.code == Some(1) && refused.stderr.contains("symbolic link"), "{refused:?}");
     }
 }
+
+/// As a service manager has it, which starts a worker the same way each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_of_a_bootstrap_token_may_be_gone_once_the_worker_has_joined() {
+    let server = StandIn::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bootstrap-token");
+    let arguments = ["--name", "w", "--bootstrap-token-file", file.to_str().unwrap()];
+    let early = run(worker(dir.path(), &arguments)).await;
+    assert!(early.code == Some(1) && early.stderr.contains("has not joined"), "{early:?}");
+
+    orchard::identity::write_private(&file, server.bootstrap_token().to_text().expose().as_bytes()).unwrap();
+    Server::start(worker(dir.path(), &arguments)).await.kill().await;
+    std::fs::remove_file(&file).unwrap();
+    Server::start(worker(dir.path(), &arguments)).await.kill().await;
+    assert_eq!(server.joins.lock().unwrap().len(), 1);
+}

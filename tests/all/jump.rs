@@ -54,7 +54,12 @@ impl Person {
     }
 
     fn ssh(&self, arguments: &[&str]) -> Command {
-        let mut ssh = Command::new("ssh");
+        self.stock("ssh", arguments)
+    }
+
+    /// One of OpenSSH's programs.
+    fn stock(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut ssh = Command::new(program);
         ssh.arg("-F").arg(self.dir.join("config")).args(arguments);
         ssh.env("SSH_ASKPASS", self.dir.join("ask")).env("SSH_ASKPASS_REQUIRE", "force").env("DISPLAY", ":0");
         ssh.env_remove("SSH_AUTH_SOCK").stdin(Stdio::null()).kill_on_drop(true);
@@ -108,6 +113,20 @@ async fn stock_ssh_jumps_into_a_real_guest_by_token_and_by_key() {
     let output = ann.jump("admin@box", "uname -n; cat; exit 7").await;
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(7), "box\n"), "{}", text(&output.stderr));
 
+    // Files, by both protocols that `scp` knows.
+    crate::openssh::bring_scp(cluster).await;
+    let data: Vec<u8> = (0..2_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 16) as u8).collect();
+    let (file, back) = (ann.dir.join("file"), ann.dir.join("back"));
+    std::fs::write(&file, &data).unwrap();
+    for protocol in ["-O", "-s"] {
+        let there = [protocol, "-J", "jump", file.to_str().unwrap(), "admin@box:copied"];
+        succeed(ann.stock("scp", &there)).await;
+        let home = [protocol, "-J", "jump", "admin@box:copied", back.to_str().unwrap()];
+        succeed(ann.stock("scp", &home)).await;
+        assert!(std::fs::read(&back).unwrap() == data, "scp {protocol}");
+        std::fs::remove_file(&back).unwrap();
+    }
+
     // A key of another account's own, attached on the command line; its token is not known to the person.
     let ben = Person::new(cluster, "ben", "wrong").await;
     cluster.run(&["create", "service-account", "ben", "--roles", "compute:connect"]).await;
@@ -151,6 +170,35 @@ async fn who_may_not_is_told_so_at_once_and_it_is_recorded() {
         }
     })
     .await;
+}
+
+/// A connection may last for days, and open a port at any time: it goes by what is so then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_with_the_token_or_the_key_that_opened_it() {
+    let cluster = synthetic().await;
+    let token = account(&cluster, "ann", &[Role::ComputeConnect], &[]).await;
+    let ann = Person::new(&cluster, "ann", &token).await;
+    let ben = Person::new(&cluster, "ben", "").await;
+    account(&cluster, "ben", &[Role::ComputeConnect], &[ben.key()]).await;
+    for (person, name, take_away) in [
+        (&ann, "ann", &["rotate", "service-account", "ann"][..]),
+        (&ben, "ben", &["update", "service-account", "ben", "--no-ssh-keys"]),
+    ] {
+        let socket = person.dir.join("master");
+        let socket = socket.to_str().unwrap();
+        let mut master = person.ssh(&["-M", "-S", socket, "-N", "jump"]).spawn().unwrap();
+        let opens = || async {
+            let through = ["-S", socket, "-o", "ProxyCommand=false", "-W", "box:22", "jump"];
+            let greeting = text(&finish(person.ssh(&through)).await.stdout);
+            if greeting.starts_with("SSH-2.0-") { Ok(()) } else { Err(greeting) }
+        };
+        until("a port to be opened over it", LIMIT, opens).await;
+        assert!(master.try_wait().unwrap().is_none());
+        cluster.run(take_away).await;
+        let ended = tokio::time::timeout(PROMPT, master.wait()).await.expect("the connection to end").unwrap();
+        assert!(!ended.success(), "{name}");
+        assert!(opens().await.is_err(), "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

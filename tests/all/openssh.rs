@@ -123,6 +123,7 @@ async fn ssh_scp_and_sftp_work(ground: &Ground<'_>) {
     succeed(ground.stock("scp", &["box.orchard:copied", back.to_str().unwrap()])).await;
     assert_eq!(hash(&back), hash(&there), "scp");
     std::fs::remove_file(&back).unwrap();
+    the_old_protocol_of_scp_works(ground, &there, &back).await;
     let batch = ground.file("batch");
     std::fs::write(&batch, format!("get copied \"{}\"\nrename copied moved\nls\n", back.display())).unwrap();
     // A batch asks for no password unless told to.
@@ -130,6 +131,41 @@ async fn ssh_scp_and_sftp_work(ground: &Ground<'_>) {
     let listed = succeed(ground.stock("sftp", &arguments)).await;
     assert!(listed.contains("moved"), "{listed}");
     assert_eq!(hash(&back), hash(&there), "sftp");
+}
+
+/// With `-O`, and by way of `scp` in the guest.
+async fn the_old_protocol_of_scp_works(ground: &Ground<'_>, there: &Path, back: &Path) {
+    bring_scp(ground.cluster).await;
+    let path = there.to_str().unwrap();
+    succeed(ground.stock("scp", &["-O", path, "box.orchard:old"])).await;
+    succeed(ground.stock("scp", &["-O", "box.orchard:old", back.to_str().unwrap()])).await;
+    assert_eq!(hash(back), hash(there), "scp -O");
+    std::fs::remove_file(back).unwrap();
+}
+
+/// Gives the guest of the VM `box`, which has none, an `scp`: this machine's.
+pub async fn bring_scp(cluster: &Cluster) {
+    let line = format!("#!/bin/sh\ncd\nexec {} \"$@\"\n", carry_there(cluster, "scp").await);
+    let wrapper = cluster.dir.path().join("scp wrapper");
+    std::fs::write(&wrapper, line).unwrap();
+    cluster.run(&["cp", wrapper.to_str().unwrap(), "box:wrapper"]).await;
+    let install = "chmod 755 wrapper && sudo cp wrapper /usr/bin/scp";
+    cluster.run(&["exec", "vm", "box", "--", "sh", "-c", install]).await;
+}
+
+/// Copies a program of this machine, with the libraries that it needs, to a folder in the guest by `orchard cp`. Yields the words that run
+/// it there.
+async fn carry_there(cluster: &Cluster, program: &str) -> String {
+    let tools = cluster.dir.path().join(format!("tools of {program}"));
+    std::fs::create_dir(&tools).unwrap();
+    let mut gather = Command::new("sh");
+    let line = "cp -L \"$(command -v \"$2\")\" $(ldd \"$(command -v \"$2\")\" | grep -oE '/[^ ]+') \"$1\" && cd \"$1\" && \
+                ls ld-linux*";
+    gather.args(["-ec", line, "sh"]).arg(&tools).arg(program).stdin(Stdio::null());
+    let loader = succeed(gather).await.trim().to_owned();
+    let there = format!("tools-{program}");
+    cluster.run(&["cp", "-r", tools.to_str().unwrap(), &format!("box:{there}")]).await;
+    format!("{there}/{loader} --library-path {there} {there}/{program}")
 }
 
 async fn one_connection_serves_many_commands(ground: &Ground<'_>) {
@@ -158,17 +194,9 @@ async fn one_connection_serves_many_commands(ground: &Ground<'_>) {
     succeed(control("exit")).await;
 }
 
-/// The guest has no rsync: this machine's is copied there first, with the libraries that it needs, by `orchard cp`.
+/// The guest has no rsync: this machine's is copied there first.
 async fn rsync_works(ground: &Ground<'_>) {
-    let tools = ground.file("rsync tools");
-    std::fs::create_dir(&tools).unwrap();
-    let mut gather = Command::new("sh");
-    let line = "cp -L \"$(command -v rsync)\" $(ldd \"$(command -v rsync)\" | grep -oE '/[^ ]+') \"$1\" && cd \"$1\" && \
-                ls ld-linux*";
-    gather.args(["-ec", line, "sh"]).arg(&tools).stdin(Stdio::null());
-    let loader = succeed(gather).await.trim().to_owned();
-    ground.cluster.run(&["cp", "-r", tools.to_str().unwrap(), "box:tools"]).await;
-    let remote = format!("--rsync-path=tools/{loader} --library-path tools tools/rsync");
+    let remote = format!("--rsync-path={}", carry_there(ground.cluster, "rsync").await);
 
     let (from, back) = (ground.file("tree"), ground.file("tree back"));
     std::fs::create_dir_all(from.join("sub dir")).unwrap();

@@ -335,10 +335,10 @@ async fn a_database_that_may_not_be_written_for_a_while_is_told_as_such_and_serv
 }
 
 /// A file that nobody can write, whoever has it open.
-struct Immutable(PathBuf);
+pub struct Immutable(PathBuf);
 
 impl Immutable {
-    fn make(path: &Path) -> Option<Self> {
+    pub fn make(path: &Path) -> Option<Self> {
         let set = Command::new("chattr").arg("+i").arg(path).output();
         if set.as_ref().is_ok_and(|set| set.status.success()) {
             return Some(Self(path.to_owned()));

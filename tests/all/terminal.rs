@@ -19,7 +19,7 @@ pub fn client(name: &str) -> Option<PathBuf> {
 }
 
 /// A terminal in which a command runs; that is killed with it.
-struct Terminal {
+pub struct Terminal {
     _child: Child,
     commands: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
@@ -27,27 +27,27 @@ struct Terminal {
 
 /// What a person sees.
 #[derive(Clone, Debug)]
-struct Screen {
-    lines: Vec<String>,
+pub struct Screen {
+    pub lines: Vec<String>,
     /// The command's exit code once it has ended.
-    ended: Option<i64>,
+    pub ended: Option<i64>,
     /// The terminal's settings are those from before.
-    restored: bool,
+    pub restored: bool,
 }
 
 impl Screen {
-    fn has(&self, text: &str) -> bool {
+    pub fn has(&self, text: &str) -> bool {
         self.lines.iter().any(|line| line.contains(text))
     }
 
     /// The last line that has anything on it.
-    fn last(&self) -> &str {
+    pub fn last(&self) -> &str {
         self.lines.iter().rev().find(|line| !line.is_empty()).map_or("", String::as_str)
     }
 }
 
 impl Terminal {
-    fn start(python: PathBuf, orchard: &Command) -> Self {
+    pub fn start(python: PathBuf, orchard: &Command) -> Self {
         let mut command = Command::new(python);
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/terminal.py"));
         command.arg(orchard.as_std().get_program()).args(orchard.as_std().get_args());
@@ -63,15 +63,15 @@ impl Terminal {
         self.commands.write_all(format!("{order}\n").as_bytes()).await.unwrap();
     }
 
-    async fn keys(&mut self, keys: &str) {
+    pub async fn keys(&mut self, keys: &str) {
         self.order(json!({ "type": keys })).await;
     }
 
-    async fn resize(&mut self, rows: u16, columns: u16) {
+    pub async fn resize(&mut self, rows: u16, columns: u16) {
         self.order(json!({ "resize": [rows, columns] })).await;
     }
 
-    async fn screen(&mut self) -> Screen {
+    pub async fn screen(&mut self) -> Screen {
         self.order(json!({ "show": true })).await;
         let line = tokio::time::timeout(LIMIT, self.answers.next_line()).await.expect("the terminal hangs").unwrap();
         let shown: Value = serde_json::from_str(&line.expect("the terminal is gone")).unwrap();
@@ -80,7 +80,7 @@ impl Terminal {
     }
 
     /// The screen once it `is` as a person waits for it.
-    async fn until(&mut self, what: &str, is: impl Fn(&Screen) -> bool) -> Screen {
+    pub async fn until(&mut self, what: &str, is: impl Fn(&Screen) -> bool) -> Screen {
         let terminal = tokio::sync::Mutex::new(self);
         wait::until(what, LIMIT, || async {
             let screen = terminal.lock().await.screen().await;

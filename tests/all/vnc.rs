@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use orchard::worker::runtime::synthetic::Synthetic;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
 use self::apple::Mac;
@@ -208,17 +208,18 @@ async fn tart() -> (Host, Guest, Cluster, Ipv4Addr) {
 }
 
 /// A VNC server that asks for a password: QEMU's, of a machine without a system.
-async fn server_with_password(address: Ipv4Addr, password: &str) -> Child {
+async fn server_with_password(address: Ipv4Addr, port: u16, password: &str) -> Child {
+    let display = port - 5900;
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-nodefaults", "-no-user-config", "-S", "-accel", "tcg", "-m", "16", "-vga", "std"]);
     qemu.args([
         "-object",
         &format!("secret,id=pw,data={password}"),
         "-vnc",
-        &format!("{address}:0,password-secret=pw"),
+        &format!("{address}:{display},password-secret=pw"),
     ]);
     let child = qemu.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap();
-    wait::until("the server", LIMIT, || async { TcpStream::connect((address, 5900)).await.map(drop) }).await;
+    wait::until("the server", LIMIT, || async { TcpStream::connect((address, port)).await.map(drop) }).await;
     child
 }
 
@@ -229,7 +230,7 @@ async fn a_guests_own_server_asks_for_its_password() {
     let nothing = finish(cluster.cli(&["vnc", "vm", "box", "--wait", "0s", "--screenshot", "-"])).await;
     assert!(told(&nothing).contains("5900") && nothing.status.code() == Some(1), "{}", told(&nothing));
 
-    let server = server_with_password(address, "letmein").await;
+    let server = server_with_password(address, 5900, "letmein").await;
     let seen = the_same_is_seen(&cluster, &vncdo, &["-p", "letmein"], &["-p", "letmein"]).await;
     assert!(seen.colours() > 1, "{seen:?}");
     for wrong in [&["-p", "other"][..], &[]] {
@@ -259,6 +260,54 @@ async fn a_macs_server_asks_for_a_user() {
         let refused = finish(cluster.cli(&[&["vnc", "vm", "box", "--screenshot", "-"], login].concat())).await;
         assert!(refused.status.code() == Some(1) && told(&refused).contains(why), "{}", told(&refused));
     }
+}
+
+/// Which asks for a password as Screen Sharing does; QEMU's server plays it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_screen_of_a_workers_machine_is_its_operators() {
+    let Some(vncdo) = client("vncdo") else { return };
+    let mut cluster = Cluster::start().await;
+    cluster.add_worker("w1", Arc::new(Synthetic::new())).await;
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
+    let server = server_with_password(Ipv4Addr::LOCALHOST, free, "letmein").await;
+    let port = free.to_string();
+    let vnc = |more: &[&str]| cluster.cli(&[&["vnc", "worker", "--port", &port, "--wait", "30s", "w1"], more].concat());
+
+    let (own, other) = (cluster.dir.path().join("own.png"), cluster.dir.path().join("other.png"));
+    let printed = succeed(vnc(&["-p", "letmein", "--screenshot", own.to_str().unwrap()])).await;
+    let direct = format!("vnc://127.0.0.1:{port}");
+    let taken = capture(&vncdo, &direct, &["-p", "letmein"], &other).await;
+    assert!(taken.status.success(), "{}", told(&taken));
+    let (own_seen, seen) = (Seen::of(&own), Seen::of(&other));
+    assert_eq!(printed, format!("{}: {} x {}\n", own.display(), seen.width, seen.height));
+    assert!(own_seen == seen && seen.colours() > 1, "{own_seen:?} {seen:?}");
+
+    // A viewer of one's own, through the printed address.
+    let mut forward = vnc(&["--no-viewer"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(forward.stdout.take().unwrap()).lines();
+    let address = tokio::time::timeout(LIMIT, lines.next_line()).await.unwrap().unwrap().unwrap();
+    std::fs::remove_file(&other).unwrap();
+    let taken = capture(&vncdo, &address, &["-p", "letmein"], &other).await;
+    assert!(taken.status.success() && Seen::of(&other) == own_seen, "{}", told(&taken));
+    forward.kill().await.unwrap();
+
+    // A guest's usual password is not tried on somebody's machine.
+    for (login, why) in [(&[][..], "asks for a password"), (&["-p", "admin"], "refused the given password")] {
+        let refused = finish(vnc(&[&["--screenshot", "-"], login].concat())).await;
+        assert!(refused.status.code() == Some(1) && told(&refused).contains(why), "{}", told(&refused));
+    }
+    drop(server);
+    let gone = ["vnc", "worker", "w1", "--port", &port, "--screenshot", "-"];
+    wait::until("the server to be gone", LIMIT, || async {
+        let nothing = told(&finish(cluster.cli(&gone)).await);
+        if nothing.contains("nothing listens there") { Ok(()) } else { Err(nothing) }
+    })
+    .await;
+    let roles = "compute:read,compute:write,compute:connect,admin:read";
+    let token = succeed(cluster.cli(&["create", "service-account", "eve", "--roles", roles])).await;
+    let eve = cluster.access.of("eve", &orchard::model::secret::Secret::new(token.trim()));
+    let refused = finish(eve.cli(&cluster.dir.path().join("home"), &gone)).await;
+    assert!(refused.status.code() == Some(1) && told(&refused).contains("admin:write"), "{}", told(&refused));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,7 @@ use orchard::bus::message::{
 };
 use orchard::bus::placing::{DrainWorker, ExplainVm, Explained, Obstacle, PauseWorker, ResumeWorker};
 use orchard::bus::settings::{GetSettings, SetSettings};
+use orchard::bus::status::GetStatus;
 use orchard::bus::strays::{DeleteStray, ListStrays, StrayPage, StrayView};
 use orchard::model::CopyId;
 use orchard::model::access::{Role, Roles};
@@ -261,12 +262,14 @@ fn access(file: &mut Samples) {
         target: "vm:22".into(),
         outcome: Outcome::Done,
         message: "m".into(),
+        request: String::new(),
     };
     let record = AuditRecord::new(7, time, deed);
     line(file, "audit/record", &record);
     let empty = String::new;
     let least = AuditRecord { address: empty(), verb: empty(), target: empty(), message: empty(), ..record.clone() };
     line(file, "audit/record/least", &least);
+    line(file, "audit/record/request", &AuditRecord { request: "r-1".into(), ..record.clone() });
     line(file, "answer/audit.list", &Answer::Ok(AuditPage { records: vec![record], next: 7, last: 9, first_kept: 1 }));
 }
 
@@ -326,6 +329,7 @@ pub fn samples() -> Samples {
     line(&mut file, "event.list/filter", &some);
     line(&mut file, "connect.open", &OpenTunnel { vm, port: 22 });
     line(&mut file, "controller.info", &GetInfo {});
+    line(&mut file, "controller.status", &GetStatus {});
     line(&mut file, "answer/ok", &Answer::Ok(Done {}));
     line(&mut file, "answer/error", &Answer::<Done>::Error(ApiError::new(ErrorCode::NotFound, "no such VM")));
     let ticket = TunnelTicket { endpoint: endpoint(), ticket: Secret::new("t"), uid: uid(), attempt: None };

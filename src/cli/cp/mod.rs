@@ -23,7 +23,7 @@ use tokio_util::io::SyncIoBridge;
 use self::place::{Direction, InVm, Place};
 use super::client::Client;
 use super::connect;
-use super::interrupt::Interrupt;
+use super::interrupt::{Farewell, Interrupt};
 use super::login::LoginArgs;
 use super::output::clean;
 use super::target::{SSH_PORT, Target};
@@ -99,8 +99,10 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         session.close().await;
         done
     };
+    let mut farewell = Farewell::install()?;
     let done = tokio::select! {
         done = work => done,
+        told = farewell.wait() => Err(told.into()),
         () = interrupt.wait() => Err(Interrupted.into()),
     };
     // However it came: what is only left alone goes on in the guest until its client is given up.

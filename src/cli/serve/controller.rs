@@ -11,7 +11,9 @@ use clap::{Args, Subcommand};
 use super::backup::{BackupArgs, RestoreArgs};
 use super::folder::{self, DataFolder};
 use super::parts::{self, ControllerSetup, OutsideBus, RunningController};
+use super::watched::WatchArgs;
 use super::{backup, host, no_core_dumps, until_stopped};
+use crate::cli::status::StatusArgs;
 use crate::cli::{UsageError, output};
 use crate::config::address::{DEFAULT_BUS_PORT, normalise_bus_url, parse_listen};
 use crate::config::context::Context;
@@ -53,6 +55,15 @@ Restarting or killing the controller stops no VM and forgets nothing.")]
     Backup(BackupArgs),
     /// Bring a controller back from such a file
     Restore(RestoreArgs),
+    /// Show how the controller is doing, and what deserves a look
+    Status(StatusArgs),
+}
+
+impl ControllerCommand {
+    /// Whether it asks a controller that runs, as other client commands do.
+    pub(in crate::cli) fn asks(&self) -> bool {
+        matches!(self, ControllerCommand::Status(_))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -109,6 +120,8 @@ pub(in crate::cli) struct RunArgs {
     /// Keep at most so many MiB of events
     #[arg(long, value_name = "MIB", default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(1..=16_384))]
     events_keep_mib: u64,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 /// Shorter, and a busy moment ends VMs; longer, and nobody waits for a replacement.
@@ -138,6 +151,8 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         ControllerCommand::Run(arguments) => *arguments,
         ControllerCommand::Backup(arguments) => return backup::backup(arguments, home).await.map(|()| 0),
         ControllerCommand::Restore(arguments) => return backup::restore(arguments, home).await.map(|()| 0),
+        // Done by the caller, as a client.
+        ControllerCommand::Status(_) => return Ok(0),
     };
     let outside_bus = outside_bus(&arguments)?;
     let events_kept = arguments.events_kept();
@@ -164,6 +179,7 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         let all_interfaces = bus_listen.ip().is_unspecified();
         host::name().filter(|_| all_interfaces).map(String::from)
     });
+    let watch = arguments.watch;
     let start = parts::start_controller(ControllerSetup {
         events_kept,
         data_dir: folder.path().to_owned(),
@@ -178,7 +194,10 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         bootstrap_token,
         timing: arguments.lease.map_or_else(Timing::default, Timing::with_lease),
     });
-    until_stopped(start, |controller| announce(controller, &folder, outside_token, made_here, home)).await
+    until_stopped(watch.start(start), |watched| {
+        announce((&watched.running, watched.url()), &folder, outside_token, made_here, home)
+    })
+    .await
 }
 
 /// The token that the environment gives the first account.
@@ -209,7 +228,7 @@ fn outside_bus(arguments: &RunArgs) -> anyhow::Result<Option<OutsideBus>> {
 }
 
 fn announce(
-    controller: &RunningController,
+    (controller, metrics): (&RunningController, Option<String>),
     folder: &DataFolder,
     outside_token: Option<Secret>,
     made_here: bool,
@@ -229,6 +248,9 @@ orchard controller is ready
     );
     if let Some((address, key)) = &controller.jump_host {
         text += &format!("\n  ssh          {address} (jump host, key {key})");
+    }
+    if let Some(url) = &metrics {
+        text += &format!("\n  metrics      {url}/metrics");
     }
     if let Some(fingerprint) = &controller.fingerprint {
         text += &format!("\n  certificate  {fingerprint} (SHA-256)");

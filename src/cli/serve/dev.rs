@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -10,6 +11,7 @@ use super::folder::DataFolder;
 use super::host::Capacity;
 use super::parts::{self, ControllerSetup, RunningController, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
+use super::watched::{WatchArgs, Watched};
 use super::{Running, until_stopped};
 use crate::cli::output;
 use crate::config::Home;
@@ -18,6 +20,7 @@ use crate::config::file::ContextFile;
 use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::controller::cluster::Timing;
 use crate::controller::store::Retention;
+use crate::metrics::Source;
 use crate::model::WorkerName;
 use crate::model::secret::Secret;
 use crate::model::vm::RuntimeKind;
@@ -54,6 +57,8 @@ pub(in crate::cli) struct DevArgs {
     /// TCP address of the bus; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:4222", value_name = "ADDR", value_parser = parse_listen)]
     bus_listen: SocketAddr,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 /// A whole cluster; stopped in reverse of its start.
@@ -76,6 +81,11 @@ impl Running for Cluster {
         }
     }
 
+    fn sources(&self) -> Vec<Arc<dyn Source>> {
+        let workers = self.workers.iter().flat_map(Running::sources);
+        self.controller.sources().into_iter().chain(workers).collect()
+    }
+
     async fn shutdown(self) {
         for worker in self.workers.into_iter().rev() {
             worker.shutdown().await;
@@ -90,8 +100,8 @@ pub(in crate::cli) async fn run(arguments: DevArgs, home: Home) -> anyhow::Resul
     let token = folder.token()?;
     let kind = kind(arguments.runtime);
     let start = start(&arguments, &folder, kind, token.clone());
-    let announce = |cluster: &Cluster| announce(cluster, &folder, kind, token, home);
-    until_stopped(start, announce).await
+    let announce = |watched: &Watched<Cluster>| announce((&watched.running, watched.url()), &folder, kind, token, home);
+    until_stopped(arguments.watch.start(start), announce).await
 }
 
 fn kind(choice: RuntimeChoice) -> RuntimeKind {
@@ -162,7 +172,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
 }
 
 fn announce(
-    cluster: &Cluster,
+    (cluster, metrics): (&Cluster, Option<String>),
     folder: &DataFolder,
     kind: RuntimeKind,
     token: Secret,
@@ -179,7 +189,7 @@ orchard dev is ready
   bus      {bus}
   tunnels  {tunnels} (udp)
   workers  {workers} ({kind})
-  data     {data}
+{metrics}  data     {data}
   context  {CONTEXT}, now the default in {file}
 
 In another terminal:
@@ -191,6 +201,7 @@ Ctrl-C stops the cluster.",
         tunnels = controller.tunnel_addr,
         workers = cluster.workers.len(),
         data = folder.path().display(),
+        metrics = metrics.map(|url| format!("  metrics  {url}/metrics\n")).unwrap_or_default(),
         file = file.path().display(),
         image = match kind {
             RuntimeKind::Tart => "ghcr.io/cirruslabs/macos-tahoe-base:latest",

@@ -19,18 +19,22 @@ pub(super) mod dev;
 pub(super) mod folder;
 mod guard;
 mod host;
+mod notify;
 mod parts;
 mod ports;
 mod reload;
 mod runtime;
 mod session_keeper;
 pub(super) mod signals;
+mod watched;
 pub(super) mod worker;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::signals::Signals;
 use super::FAILED;
+use crate::metrics::Source;
 
 /// How long an orderly stop may take before the process ends anyhow: nothing durable is lost by it.
 const STOP_GRACE: Duration = Duration::from_secs(20);
@@ -42,6 +46,11 @@ trait Running {
 
     /// Stops it; VMs go on.
     async fn shutdown(self);
+
+    /// Its parts, for those who watch them; see `watched`.
+    fn sources(&self) -> Vec<Arc<dyn Source>> {
+        Vec::new()
+    }
 
     /// What to say when a signal tells it to stop.
     fn farewell(&self) -> &'static str {
@@ -86,8 +95,10 @@ async fn until_stopped<R: Running>(
     let announced = announce(&running);
     let mut told = false;
     if announced.is_ok() {
+        notify::ready();
         tokio::select! {
             name = signals.wait() => {
+                notify::stopping();
                 say!("{name}: {}", running.farewell());
                 told = true;
             }

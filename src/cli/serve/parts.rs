@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,6 +18,7 @@ use crate::controller::{BusSource, Controller, ControllerOptions, JumpOptions, S
 use crate::identity;
 use crate::identity::ca::Fingerprint;
 use crate::identity::folder::FolderLock;
+use crate::metrics::Source;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::{Arch, Os, RuntimeKind};
@@ -259,6 +261,10 @@ impl Running for RunningController {
         ended(self.controller.failed().await)
     }
 
+    fn sources(&self) -> Vec<Arc<dyn Source>> {
+        vec![self.controller.watch()]
+    }
+
     async fn shutdown(self) {
         self.controller.shutdown().await;
     }
@@ -267,6 +273,10 @@ impl Running for RunningController {
 impl Running for RunningWorker {
     async fn failed(&self) -> String {
         ended(self.worker.failed().await)
+    }
+
+    fn sources(&self) -> Vec<Arc<dyn Source>> {
+        vec![self.worker.watch()]
     }
 
     async fn shutdown(self) {

@@ -1,6 +1,7 @@
 //! `orchard worker run`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,6 +14,7 @@ use super::host::{self, Capacity};
 use super::parts::{self, RunningWorker, WorkerSetup};
 use super::runtime::{self, RuntimeChoice};
 use super::session_keeper::{self, SessionKeeperArgs};
+use super::watched::WatchArgs;
 use super::{Running, STOP_GRACE, until_stopped};
 use crate::bus::client::{BusOptions, Login, Trust};
 use crate::bus::subject;
@@ -21,6 +23,7 @@ use crate::config::address::normalise_bus_url;
 use crate::config::join::BootstrapToken;
 use crate::config::{Home, duration};
 use crate::identity::ca::Fingerprint;
+use crate::metrics::Source;
 use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
@@ -60,14 +63,17 @@ minute, unless the controller says otherwise), as they may then start elsewhere.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RunArgs {
     /// Where the bus is, if that is a NATS server that is not the controller's own
-    #[arg(value_name = "BUS_URL", value_parser = normalise_bus_url, conflicts_with_all = ["bootstrap_token", "bootstrap_token_stdin"])]
+    #[arg(value_name = "BUS_URL", value_parser = normalise_bus_url, conflicts_with_all = ["bootstrap_token", "bootstrap_token_stdin", "bootstrap_token_file"])]
     url: Option<String>,
     /// Join with this token of `orchard get bootstrap-token`; others on this machine can see what stands on a command line
-    #[arg(long, value_name = "TOKEN", conflicts_with = "bootstrap_token_stdin")]
+    #[arg(long, value_name = "TOKEN", conflicts_with_all = ["bootstrap_token_stdin", "bootstrap_token_file"])]
     bootstrap_token: Option<String>,
     /// Read that token from standard input
-    #[arg(long)]
+    #[arg(long, conflicts_with = "bootstrap_token_file")]
     bootstrap_token_stdin: bool,
+    /// Read that token from this file, if it is there: once the worker has joined it need not be
+    #[arg(long, value_name = "FILE")]
+    bootstrap_token_file: Option<PathBuf>,
     /// The worker's name in the cluster [default: the one it joined under, or this machine's]
     #[arg(long)]
     name: Option<WorkerName>,
@@ -153,13 +159,15 @@ pub(in crate::cli) struct RunArgs {
     /// Let nobody onto this machine by way of the controller
     ///
     /// Without this, accounts with admin:write reach what listens on this machine's loopback address:
-    /// `orchard ssh worker`, `exec worker`, `port-forward worker` and `proxy worker`. Whoever listens there still asks
+    /// `orchard ssh worker`, `exec worker`, `vnc worker`, `port-forward worker` and `proxy worker`. Whoever listens there still asks
     /// who comes, as the SSH server does, if it does so. VMs are reached as before either way.
     #[arg(long)]
     no_host_access: bool,
     /// How long the keeper of sessions stays without one
     #[arg(long, value_name = "DURATION", hide = true, value_parser = duration::parse)]
     session_linger: Option<Duration>,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::Result<u8> {
@@ -182,6 +190,7 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
     let kind = kind(arguments.runtime)?;
     let offer = Offer::new(&arguments, kind)?;
     let (folder, lock) = DataFolder::claim_for_worker(&data_dir)?;
+    let watch = arguments.watch;
     let start = async {
         let machine_id = parts::machine_id(folder.path())?;
         let (name, bus) = admit(entry, arguments.name, &folder, &machine_id).await?;
@@ -207,7 +216,11 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
         let line = format!("orchard worker {name} ({kind}) runs and keeps itself joined to {url}");
         Ok(Started { worker, line, with_vms: arguments.stop_vms_on_exit })
     };
-    until_stopped(start, |started| Ok(output::line(&started.line)?)).await
+    until_stopped(watch.start(start), |watched| {
+        let metrics = watched.url().map(|url| format!("; metrics are at {url}/metrics")).unwrap_or_default();
+        Ok(output::line(&format!("{}{metrics}", watched.running.line))?)
+    })
+    .await
 }
 
 /// A worker that runs, and what to say of it.
@@ -227,6 +240,10 @@ impl Running for Started {
             why = self.worker.failed() => why,
             why = self.worker.revoked() => why,
         }
+    }
+
+    fn sources(&self) -> Vec<Arc<dyn Source>> {
+        self.worker.sources()
     }
 
     async fn shutdown(self) {
@@ -278,7 +295,13 @@ fn entry(arguments: &RunArgs) -> anyhow::Result<Entry> {
             let read = folder::token_from(std::io::stdin().lock());
             Some(read.context("cannot read the bootstrap token from standard input")?)
         }
-        None => None,
+        // Service managers start a worker the same way each time, so the token of the first time may be gone.
+        None => match &arguments.bootstrap_token_file {
+            Some(file) if file.try_exists().with_context(|| format!("cannot look for {}", file.display()))? => {
+                Some(folder::read_token(file)?)
+            }
+            _ => None,
+        },
     };
     match text.map(|text| text.expose().parse()).transpose() {
         Ok(token) => Ok(Entry::Member(token)),

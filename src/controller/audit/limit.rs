@@ -181,6 +181,7 @@ mod tests {
             target: String::new(),
             outcome: Outcome::Refused,
             message: message.into(),
+            request: String::new(),
         }
     }
 

@@ -36,6 +36,7 @@ impl Authenticator for Logins {
                 target: String::new(),
                 outcome: Outcome::Refused,
                 message: denied.reason.clone(),
+                request: String::new(),
             };
             self.auditor.record_login(deed, denied.known);
         })
@@ -74,6 +75,7 @@ impl Authenticator for Logins {
             target,
             outcome: Outcome::Refused,
             message: message.to_owned(),
+            request: String::new(),
         });
     }
 }

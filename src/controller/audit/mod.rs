@@ -146,6 +146,7 @@ impl Auditor {
                 target: String::new(),
                 outcome: Outcome::Failed,
                 message: format!("{lost} records were lost: more happened than could be written"),
+                request: String::new(),
             };
             self.shared.waiting.fetch_add(1, Ordering::Relaxed);
             if self.shared.queue.try_send(deed).is_err() {
@@ -174,6 +175,7 @@ pub(super) fn own_deed(verb: &str, target: String, message: String) -> Deed {
         target,
         outcome: Outcome::Done,
         message,
+        request: String::new(),
     }
 }
 
@@ -248,6 +250,7 @@ mod tests {
             target: String::new(),
             outcome: Outcome::Refused,
             message: String::new(),
+            request: String::new(),
         };
         for n in 0..2_000u32 {
             let address = || std::net::Ipv4Addr::from(n << 8).to_string();

@@ -29,7 +29,8 @@ impl Cluster {
     ) -> Result<(), ApiError> {
         let entry = self.workers.get(worker);
         if entry.is_none() && !self.access.keys.contains_key(worker) {
-            let what = format!("there is no worker named {worker} to delete");
+            let what =
+                format!("there is no worker named {worker} to delete; `orchard list workers` shows those there are");
             return Err(ApiError::new(ErrorCode::NotFound, what));
         }
         let placed: Vec<VmUid> = entry.map(|entry| entry.vms.iter().copied().collect()).unwrap_or_default();

@@ -90,7 +90,8 @@ impl Cluster {
         changes: &mut Changes,
     ) -> Result<(), ApiError> {
         let Some(vm) = self.vms.remove(name) else {
-            return Err(ApiError::new(ErrorCode::NotFound, format!("there is no VM named {name} to delete")));
+            let what = format!("there is no VM named {name} to delete; `orchard list vms` shows those there are");
+            return Err(ApiError::new(ErrorCode::NotFound, what));
         };
         self.usage.remove(&vm);
         self.spend_key(&vm, now, changes);

@@ -15,6 +15,19 @@ use crate::model::{AccountName, Clock};
 /// Compared with when there is no such account, so that time does not tell which there are. Nothing known has it.
 const NOBODY: SecretHash = SecretHash([0; 32]);
 
+/// Who has logged in, and by what, which may be taken away while the connection lasts.
+#[derive(Clone, Debug)]
+pub(super) struct Login {
+    pub(super) account: AccountName,
+    proof: Proof,
+}
+
+#[derive(Clone, Debug)]
+enum Proof {
+    Token(SecretHash),
+    Key(SshKey),
+}
+
 pub(super) struct Logins {
     access: Arc<AccessView>,
     clock: Clock,
@@ -28,12 +41,12 @@ impl Logins {
     }
 
     /// The account whose token this is; or how long its answer is to wait.
-    pub(super) fn by_token(&self, user: &str, token: &str, peer: SocketAddr) -> Result<AccountName, Duration> {
+    pub(super) fn by_token(&self, user: &str, token: &str, peer: SocketAddr) -> Result<Login, Duration> {
         let account = self.account(user);
         let hash = account.as_ref().map_or(NOBODY, |account| account.token_hash);
         let right = is_hash_of(&hash, token);
         match account {
-            Some(account) if right => Ok(account.view.name),
+            Some(account) if right => Ok(Login { account: account.view.name, proof: Proof::Token(hash) }),
             account => Err(self.refuse(user, "wrong token for", account.is_some(), peer)),
         }
     }
@@ -45,11 +58,21 @@ impl Logins {
     }
 
     /// The account to which the key is attached with which the client has signed.
-    pub(super) fn by_key(&self, user: &str, key: &SshKey, peer: SocketAddr) -> Result<AccountName, Duration> {
+    pub(super) fn by_key(&self, user: &str, key: &SshKey, peer: SocketAddr) -> Result<Login, Duration> {
         match self.account(user) {
-            Some(account) if account.view.ssh_keys.contains(key) => Ok(account.view.name),
+            Some(account) if account.view.ssh_keys.contains(key) => {
+                Ok(Login { account: account.view.name, proof: Proof::Key(key.clone()) })
+            }
             account => Err(self.refuse(user, "a key that is not attached to", account.is_some(), peer)),
         }
+    }
+
+    /// Whether it would be let in again.
+    pub(super) fn holds(&self, login: &Login) -> bool {
+        self.account(login.account.as_str()).is_some_and(|account| match &login.proof {
+            Proof::Token(hash) => account.token_hash == *hash,
+            Proof::Key(key) => account.view.ssh_keys.contains(key),
+        })
     }
 
     /// The account, unless it has ended.
@@ -75,6 +98,7 @@ impl Logins {
                 target: String::new(),
                 outcome: Outcome::Refused,
                 message: denied.reason,
+                request: String::new(),
             };
             self.auditor.record_login(deed, known);
         }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use russh::keys::HashAlg;
@@ -48,6 +48,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const IDLE: Duration = Duration::from_secs(600);
 /// Pause after a failed accept: gives others time to free what is missing.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether what a client has logged in by still holds.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Where the jump host listens, and as whom.
 #[derive(Clone, Debug)]
@@ -188,24 +190,28 @@ async fn serve(stream: TcpStream, peer: SocketAddr, place: Place, shared: Arc<Sh
     // The library's task owns the stream; this ends it, and with that the task.
     let token = CancellationToken::new();
     let _cut = token.clone().drop_guard();
-    let logged_in = CancellationToken::new();
-    let visitor = Visitor::new(peer, place, shared.clone(), logged_in.clone());
+    let (logged_in, told) = (Arc::new(OnceLock::new()), CancellationToken::new());
+    let visitor = Visitor::new(peer, place, shared.clone(), logged_in.clone(), told.clone());
     let stream = Cut::new(stream, &token);
     let session = async {
         let running = server::run_stream(shared.config.clone(), stream, visitor).await?;
         running.await
     };
     let mut session = std::pin::pin!(session);
-    let in_time = async {
-        if timeout(LOGIN, logged_in.cancelled()).await.is_ok() {
-            std::future::pending::<()>().await;
+    let over = async {
+        if timeout(LOGIN, told.cancelled()).await.is_err() {
+            return "it took too long to log in";
         }
+        while logged_in.get().is_none_or(|login| shared.logins.holds(login)) {
+            tokio::time::sleep(LOOK).await;
+        }
+        "what it logged in by was taken away"
     };
     tokio::select! {
         ended = &mut session => match ended {
             Ok(()) => debug!("an SSH connection has ended"),
             Err(error) => debug!(%error, "an SSH connection broke off"),
         },
-        () = in_time => debug!("an SSH client took too long to log in"),
+        why = over => debug!(why, "an SSH connection is ended"),
     }
 }

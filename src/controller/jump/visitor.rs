@@ -1,7 +1,7 @@
 //! One client of the jump host: its login, and the ports that it opens.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use russh::keys::PublicKeyBase64 as _;
@@ -12,11 +12,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument as _, Span, debug};
 
 use super::Shared;
+use super::login::Login;
 use crate::controller::service::api::grant;
+use crate::model::VmName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::Place;
 use crate::model::ssh_key::SshKey;
-use crate::model::{AccountName, VmName};
 
 /// What RFC 4254 (section 5.1) calls `SSH_OPEN_CONNECT_FAILED`.
 const CONNECT_FAILED: u32 = 2;
@@ -24,10 +25,10 @@ const CONNECT_FAILED: u32 = 2;
 pub(super) struct Visitor {
     peer: SocketAddr,
     shared: Arc<Shared>,
-    logged_in: CancellationToken,
+    logged_in: Arc<OnceLock<Login>>,
+    told: CancellationToken,
     /// Among those who have not logged in.
     place: Option<Place>,
-    account: Option<AccountName>,
     /// Cancelled when the connection has ended.
     gone: CancellationToken,
     _gone: DropGuard,
@@ -37,20 +38,27 @@ pub(super) struct Visitor {
 const FAREWELL: Duration = Duration::from_secs(5);
 
 impl Visitor {
-    /// `logged_in` is cancelled once it has.
-    pub(super) fn new(peer: SocketAddr, place: Place, shared: Arc<Shared>, logged_in: CancellationToken) -> Self {
+    /// `logged_in` is set and `told` cancelled once it has.
+    pub(super) fn new(
+        peer: SocketAddr,
+        place: Place,
+        shared: Arc<Shared>,
+        logged_in: Arc<OnceLock<Login>>,
+        told: CancellationToken,
+    ) -> Self {
         let gone = CancellationToken::new();
         let _gone = gone.clone().drop_guard();
-        Self { peer, shared, logged_in, place: Some(place), account: None, gone, _gone }
+        Self { peer, shared, logged_in, told, place: Some(place), gone, _gone }
     }
 
-    async fn settle(&mut self, login: Result<AccountName, Duration>) -> Auth {
+    async fn settle(&mut self, login: Result<Login, Duration>) -> Auth {
         match login {
-            Ok(account) => {
-                debug!(%account, "logged in");
-                self.account = Some(account);
+            Ok(login) => {
+                debug!(account = %login.account, "logged in");
+                // SSH lets nobody log in twice.
+                let _ = self.logged_in.set(login);
                 self.place = None;
-                self.logged_in.cancel();
+                self.told.cancel();
                 Auth::Accept
             }
             Err(delay) => {
@@ -98,13 +106,13 @@ impl Handler for Visitor {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), russh::Error> {
-        let Some(account) = self.account.clone() else { return Ok(()) };
+        let Some(login) = self.logged_in.get().cloned() else { return Ok(()) };
         let (shared, peer, host) = (self.shared.clone(), self.peer, host.to_owned());
         let sessions = shared.sessions.clone();
         // The connection goes on meanwhile; and its end is the usual end of a session, which is then still to be recorded.
         let gone = self.gone.clone();
         let session = async move {
-            let mut session = std::pin::pin!(open(shared, account, (host, port), peer, channel, reply));
+            let mut session = std::pin::pin!(open(shared, login, (host, port), peer, channel, reply));
             tokio::select! {
                 () = &mut session => return,
                 () = gone.cancelled() => {}
@@ -121,18 +129,23 @@ impl Handler for Visitor {
 /// Opens a port of a VM and copies until either side has ended.
 async fn open(
     shared: Arc<Shared>,
-    account: AccountName,
+    login: Login,
     (host, port): (String, u32),
     peer: SocketAddr,
     channel: Channel<Msg>,
     reply: ChannelOpenHandle,
 ) {
     let granted = async {
+        // Its connection ends within a second then, and nothing may begin until that.
+        if !shared.logins.holds(&login) {
+            let why = format!("account {} was changed since you logged in; log in again", login.account);
+            return Err(ApiError::new(ErrorCode::Unauthenticated, why));
+        }
         let vm = vm_of(&host)?;
         // 0 is none, and within Orchard stands for what only its own clients speak.
         let port = u16::try_from(port).ok().filter(|port| *port > 0);
         let port = port.ok_or_else(|| ApiError::new(ErrorCode::Invalid, "give a port from 1 to 65535"))?;
-        grant(&shared.context, account, vm, port).await.map(|(grant, _)| grant)
+        grant(&shared.context, login.account, vm, port).await.map(|(grant, _)| grant)
     };
     let grant = match granted.await {
         Ok(grant) => grant,

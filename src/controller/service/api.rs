@@ -15,6 +15,7 @@ use crate::bus::message::{
 };
 use crate::bus::placing::{DrainWorker, ExplainVm, PauseWorker, ResumeWorker};
 use crate::bus::settings::{GetSettings, SetSettings};
+use crate::bus::status::{ControllerStatus, GetStatus};
 use crate::bus::strays::{DeleteStray, ListStrays};
 use crate::controller::store::{Room, StoreError};
 use crate::identity;
@@ -25,6 +26,8 @@ use crate::model::secret::Secret;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{DataPath, WorkerView};
 use crate::model::{AccountName, CopyId, VmName, VmUid, WorkerName};
+use crate::trace;
+use crate::tunnel::relay::Gatekeeper as _;
 use crate::tunnel::ticket::{Grant, TICKET_TTL, Target};
 
 /// A page of an answer ends at this size, whatever number was asked for: scripts and log lines are long, and the bus
@@ -61,6 +64,7 @@ verbs! {
     CreateVm => create_vm, UpdateVm => update_vm, GetVm => get_vm, ListVms => list_vms, DeleteVm => delete_vm,
     GetWorker => get_worker, ListWorkers => list_workers, DeleteWorker => delete_worker,
     ListEvents => list_events, OpenTunnel => open_tunnel, OpenHost => open_host, GetAddress => get_address, GetInfo => get_info,
+    GetStatus => get_status,
     CreateAccount => access::create, GetAccount => access::get, ListAccounts => access::list,
     UpdateAccount => access::update, RotateAccount => access::rotate, DeleteAccount => access::delete,
     CreateJoinToken => access::create_join_token, ListJoinTokens => access::list_join_tokens,
@@ -108,6 +112,9 @@ async fn create_vm(
 ) -> Result<<CreateVm as ApiCall>::Reply, ApiError> {
     // Version 7: sorts by age, which the scheduler and the store's key order both use.
     let uid = VmUid(uuid::Uuid::now_v7());
+    if let Some(here) = trace::current() {
+        context.traces.note(uid, here);
+    }
     context.writer.submit(move |step| step.cluster.create_vm(Some(by), request, uid, step.now, step.changes)).await
 }
 
@@ -233,7 +240,8 @@ pub(in crate::controller) async fn grant(
     port: u16,
 ) -> Result<(Grant, CopyId), ApiError> {
     let (vm, copy, worker) = reachable(context, vm).await?;
-    Ok((Grant { account, target: Target::Vm { name: vm.name, copy }, worker, port }, copy))
+    let since = context.gate.token_since(&account);
+    Ok((Grant { account, target: Target::Vm { name: vm.name, copy }, worker, port, since }, copy))
 }
 
 async fn open_host(context: &Context, account: AccountName, request: OpenHost) -> Result<HostTicket, ApiError> {
@@ -251,7 +259,8 @@ async fn open_host(context: &Context, account: AccountName, request: OpenHost) -
     });
     let machine_id = view.await?.worker.info.machine_id;
     context.relay.reaches(&worker)?;
-    let ticket = issue(context, Grant { account, target: Target::Host, worker, port })?;
+    let since = context.gate.token_since(&account);
+    let ticket = issue(context, Grant { account, target: Target::Host, worker, port, since })?;
     Ok(HostTicket { endpoint: context.tunnel.clone(), ticket, machine_id })
 }
 
@@ -299,6 +308,10 @@ async fn get_info(context: &Context, account: AccountName, _: GetInfo) -> Result
     let roles = context.access.account(&account).map(|account| account.view.roles);
     let outside_bus = !context.workers_have_keys;
     Ok(ControllerInfo { version: env!("CARGO_PKG_VERSION").to_owned(), last_event, roles, outside_bus })
+}
+
+async fn get_status(context: &Context, _: AccountName, _: GetStatus) -> Result<ControllerStatus, ApiError> {
+    context.watch.status().await
 }
 
 pub(super) fn page(asked: u32, most: u32) -> usize {

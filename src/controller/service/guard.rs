@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tracing::Span;
+
 use super::Context;
 use crate::bus::subject::WorkerVerb;
 use crate::controller::audit::{outcome_of, target_of};
@@ -12,6 +14,8 @@ use crate::model::AccountName;
 use crate::model::access;
 use crate::model::audit::{AuditType, Deed, Outcome};
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::request::RequestId;
+use crate::trace;
 
 /// Requests that an account may have under way. Far more than a program that waits for its answers has, and so few that
 /// one account cannot fill the lane of all.
@@ -105,6 +109,7 @@ impl TooMany {
             target: String::new(),
             outcome: Outcome::Refused,
             message: error.to_string(),
+            request: String::new(),
         });
         error
     }
@@ -121,9 +126,27 @@ pub(super) struct Asked<'a> {
     pub(super) subject: &'a str,
     /// From where; empty when that is not known.
     pub(super) address: &'a str,
+    /// What the asker calls it.
+    pub(super) request: Option<&'a RequestId>,
 }
 
 impl Asked<'_> {
+    /// What is logged and traced of it.
+    pub(super) fn span(&self) -> Span {
+        let Self { account, resource, verb, .. } = self;
+        let id = self.request.map(tracing::field::display);
+        match trace::exports() {
+            false => tracing::info_span!(target: trace::TARGET, "request", id, %account, resource, verb),
+            true => {
+                let name = match access::rule(resource, verb) {
+                    Some(_) => format!("{resource}.{verb}"),
+                    None => "unknown".to_owned(),
+                };
+                tracing::info_span!(target: trace::TARGET, "request", id, %account, otel.kind = "server", otel.name = name)
+            }
+        }
+    }
+
     /// Whether it changes something when it is done.
     pub(super) fn changes(&self) -> bool {
         access::rule(self.resource, self.verb).is_some_and(|rule| rule.changes)
@@ -139,6 +162,7 @@ impl Asked<'_> {
             target: target_of(self.payload, self.subject),
             outcome: Outcome::Done,
             message: String::new(),
+            request: self.request.map(ToString::to_string).unwrap_or_default(),
         }
     }
 

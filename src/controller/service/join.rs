@@ -34,6 +34,7 @@ async fn join(context: &Context, id: JoinId, request: Join, address: String) -> 
         target: request.worker.to_string(),
         outcome: Outcome::Done,
         message: format!("key {}", request.public_key),
+        request: String::new(),
     };
     let writer = context.writer.audited(deed.clone());
     let joined = writer.submit(move |step| step.cluster.join(&id, request, step.now, step.changes)).await;

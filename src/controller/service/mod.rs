@@ -10,6 +10,7 @@ mod guard;
 mod images;
 mod join;
 mod placing;
+pub(super) mod requests;
 mod settings;
 mod worker;
 
@@ -26,12 +27,15 @@ use tokio::task::JoinSet;
 
 pub(super) use self::access::new_join_token;
 use self::guard::InFlight;
+use self::requests::Asked;
 use super::audit::Auditor;
 use super::auth::AccessView;
 use super::buses::Buses;
 use super::gate::Gate;
+use super::publisher::traces_for;
 use super::store::Store;
 use super::store::writer::Writer;
+use super::watch::Watch;
 use crate::broker::Addresses;
 use crate::broker::stamp::CLIENT_ADDRESS;
 use crate::bus::client::Bus;
@@ -40,9 +44,11 @@ use crate::bus::encoding::Encoding;
 use crate::bus::message::Answer;
 use crate::bus::subject::{self, WorkerVerb};
 use crate::identity::ca::Fingerprint;
-use crate::model::Clock;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::request::{REQUEST_ID, RequestId};
+use crate::model::{Clock, VmUid};
 use crate::task::{self, Task};
+use crate::trace::{self, TRACEPARENT, TraceParent, UnderWay};
 use crate::tunnel::relay::Control;
 
 /// Requests worked on at once; those beyond wait in the bus client's bounded subscription.
@@ -59,6 +65,9 @@ pub(in crate::controller) struct Context {
     pub(super) addresses: Option<Addresses>,
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
+    pub(super) watch: Arc<Watch>,
+    /// The traces of requests for VMs that are not placed yet.
+    pub(super) traces: Arc<UnderWay<VmUid>>,
     pub(super) tunnel: TunnelEndpoint,
     /// Tells which workers are connected, and asks them.
     pub(super) relay: Control,
@@ -132,16 +141,26 @@ impl Service {
                     let underway = match in_flight.begin(&from) {
                         Ok(underway) => underway,
                         Err(many) => {
-                            let error = many.refuse(&context, &user, verb.as_str(), address);
-                            send(&bus, reply, Err(error)).await;
+                            let refused = Err(many.refuse(&context, &user, verb.as_str(), address));
+                            context.watch.requests.begin(Asked::Worker(verb)).answered(&refused);
+                            send(&bus, reply, refused).await;
                             continue;
                         }
                     };
                     let (context, bus) = (context.clone(), bus.clone());
                     lane.run(async move {
                         let _underway = underway;
+                        let counted = context.watch.requests.begin(Asked::Worker(verb));
                         let asked = (request.payload.as_ref(), address.as_str());
-                        send(&bus, reply, worker::handle(&context, from, verb, asked).await).await;
+                        let begins = verb == WorkerVerb::Hello && !context.traces.is_empty();
+                        let worker = begins.then(|| from.clone());
+                        let answer = worker::handle(&context, from, verb, asked).await;
+                        counted.answered(&answer);
+                        let headers = match worker.filter(|_| answer.is_ok()) {
+                            Some(worker) => traces_for(&worker, &context.traces, &context.writer).await,
+                            None => None,
+                        };
+                        send_with(&bus, reply, headers, answer).await;
                     })
                     .await;
                 }
@@ -160,15 +179,19 @@ impl Service {
                 let underway = match in_flight.begin(&id) {
                     Ok(underway) => underway,
                     Err(many) => {
-                        let error = many.refuse(&joining, &user, "join", address);
-                        send(&bus, reply, Err(error)).await;
+                        let refused = Err(many.refuse(&joining, &user, "join", address));
+                        joining.watch.requests.begin(Asked::Join).answered(&refused);
+                        send(&bus, reply, refused).await;
                         continue;
                     }
                 };
                 let (context, bus) = (joining.clone(), bus.clone());
                 lane.run(async move {
                     let _underway = underway;
-                    send(&bus, reply, join::handle(&context, id, &request.payload, address).await).await;
+                    let counted = context.watch.requests.begin(Asked::Join);
+                    let answer = join::handle(&context, id, &request.payload, address).await;
+                    counted.answered(&answer);
+                    send(&bus, reply, answer).await;
                 })
                 .await;
             }
@@ -191,9 +214,13 @@ impl Service {
                         let error = many.refusal(ErrorCode::LimitExceeded, account.as_str());
                         let (payload_of, subject) = (&message.payload, message.subject.as_str());
                         let (account, address) = (&account, &address);
-                        guard::Asked { account, resource, verb, payload: payload_of, subject, address }
+                        let id = id_of(message.headers.as_ref());
+                        let id = id.as_ref();
+                        guard::Asked { account, resource, verb, payload: payload_of, subject, address, request: id }
                             .record_failure(&context, &error);
-                        let answer = payload(Encoding::of(payload_of), Err(error), answers.max_payload());
+                        let refused = Err(error);
+                        context.watch.requests.begin(Asked::Api(resource, verb)).answered(&refused);
+                        let answer = payload(Encoding::of(payload_of), refused, answers.max_payload());
                         let _ = request.respond(Ok(answer)).await;
                         continue;
                     }
@@ -246,8 +273,14 @@ async fn answer_account(context: &Context, bus: &Bus, request: async_nats::servi
     let message = &request.message;
     let Some((account, resource, verb)) = subject::parse_api(&message.subject) else { return };
     let (payload_of, subject) = (&message.payload, message.subject.as_str());
-    let asked = guard::Asked { account: &account, resource, verb, payload: payload_of, subject, address: &address };
-    let answer = perform(context, &asked).await;
+    let id = id_of(message.headers.as_ref());
+    let (account, address, request_id) = (&account, address.as_str(), id.as_ref());
+    let asked = guard::Asked { account, resource, verb, payload: payload_of, subject, address, request: request_id };
+    let counted = context.watch.requests.begin(Asked::Api(resource, verb));
+    let parent = message.headers.as_ref().and_then(|headers| headers.get(TRACEPARENT));
+    let parent = parent.and_then(|text| TraceParent::parse(text.as_str()));
+    let answer = trace::run(asked.span(), parent, perform(context, &asked)).await;
+    counted.answered(&answer);
     // By way of the service, which counts it.
     let answer = payload(Encoding::of(payload_of), answer, bus.max_payload());
     if let Err(error) = request.respond(Ok(answer)).await {
@@ -255,8 +288,17 @@ async fn answer_account(context: &Context, bus: &Bus, request: async_nats::servi
     }
 }
 
+/// What the asker calls the request, if it is a name that can stand in a log.
+fn id_of(headers: Option<&HeaderMap>) -> Option<RequestId> {
+    RequestId::parse(headers?.get(REQUEST_ID)?.as_str())
+}
+
 async fn send(bus: &Bus, reply: String, answer: Result<Vec<u8>, ApiError>) {
-    if let Err(error) = bus.publish(reply, None, payload(Encoding::MessagePack, answer, bus.max_payload())).await {
+    send_with(bus, reply, None, answer).await;
+}
+
+async fn send_with(bus: &Bus, reply: String, headers: Option<HeaderMap>, answer: Result<Vec<u8>, ApiError>) {
+    if let Err(error) = bus.publish(reply, headers, payload(Encoding::MessagePack, answer, bus.max_payload())).await {
         tracing::warn!("an answer could not be sent: {error}");
     }
 }

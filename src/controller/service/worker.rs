@@ -30,6 +30,7 @@ pub(super) async fn handle(
             target: worker.to_string(),
             outcome: Outcome::Refused,
             message: error.to_string(),
+            request: String::new(),
         });
     }
     answer

@@ -36,8 +36,9 @@ use self::history::vm_event_key;
 pub use self::history::{Page, Retention, Room};
 pub use self::pages::PagesError;
 use self::seal::Seal;
+pub(super) use self::tables::SCHEMA;
 use self::tables::{
-    AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, PULLS, RESTORED_KEY, SCHEMA,
+    AUDIT_PUBLISHED_KEY, LAST_AUDIT_KEY, LAST_EVENT_KEY, PLAIN_SCHEMA, PUBLISHED_KEY, PULLS, RESTORED_KEY,
     SETTINGS_KEY, Table, Tables, VMS, all, append, copy_key, decode, put_or_delete, read_all_at_once, spent_key,
 };
 use self::trail::Kept;
@@ -50,7 +51,7 @@ use crate::model::event::{EventNumber, EventObject};
 
 /// From how much of the map in use on, in hundredths, nothing new is taken in: the rest is for what must go on, which is
 /// reports of workers, deletions, and the audit trail.
-const FULL: u64 = 90;
+pub(super) const FULL: u64 = 90;
 
 /// What most records fit into, in bytes.
 const RECORD: usize = 4 << 10;
@@ -298,6 +299,11 @@ impl Store {
     fn lengthen(&self) {
         let last = self.env.info().last_page_number;
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner).keep(last);
+    }
+
+    /// Bytes of the map in use after the last commit, and bytes that it has.
+    pub fn size(&self) -> (u64, u64) {
+        (self.used.load(Ordering::Relaxed), u64::try_from(self.bounds.map_size).unwrap_or(u64::MAX))
     }
 
     /// Why nothing new can be taken in, in words; `None` while it can.

@@ -17,7 +17,7 @@ use crate::model::CopyId;
 ///
 /// 1: VMs in plain text. 2: VMs are sealed. 3: copies are known by `attemptsFrom` and `restart_count` of their VM together,
 /// what is held since a restored backup, the cluster's settings, VMs bound to a worker.
-pub(super) const SCHEMA: u32 = 3;
+pub(in crate::controller) const SCHEMA: u32 = 3;
 
 /// The schema before VMs were sealed.
 pub(super) const PLAIN_SCHEMA: u32 = 1;

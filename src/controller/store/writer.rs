@@ -4,13 +4,16 @@
 //! A thread and not a task, as LMDB's commit blocks. Reads go through the same queue: they see every write before them
 //! and nothing that is not durable. A batch costs one sync however many wait for it, which is worth 22 times at 100.
 
+mod meters;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::meters::Meters;
 use super::{Published, Store, StoreError};
 use crate::controller::auth::AccessView;
 use crate::controller::cluster::{Changes, Cluster, Said, Timing};
@@ -67,6 +70,7 @@ type Job = Box<dyn FnOnce(&mut Step<'_>) -> Answer + Send>;
 pub struct Writer {
     queue: mpsc::Sender<Job>,
     published: Arc<Cursors>,
+    meters: Arc<Meters>,
     /// Recorded together with what the next step changes.
     deed: Option<Arc<Deed>>,
 }
@@ -76,6 +80,8 @@ pub struct Writer {
 struct Cursors {
     events: AtomicU64,
     audit: AtomicU64,
+    /// Up to where they went out, of which not all counts as published yet; only in memory.
+    sent: (AtomicU64, AtomicU64),
 }
 
 /// What the writer tells the shell after each durable batch.
@@ -106,18 +112,24 @@ const ASSIGN_QUEUE: usize = 8_192;
 pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Signals, WriterThread), StoreError> {
     let cluster = Cluster::load(store.records()?, timing, clock.now());
     let Published { events, audit } = store.published()?;
-    let published = Arc::new(Cursors { events: AtomicU64::new(events), audit: AtomicU64::new(audit) });
+    let published = Arc::new(Cursors {
+        events: AtomicU64::new(events),
+        audit: AtomicU64::new(audit),
+        sent: (AtomicU64::new(events), AtomicU64::new(audit)),
+    });
     let (queue, jobs) = mpsc::channel(QUEUE);
     let (events_sender, events) = watch::channel(cluster.last_event());
     let (audit_sender, audit) = watch::channel(cluster.last_audit());
     let (assign_sender, assign) = mpsc::channel(ASSIGN_QUEUE);
     let access = Arc::new(AccessView::of(&cluster));
+    let meters = Arc::new(Meters::default());
     let state = State {
         store,
         timing,
         clock,
         cluster,
         published: published.clone(),
+        meters: meters.clone(),
         events: events_sender,
         audit: audit_sender,
         assign: assign_sender,
@@ -131,7 +143,7 @@ pub fn start(store: Store, timing: Timing, clock: Clock) -> Result<(Writer, Sign
         .spawn(move || state.run(jobs))
         .map_err(|source| StoreError::Lmdb(heed::Error::Io(source)))?;
     let signals = Signals { events, audit, assign, access };
-    Ok((Writer { queue, published, deed: None }, signals, WriterThread(thread)))
+    Ok((Writer { queue, published, meters, deed: None }, signals, WriterThread(thread)))
 }
 
 impl Writer {
@@ -222,6 +234,38 @@ impl Writer {
         self.queue.closed().await;
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// What it counts.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// Steps that wait for it now.
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity().saturating_sub(self.queue.capacity())
+    }
+
+    /// Steps that may wait.
+    pub fn capacity(&self) -> usize {
+        self.queue.max_capacity()
+    }
+
+    /// Notes up to where events, or audit records, went out.
+    pub fn set_sent(&self, sent: Published) {
+        self.published.sent.0.fetch_max(sent.events, Ordering::Relaxed);
+        self.published.sent.1.fetch_max(sent.audit, Ordering::Relaxed);
+    }
+
+    /// Up to where they did.
+    pub fn sent(&self) -> Published {
+        let (events, audit) = &self.published.sent;
+        Published { events: events.load(Ordering::Relaxed), audit: audit.load(Ordering::Relaxed) }
+    }
+
     /// Notes up to where events are published; stored with the next change, so it may fall back after a crash.
     pub fn set_published(&self, number: EventNumber) {
         self.published.events.fetch_max(number, Ordering::Relaxed);
@@ -266,6 +310,7 @@ struct State {
     clock: Clock,
     cluster: Cluster,
     published: Arc<Cursors>,
+    meters: Arc<Meters>,
     events: watch::Sender<EventNumber>,
     audit: watch::Sender<AuditNumber>,
     assign: mpsc::Sender<WorkerName>,
@@ -310,7 +355,7 @@ impl State {
         let outcome = match (self.astray.is_some(), changes.is_empty()) {
             (true, _) => Outcome::Astray,
             (false, true) => Outcome::Stored,
-            (false, false) => self.commit(&changes).map_or_else(Outcome::Undone, |()| Outcome::Stored),
+            (false, false) => self.commit(&changes, answers.len()).map_or_else(Outcome::Undone, |()| Outcome::Stored),
         };
         if matches!(outcome, Outcome::Stored) {
             self.tell(&changes);
@@ -320,12 +365,17 @@ impl State {
         (self.changes, self.answers) = (changes, answers);
     }
 
-    fn commit(&mut self, changes: &Changes) -> Result<(), ApiError> {
+    fn commit(&mut self, changes: &Changes, steps: usize) -> Result<(), ApiError> {
         let published = self.published.get();
+        let began = Instant::now();
         let error = match self.store.commit(&self.cluster, changes, published) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                self.meters.stored(steps, began.elapsed(), self.clock.now().mono);
+                return Ok(());
+            }
             Err(error) => error,
         };
+        self.meters.failed();
         tracing::error!(
             error = &error as &dyn std::error::Error,
             "cannot store {} changes; they are refused",
@@ -356,6 +406,7 @@ impl State {
     }
 
     fn tell(&self, changes: &Changes) {
+        self.meters.count(&self.cluster, changes);
         if changes.concern_access() {
             self.access.renew(&self.cluster, changes);
         }

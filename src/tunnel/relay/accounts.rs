@@ -229,7 +229,7 @@ mod tests {
     fn to_vm(account: &str, number: u128) -> Grant {
         let copy = CopyId { uid: VmUid(uuid::Uuid::from_u128(number)), attempt: 0 };
         let target = Target::Vm { name: format!("vm-{number}").parse().unwrap(), copy };
-        Grant { account: account.parse().unwrap(), target, worker: "w".parse().unwrap(), port: 22 }
+        Grant { account: account.parse().unwrap(), target, worker: "w".parse().unwrap(), port: 22, since: None }
     }
 
     fn to_host(account: &str, worker: &str) -> Grant {

@@ -1,7 +1,7 @@
 //! A client's connection: every stream brings its own ticket and is served in its own task.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quinn::Connection;
 use tokio::task::JoinSet;
@@ -13,7 +13,7 @@ use super::{Note, NoteEvent, Shared, session};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::Place;
 use crate::model::secret::Secret;
-use crate::tunnel::allowance::{Allowance, FIRST_STREAMS};
+use crate::tunnel::allowance::{Allowance, FIRST_STREAMS, Room};
 use crate::tunnel::endpoint::widen;
 use crate::tunnel::header::{Frame, Resume};
 use crate::tunnel::reason::Reason;
@@ -27,6 +27,8 @@ struct Client {
     proven: AtomicBool,
     /// Its place among the strangers of its network; then among the connections of the first account.
     place: Mutex<Standing>,
+    /// For what its sessions send.
+    room: Mutex<Room>,
 }
 
 enum Standing {
@@ -47,6 +49,7 @@ pub(super) async fn serve(
         shared,
         proven: AtomicBool::new(false),
         place: Mutex::new(Standing::Stranger { _place: place }),
+        room: Mutex::new(Room::new()),
     });
     let mut sessions = JoinSet::new();
     let mut allowance = Allowance::up_to(client.shared.limits.sessions_per_client);
@@ -57,7 +60,7 @@ pub(super) async fn serve(
         tokio::select! {
             stream = connection.accept_bi() => match stream {
                 Ok(halves) => {
-                    let stream = TunnelStream::new(&connection, halves);
+                    let stream = TunnelStream::new(&connection, halves, client.shared.configs.turns());
                     sessions.spawn(client.clone().take(stream).instrument(Span::current()));
                     // Strangers have what they were given.
                     if client.proven.load(Ordering::Relaxed) {
@@ -115,10 +118,7 @@ impl Client {
             }
         };
         drop(ticket);
-        // First among the account's streams, then asked whether it may be there: what is taken away between is noticed.
-        let entered = self.shared.accounts.enter(&grant);
-        let entered = entered.and_then(|entry| gate.permits(&grant.account, grant.target.kind()).map(|()| entry));
-        let entry = match entered {
+        let entry = match self.shared.enter(&grant) {
             Ok(entry) => entry,
             Err(refusal) => {
                 gate.note(Note { peer, grant: Some(&grant), event: NoteEvent::Refused(&refusal) });
@@ -134,8 +134,32 @@ impl Client {
                 }
             }
             self.proven.store(true, Ordering::Relaxed);
-            widen(&self.connection, FIRST_STREAMS.min(self.shared.limits.sessions_per_client));
+            // Others may have come first.
+            let room = self.room();
+            widen(&self.connection, FIRST_STREAMS.min(self.shared.limits.sessions_per_client), room.granted());
         }
+        let _seated = Seated::new(&self);
         session::run(&self.shared, (stream, resume), &grant, entry, peer).await;
+    }
+
+    fn room(&self) -> MutexGuard<'_, Room> {
+        // Nothing panics while it is held.
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// There is room for what one session sends while this lives.
+struct Seated<'a>(&'a Client);
+
+impl<'a> Seated<'a> {
+    fn new(client: &'a Client) -> Self {
+        client.room().enter(&client.connection);
+        Self(client)
+    }
+}
+
+impl Drop for Seated<'_> {
+    fn drop(&mut self) {
+        self.0.room().leave(&self.0.connection);
     }
 }

@@ -12,6 +12,7 @@ use super::{Note, NoteEvent, Shared, client};
 use crate::model::WorkerName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::Place;
+use crate::tunnel::MAX_SESSIONS;
 use crate::tunnel::endpoint::widen;
 use crate::tunnel::header::{Frame, WorkerHello};
 use crate::tunnel::proof::Exported;
@@ -49,7 +50,7 @@ pub(super) async fn serve(incoming: Incoming, place: Place, shared: Arc<Shared>)
     };
     drop(handshake);
     let first = timeout_at(deadline, async {
-        let mut stream = TunnelStream::new(&connection, connection.accept_bi().await.ok()?);
+        let mut stream = TunnelStream::new(&connection, connection.accept_bi().await.ok()?, shared.configs.turns());
         match stream.read_frame().await {
             Ok(frame) => Some((stream, frame)),
             Err(error) => {
@@ -102,7 +103,8 @@ async fn worker(connection: &Connection, mut control: TunnelStream, hello: Worke
         return refuse_worker(connection, control, &name, refusal).await;
     }
     drop(place);
-    widen(connection, WORKER_STREAMS);
+    // As many as the relay may come to open.
+    widen(connection, WORKER_STREAMS, MAX_SESSIONS);
     // Before it is told: an admitted worker is connected. Its rights may have gone meanwhile, when there was no connection
     // to close yet.
     let up = LinkUp::new(&name, connection, shared);

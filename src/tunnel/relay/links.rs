@@ -87,6 +87,15 @@ impl Links {
         asked
     }
 
+    /// All are to be asked at the next look.
+    pub(super) fn ask_all(&self) {
+        for link in self.lock().values_mut() {
+            if let State::Up { reach, .. } = &mut link.state {
+                reach.ask_again();
+            }
+        }
+    }
+
     /// What came of asking the worker over the connection.
     pub(super) fn answered(&self, worker: &WorkerName, of: &Connection, answer: Result<(), String>) {
         if let Some(Link { state: State::Up { connection, reach, .. }, .. }) = self.lock().get_mut(worker)

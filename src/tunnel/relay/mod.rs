@@ -3,11 +3,12 @@
 //!
 //! `connection` takes one connection from its handshake to its first header and serves workers, `client` serves clients,
 //! `session` opens one client stream, `links` knows the workers' connections and `reach` whether they answer (`prober` asks), `accounts`
-//! whose streams are open.
+//! whose streams are open, `holders` sees to what runs on without a stream.
 
 mod accounts;
 mod client;
 mod connection;
+mod holders;
 mod links;
 mod prober;
 mod reach;
@@ -23,10 +24,11 @@ use std::time::Duration;
 
 use quinn::{Endpoint, Incoming};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{Instrument, debug, info, info_span};
 
-use self::accounts::{Accounts, Most};
+use self::accounts::{Accounts, Entry, Most};
 pub use self::links::LinkInfo;
 use self::links::Links;
 pub use self::socket::Socket;
@@ -37,9 +39,9 @@ use super::proof::Exported;
 use super::reason::Reason;
 use super::ticket::{Grant, TargetKind};
 use crate::identity::ca::{Fingerprint, Identity};
-use crate::model::error::ApiError;
+use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::{PerNetwork, share_of_strangers};
-use crate::model::{AccountName, CopyId, WorkerName};
+use crate::model::{AccountName, CopyId, Timestamp, WorkerName};
 use crate::task::{self, Task};
 
 /// Decides who may come in. Called from the tasks of connections: the answers must come at once, from memory.
@@ -65,6 +67,13 @@ pub trait Gatekeeper: Send + Sync + 'static {
     /// # Errors
     /// The refusal that the client is told.
     fn permits(&self, account: &AccountName, to: TargetKind) -> Result<(), ApiError>;
+
+    /// Since when `account` has had its present token, as far as that is known: what was begun with another one is not its any
+    /// more. Changes before [`Control::cut_account`] is called for it.
+    fn token_since(&self, account: &AccountName) -> Option<Timestamp> {
+        let _ = account;
+        None
+    }
 
     /// What happened to a stream, for the record. Must not wait.
     fn note(&self, note: Note<'_>);
@@ -116,7 +125,8 @@ pub struct Limits {
     pub unproven_per_network: usize,
     /// Streams a client may have open at once on one connection, once a ticket was accepted.
     pub sessions_per_client: u32,
-    /// Streams an account may have open at once, over all its connections.
+    /// Streams an account may have open at once, over all its connections. It bounds what the account can have the relay hold, too: 2 MiB
+    /// of each stream and way, where nobody reads, and 2 MiB more for each that is yet to show its ticket (`allowance::Room`).
     pub sessions_per_account: usize,
     /// Streams that may be open at once into one VM, or to one worker's host, of all accounts together.
     pub sessions_per_target: usize,
@@ -192,11 +202,26 @@ pub(super) struct Shared {
     configs: ServerConfigs,
     handshakes: AtomicUsize,
     unproven: PerNetwork,
+    /// An account has lost rights.
+    rights_changed: Notify,
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// A place for a stream that was granted: first among the account's streams, then asked whether it may be there, so that what
+    /// is taken away between is noticed. What was granted to somebody with another token is not granted any more.
+    fn enter(&self, grant: &Grant) -> Result<Entry<'_>, ApiError> {
+        let entry = self.accounts.enter(grant)?;
+        self.gate.permits(&grant.account, grant.target.kind())?;
+        match self.gate.token_since(&grant.account) == grant.since {
+            true => Ok(entry),
+            false => Err(ApiError::new(ErrorCode::Unauthenticated, Reason::Rotated.to_string())),
+        }
     }
 }
 
@@ -236,7 +261,8 @@ impl Relay {
         }));
         let unproven = PerNetwork::new(limits.unproven_per_network, share_of_strangers(limits.connections));
         let handshakes = AtomicUsize::new(0);
-        let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes, unproven });
+        let rights_changed = Notify::new();
+        let shared = Arc::new(Shared { gate, limits, links, accounts, configs, handshakes, unproven, rights_changed });
         let accepting = task::spawn(accept(endpoint.clone(), shared.clone()));
         let probing = shared.clone();
         let _probing = task::spawn(async move { match prober::run(probing).await {} });
@@ -322,10 +348,7 @@ impl Control {
         S: AsyncRead + AsyncWrite + Send + Unpin,
         F: Future<Output = Option<S>>,
     {
-        let entered = self.0.accounts.enter(grant);
-        let permitted = |entry| self.0.gate.permits(&grant.account, grant.target.kind()).map(|()| entry);
-        // As for tickets: first among the account's streams, then asked.
-        match entered.and_then(permitted) {
+        match self.0.enter(grant) {
             Ok(entry) => session::join(&self.0, grant, entry, peer, answer).await,
             Err(refusal) => {
                 self.0.gate.note(Note { peer, grant: Some(grant), event: NoteEvent::Refused(&refusal) });
@@ -334,14 +357,16 @@ impl Control {
         }
     }
 
-    /// Breaks off every stream of `account`, and tells both ends why; says how many there were. Whoever calls this has
-    /// the [`Gatekeeper`] refuse it first.
+    /// Breaks off every stream of `account`, and tells both ends why; says how many there were. Its exec sessions end soon
+    /// after. Whoever calls this has the [`Gatekeeper`] refuse it first.
     pub fn cut_account(&self, account: &AccountName, reason: Reason) -> usize {
+        self.0.rights_changed.notify_one();
         self.0.accounts.cut(account, None, reason)
     }
 
     /// The same for the streams to targets of one kind only.
     pub fn cut_streams(&self, account: &AccountName, to: TargetKind, reason: Reason) -> usize {
+        self.0.rights_changed.notify_one();
         self.0.accounts.cut(account, Some(to), reason)
     }
 

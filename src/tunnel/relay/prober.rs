@@ -1,4 +1,4 @@
-//! Sees whether connected workers answer: one task for all of them, as a timer for each of thousands of connections took more
+//! Sees whether connected workers answer, and has exec sessions end that nobody may hold any more: one task for all of them, as a timer for each of thousands of connections took more
 //! than everything else that an idle fleet costs. Started by the relay.
 
 use std::convert::Infallible;
@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
+use tracing::debug;
 
-use super::{Shared, reach, session};
+use super::{Shared, holders, reach, session};
 
 /// Workers asked after one look; a fleet that has just come back is asked bit by bit.
 const AT_ONCE: usize = 200;
@@ -19,13 +20,21 @@ pub(super) async fn run(shared: Arc<Shared>) -> Infallible {
     // No more than one for each connection, as who is being asked is not asked again.
     let mut asking = JoinSet::new();
     loop {
-        looks.tick().await;
+        // Both are cancel safe.
+        tokio::select! {
+            _ = looks.tick() => {}
+            () = shared.rights_changed.notified() => shared.links.ask_all(),
+        }
         while asking.try_join_next().is_some() {}
         for (worker, connection) in shared.links.look(AT_ONCE) {
             let shared = shared.clone();
             asking.spawn(async move {
-                let answer = session::ping(&connection, &worker, reach::ANSWER).await;
-                shared.links.answered(&worker, &connection, answer.map_err(|why| why.message));
+                let answer = session::ping(&shared, &connection, &worker, reach::ANSWER).await;
+                let holds = answer.as_ref().is_ok_and(|holds| *holds);
+                shared.links.answered(&worker, &connection, answer.map(drop).map_err(|why| why.message));
+                if holds && let Err(error) = holders::review(&shared, &connection, &worker).await {
+                    debug!(%worker, %error, "it is not known whose exec sessions are there");
+                }
             });
         }
     }

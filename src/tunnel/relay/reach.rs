@@ -65,6 +65,11 @@ impl Reach {
         (self.asked, self.waiting) = (Some(now), true);
     }
 
+    /// It is to be asked at the next look, however short ago it was.
+    pub(super) fn ask_again(&mut self) {
+        self.asked = None;
+    }
+
     /// It was asked, and this came of it.
     pub(super) fn answered(&mut self, answer: Result<(), String>, now: Instant) {
         self.waiting = false;
@@ -111,6 +116,9 @@ mod tests {
             asks
         });
         assert_eq!(looks.count(), 5, "in five minutes");
+        assert_eq!(reach.look(62, start + LOOK * 61), Next::Wait);
+        reach.ask_again();
+        assert_eq!(reach.look(63, start + LOOK * 61), Next::Ask);
         assert_eq!((reach.failing(), reach.proven()), (None, Some(start)));
     }
 

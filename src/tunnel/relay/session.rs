@@ -77,10 +77,12 @@ async fn attach(
     peer: SocketAddr,
     resume: Option<Resume>,
 ) -> Result<(TunnelStream, bool), ApiError> {
-    let Grant { account, target, worker, port } = grant;
+    let Grant { account, target, worker, port, .. } = grant;
     let asked = match (target, *port) {
         // Those outlive their streams by themselves.
-        (Target::Vm { copy, .. }, EXEC_PORT) => Frame::Serve { copy: *copy, account: account.clone() },
+        (Target::Vm { copy, .. }, EXEC_PORT) => {
+            Frame::Serve { copy: *copy, account: account.clone(), since: grant.since }
+        }
         (Target::Vm { copy, .. }, port) => Frame::Attach { copy: *copy, port, resume },
         (Target::Host, port) => Frame::AttachHost { port, resume },
     };
@@ -140,16 +142,21 @@ impl<'a> Opened<'a> {
 /// Asks the worker to answer over its data path.
 pub(super) async fn probe(shared: &Shared, worker: &WorkerName, deadline: Duration) -> Result<Duration, ApiError> {
     let started = Instant::now();
-    ping(&shared.links.get(worker)?, worker, deadline).await?;
+    ping(shared, &shared.links.get(worker)?, worker, deadline).await?;
     Ok(started.elapsed())
 }
 
-/// Asks over this connection.
-pub(super) async fn ping(link: &Connection, worker: &WorkerName, deadline: Duration) -> Result<(), ApiError> {
-    match ask(link, worker, &Frame::Ping {}, deadline).await? {
-        (mut stream, Frame::Pong {}) => {
+/// Asks over this connection; yields whether the worker holds exec sessions.
+pub(super) async fn ping(
+    shared: &Shared,
+    link: &Connection,
+    worker: &WorkerName,
+    deadline: Duration,
+) -> Result<bool, ApiError> {
+    match ask(shared, link, worker, &Frame::Ping {}, deadline).await? {
+        (mut stream, Frame::Pong { holds }) => {
             stream.outgoing.finish();
-            Ok(())
+            Ok(holds)
         }
         _ => Err(not_understood(worker)),
     }
@@ -157,7 +164,7 @@ pub(super) async fn ping(link: &Connection, worker: &WorkerName, deadline: Durat
 
 /// Asks for a stream to a guest, unless the worker is known not to answer.
 async fn open(shared: &Shared, worker: &WorkerName, asked: &Frame) -> Result<(TunnelStream, Frame), ApiError> {
-    ask(&shared.links.answering(worker)?, worker, asked, OPEN_DEADLINE).await
+    ask(shared, &shared.links.answering(worker)?, worker, asked, OPEN_DEADLINE).await
 }
 
 /// Asks the worker which address the guest of a copy has.
@@ -173,7 +180,8 @@ pub(super) async fn locate(shared: &Shared, worker: &WorkerName, copy: CopyId) -
 }
 
 /// Opens a stream to the worker, sends one header and yields the answer.
-async fn ask(
+pub(super) async fn ask(
+    shared: &Shared,
     link: &Connection,
     worker: &WorkerName,
     frame: &Frame,
@@ -184,7 +192,7 @@ async fn ask(
     };
     let asked = async {
         let halves = link.open_bi().await.map_err(|error| broken(&reason::describe(&error)))?;
-        let mut stream = TunnelStream::new(link, halves);
+        let mut stream = TunnelStream::new(link, halves, shared.configs.turns());
         stream.write_frame(frame).await.map_err(|error| broken(&error))?;
         let answer = stream.read_frame().await.map_err(|error| broken(&error))?;
         Ok((stream, answer))
@@ -197,6 +205,6 @@ async fn ask(
     })
 }
 
-fn not_understood(worker: &WorkerName) -> ApiError {
+pub(super) fn not_understood(worker: &WorkerName) -> ApiError {
     ApiError::new(ErrorCode::Internal, format!("worker {worker} gave an answer that does not fit the question"))
 }

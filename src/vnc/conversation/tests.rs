@@ -6,7 +6,7 @@ use super::*;
 use crate::model::secret::Secret;
 
 fn begin() -> Conversation {
-    let login = Login { user: Some("admin".into()), password: Secret::new("letmein") };
+    let login = Login { user: Some("admin".into()), password: Some(Secret::new("letmein")) };
     Conversation::new(login, [7; RANDOM_LEN])
 }
 

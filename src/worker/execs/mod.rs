@@ -6,12 +6,13 @@
 //! guest, and with this process: the SSH connection that its command hangs on does.
 //!
 //! `attach` calls [`Execs::serve`] for each stream of a client; the messages are in `tunnel::exec`. A session belongs to one
-//! copy of a VM and to the account that began it: others do not even learn that it is there.
+//! copy of a VM and to the account that began it, with the token that it had then: others do not even learn that it is there. Who
+//! has any is told to the relay, which has those end whose account may not connect any more.
 
 mod history;
 mod session;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,12 +35,12 @@ use crate::bus::message::{Assignment, Want};
 use crate::duplex::BoxedStream;
 use crate::identity;
 use crate::model::error::{ApiError, ErrorCode};
-use crate::model::{AccountName, Clock, CopyId};
+use crate::model::{Clock, CopyId};
 use crate::ssh::client::Session as Ssh;
 use crate::ssh::terminal::Size;
 use crate::ssh::{AcceptAny, Login, SshError};
 use crate::task::{self, Task};
-use crate::tunnel::exec::{self, Asked, ExecView, MAX_COMMAND, OpenExec, RunExec, Told, check_name};
+use crate::tunnel::exec::{self, Asked, ExecView, Holder, MAX_COMMAND, OpenExec, RunExec, Told, check_name};
 
 /// Where guests listen for SSH.
 const SSH_PORT: u16 = 22;
@@ -58,7 +59,7 @@ const STREAM_BUFFER: usize = 64 * 1024;
 /// The longest beginning of a command in a list.
 const MAX_SHOWN: usize = 200;
 
-type Key = (CopyId, AccountName, String);
+type Key = (CopyId, Holder, String);
 
 /// All sessions of this worker. Dropping the last clone ends them.
 #[derive(Clone)]
@@ -104,26 +105,43 @@ impl Execs {
         Ok(Self(Arc::new(Inner { runtime, assignments, folder, clock, sessions })))
     }
 
-    /// A stream over which `account` is served its sessions of `copy`.
-    pub(super) fn serve(&self, copy: CopyId, account: AccountName) -> BoxedStream {
+    /// A stream over which `holder` is served its sessions of `copy`.
+    pub(super) fn serve(&self, copy: CopyId, holder: Holder) -> BoxedStream {
         let (near, far) = tokio::io::duplex(STREAM_BUFFER);
-        let client = Client { execs: self.clone(), copy, account };
+        let client = Client { execs: self.clone(), copy, holder };
         Box::new(Served { near, _serving: task::spawn(client.run(far)) })
     }
 
-    /// How the sessions of `account` in `copy` stand, by name.
-    fn of(&self, copy: CopyId, account: &AccountName) -> Vec<ExecView> {
+    /// How the sessions of `holder` in `copy` stand, by name.
+    fn of(&self, copy: CopyId, holder: &Holder) -> Vec<ExecView> {
         let sessions = self.0.sessions();
-        let own = sessions.iter().filter(|((of, by, _), _)| *of == copy && by == account);
+        let own = sessions.iter().filter(|((of, by, _), _)| *of == copy && by == holder);
         own.map(|(_, held)| held.session.view()).collect()
     }
 
+    /// Who has sessions here, in order, those up to `after` left out.
+    pub(super) fn holders(&self, after: Option<&Holder>) -> Vec<Holder> {
+        let sessions = self.0.sessions();
+        let all: BTreeSet<&Holder> = sessions.keys().map(|(_, holder, _)| holder).collect();
+        all.into_iter().filter(|holder| after.is_none_or(|after| *holder > after)).cloned().collect()
+    }
+
+    /// Ends the sessions of `holder`, who may hold none any more: their commands within seconds, after which nothing is kept.
+    pub(super) fn end_of(&self, holder: &Holder) {
+        for ((copy, by, name), held) in self.0.sessions().iter() {
+            if by == holder {
+                tracing::info!(%copy, account = %by.account, name, "an exec session ends with the rights of its account");
+                held.session.revoke();
+            }
+        }
+    }
+
     /// The session that is asked for, begun if there is none; and whether it was.
-    fn find(&self, copy: CopyId, account: &AccountName, asked: &OpenExec) -> Result<(Arc<Session>, bool), ApiError> {
+    fn find(&self, copy: CopyId, holder: &Holder, asked: &OpenExec) -> Result<(Arc<Session>, bool), ApiError> {
         let OpenExec { session: name, run, .. } = asked;
         check_name(name).map_err(|why| ApiError::new(ErrorCode::Invalid, why))?;
         let mut sessions = self.0.sessions();
-        let key = (copy, account.clone(), name.clone());
+        let key = (copy, holder.clone(), name.clone());
         if let Some(held) = sessions.get(&key) {
             return match run {
                 Some(run) if !run.is_same(&held.session.run) => Err(ApiError::new(
@@ -164,8 +182,8 @@ impl Execs {
             match login.await {
                 Ok(ssh) => {
                     running.tell_started(Ok(()));
-                    running.drive(ssh, stdin).await;
-                    tokio::time::sleep(KEPT).await;
+                    running.clone().drive(ssh, stdin).await;
+                    running.kept_for(KEPT).await;
                 }
                 Err(error) => running.tell_started(Err(error)),
             }
@@ -233,7 +251,7 @@ fn check(run: &RunExec) -> Result<(), ApiError> {
 struct Client {
     execs: Execs,
     copy: CopyId,
-    account: AccountName,
+    holder: Holder,
 }
 
 type Outgoing = FramedWrite<tokio::io::WriteHalf<DuplexStream>, LengthDelimitedCodec>;
@@ -256,7 +274,7 @@ impl Client {
             asked.map_err(|_| ApiError::new(ErrorCode::Timeout, "nothing was asked of the exec sessions"))??;
         match asked {
             Some(Asked::Open(open)) => {
-                let (session, begun) = self.execs.find(self.copy, &self.account, &open)?;
+                let (session, begun) = self.execs.find(self.copy, &self.holder, &open)?;
                 session.started().await?;
                 let reader = session.attach(open.after).ok_or_else(|| {
                     let why = format!("as many are attached to session {} as may be", open.session);
@@ -277,12 +295,12 @@ impl Client {
                 }
             }
             Some(Asked::List {}) => {
-                let sessions = self.execs.of(self.copy, &self.account);
+                let sessions = self.execs.of(self.copy, &self.holder);
                 let _ = tell(to, &Told::Sessions { sessions }).await;
                 Ok(())
             }
             Some(Asked::End { session }) => {
-                let key = (self.copy, self.account.clone(), session);
+                let key = (self.copy, self.holder.clone(), session);
                 let found = self.execs.0.sessions().get(&key).map(|held| held.session.clone());
                 let Some(found) = found else {
                     let why = format!("there is no session {} of yours in this start of the VM", key.2);

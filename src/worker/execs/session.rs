@@ -9,10 +9,12 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, PollSender};
 
 use super::history::{Cursor, History, Out, Record};
@@ -60,6 +62,8 @@ pub(super) struct Session {
     input: tokio::sync::Mutex<Option<DuplexStream>>,
     sizes: watch::Sender<Size>,
     end: CancellationToken,
+    /// Nobody may have it any more.
+    revoked: CancellationToken,
     /// Whether its command was started; none = not yet.
     started: watch::Sender<Option<Result<(), ApiError>>>,
 }
@@ -94,6 +98,7 @@ impl Session {
             input: tokio::sync::Mutex::new(input),
             sizes: watch::channel(size).0,
             end: CancellationToken::new(),
+            revoked: CancellationToken::new(),
             started: watch::channel(None).0,
         };
         (Arc::new(session), stdin)
@@ -231,6 +236,18 @@ impl Session {
     /// Has the command end.
     pub(super) fn end(&self) {
         self.end.cancel();
+    }
+
+    /// Has the command end, and the session be forgotten then.
+    pub(super) fn revoke(&self) {
+        self.end.cancel();
+        self.revoked.cancel();
+    }
+
+    /// Returns after `time`, or once nobody may have it any more.
+    pub(super) async fn kept_for(&self, time: Duration) {
+        // Whichever it is.
+        let _ = timeout(time, self.revoked.cancelled()).await;
     }
 
     /// How it stands.

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
+use crate::trace;
+
 /// One process, told from all others that ever had its pid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -214,7 +216,7 @@ pub async fn spawn_detached(
         }
         (_, None) => return Err(io::Error::new(io::ErrorKind::NotFound, "it is not there, or not executable")),
     };
-    without_secrets(&mut command);
+    prepare(&mut command);
     let input = input.map_or_else(Stdio::null, Stdio::from);
     let mut child = command.args(args).current_dir(cwd).stdin(input).stdout(log.try_clone()?).stderr(log).spawn()?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
@@ -268,12 +270,19 @@ fn find(program: &Path) -> Option<PathBuf> {
 }
 
 /// Takes from a command's environment what is meant for this program alone: its variables may hold tokens.
-pub(super) fn without_secrets(command: &mut Command) {
+fn without_secrets(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"ORCHARD_") {
             command.env_remove(name);
         }
     }
+}
+
+/// Makes a command's environment that of a process of this worker's: see [`without_secrets`]; and it is told, as the W3C has
+/// it, which trace it works for.
+pub(super) fn prepare(command: &mut Command) {
+    without_secrets(command);
+    command.envs(trace::environment());
 }
 
 #[cfg(test)]

@@ -13,9 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
 use super::RuntimeError;
-use super::process::{Process, without_secrets};
+use super::process::{Process, prepare};
 use super::said::{self, Kept};
 use crate::identity::write_private;
+use crate::trace;
 
 /// How long the output is waited for once the tool itself has ended.
 const LEFTOVER_LIMIT: Duration = Duration::from_secs(5);
@@ -82,11 +83,20 @@ impl<S: AsRef<OsStr>> Call<'_, S> {
     ///
     /// # Errors
     /// As [`run`]; and cancel safe like that.
-    pub async fn run(mut self, listener: Listener<'_>) -> Result<String, RuntimeError> {
+    pub async fn run(self, listener: Listener<'_>) -> Result<String, RuntimeError> {
+        let Some(here) = trace::current() else { return self.run_now(listener).await };
+        let name = self.program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // The first word is what is done; others may be anything.
+        let verb = self.args.first().map(|verb| verb.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
+        let span = tracing::info_span!(target: trace::TARGET, "command", otel.name = name, verb);
+        trace::run(span, Some(here), self.run_now(listener)).await
+    }
+
+    async fn run_now(mut self, listener: Listener<'_>) -> Result<String, RuntimeError> {
         let input = self.input.take().map_or_else(Stdio::null, Stdio::from);
         let mut command = Command::new(self.program);
         command.args(self.args).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        without_secrets(&mut command);
+        prepare(&mut command);
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }

@@ -16,6 +16,7 @@ use orchard::bus::message::{
 };
 use orchard::bus::placing::{DrainWorker, ExplainVm, PauseWorker, ResumeWorker};
 use orchard::bus::settings::{GetSettings, SetSettings};
+use orchard::bus::status::GetStatus;
 use orchard::bus::strays::{DeleteStray, ListStrays};
 use orchard::bus::subject::WorkerVerb;
 use orchard::model::access::VERBS;
@@ -117,6 +118,7 @@ pub fn messages() -> Vec<Message> {
         OpenHost,
         GetAddress,
         GetInfo,
+        GetStatus,
         CreateAccount,
         GetAccount,
         ListAccounts,

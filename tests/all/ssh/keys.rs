@@ -10,7 +10,7 @@ use orchard::ssh::{AcceptAny, Login, SshError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::sshd::{Agent, PASSWORD, Sshd, TESTER, make_key};
+use super::sshd::{Agent, PASSWORD, Sshd, TESTER, certify, make_key};
 use super::*;
 
 async fn log_in(sshd: &Sshd, proofs: Vec<Proof>) -> Result<Session, SshError> {
@@ -110,6 +110,48 @@ async fn a_locked_key_is_only_missed_when_the_server_takes_it() {
     assert!(matches!(&locked, SshError::KeyLocked { path } if *path == at("good")), "{locked:?}");
     let open = Key::read(&at("good")).unwrap().unlock(&Secret::new("a phrase")).unwrap();
     works(log_in(&sshd, vec![Proof::Key(open)]).await.unwrap()).await;
+}
+
+/// The server knows none of the keys, only who certifies some.
+#[tokio::test]
+async fn a_certificate_beside_a_key_opens_a_session_where_the_key_alone_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let authority = make_key(&at("authority"), "ed25519", "");
+    let alone = make_key(&at("alone"), "ed25519", "");
+    let Some(sshd) = Sshd::start_trusting(&authority, &alone, false).await else { return };
+    for kind in ["ed25519", "ecdsa", "rsa"] {
+        make_key(&at(kind), kind, "");
+        assert!(log_in(&sshd, vec![key(&at(kind))]).await.is_err(), "{kind}");
+        certify(&at("authority"), &at(kind), "+1h");
+        works(log_in(&sshd, vec![key(&at(kind))]).await.unwrap()).await;
+    }
+    // One that is of no use leaves the key as good as it was, and is named.
+    certify(&at("authority"), &at("alone"), "-2h:-1h");
+    works(log_in(&sshd, vec![key(&at("alone"))]).await.unwrap()).await;
+    certify(&at("authority"), &at("rsa"), "-2h:-1h");
+    let refused = log_in(&sshd, vec![key(&at("rsa"))]).await.unwrap_err().to_string();
+    let both = format!("the certificate of the key {0}, the key {0}", at("rsa").display());
+    assert!(refused.contains(&both), "{refused}");
+
+    // An agent signs for the public half, also one that was never told of the certificate.
+    std::fs::rename(at("ed25519-cert.pub"), at("kept")).unwrap();
+    let agent = Agent::start(&[&at("ed25519")]).await;
+    std::fs::rename(at("kept"), at("ed25519-cert.pub")).unwrap();
+    let asked = || Proof::Agent(agent.socket.clone());
+    assert!(log_in(&sshd, vec![asked()]).await.is_err());
+    works(log_in(&sshd, vec![key(&at("ed25519.pub")), asked()]).await.unwrap()).await;
+
+    make_key(&at("locked"), "ed25519", "a phrase");
+    certify(&at("authority"), &at("locked"), "+1h");
+    let locked = log_in(&sshd, vec![key(&at("locked"))]).await.unwrap_err();
+    assert!(matches!(&locked, SshError::KeyLocked { path } if *path == at("locked")), "{locked:?}");
+    let open = Key::read(&at("locked")).unwrap().unlock(&Secret::new("a phrase")).unwrap();
+    works(log_in(&sshd, vec![Proof::Key(open)]).await.unwrap()).await;
+
+    std::fs::rename(at("locked-cert.pub"), at("alone-cert.pub")).unwrap();
+    let other = Key::read(&at("alone")).unwrap_err().to_string();
+    assert!(other.contains("alone-cert.pub") && other.contains("another key"), "{other}");
 }
 
 #[tokio::test]

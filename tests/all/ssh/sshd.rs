@@ -66,16 +66,23 @@ impl Namespace {
 impl Sshd {
     /// Starts it; none, loudly, where it cannot run. `keys` may log in, as lines of `authorized_keys`; passwords if `passwords`.
     pub async fn start(keys: &str, passwords: bool) -> Option<Sshd> {
+        Self::start_trusting("", keys, passwords).await
+    }
+
+    /// The same for one that lets in whom the `authority`, a public key, has certified.
+    pub async fn start_trusting(authority: &str, keys: &str, passwords: bool) -> Option<Sshd> {
         let namespace = Namespace::available("OpenSSH", &["/usr/sbin/sshd", "/usr/bin/ssh-keygen"])?;
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().to_str().unwrap();
         let write = |name: &str, text: String| std::fs::write(home.path().join(name), text).unwrap();
         write("authorized_keys", keys.to_owned());
+        write("authority", authority.to_owned());
         let passwords = if passwords { "yes" } else { "no" };
         let allow = format!(
             "UsePAM no\nPermitRootLogin yes\nPasswordAuthentication {passwords}\nKbdInteractiveAuthentication no\n"
         );
         let keys = format!("HostKey {dir}/host_key\nAuthorizedKeysFile {dir}/authorized_keys\n");
+        let keys = format!("{keys}TrustedUserCAKeys {dir}/authority\n");
         write("sshd_config", format!("{keys}{allow}PidFile none\nStrictModes no\n"));
         make_key(&home.path().join("host_key"), "ed25519", "");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -118,6 +125,17 @@ pub fn make_key(path: &Path, kind: &str, passphrase: &str) -> String {
     let made = make.stdin(Stdio::null()).output().unwrap();
     assert!(made.status.success(), "{made:?}");
     std::fs::read_to_string(path.with_extension("pub")).unwrap()
+}
+
+/// Has the `authority` certify the key at `path` for [`TESTER`], for `validity` as `ssh-keygen -V` takes it; the certificate lies beside
+/// the key then.
+pub fn certify(authority: &Path, path: &Path, validity: &str) {
+    let mut sign = Command::new("ssh-keygen");
+    sign.args(["-q", "-I", "a test", "-n", TESTER, "-V", validity, "-s"])
+        .arg(authority)
+        .arg(path.with_extension("pub"));
+    let signed = sign.stdin(Stdio::null()).output().unwrap();
+    assert!(signed.status.success(), "{signed:?}");
 }
 
 /// A real `ssh-agent`, ended when it is dropped.

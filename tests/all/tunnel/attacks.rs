@@ -242,7 +242,7 @@ async fn nothing_reaches_a_worker_before_a_ticket_is_verified() {
         loop {
             let (mut write, mut read) = tokio::time::timeout(LIMIT, worker.accept_bi()).await.unwrap().unwrap();
             match answer(&mut read).await {
-                Frame::Ping {} => write.write_all(&Frame::Pong {}.encode().unwrap()).await.unwrap(),
+                Frame::Ping {} => write.write_all(&Frame::Pong { holds: false }.encode().unwrap()).await.unwrap(),
                 frame => return frame,
             }
         }

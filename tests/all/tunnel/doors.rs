@@ -261,7 +261,7 @@ async fn a_worker_that_hangs_is_told_of_at_once_and_reached_again_once_it_answer
         while let Ok((mut write, mut read)) = worker.accept_bi().await {
             // Those that nobody waits for any more were reset.
             if let Ok(Some(_)) = read.read(&mut [0; 64]).await {
-                let _ = write.write_all(&Frame::Pong {}.encode().unwrap()).await;
+                let _ = write.write_all(&Frame::Pong { holds: false }.encode().unwrap()).await;
             }
         }
     });
@@ -283,14 +283,14 @@ async fn a_worker_of_an_earlier_release_is_told_of_by_its_name() {
             let mut asked = [0; 64];
             let Ok(Some(count)) = read.read(&mut asked).await else { continue };
             let answer = match String::from_utf8_lossy(&asked[..count]).contains("ping") {
-                true => Frame::Pong {},
+                true => Frame::Pong { holds: false },
                 false => Frame::refused(ApiError::new(ErrorCode::Invalid, "a tunnel frame that this release does not")),
             };
             let _ = write.write_all(&answer.encode().unwrap()).await;
         }
     });
     let (account, worker) = ("alice".parse().unwrap(), "w1".parse().unwrap());
-    let ticket = gate.issue(Grant { account, target: Target::Host, worker, port: 22 });
+    let ticket = gate.issue(Grant { account, target: Target::Host, worker, port: 22, since: None });
     let refused = connect(&relay).await.open(&ticket, LIMIT).await.unwrap_err();
     assert!(refused.message.contains("worker w1 is of an earlier release"), "{refused}");
 }

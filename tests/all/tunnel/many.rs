@@ -105,6 +105,15 @@ async fn send(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Resu
     to.flush().await
 }
 
+/// Sends all that one end has to say and then the end, or the half of it that this one gets to if it `breaks`.
+async fn say(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8], breaks: bool) -> std::io::Result<()> {
+    if breaks {
+        return send(to, &bytes[..bytes.len() / 2]).await;
+    }
+    send(to, bytes).await?;
+    to.shutdown().await
+}
+
 /// Reads to the end, or to an error; what comes must be what `sent` begins with. Yields how much came.
 async fn receive(from: &mut (impl AsyncRead + Unpin), sent: &[u8]) -> (usize, std::io::Result<()>) {
     let (mut got, mut buffer) = (0, vec![0; 4_096]);
@@ -136,15 +145,7 @@ async fn guest_end(mut stream: TcpStream) -> Result<(), String> {
     stream.write_all(b"!").await.map_err(failed)?;
     let (up, down) = (plan.up(), plan.down());
     let (mut read, mut write) = stream.split();
-    let sending = async {
-        match plan.course {
-            Course::GuestBreaks => send(&mut write, &down[..plan.down / 2]).await,
-            _ => {
-                send(&mut write, down).await?;
-                write.shutdown().await
-            }
-        }
-    };
+    let sending = say(&mut write, down, plan.course == Course::GuestBreaks);
     let came = match plan.course {
         Course::Both | Course::Slow => {
             let (got, sent) = tokio::join!(receive_all(&mut read, up), sending);
@@ -195,15 +196,7 @@ async fn user_end(mut stream: TunnelStream, round: &Round, (count, number): (usi
     round.open.wait().await;
     let (up, down) = (plan.up(), plan.down());
     let (mut read, mut write) = tokio::io::split(stream);
-    let sending = async {
-        match plan.course {
-            Course::UserBreaks => send(&mut write, &up[..plan.up / 2]).await,
-            _ => {
-                send(&mut write, up).await?;
-                write.shutdown().await
-            }
-        }
-    };
+    let sending = say(&mut write, up, plan.course == Course::UserBreaks);
     let came = match plan.course {
         Course::Both | Course::GuestFirst => {
             let (got, sent) = tokio::join!(receive_all(&mut read, down), sending);

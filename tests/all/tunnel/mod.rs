@@ -6,4 +6,5 @@ mod fairness;
 mod many;
 pub mod rights;
 mod sessions;
+mod stalls;
 pub mod world;

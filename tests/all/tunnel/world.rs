@@ -61,6 +61,7 @@ impl Gate {
             target: Target::Vm { name: "vm-1".parse().unwrap(), copy: CopyId { uid: VmUid(Uuid::nil()), attempt: 0 } },
             worker: worker.parse().unwrap(),
             port,
+            since: None,
         };
         self.issue(grant)
     }
@@ -174,14 +175,20 @@ pub fn link(relay: &Relay, hello: WorkerHello) -> WorkerLink {
 
 /// The same for a worker that signs with the key of this seed.
 pub fn keyed_link(relay: &Relay, hello: WorkerHello, key: Option<Secret>) -> WorkerLink {
-    let options = LinkOptions {
-        address: relay.local_addr().into(),
-        fingerprint: relay.fingerprint(),
-        hello,
-        key,
-        transport: Transport::default(),
-    };
-    WorkerLink::start(options, Arc::new(Guests))
+    link_to(relay, hello, key, Arc::new(Guests), Transport::default())
+}
+
+/// The same for a worker with other guests and settings.
+pub fn link_to(
+    relay: &Relay,
+    hello: WorkerHello,
+    key: Option<Secret>,
+    guests: Arc<dyn Attach>,
+    transport: Transport,
+) -> WorkerLink {
+    let options =
+        LinkOptions { address: relay.local_addr().into(), fingerprint: relay.fingerprint(), hello, key, transport };
+    WorkerLink::start(options, guests)
 }
 
 /// A relay with one connected worker `w1` and a client.
@@ -232,10 +239,18 @@ pub async fn connect(relay: &Relay) -> Client {
 
 /// A connection to the relay that can send what a client would not.
 pub async fn raw(relay: &Relay) -> quinn::Connection {
+    raw_with(relay, |_| {}).await
+}
+
+/// The same with other settings than quinn's own.
+pub async fn raw_with(relay: &Relay, set: impl FnOnce(&mut quinn::TransportConfig)) -> quinn::Connection {
     let tls = tls::client_config(relay.fingerprint(), &[ALPN]).unwrap();
     let config = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     let endpoint = quinn::Endpoint::client(any()).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(config));
+    let mut config = quinn::ClientConfig::new(Arc::new(config));
+    let mut transport = quinn::TransportConfig::default();
+    set(&mut transport);
+    config.transport_config(Arc::new(transport));
     endpoint.connect_with(config, relay.local_addr(), SERVER_NAME).unwrap().await.unwrap()
 }
 

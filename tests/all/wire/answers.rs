@@ -2,6 +2,10 @@
 
 use orchard::bus::images::PullView;
 use orchard::bus::message::{Answer, ControllerInfo, VmPage, WorkerPage};
+use orchard::bus::status::{
+    BrokerStatus, ControllerStatus, FeedStatus, QueueStatus, RequestStatus, SchedulerStatus, StoreStatus, TunnelStatus,
+    WorkersStatus,
+};
 use orchard::model::Timestamp;
 use orchard::model::access::{Role, Roles};
 use orchard::model::image::{PullId, WorkerSelector};
@@ -55,6 +59,38 @@ pub fn add(file: &mut Samples) {
     let roles: Roles = [Role::ComputeRead].into_iter().collect();
     let told = ControllerInfo { version: "0.1.0".into(), last_event: 7, roles: Some(roles), outside_bus: true };
     line(file, "answer/controller.info", &Answer::Ok(told));
+    let counted = |name: &str| [(name.to_owned(), 1)].into();
+    let status = ControllerStatus {
+        version: "0.1.0".into(),
+        started: time,
+        uptime_s: 60,
+        warnings: vec!["the disk of the database is nearly full".into()],
+        store: StoreStatus {
+            schema: 3,
+            used_bytes: 1,
+            map_bytes: 2,
+            disk_free_bytes: Some(3),
+            disk_bytes: Some(4),
+            commits: 5,
+            commit_failures: 6,
+            commit_p99_us: Some(7),
+        },
+        events: FeedStatus { first: 1, last: 9, unpublished: 2 },
+        audit: FeedStatus::default(),
+        queues: QueueStatus { writer: 1, writer_capacity: 4_096, requests: 1 },
+        scheduler: SchedulerStatus {
+            last_pass_ms: 250,
+            placements: 1,
+            last_placement: Some(time),
+            pending: counted("worker"),
+        },
+        vms: counted("running"),
+        workers: WorkersStatus { states: counted("online"), connectable: 1, paused: 0, strays: 0 },
+        broker: Some(BrokerStatus::default()),
+        tunnel: TunnelStatus::default(),
+        requests: RequestStatus { answered: 3, failed: 0, p99_us: Some(1_000) },
+    };
+    line(file, "answer/controller.status", &Answer::Ok(status));
     let pull = PullView {
         id: PullId(uid().0),
         image: "https://h/i.qcow2".into(),

@@ -15,7 +15,6 @@ use orchard::model::{AccountName, VmName, WorkerName};
 use tokio::sync::mpsc;
 
 use super::ground::{CALL, Place, Server, at, at_most, load_average, millis, spec};
-use super::handshakes;
 use super::workers::{Fleet, WORKERS};
 
 const VMS: usize = 10_000;
@@ -150,8 +149,6 @@ async fn restart_with_fleet(place: &Place, server: Server, account: &AccountName
     all_online(&bus, account, WORKERS).await;
     let back = server.began.elapsed();
     at_most("killed and started, all workers back", back.as_secs_f64(), 5.0, "s");
-    let bare = handshakes::of(WORKERS).await;
-    println!("  of that, bare handshakes of TLS and QUIC, of as many and on the same processors: {bare:.1?}");
     at_most("killed and started, first answer, with all workers at the door", millis(serving), 150.0, "ms");
     server.ready().await;
     server.kill().await;

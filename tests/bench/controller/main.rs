@@ -11,18 +11,18 @@
 //! | what | measured | target |
 //! |---|---|---|
 //! | one synced LMDB commit each, bare | 2,500 to 3,400/s, p50 0.27 to 0.38 ms, p99 0.5 to 0.8 ms | |
-//! | the writer of the store, 64 callers | 41,000 to 53,000/s = 15.4x, 17.7x, 18.2x | 15x |
-//! | over the bus, 64 requests of 8 accounts | 8,000 to 14,000/s = 3.5x, 3.6x, 4.4x | 4x |
-//! | p99 of a lone create over the bus, beyond that of a commit | 0.49 ms, 0.79 ms, 0.95 ms | 1 ms |
-//! | 10,000 creates until all run | 7.1 s to 18 s as the disk was | 30 s |
-//! | create to running in the full fleet | p99 11.5 ms, 11.7 ms | p99 20 ms |
-//! | CPU of controller and broker while 2,000 workers only beat | 10.8 %, each data path looked at every 5 s | 15 % |
-//! | memory of both then | 249.8 MiB, of it some 60 mapped files | 250 MiB |
+//! | the writer of the store, 64 callers | 41,000 to 66,000/s = 15.4x, 17.7x, 18.2x, 17.3x | 15x |
+//! | over the bus, 64 requests of 8 accounts | 8,000 to 18,000/s = 3.5x, 3.6x, 4.4x, at last 4.1x | 4x |
+//! | p99 of a lone create over the bus, beyond that of a commit | 0.49 ms, 0.79 ms, 0.95 ms, at last 1.8 ms | 1 ms |
+//! | 10,000 creates until all run | 4.9 s to 18 s as the disk was | 30 s |
+//! | create to running in the full fleet | p99 7.3 ms, 11.5 ms, 11.7 ms | p99 20 ms |
+//! | CPU of controller and broker while 2,000 workers only beat | 8.4 %, 10.8 %, each data path looked at every 5 s | 15 % |
+//! | memory of both then | 249.8 MiB, 250.8 MiB, of it some 60 mapped files | 250 MiB |
 //! | memory with 2,000 workers and no VM | 161 MiB | |
 //! | an empty controller, from start to ready | 24 ms | |
 //! | with 10,000 VMs and 100,000 events, first answer, median | 138 ms | 150 ms |
 //! | the same with 2,000 workers at the door | 234 ms | |
-//! | all 2,000 workers back | 4.7 s to 5.9 s, once in six 10 s | 5 s |
+//! | all 2,000 workers back | 3.1 s | 5 s |
 //! | VMs touched by that | none | none |
 //!
 //! What made the difference, each found with `perf`:
@@ -30,7 +30,7 @@
 //! * The writer applies what comes while it applies, so that 64 callers share one sync and not two; the file is lengthened
 //!   before LMDB needs it; buffers live from batch to batch. From 9.9x.
 //! * All workers have one address here, so that the broker lets 256 of them begin at a time, and what limits their return
-//!   is the two processors: 4.4 s of the controller and 5.8 s of the workers, half of what it was while quinn kept entries for
+//!   is the two processors. It took twice as much of them while quinn kept entries for
 //!   8,192 streams of each connection and read 45 KB of padding, byte by byte, to find out how large packets may be.
 //! * mimalloc in place of the system's allocator: a tenth less CPU, and less memory, once it keeps off huge pages, which had
 //!   cost 40 MiB.
@@ -45,7 +45,6 @@
 mod durable;
 mod fleet;
 mod ground;
-mod handshakes;
 mod scheduling;
 mod workers;
 

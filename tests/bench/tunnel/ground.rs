@@ -54,7 +54,7 @@ impl Gate {
 fn grant(port: u16) -> Grant {
     let copy = CopyId { uid: VmUid(Uuid::nil()), attempt: 0 };
     let (account, vm, worker) = ("a".parse().unwrap(), "vm".parse().unwrap(), "w".parse().unwrap());
-    Grant { account, target: Target::Vm { name: vm, copy }, worker, port }
+    Grant { account, target: Target::Vm { name: vm, copy }, worker, port, since: None }
 }
 
 impl Gatekeeper for Gate {

@@ -53,7 +53,7 @@ pub struct Quic {
 
 impl Quic {
     pub fn start(parts: &Parts, guest: SocketAddr, packets: Packets) -> Self {
-        let (transport, gate) = (Transport { packets }, Arc::new(Gate::default()));
+        let (transport, gate) = (Transport { packets, ..Transport::default() }, Arc::new(Gate::default()));
         let relay = relay(&parts.relays, gate.clone(), transport);
         let (address, fingerprint) = (relay.local_addr(), relay.fingerprint());
         let worker = worker(&parts.workers, address, fingerprint, transport);

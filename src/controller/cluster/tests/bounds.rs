@@ -182,6 +182,7 @@ fn strangers_are_told_apart_from_those_who_have_proven_who_they_are() {
             target: String::new(),
             outcome,
             message: String::new(),
+            request: String::new(),
         };
         world.cluster.audit(deed, world.now, &mut world.changes);
         world.changes.audit.last().unwrap().stranger

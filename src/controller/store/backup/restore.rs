@@ -229,6 +229,7 @@ impl Store {
             target: String::new(),
             outcome: Outcome::Done,
             message: format!("from a backup of {created}; events go on from #{}", event.saturating_add(1)),
+            request: String::new(),
         };
         let mut shares = trail::shares_in(&self.tables, &mut txn)?;
         let kept = Kept { records: self.bounds.audit, age: self.bounds.audit_age };

@@ -22,6 +22,7 @@ fn record(number: AuditNumber, account: &str, kind: AuditType, day: i64) -> Audi
         target: String::new(),
         outcome: Outcome::Done,
         message: String::new(),
+        request: String::new(),
     };
     AuditRecord::new(number, Timestamp::from_millis(day * DAY_MS), deed)
 }

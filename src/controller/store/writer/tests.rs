@@ -165,6 +165,7 @@ async fn a_nearly_full_store_takes_nothing_new_and_keeps_room_for_deletions_repo
         target: String::new(),
         outcome: Outcome::Done,
         message: "x".repeat(200),
+        request: String::new(),
     };
     // Deeds and what workers report go on being stored.
     for n in 0..200 {
@@ -228,6 +229,7 @@ async fn what_an_audited_step_says_stands_in_its_record() {
         target: "a".into(),
         outcome: Outcome::Done,
         message: String::new(),
+        request: String::new(),
     };
     let uid = writer.audited(deed).submit(create("a".into())).await.unwrap();
     let audit = store.audit(0, Room { items: 10, bytes: usize::MAX }).unwrap();

@@ -9,6 +9,7 @@ use tokio::process::Command;
 
 use super::super::tool;
 use super::args::Accel;
+use super::boot;
 use crate::model::vm::Arch;
 
 /// How long a program may take to tell its version, on a busy host.
@@ -104,7 +105,8 @@ pub fn firmware() -> Result<Option<&'static str>, String> {
 }
 
 /// The best accelerator that works. `/dev/kvm` may well open and yet run nothing (nested virtualisation, rights,
-/// another hypervisor), so a machine is run for a moment.
+/// another hypervisor), or run an empty machine and no firmware, so a machine is run for a moment: where that can be had, one that
+/// boots.
 pub async fn best_accel(system: &Path) -> Accel {
     let candidate = if cfg!(target_os = "macos") { Accel::Hvf } else { Accel::Kvm };
     let why = match if candidate == Accel::Kvm { kvm_opens() } else { Ok(()) } {
@@ -133,11 +135,17 @@ fn kvm_opens() -> Result<(), String> {
     }
 }
 
-/// Runs an empty machine and asks it whether it runs. Dropped early, it kills the machine.
 async fn trial(system: &Path, accel: Accel) -> Option<()> {
-    let machine = if Arch::HOST == Arch::Arm64 { "virt,gic-version=max" } else { "q35" };
+    match Arch::HOST {
+        Arch::Amd64 => boot::trial(system, accel).await,
+        Arch::Arm64 => run_empty(system, accel).await,
+    }
+}
+
+/// Runs an empty machine and asks it whether it runs. Dropped early, it kills the machine.
+async fn run_empty(system: &Path, accel: Accel) -> Option<()> {
     let mut child = Command::new(system)
-        .args(["-accel", &accel.to_string(), "-cpu", "host", "-machine", machine, "-m", "64M"])
+        .args(["-accel", &accel.to_string(), "-cpu", "host", "-machine", "virt,gic-version=max", "-m", "64M"])
         .args(["-display", "none", "-nodefaults", "-no-user-config", "-qmp", "stdio"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -22,6 +22,7 @@
 
 pub mod args;
 mod asked;
+mod boot;
 mod bridge;
 mod download;
 mod fetch;

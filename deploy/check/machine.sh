@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# machine.sh DEB IMAGE: the package on a machine of its own, as deploy/README.md says. Called by deploy/check.sh, as root.
+#
+# The machine is a container in which systemd itself is process 1 (systemd-nspawn). Its disk is this machine's, by overlayfs
+# with all that is written in memory: nothing is downloaded, and nothing of it is left here. It has no network but its own
+# loopback interface. What is done in it stands in inside.sh.
+set -euo pipefail
+DEB=$1 IMAGE=$2
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+LIMIT=200 # seconds
+
+# A mount namespace of its own: all mounts are gone with this process, however it ends.
+if [ "${ORCHARD_CHECK_APART:-}" != "$$" ]; then
+  folder=$(mktemp -d "${TMPDIR:-/tmp}/orchard-machine.XXXXXX")
+  status=0
+  # shellcheck disable=SC2016 # for the inner shell, whose process id it is
+  MACHINE=$folder unshare --mount bash -c 'export ORCHARD_CHECK_APART=$$; exec bash "$0" "$@"' "${BASH_SOURCE[0]}" "$@" || status=$?
+  rmdir "$folder"
+  exit $status
+fi
+
+: "${MACHINE:?}"
+mount -t tmpfs -o size=6g,mode=755 orchard-machine "$MACHINE"
+mkdir "$MACHINE"/{upper,work,root,shared}
+mount -t overlay overlay -o "lowerdir=/,upperdir=$MACHINE/upper,workdir=$MACHINE/work" "$MACHINE/root" ||
+  { echo "overlayfs cannot be laid over / here" >&2; exit 3; }
+root=$MACHINE/root
+install -m 644 "$DEB" "$IMAGE" "$MACHINE/shared/"
+install -m 755 "$here/inside.sh" "$MACHINE/shared/"
+install -m 644 "$here/../README.md" "$MACHINE/shared/"
+# Nothing of what this machine starts by itself is started there, and it is another machine.
+rm -rf "$root"/etc/systemd/system/*.wants
+: >"$root/etc/machine-id"
+echo ctl >"$root/etc/hostname"
+printf '127.0.0.1 localhost ctl ctl.example.com mini-1\n' >"$root/etc/hosts"
+cat >"$root/etc/systemd/system/page.service" <<'U'
+[Unit]
+After=basic.target systemd-tmpfiles-setup.service
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /shared/inside.sh
+StandardOutput=file:/shared/log
+StandardError=inherit
+ExecStopPost=/bin/sh -c 'echo "$EXIT_STATUS" >/shared/status; systemctl exit --force'
+U
+printf '%s' "${ORCHARD_QEMU_ACCEL:-}" >"$MACHINE/shared/accel"
+[ ! -c /dev/kvm ] || : >"$MACHINE/shared/kvm"
+# The unified hierarchy, as on every system of today: with the older one DeviceAllow would not be heeded in a container.
+SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout --foreground -k 5 $LIMIT \
+  systemd-nspawn --quiet --directory="$root" --register=no --keep-unit --private-network --capability=all \
+  --bind="$MACHINE/shared:/shared" --boot -- --unit=page.service \
+  </dev/null >"$MACHINE/console" 2>&1 || true
+cat "$MACHINE/shared/log" 2>/dev/null || true
+status=$(cat "$MACHINE/shared/status" 2>/dev/null || true)
+[ "$status" = 0 ] || { tail -n 20 "$MACHINE/console" >&2; echo "the machine ended with status ${status:-none} (limit: $LIMIT s)" >&2; exit 1; }

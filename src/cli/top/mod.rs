@@ -1,0 +1,248 @@
+//! `orchard top`: the cluster on a whole screen, live: how busy workers are, where VMs stand, what happens.
+//!
+//! `state` decides and `view` (with `over`) shows, both without a terminal or a bus; `screen` has the terminal and `cluster` the
+//! bus. Here they meet: what comes from either goes to the state, what that wants done is done, and a frame is drawn.
+
+mod cluster;
+mod cursor;
+mod keys;
+mod over;
+mod screen;
+mod state;
+mod text;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, IsTerminal as _};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use rustix::process::{self, Signal as Posix};
+use tokio::process::Command;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use self::cluster::Cluster;
+use self::screen::{Keys, Screen};
+use self::state::{Action, Event, Notice, State};
+use self::view::Look;
+use super::{Global, Interrupted};
+use crate::config::Home;
+use crate::model::Clock;
+
+/// What may wait to be taken in: a burst of events is taken in before the next frame.
+const QUEUE: usize = 256;
+/// How often time is told to pass: the ages that are shown are of seconds.
+const TICK: Duration = Duration::from_millis(250);
+/// The exit code after SIGTERM, as shells have it.
+const TERMINATED: u8 = 128 + 15;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  orchard top
+
+Workers with how busy their machines are, VMs with where they stand and since when, and what happens. Keys:
+  arrows, j k, PgUp PgDn, g G   move                  d, Enter   describe, as `orchard get` does
+  Tab                           the next pane         l          the log of a VM's startup script
+  /                             filter                s          SSH into the VM, or to the worker
+  Esc                           close, unfilter       x          delete the VM, once confirmed
+  ?                             all keys              q, Ctrl-C  quit
+
+It needs the role compute:read, and compute:write for deleting. While the controller does not answer, the first line says
+so, what was known before stays, and it goes on by itself. NO_COLOR is honoured. For programs there are `orchard list` and
+`orchard events --follow`.")]
+pub(super) struct TopArgs {}
+
+/// Yields the exit code.
+pub(super) async fn run(_arguments: TopArgs, home: &Home, global: &Global) -> anyhow::Result<u8> {
+    if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+        anyhow::bail!(
+            "orchard top needs a terminal to show itself on; `orchard list vms`, `orchard list workers` and `orchard \
+             events --follow` tell the same without one"
+        );
+    }
+    let (client, interrupt) = super::connect(home, global).await?;
+    drop(interrupt);
+    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let clock = Clock::start();
+    let mut ends = Ends::take_over()?;
+    let target = client.target();
+    let who = format!("{} at {}", target.account, target.url);
+    let screen = Screen::take().context("cannot take the terminal")?;
+    let state = State::new(who, screen.size()?, clock.now());
+    let (told, mut events) = mpsc::channel(QUEUE);
+    let cluster = Cluster::new(client, global.context.clone(), told);
+    let mut top = Top { state, screen, keys: Keys::default(), cluster, look: Look { colours } };
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        top.draw()?;
+        // Whatever of these is dropped is asked for again; nothing is lost with it.
+        let event = tokio::select! {
+            key = top.keys.next() => match key.context("cannot read the terminal")? {
+                crossterm::event::Event::Key(key) => Event::Key(key),
+                crossterm::event::Event::Resize(columns, rows) => Event::Resized(columns, rows),
+                _ => continue,
+            },
+            Some(event) = events.recv() => event,
+            _ = tick.tick() => Event::Tick,
+            end = ends.told() => return end.code(),
+        };
+        let mut next = Some(event);
+        while let Some(event) = next {
+            for action in top.state.on(event, clock.now()) {
+                if let Some(end) = top.act(action, &mut ends).await? {
+                    return end.code();
+                }
+            }
+            next = events.try_recv().ok();
+        }
+    }
+}
+
+/// What runs.
+struct Top {
+    state: State,
+    screen: Screen,
+    keys: Keys,
+    cluster: Cluster,
+    look: Look,
+}
+
+impl Top {
+    fn draw(&mut self) -> anyhow::Result<()> {
+        let (state, look) = (&self.state, self.look);
+        self.screen.draw(|frame| view::draw(frame, state, look)).context("cannot write to the terminal")
+    }
+
+    /// Does it; yields why to end, if so.
+    async fn act(&mut self, action: Action, ends: &mut Ends) -> anyhow::Result<Option<End>> {
+        match action {
+            Action::Refresh => self.cluster.list(),
+            Action::Describe(ticket, place) => self.cluster.describe(ticket, &place),
+            Action::Follow(ticket, uid) => self.cluster.follow(ticket, uid),
+            Action::StopReading => self.cluster.stop_reading(),
+            Action::Delete(name) => self.cluster.delete(name),
+            Action::Ssh(place) => match self.cluster.ssh(&place) {
+                Ok(command) => return self.lend(command, &format!("SSH to {place}"), ends).await,
+                Err(error) => self.tell(format!("cannot run `orchard ssh`: {error}")),
+            },
+            Action::Suspend => {
+                self.keys.pause().await;
+                self.screen.give_back()?;
+                // Stops here, with all that the shell takes for one job, until it is brought back.
+                process::kill_current_process_group(Posix::TSTP)?;
+                self.take_again()?;
+            }
+            Action::Quit => return Ok(Some(End::Asked)),
+            Action::Fail(error) => return Err(error.into()),
+        }
+        Ok(None)
+    }
+
+    /// Has `command` use the terminal until it ends.
+    async fn lend(&mut self, mut command: Command, what: &str, ends: &mut Ends) -> anyhow::Result<Option<End>> {
+        self.keys.pause().await;
+        self.screen.give_back()?;
+        eprintln!("{what}");
+        let ended = match command.spawn() {
+            Ok(mut child) => tokio::select! {
+                status = child.wait() => status,
+                // Ctrl-C is for the command.
+                end = ends.forced() => return Ok(Some(end)),
+            },
+            Err(error) => Err(error),
+        };
+        ends.forget_interrupts()?;
+        let failed = match ended {
+            Ok(status) if status.success() => None,
+            Ok(status) => Some(status.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(how) = failed {
+            // What it said would be gone with the next frame.
+            eprintln!("\n{what}: {how}; press a key to go back to orchard top");
+            crossterm::terminal::enable_raw_mode()?;
+            tokio::select! {
+                key = self.keys.next() => drop(key?),
+                end = ends.forced() => return Ok(Some(end)),
+            }
+        }
+        self.take_again()?;
+        Ok(None)
+    }
+
+    fn take_again(&mut self) -> anyhow::Result<()> {
+        self.screen.take_again().context("cannot take the terminal again")?;
+        let (columns, rows) = self.screen.size()?;
+        self.state.resize(columns, rows);
+        Ok(())
+    }
+
+    fn tell(&mut self, text: String) {
+        self.state.tell(Notice { text, bad: true });
+    }
+}
+
+/// Why to end.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Asked,
+    Interrupted,
+    Terminated,
+}
+
+impl End {
+    fn code(self) -> anyhow::Result<u8> {
+        match self {
+            End::Asked => Ok(0),
+            End::Interrupted => Err(Interrupted.into()),
+            End::Terminated => Ok(TERMINATED),
+        }
+    }
+}
+
+/// The signals that end it; Ctrl-C on its own screen is a key.
+struct Ends {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Ends {
+    fn take_over() -> anyhow::Result<Self> {
+        let take = |kind| signal(kind).context("cannot take over signals");
+        Ok(Self {
+            interrupt: take(SignalKind::interrupt())?,
+            terminate: take(SignalKind::terminate())?,
+            hang_up: take(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for any of them. Cancel safe.
+    async fn told(&mut self) -> End {
+        tokio::select! {
+            _ = self.interrupt.recv() => End::Interrupted,
+            _ = self.terminate.recv() => End::Terminated,
+            _ = self.hang_up.recv() => End::Terminated,
+        }
+    }
+
+    /// Waits for those that are not for the command that has the terminal. Cancel safe.
+    async fn forced(&mut self) -> End {
+        tokio::select! {
+            _ = self.terminate.recv() => End::Terminated,
+            _ = self.hang_up.recv() => End::Terminated,
+        }
+    }
+
+    fn forget_interrupts(&mut self) -> anyhow::Result<()> {
+        self.interrupt = signal(SignalKind::interrupt()).context("cannot take over signals")?;
+        Ok(())
+    }
+}

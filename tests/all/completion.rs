@@ -1,0 +1,138 @@
+//! Completion as shells ask for it: the script that `orchard completion` prints, in a real shell, with names out of a real cluster.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use orchard::worker::runtime::synthetic::Synthetic;
+use tokio::process::Command;
+
+use crate::harness::{Cluster, succeed};
+use crate::terminal::{Terminal, client};
+
+/// What bash does when Tab is pressed behind the last word, without the terminal.
+const TAB: &str = r#"
+source <(orchard completion bash) || exit 1
+[[ $(complete -p orchard) == *_clap_complete_orchard* ]] || exit 1
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_TYPE=9 COMP_LINE="$*"
+_clap_complete_orchard orchard "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+printf '%s\n' "${COMPREPLY[@]}"
+"#;
+
+/// `program` with the environment of somebody for whom `orchard` is installed.
+fn shell(cluster: &Cluster, program: &str) -> Command {
+    let orchard = cluster.cli(&[]);
+    let mut command = Command::new(program);
+    for (name, value) in orchard.as_std().get_envs() {
+        command.env(name, value.unwrap());
+    }
+    let own = Path::new(env!("CARGO_BIN_EXE_orchard")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{path}", own.display())).stdin(std::process::Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// What bash offers for the last of these words.
+async fn offers(cluster: &Cluster, words: &[&str]) -> Vec<String> {
+    let mut bash = shell(cluster, "bash");
+    bash.args(["--norc", "-c", TAB, "bash"]).args(words);
+    succeed(bash).await.split_whitespace().map(str::to_owned).collect()
+}
+
+async fn cluster() -> Cluster {
+    let mut cluster = Cluster::start().await;
+    cluster.add_worker("mini-1", Arc::new(Synthetic::new())).await;
+    for name in ["hello", "help-desk", "other"] {
+        cluster.run(&["create", "vm", name, "--image", "any"]).await;
+    }
+    cluster.run(&["create", "service-account", "ci", "--roles", "compute:read"]).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bash_offers_what_there_is_in_the_cluster() {
+    let cluster = cluster().await;
+    assert_eq!(offers(&cluster, &["orchard", "ssh", "vm", "h"]).await, ["hello", "help-desk"]);
+    assert_eq!(offers(&cluster, &["orchard", "delete", "vm", "hello", "o"]).await, ["other"]);
+    assert_eq!(offers(&cluster, &["orchard", "events", "--vm", "hell"]).await, ["hello"]);
+    assert_eq!(offers(&cluster, &["orchard", "drain", "worker", "m"]).await, ["mini-1"]);
+    assert_eq!(offers(&cluster, &["orchard", "rotate", "service-account", "c"]).await, ["ci"]);
+    assert_eq!(offers(&cluster, &["orchard", "cp", "hel"]).await, ["hello:", "help-desk:"]);
+    // Commands and options, and no names for what is to be made.
+    assert_eq!(offers(&cluster, &["orchard", "port"]).await, ["port-forward"]);
+    assert_eq!(offers(&cluster, &["orchard", "list", "vms", "--qu"]).await, ["--quiet"]);
+    assert_eq!(offers(&cluster, &["orchard", "create", "vm", "h"]).await, [] as [&str; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contexts_are_offered_and_the_one_on_the_line_is_asked() {
+    let cluster = cluster().await;
+    let fingerprint = cluster.controller.fingerprint().unwrap().to_string();
+    let token = cluster.access.token.expose();
+    let url = &cluster.access.url;
+    let mut create = cluster.cli(&["context", "create", url, "--name", "prod", "--fingerprint", &fingerprint]);
+    create.args(["--service-account-name", "bootstrap-admin", "--service-account-token", token]);
+    succeed(create).await;
+    assert_eq!(offers(&cluster, &["orchard", "context", "default", "p"]).await, ["prod"]);
+    assert_eq!(offers(&cluster, &["orchard", "--context", "p"]).await, ["prod"]);
+    // Nobody listens where the environment points to.
+    let mut bash = shell(&cluster, "bash");
+    bash.env("ORCHARD_URL", "tls://127.0.0.1:1");
+    bash.args(["--norc", "-c", TAB, "bash", "orchard", "--context", "prod", "get", "vm", "o"]);
+    assert_eq!(succeed(bash).await.trim(), "other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_cannot_be_reached_is_not_waited_for() {
+    let cluster = Cluster::start().await;
+    // One that takes connections and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for url in [format!("tls://{}", silent.local_addr().unwrap()), "tls://127.0.0.1:1".to_owned()] {
+        let mut ask = cluster.cli(&["--", "orchard", "ssh", "vm", "h"]);
+        ask.env("ORCHARD_COMPLETE", "fish").env("ORCHARD_URL", &url);
+        let began = Instant::now();
+        let output = ask.output().await.unwrap();
+        // The bound is a second; this machine may be busy.
+        assert!(began.elapsed() < Duration::from_secs(8), "{url}: {:?}", began.elapsed());
+        assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{url}: {output:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_shell_gets_a_script_and_answers() {
+    let cluster = cluster().await;
+    for (name, sign) in [("bash", "complete -o"), ("zsh", "#compdef orchard"), ("fish", "complete --keep-order")] {
+        let script = cluster.run(&["completion", name]).await;
+        assert!(script.contains(sign) && script.contains("ORCHARD_COMPLETE"), "{name}: {script}");
+        let mut ask = cluster.cli(&["--", "orchard", "ssh", "vm", "h"]);
+        ask.env("ORCHARD_COMPLETE", name).env("_CLAP_COMPLETE_INDEX", "3").env("_CLAP_IFS", "\n");
+        let answered = succeed(ask).await;
+        assert_eq!(answered.lines().collect::<Vec<_>>(), ["hello", "help-desk"], "{name}");
+    }
+}
+
+/// A shell as somebody uses it: how it is started, and what they have in its start file.
+const SHELLS: &[(&str, &[&str], &str)] = &[
+    ("bash", &["--norc", "--noprofile", "-i"], "source <(orchard completion bash)"),
+    ("zsh", &["-f", "-i"], "autoload -Uz compinit; compinit -u -D; source <(orchard completion zsh)"),
+    ("fish", &["--no-config"], "orchard completion fish | source; function fish_prompt; printf 'ready> '; end"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_presses_tab_in_each_shell() {
+    let Some(python) = client("python") else { return };
+    let cluster = cluster().await;
+    for (name, arguments, setup) in SHELLS {
+        let mut command = shell(&cluster, name);
+        command.args(*arguments).env("PS1", "ready> ").env("HOME", cluster.dir.path());
+        let mut terminal = Terminal::start(python.clone(), &command);
+        terminal.until("a prompt", |screen| !screen.last().is_empty()).await;
+        terminal.keys(&format!("{setup}; clear\r")).await;
+        terminal.until(name, |screen| screen.lines[0] == "ready>" && screen.last() == "ready>").await;
+        terminal.keys("orchard get vm oth\t").await;
+        terminal.until(name, |screen| screen.lines[0].trim_end() == "ready> orchard get vm other").await;
+        // The word is whole: what follows is the next one.
+        terminal.keys("-o json | grep -c '\"image\": \"any\"'\r").await;
+        terminal.until(name, |screen| screen.lines[1] == "1").await;
+    }
+}

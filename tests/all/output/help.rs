@@ -1,0 +1,41 @@
+//! `--help` of every command there is.
+
+use clap::{Command, CommandFactory as _};
+use orchard::cli::Arguments;
+
+use super::golden;
+
+/// Wide enough that no example is broken.
+const WIDTH: usize = 120;
+
+fn collect(command: &mut Command, texts: &mut String) {
+    let help = command.render_long_help().to_string();
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    texts.push_str(&format!("{0}\n$ {name} --help\n{0}\n{help}\n", "=".repeat(WIDTH)));
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    for name in names.iter().filter(|name| *name != "help") {
+        collect(command.find_subcommand_mut(name).unwrap(), texts);
+    }
+}
+
+#[test]
+fn the_help_of_the_whole_tree_is_as_it_was_read_last() {
+    let mut command = Arguments::command().term_width(WIDTH);
+    command.build();
+    let mut texts = String::new();
+    collect(&mut command, &mut texts);
+    golden::check("help.txt", &texts);
+}
+
+#[test]
+fn lists_take_every_form_and_name_them() {
+    let mut command = Arguments::command();
+    command.build();
+    let lists = command.find_subcommand("list").unwrap();
+    for list in lists.get_subcommands().filter(|list| !matches!(list.get_name(), "help" | "execs")) {
+        let output = list.get_arguments().find(|argument| argument.get_id() == "output").unwrap();
+        let forms: Vec<String> = output.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+        assert_eq!(forms, ["table", "wide", "json", "yaml", "name"], "{}", list.get_name());
+        assert!(list.get_arguments().any(|argument| argument.get_short() == Some('q')), "{}", list.get_name());
+    }
+}

@@ -1,0 +1,132 @@
+//! `orchard top` as a person at a terminal sees it, with a controller that is a process of its own and is killed meanwhile.
+
+use std::sync::Arc;
+
+use orchard::bus::message::ListVms;
+use orchard::worker::runtime::synthetic::Synthetic;
+
+use crate::harness::{Access, finish, succeed};
+use crate::processes;
+use crate::terminal::{Screen, Terminal, client};
+
+const UP: &str = "\x1b[A";
+const DOWN: &str = "\x1b[B";
+const ESCAPE: &str = "\x1b";
+
+/// The line of the list that is about this.
+fn line<'a>(screen: &'a Screen, start: &str) -> &'a str {
+    screen.lines.iter().find(|line| line.starts_with(start)).map_or("", String::as_str)
+}
+
+async fn names(access: &Access) -> Vec<String> {
+    let page = access.call(&ListVms::default()).await.unwrap();
+    page.vms.iter().map(|vm| vm.name.to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_looks_at_a_cluster_and_works_in_it() {
+    let Some(python) = client("python") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
+    let (controller, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (bus, tunnels) = (controller.value("bus").replace("tls://", ""), controller.value("tunnels"));
+    let _worker = access.worker("mini", &dir.path().join("worker"), Arc::new(Synthetic::new())).await;
+    for name in ["alpha", "beta"] {
+        let script = format!("echo hello from {name}");
+        let create = ["create", "vm", name, "--image", "any", "--startup-script", &script, "--wait"];
+        succeed(access.cli(&home, &create)).await;
+    }
+
+    let mut top = Terminal::start(python, &access.cli(&home, &["top"]));
+    let screen = top.until("both VMs", |screen| line(screen, "│> alpha").contains("ready")).await;
+    assert!(screen.lines[0].starts_with("orchard top  bootstrap-admin at tls://"), "{screen:?}");
+    assert!(screen.lines[0].ends_with(" live") && !screen.restored, "{screen:?}");
+    assert!(screen.has("┌ Workers 1, 1 online ─") && screen.has("┌ VMs 2, 2 running ─"), "{screen:?}");
+    assert!(line(&screen, "│  mini").contains("online"), "{screen:?}");
+    assert!(line(&screen, "│  beta").contains("mini"), "{screen:?}");
+    top.until("their events", |screen| screen.lines[17..23].iter().any(|line| line.contains("vm/beta"))).await;
+    what_keys_show(&mut top).await;
+    a_shell_takes_the_terminal_and_gives_it_back(&mut top).await;
+
+    controller.kill().await;
+    top.until("the outage", |screen| screen.lines[0].contains("reconnecting") && screen.has("│> alpha")).await;
+    let (_controller, access) = processes::controller(&home, &data, &bus, &tunnels).await;
+    top.until("its end", |screen| screen.lines[0].ends_with(" live")).await;
+    succeed(access.cli(&home, &["create", "vm", "gamma", "--image", "any", "--wait"])).await;
+    top.until("a VM that is new", |screen| line(screen, "│  gamma").contains("ready")).await;
+
+    a_vm_is_deleted_once_that_is_confirmed(&mut top, &access).await;
+    top.keys("q").await;
+    let screen = top.until("the end", |screen| screen.ended.is_some()).await;
+    assert_eq!((screen.ended, screen.restored), (Some(0), true), "{screen:?}");
+}
+
+async fn what_keys_show(top: &mut Terminal) {
+    top.keys("?").await;
+    top.until("the keys", |screen| screen.has("delete the VM, once confirmed")).await;
+    top.keys("?d").await;
+    let described = |screen: &Screen| screen.has("┌ VM alpha ─") && line(screen, "│ Name").contains("alpha");
+    top.until("what there is to know of a VM", described).await;
+    top.keys("q").await;
+    top.until("the panes", |screen| screen.has("│> alpha")).await;
+    top.keys(&format!("{DOWN}l")).await;
+    top.until("a VM's log", |screen| screen.has("│ hello from beta")).await;
+    // What follows Escape too soon is taken for the rest of another key.
+    top.keys(ESCAPE).await;
+    top.until("the panes", |screen| screen.has("│> beta")).await;
+    top.keys(&format!("{UP}/bet\r")).await;
+    top.until("the filter", |screen| screen.has(" VMs 1 of 2") && screen.has("│> beta")).await;
+    top.keys(ESCAPE).await;
+    top.until("all again", |screen| screen.has(" VMs 2, ")).await;
+    top.resize(30, 100).await;
+    top.until("a bigger screen", |screen| screen.lines.len() == 30 && screen.lines[29].starts_with("Tab pane")).await;
+    top.resize(24, 80).await;
+    top.until("as it was", |screen| screen.lines.len() == 24 && screen.lines[23].starts_with("Tab pane")).await;
+}
+
+async fn a_shell_takes_the_terminal_and_gives_it_back(top: &mut Terminal) {
+    top.keys("ks").await;
+    top.until("a prompt", |screen| screen.last().ends_with("alpha$")).await;
+    top.keys("hostname\r").await;
+    top.until("an answer", |screen| screen.lines.iter().any(|line| line == "alpha")).await;
+    top.keys("exit 3\r").await;
+    let told = "SSH to VM alpha: exit status: 3; press a key to go back to orchard top";
+    top.until("how it ended", |screen| screen.has(told)).await;
+    top.keys(" ").await;
+    top.until("the panes", |screen| screen.has("│> alpha") && !screen.has("press a key")).await;
+}
+
+async fn a_vm_is_deleted_once_that_is_confirmed(top: &mut Terminal, access: &Access) {
+    let asked = |screen: &Screen| screen.has("Delete VM beta and its disk?");
+    top.keys("jx").await;
+    top.until("the question", asked).await;
+    top.keys("n").await;
+    top.until("no question", |screen| !asked(screen)).await;
+    top.keys("x").await;
+    top.until("the question again", asked).await;
+    assert_eq!(names(access).await, ["alpha", "beta", "gamma"]);
+    top.keys("y").await;
+    top.until("what came of it", |screen| screen.lines[23] == "VM beta is deleted").await;
+    top.until("its end on the screen", |screen| screen.has("│> gamma") && line(screen, "│  beta").is_empty()).await;
+    assert_eq!(names(access).await, ["alpha", "gamma"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_terminal_it_says_what_to_use_and_a_refusal_leaves_the_terminal_as_it_was() {
+    let cluster = crate::harness::Cluster::start().await;
+    let output = finish(cluster.cli(&["top"])).await;
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told.starts_with("error: orchard top needs a terminal") && told.contains("orchard events --follow"),
+        "{told}"
+    );
+
+    let Some(python) = client("python") else { return };
+    let token = cluster.run(&["create", "service-account", "blind", "--roles", "compute:connect"]).await;
+    let access = cluster.access.of("blind", &orchard::model::secret::Secret::new(token.trim()));
+    let mut top = Terminal::start(python, &access.cli(&cluster.dir.path().join("home"), &["top"]));
+    let screen = top.until("the end", |screen| screen.ended.is_some()).await;
+    assert_eq!((screen.ended, screen.restored), (Some(1), true), "{screen:?}");
+    assert!(screen.has("compute:read"), "{screen:?}");
+}
