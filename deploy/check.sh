@@ -44,6 +44,8 @@ main() {
   mkdir -p "$TOOLS"
   WORK=$(mktemp -d "${TMPDIR:-/tmp}/orchard-deploy.XXXXXX")
   trap finish EXIT
+  # shellcheck disable=SC2086 # a list of words
+  ensure_packages "building" $BUILD_PACKAGES || die "There is no C compiler to build with."
   cargo build --locked --quiet
   ORCHARD=$(target_dir)/debug/orchard
   part "systemd units" units
@@ -102,12 +104,15 @@ package() {
   command -v apt-get >/dev/null || return 3
   deploy/package.sh --debug "$WORK/orchard.deb" || return 1
   # shellcheck disable=SC2086 # a list of words
-  ensure_packages "looking at the package" $LINT_PACKAGES || { note "without lintian"; return 0; }
+  ensure_packages "looking at the package" $LINT_PACKAGES || { LEFT_OUT="$LEFT_OUT
+      lintian"; return 0; }
   lintian --fail-on error --suppress-tags "$LINTIAN_LEAVES" "$WORK/orchard.deb" 2>"$WORK/lintian" || { cat "$WORK/lintian" >&2; return 1; }
 }
 
 machine() {
   [ -f "$WORK/orchard.deb" ] || return 3
+  [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null || return 3
+  as_root unshare --mount true 2>/dev/null || return 3
   # shellcheck disable=SC2086 # lists of words
   ensure_packages "a machine with systemd" $MACHINE_PACKAGES || return 3
   # shellcheck disable=SC2086

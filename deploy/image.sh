@@ -31,6 +31,7 @@ ensure_rust
 ensure_packages "building the image" $BUILD_PACKAGES ca-certificates=/etc/ssl/certs/ca-certificates.crt || die "The image cannot be built here."
 if [ $PROFILE = release ]; then cargo build --locked --release --quiet; else cargo build --locked --quiet; fi
 
+umask 022 # what is copied is read by a user who is not root
 context=$(mktemp -d "${TMPDIR:-/tmp}/orchard-image.XXXXXX")
 trap 'rm -rf "$context"' EXIT
 root=$context/rootfs

@@ -20,7 +20,7 @@ if [ "${ORCHARD_CHECK_APART:-}" != "$$" ]; then
 fi
 
 : "${MACHINE:?}"
-mount -t tmpfs -o size=6g,mode=755 orchard-machine "$MACHINE"
+mount -t tmpfs -o size=6g,mode=755 orchard-machine "$MACHINE" || { echo "no file system in memory can be had here" >&2; exit 3; }
 mkdir "$MACHINE"/{upper,work,root,shared}
 mount -t overlay overlay -o "lowerdir=/,upperdir=$MACHINE/upper,workdir=$MACHINE/work" "$MACHINE/root" ||
   { echo "overlayfs cannot be laid over / here" >&2; exit 3; }
@@ -52,4 +52,6 @@ SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout --foreground -k 5 $LIMIT \
   </dev/null >"$MACHINE/console" 2>&1 || true
 cat "$MACHINE/shared/log" 2>/dev/null || true
 status=$(cat "$MACHINE/shared/status" 2>/dev/null || true)
+# Without a word of the page the machine never came so far: no containers of systemd's on this one.
+[ -e "$MACHINE/shared/log" ] || [ -n "$status" ] || { tail -n 20 "$MACHINE/console" >&2; exit 3; }
 [ "$status" = 0 ] || { tail -n 20 "$MACHINE/console" >&2; echo "the machine ended with status ${status:-none} (limit: $LIMIT s)" >&2; exit 1; }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, watch};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use super::Client;
 use crate::bus::connect::{OpenHost, OpenTunnel, TunnelEndpoint};
@@ -136,7 +136,7 @@ pub struct Opened {
 pub struct Dialer {
     way: Way,
     /// The work behind the streams.
-    sessions: Arc<Mutex<JoinSet<()>>>,
+    sessions: TaskTracker,
     notices: Notices,
 }
 
@@ -166,7 +166,7 @@ impl Dialer {
     pub fn new(client: Client, observer: Arc<Observer>) -> Self {
         let way = Way { client, tunnel: Arc::default() };
         let notices = Notices { waiting: Arc::default(), lost: watch::Sender::new(false), observer };
-        Self { way, sessions: Arc::default(), notices }
+        Self { way, sessions: TaskTracker::new(), notices }
     }
 
     /// Opens a stream to TCP port `port` of `place`. Cancel safe: a ticket that is not used lapses.
@@ -185,9 +185,8 @@ impl Dialer {
         let (way, place, notices) = (self.way.clone(), place.clone(), self.notices.clone());
         let comeback = Comeback { way, place, port, end: end.clone(), again, notices };
         let (stream, work) = resume::client::start(stream, comeback);
-        let mut sessions = self.sessions.lock().await;
-        while sessions.try_join_next().is_some() {}
-        sessions.spawn(work);
+        // Ends by itself soon after the stream was dropped, whether there is a dialer by then or not.
+        self.sessions.spawn(work);
         Ok(Opened { silence: Some(stream.silence()), stream: Box::new(stream), end })
     }
 
@@ -208,8 +207,9 @@ impl Dialer {
     /// nothing for a while. What was sent before a `shutdown` is still delivered, but nobody is waited for any longer than
     /// [`GOODBYE`].
     pub async fn close(&self) {
-        let mut sessions = std::mem::take(&mut *self.sessions.lock().await);
-        let _ = timeout(GOODBYE, async { while sessions.join_next().await.is_some() {} }).await;
+        self.sessions.close();
+        let _ = timeout(GOODBYE, self.sessions.wait()).await;
+        self.sessions.reopen();
         if let Some(connected) = self.way.tunnel.lock().await.take() {
             connected.tunnel.close().await;
         }

@@ -27,6 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use self::audit::Auditor;
 use self::auth::BOOTSTRAP_ADMIN;
 use self::buses::{Buses, OpenBus, open_bus};
@@ -219,6 +221,7 @@ impl Controller {
             broker: broker.as_ref().map(|broker| broker.meter()),
             ticked: Arc::new(AtomicU64::new(millis(clock))),
             tried: AtomicU64::new(0),
+            look: Arc::new(Semaphore::new(1)),
         });
         let traces = Arc::new(UnderWay::default());
         let context = Context {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::Semaphore;
 
 use super::cluster::Summary;
 use super::gate::Gate;
@@ -48,6 +49,8 @@ pub(super) struct Watch {
     pub(super) ticked: Arc<AtomicU64>,
     /// When it was last tried whether the disk can be written.
     pub(super) tried: AtomicU64,
+    /// One permit, for who looks at the disk.
+    pub(super) look: Arc<Semaphore>,
 }
 
 impl Watch {
@@ -77,7 +80,13 @@ impl Watch {
     /// Bytes free on the disk of the store, for those who are not root, and its size.
     pub(super) async fn disk(&self) -> Option<(u64, u64)> {
         let folder = self.data_dir.clone();
-        let look = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&folder));
+        // A look at a disk that hangs holds a thread until it no longer does: one of them is enough.
+        let turn = Arc::clone(&self.look).try_acquire_owned().ok()?;
+        let look = tokio::task::spawn_blocking(move || {
+            let seen = rustix::fs::statvfs(&folder);
+            drop(turn);
+            seen
+        });
         let disk = tokio::time::timeout(WRITER_LIMIT, look).await.ok()?.ok()?.ok()?;
         Some((disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize)))
     }
@@ -114,12 +123,14 @@ impl Source for Watch {
     async fn scrape(&self, page: &mut Page) {
         page.number(&names::BUILD, &["controller", env!("CARGO_PKG_VERSION")], 1);
         page.gauge(&names::STARTED, &["controller"], self.started.as_millis() as f64 / 1e3);
-        page.number(&names::READY, &["controller"], self.ready().await.is_ok().into());
-        if let Ok(summary) = self.summary().await {
+        // At a time, as each may wait for a disk that hangs, and whoever scrapes does not wait for all of them.
+        let (ready, summary, disk) = tokio::join!(self.ready(), self.summary(), self.disk());
+        page.number(&names::READY, &["controller"], ready.is_ok().into());
+        if let Ok(summary) = summary {
             self.write_cluster(&summary, page);
         }
         self.write_store(page);
-        if let Some((free, _)) = self.disk().await {
+        if let Some((free, _)) = disk {
             page.number(&names::STORE_DISK_FREE, &[], free);
         }
         self.requests.write(page);

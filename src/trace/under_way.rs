@@ -35,9 +35,11 @@ impl<K: Hash + Eq> UnderWay<K> {
         if all.len() >= MOST {
             all.retain(|_, (_, since)| now.saturating_duration_since(*since) < KEPT);
         }
-        if all.len() < MOST {
-            all.insert(key, (parent, now));
+        if all.len() >= MOST {
+            let oldest = all.values().map(|(_, since)| *since).min();
+            all.retain(|_, (_, since)| Some(*since) != oldest);
         }
+        all.insert(key, (parent, now));
     }
 
     /// What `key` is a part of.

@@ -169,7 +169,7 @@ impl Format {
     pub fn record<T: Serialize + ?Sized>(self, value: &T) -> Result<String, OutputError> {
         match self {
             Format::Yaml => Ok(format!("---\n{}", to_yaml(value)?)),
-            _ => Ok(serde_json::to_string(value)?),
+            _ => Ok(super::escaped(serde_json::to_string(value)?)),
         }
     }
 }

@@ -91,7 +91,22 @@ pub fn text(text: &str) -> Result<(), OutputError> {
 /// # Errors
 /// [`OutputError::Json`].
 pub fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<String, OutputError> {
-    Ok(serde_json::to_string_pretty(value)?)
+    Ok(escaped(serde_json::to_string_pretty(value)?))
+}
+
+/// The same JSON with the control characters in its texts that JSON allows and terminals obey (DEL and C1) escaped.
+pub(super) fn escaped(json: String) -> String {
+    let obeyed = |c: char| ('\u{7f}'..='\u{9f}').contains(&c);
+    if !json.contains(obeyed) {
+        return json;
+    }
+    json.chars().fold(String::with_capacity(json.len() + 16), |mut text, c| {
+        match obeyed(c) {
+            true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => text.push(c),
+        }
+        text
+    })
 }
 
 /// `value` as YAML, without the last line's end: the same data as [`to_json`], in the same order.

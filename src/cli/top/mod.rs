@@ -24,7 +24,7 @@ use rustix::process::{self, Signal as Posix};
 use tokio::process::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use self::cluster::Cluster;
 use self::screen::{Keys, Screen};
@@ -40,6 +40,9 @@ const QUEUE: usize = 256;
 const TICK: Duration = Duration::from_millis(250);
 /// The exit code after SIGTERM, as shells have it.
 const TERMINATED: u8 = 128 + 15;
+
+/// How long a command that has the terminal may take to give it back when this is told to end.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -154,7 +157,14 @@ impl Top {
             Ok(mut child) => tokio::select! {
                 status = child.wait() => status,
                 // Ctrl-C is for the command.
-                end = ends.forced() => return Ok(Some(end)),
+                end = ends.forced() => {
+                    // It has the terminal to give back, and a session to end.
+                    if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(process::Pid::from_raw) {
+                        let _ = process::kill_process(pid, Posix::TERM);
+                    }
+                    let _ = timeout(FAREWELL, child.wait()).await;
+                    return Ok(Some(end));
+                }
             },
             Err(error) => Err(error),
         };

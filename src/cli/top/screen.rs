@@ -44,8 +44,9 @@ impl Screen {
     /// Gives it back for a while; see [`Keys::pause`] for those.
     pub(super) fn give_back(&mut self) -> io::Result<()> {
         // For terminals that have one screen only.
-        execute!(io::stdout(), Clear(ClearType::All), MoveTo(0, 0))?;
+        let cleared = execute!(io::stdout(), Clear(ClearType::All), MoveTo(0, 0));
         ratatui::try_restore()?;
+        cleared?;
         self.terminal.show_cursor()
     }
 
@@ -62,8 +63,8 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Nothing to be done without a terminal.
-        let _ = self.give_back();
+        // Nothing to be done without a terminal. After a panic that is told of already, and stands on the screen.
+        let _ = if std::thread::panicking() { ratatui::try_restore() } else { self.give_back() };
     }
 }
 

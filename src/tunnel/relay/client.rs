@@ -160,6 +160,6 @@ impl<'a> Seated<'a> {
 
 impl Drop for Seated<'_> {
     fn drop(&mut self) {
-        self.0.room().leave(&self.0.connection);
+        self.0.room().leave();
     }
 }

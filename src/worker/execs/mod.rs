@@ -179,7 +179,13 @@ impl Execs {
         let (inner, of, running) = (Arc::downgrade(&self.0), key.clone(), session.clone());
         let login = self.log_in(copy, run);
         let task = task::spawn(async move {
-            match login.await {
+            // One that was ended meanwhile runs nothing.
+            let login = tokio::select! {
+                biased;
+                () = running.ended_early() => Err(ApiError::new(ErrorCode::Forbidden, "the session was ended")),
+                login = login => login,
+            };
+            match login {
                 Ok(ssh) => {
                     running.tell_started(Ok(()));
                     running.clone().drive(ssh, stdin).await;

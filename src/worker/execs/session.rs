@@ -206,6 +206,11 @@ impl Session {
         self.state.borrow().next
     }
 
+    /// Waits until it is ended by somebody. Cancel safe.
+    pub(super) async fn ended_early(&self) {
+        self.end.cancelled().await;
+    }
+
     /// Whether its command has ended.
     pub(super) fn is_over(&self) -> bool {
         self.state.borrow().end.is_some()

@@ -33,7 +33,7 @@ pub(super) async fn trial(system: &Path, accel: Accel) -> Option<()> {
         .args(["-machine", "q35", "-m", "64M", "-display", "none", "-nodefaults", "-no-user-config"])
         .args(["-device", &format!("isa-debug-exit,iobase={PORT:#x},iosize=1")])
         .arg("-drive")
-        .arg(format!("file={},format=raw,if=ide,snapshot=on", disk.0.display().to_string().replace(',', ",,")))
+        .arg(format!("file={},format=raw,if=ide", disk.0.display().to_string().replace(',', ",,")))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

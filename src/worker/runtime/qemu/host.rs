@@ -14,13 +14,17 @@ use crate::model::vm::Arch;
 
 /// How long a program may take to tell its version, on a busy host.
 const VERSION_LIMIT: Duration = Duration::from_secs(20);
-/// How long the trial of an accelerator may take.
-const TRIAL_LIMIT: Duration = Duration::from_secs(5);
+/// How long the trial of an accelerator may take: firmware boots, on a busy host.
+const TRIAL_LIMIT: Duration = Duration::from_secs(20);
 /// How long a trial machine runs before it is asked whether it still does.
 const TRIAL_RUN: Duration = Duration::from_millis(300);
 
 /// Linux's hypervisor.
 const KVM: &str = "/dev/kvm";
+
+/// Present where that is PVM's, which does without the processor's help inside other VMs: it opens and boots a sector, and hangs
+/// in the boot loaders and kernels of ordinary guests, as it emulates what these do before they page.
+const PVM: &str = "/sys/module/kvm_pvm";
 
 /// Where arm64 firmware is kept by the packages that bring it.
 const FIRMWARE: &[&str] = &[
@@ -123,6 +127,9 @@ pub async fn best_accel(system: &Path) -> Accel {
 
 /// Whether this process may use KVM, as far as the device tells.
 fn kvm_opens() -> Result<(), String> {
+    if Path::new(PVM).exists() {
+        return Err(format!("{KVM} is PVM's, in which only guests run that are made for it"));
+    }
     match std::fs::File::options().read(true).write(true).open(KVM) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -137,15 +144,20 @@ fn kvm_opens() -> Result<(), String> {
 
 async fn trial(system: &Path, accel: Accel) -> Option<()> {
     match Arch::HOST {
-        Arch::Amd64 => boot::trial(system, accel).await,
+        Arch::Amd64 => match boot::trial(system, accel).await {
+            Some(()) => Some(()),
+            // One that hangs comes to no end. This one could not be had: not every QEMU has all its devices.
+            None => run_empty(system, accel).await,
+        },
         Arch::Arm64 => run_empty(system, accel).await,
     }
 }
 
 /// Runs an empty machine and asks it whether it runs. Dropped early, it kills the machine.
 async fn run_empty(system: &Path, accel: Accel) -> Option<()> {
+    let machine = if Arch::HOST == Arch::Arm64 { "virt,gic-version=max" } else { "q35" };
     let mut child = Command::new(system)
-        .args(["-accel", &accel.to_string(), "-cpu", "host", "-machine", "virt,gic-version=max", "-m", "64M"])
+        .args(["-accel", &accel.to_string(), "-cpu", "host", "-machine", machine, "-m", "64M"])
         .args(["-display", "none", "-nodefaults", "-no-user-config", "-qmp", "stdio"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
