@@ -8,7 +8,7 @@
 //! be known: our own broker says so, on another one it is always made. A subscriber who asks the API for what he has not
 //! seen once his subscription is confirmed has everything: what was left out for want of a listener was stored before.
 
-mod echo;
+pub(super) mod echo;
 mod lag;
 
 use std::collections::BTreeSet;

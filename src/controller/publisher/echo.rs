@@ -1,5 +1,6 @@
 //! Whether the bus has all that was published over a connection: a message to oneself comes back behind it. (async-nats's
-//! `flush` only says that the socket has it.) Used by the publisher.
+//! `flush` only says that the socket has it.) Used by the publisher, and by the service, whose subscriptions must be there before
+//! anybody is told that it answers.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::model::error::{ApiError, ErrorCode};
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// An own subject, below the own inbox, where no right beyond those that answers need is asked for. Made anew after an error.
-pub(super) struct Echo {
+pub(in crate::controller) struct Echo {
     bus: Bus,
     subject: String,
     echoes: Subscriber,
@@ -28,7 +29,7 @@ impl Echo {
     ///
     /// # Errors
     /// When the bus takes no subscription.
-    pub(super) async fn over(bus: &Bus) -> Result<Self, ApiError> {
+    pub(in crate::controller) async fn over(bus: &Bus) -> Result<Self, ApiError> {
         let (subject, disturbances) = (bus.raw().new_inbox(), bus.disturbances());
         let echoes = bus.subscribe(&subject).await?;
         Ok(Self { bus: bus.clone(), subject, echoes, disturbances, sent: 0 })
@@ -38,7 +39,7 @@ impl Echo {
     ///
     /// # Errors
     /// [`ErrorCode::Timeout`] and [`ErrorCode::Unavailable`]: then some of it may be lost.
-    pub(super) async fn heard(&mut self) -> Result<(), ApiError> {
+    pub(in crate::controller) async fn heard(&mut self) -> Result<(), ApiError> {
         self.sent += 1;
         let number = self.sent.to_be_bytes();
         self.bus.publish(self.subject.clone(), None, Bytes::copy_from_slice(&number)).await?;
