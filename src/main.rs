@@ -32,7 +32,7 @@ fn main() -> ExitCode {
             let result = match arguments.is_traced() {
                 true => {
                     let span = tracing::info_span!(target: trace::TARGET, "orchard", otel.name = arguments.name());
-                    runtime.block_on(trace::run(span, trace::of_environment(), cli::run(arguments)))
+                    runtime.block_on(trace::run_apart(span, trace::of_environment(), cli::run(arguments)))
                 }
                 false => runtime.block_on(cli::run(arguments)),
             };

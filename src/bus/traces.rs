@@ -5,7 +5,7 @@ use async_nats::HeaderMap;
 use crate::model::VmUid;
 use crate::trace::TraceParent;
 
-/// The header; its values are those of [`line`].
+/// The header; its values are those of [`fn@line`].
 pub const TRACES: &str = "Orchard-Traces";
 /// Read of one message.
 const MOST: usize = 256;

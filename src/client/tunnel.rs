@@ -205,7 +205,7 @@ impl Dialer {
 
     /// Ends all streams, which must have been dropped, and tells the relay, which would otherwise hold them until it has heard
     /// nothing for a while. What was sent before a `shutdown` is still delivered, but nobody is waited for any longer than
-    /// [`GOODBYE`].
+    /// two seconds.
     pub async fn close(&self) {
         self.sessions.close();
         let _ = timeout(GOODBYE, self.sessions.wait()).await;

@@ -66,6 +66,17 @@ pub async fn run<T>(span: Span, parent: Option<TraceParent>, work: impl Future<O
     }
 }
 
+/// The same for a whole process: its tasks are no part of `span`, which has ended when this returns. Those that are stopped then
+/// may live on for a moment, and would keep it from being exported.
+pub async fn run_apart<T>(span: Span, parent: Option<TraceParent>, work: impl Future<Output = T>) -> T {
+    let done = match begin(&span, parent) {
+        Some(here) => CARRIED.scope(here, work).await,
+        None => work.await,
+    };
+    drop(span);
+    done
+}
+
 /// Makes `span` a part of the trace that `parent` belongs to, and yields what is to be handed on.
 pub fn begin(span: &Span, parent: Option<TraceParent>) -> Option<TraceParent> {
     if !exports() {

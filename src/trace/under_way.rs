@@ -67,8 +67,10 @@ mod tests {
         let parent = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
         let under_way = UnderWay::default();
         assert!(under_way.is_empty());
-        (0..2 * MOST).for_each(|key| under_way.note(key, parent));
-        assert_eq!((under_way.of(&0), under_way.of(&MOST)), (Some(parent), None));
-        assert_eq!((under_way.take(&0), under_way.take(&0)), (Some(parent), None));
+        let last = 2 * MOST;
+        (0..=last).for_each(|key| under_way.note(key, parent));
+        assert!(under_way.all().len() <= MOST);
+        assert_eq!((under_way.of(&0), under_way.of(&last)), (None, Some(parent)));
+        assert_eq!((under_way.take(&last), under_way.take(&last)), (Some(parent), None));
     }
 }

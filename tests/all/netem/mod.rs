@@ -44,6 +44,8 @@ impl World {
         let server = processes::worker(&access, &access.url, &dir.path().join("w"), "synthetic", &prefix).await;
         let world = Self { access, dir, _controller: controller, _worker: server, address, worker, client };
         succeed(world.cli(&["create", "vm", "far-vm", "--image", "any", "--wait"])).await;
+        // The worker's data path comes up beside its work.
+        wait::until("the VM to be reached", LIMIT, || async { world.open().try_round_trip().await.map(drop) }).await;
         world
     }
 
