@@ -43,7 +43,9 @@ StandardOutput=file:/shared/log
 StandardError=inherit
 ExecStopPost=/bin/sh -c 'echo "$EXIT_STATUS" >/shared/status; systemctl exit --force'
 U
-printf '%s' "${ORCHARD_QEMU_ACCEL:-}" >"$MACHINE/shared/accel"
+# Which hypervisor has the KVM here cannot be seen from within: that machine's /sys has no modules.
+accel=''; [ ! -e /sys/module/kvm_pvm ] || accel=tcg
+printf '%s' "${ORCHARD_QEMU_ACCEL:-$accel}" >"$MACHINE/shared/accel"
 [ ! -c /dev/kvm ] || : >"$MACHINE/shared/kvm"
 # The unified hierarchy, as on every system of today: with the older one DeviceAllow would not be heeded in a container.
 SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout --foreground -k 5 $LIMIT \
