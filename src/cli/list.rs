@@ -6,7 +6,6 @@ use super::client::Client;
 use super::output::{self, OutputArgs, Table};
 use super::watch::{self, WatchArgs};
 use super::{accounts, bootstrap, exec_session, images, rows};
-use crate::bus::message::ListWorkers;
 use crate::bus::strays::{ListStrays, StrayView};
 use crate::model::vm::Vm;
 use crate::model::worker::WorkerView;
@@ -114,7 +113,7 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
         }
         List::Workers(ListArgs { output, watch: WatchArgs { watch: true } }) => watch::workers(client, output).await?,
         List::Workers(ListArgs { output, .. }) => {
-            let workers = all_workers(client).await?;
+            let workers = client.workers().await?;
             let name = |worker: &WorkerView| worker.worker.info.name.to_string();
             output.items(&workers, name, |workers, wide| rows::worker::list(workers, now, wide))?;
         }
@@ -141,20 +140,6 @@ impl List {
     /// Whether it goes on until it is ended.
     pub(super) fn watches(&self) -> bool {
         matches!(self, List::Vms(list) | List::Workers(list) if list.watch.watch)
-    }
-}
-
-/// All workers, page by page.
-pub(super) async fn all_workers(client: &Client) -> anyhow::Result<Vec<WorkerView>> {
-    let mut all: Vec<WorkerView> = Vec::new();
-    loop {
-        let after = all.last().map(|view| view.worker.info.name.clone());
-        let page = client.call(&ListWorkers { after, limit: 0 }).await?;
-        let more = page.more && !page.workers.is_empty();
-        all.extend(page.workers);
-        if !more {
-            return Ok(all);
-        }
     }
 }
 

@@ -16,7 +16,6 @@ use tokio::time::Instant;
 use self::changes::{Change, Known};
 use self::drawing::Drawing;
 use super::client::Client;
-use super::list::all_workers;
 use super::output::{self, Format, OutputArgs, OutputError, Screen, Table};
 use super::rows;
 use crate::bus::subject;
@@ -98,7 +97,7 @@ pub(super) async fn vms(client: &Client, output: OutputArgs) -> anyhow::Result<(
 
 /// The same with all workers, which change with their VMs.
 pub(super) async fn workers(client: &Client, output: OutputArgs) -> anyhow::Result<()> {
-    let list = async || all_workers(client).await;
+    let list = async || Ok(client.workers().await?);
     client.until_refused(watch(client, output, &["worker", "vm"], list)).await
 }
 

@@ -1,4 +1,4 @@
-//! VMs: the verbs that most programs use, as methods of [`Client`].
+//! VMs, and the workers that run them: the verbs that most programs use, as methods of [`Client`].
 
 use std::time::Duration;
 
@@ -6,10 +6,11 @@ use tokio::time::Instant;
 
 use super::{Client, is_passing};
 use crate::bus::life::{SpecChange, UpdateVm};
-use crate::bus::message::{CreateVm, DeleteVm, GetVm, ListVms};
+use crate::bus::message::{CreateVm, DeleteVm, GetVm, ListVms, ListWorkers};
 use crate::model::VmName;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::vm::{Vm, VmSpec};
+use crate::model::worker::WorkerView;
 
 /// For how long a create is tried again whose answer does not come.
 const CREATE_WITHIN: Duration = Duration::from_secs(60);
@@ -47,6 +48,23 @@ impl Client {
             let page = self.call(&ListVms { after, limit: 0 }).await?;
             let more = page.more && !page.vms.is_empty();
             all.extend(page.vms);
+            if !more {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// All workers, likewise.
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    pub async fn workers(&self) -> Result<Vec<WorkerView>, ApiError> {
+        let mut all: Vec<WorkerView> = Vec::new();
+        loop {
+            let after = all.last().map(|view| view.worker.info.name.clone());
+            let page = self.call(&ListWorkers { after, limit: 0 }).await?;
+            let more = page.more && !page.workers.is_empty();
+            all.extend(page.workers);
             if !more {
                 return Ok(all);
             }

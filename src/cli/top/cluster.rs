@@ -10,13 +10,12 @@ use tokio::time::{sleep, timeout};
 
 use super::state::{Event, Notice, Snapshot};
 use super::text::Ticket;
-use crate::bus::message::{GetInfo, ListWorkers};
+use crate::bus::message::GetInfo;
 use crate::cli::connect::Place;
 use crate::client::events::{EventsError, Told};
 use crate::client::{Client, is_passing};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::event::{EventFilter, EventNumber, EventType};
-use crate::model::worker::WorkerView;
 use crate::model::{VmName, VmUid};
 use crate::task::{self, Task};
 
@@ -121,21 +120,8 @@ impl Cluster {
 }
 
 async fn snapshot(client: &Client) -> Result<Snapshot, ApiError> {
-    let (vms, workers) = tokio::try_join!(client.vms(), workers(client))?;
+    let (vms, workers) = tokio::try_join!(client.vms(), client.workers())?;
     Ok(Snapshot { vms, workers })
-}
-
-async fn workers(client: &Client) -> Result<Vec<WorkerView>, ApiError> {
-    let mut all: Vec<WorkerView> = Vec::new();
-    loop {
-        let after = all.last().map(|view| view.worker.info.name.clone());
-        let page = client.call(&ListWorkers { after, limit: 0 }).await?;
-        let more = page.more && !page.workers.is_empty();
-        all.extend(page.workers);
-        if !more {
-            return Ok(all);
-        }
-    }
 }
 
 /// Brings the last events and those that happen, for ever, or until that is refused.
