@@ -220,6 +220,6 @@ async fn bulk_does_not_starve_typing_on_the_same_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_priorities_bulk_does_starve_typing() {
     let mut crowd = Crowd::with(Turns::Equal).await;
-    // One of few is enough: a machine that is too busy to fill the link makes them fewer, never more by so much.
-    holds(&mut crowd, 5, |came| came[4] > BOUND).await;
+    // The upper quartile: fewer bytes come while a busy machine does not let the copies run.
+    holds(&mut crowd, 5, |came| came[3] > BOUND).await;
 }
