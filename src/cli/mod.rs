@@ -19,6 +19,7 @@ mod events;
 mod exec;
 mod exec_session;
 mod field;
+mod files;
 mod follow;
 mod forward;
 mod get;
