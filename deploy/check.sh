@@ -188,7 +188,7 @@ image() {
 
 # composed ARGUMENTS…: compose, with what compose.yaml wants to know
 composed() {
-  env PUBLIC_HOST=ctl.example.com BUS_PASSWORD=for-the-check ADMIN_TOKEN=for-the-check-too TLS_DIR="$WORK/tls" BUS_CA=/etc/orchard/tls/ca.pem \
+  env PUBLIC_HOST=ctl.example.com BUS_PASSWORD=for-the-check ADMIN_TOKEN=for-the-check-too TLS_DIR="$WORK/tls" BUS_CA_FILE="$WORK/ca.pem" \
     BUS_PORT=127.0.0.1: TUNNEL_PORT=127.0.0.1: ORCHARD_IMAGE="$IMAGE" NATS_IMAGE="${NATS_IMAGE:-}" \
     "${COMPOSE[@]}" --project-name "$PROJECT" --file deploy/compose.yaml "$@"
 }
@@ -206,27 +206,32 @@ compose() {
   if ! fetch_nats || ! NATS_IMAGE=$(nats_image); then note "the file is sound; nats-server cannot be had to run it with"; return 3; fi
   certificates || return 1
   composed up --detach >"$WORK/compose" 2>&1 || { tail -n 20 "$WORK/compose" >&2; return 1; }
-  local address
+  local address seen
+  # The certificate's key is the NATS server's alone.
+  seen=$(docker inspect --format '{{range .Mounts}}{{println .Source}}{{end}}' "$(composed ps --quiet controller)") || return 1
+  case $seen in *"$WORK/tls"*) warn "the controller sees the folder with the private key"; return 1 ;; *"$WORK/ca.pem"*) ;; *) warn "no CA: $seen"; return 1 ;; esac
   address=$(composed port nats 4222) || return 1
   # shellcheck disable=SC2317 # called by wait_until
   beside() {
-    env ORCHARD_HOME="$WORK/home" SSL_CERT_FILE="$WORK/tls/ca.pem" ORCHARD_URL="tls://localhost:${address##*:}" \
+    env ORCHARD_HOME="$WORK/home" SSL_CERT_FILE="$WORK/ca.pem" ORCHARD_URL="tls://localhost:${address##*:}" \
       ORCHARD_SERVICE_ACCOUNT_NAME=bootstrap-admin ORCHARD_SERVICE_ACCOUNT_TOKEN=for-the-check-too "$ORCHARD" list workers
   }
   wait_until 60 beside || { composed logs --no-color >&2; return 1; }
   composed down --volumes >/dev/null 2>&1 || return 1
   PROJECT=''
 }
-# certificates: WORK/tls as compose.yaml wants it, of a CA that nobody knows
+# certificates: WORK/tls and WORK/ca.pem as compose.yaml wants them, of a CA that nobody knows
 certificates() {
   mkdir -p "$WORK/tls"
   (
-    cd "$WORK/tls"
+    cd "$WORK"
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=check -keyout ca.key -out ca.pem
-    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=ctl.example.com -keyout key.pem -out request.pem
-    openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out cert.pem \
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=ctl.example.com -keyout tls/key.pem -out request.pem
+    openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out tls/cert.pem \
       -extfile <(echo 'subjectAltName=DNS:ctl.example.com,DNS:localhost')
-    chmod 644 key.pem ca.pem cert.pem
+    chmod 644 ca.pem tls/cert.pem
+    # As compose.yaml says where this is root; elsewhere the container's root is another user, and cannot read what is closed.
+    if [ "$(id -u)" = 0 ]; then chmod 600 tls/key.pem; else chmod 644 tls/key.pem; fi
   ) >"$WORK/openssl" 2>&1 || { cat "$WORK/openssl" >&2; return 1; }
   chmod 755 "$WORK" "$WORK/tls" # read by the users of the containers
 }
