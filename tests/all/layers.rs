@@ -105,6 +105,7 @@ const PURE: &[&str] = &[
     "config/join.rs",
     "bus/refusal.rs",
     "client/order.rs",
+    "cli/completion/line.rs",
     "cli/cp/place.rs",
     "cli/cp/scripts.rs",
     "cli/field.rs",
