@@ -222,13 +222,15 @@ mod tests {
     #[test]
     fn every_argument_that_takes_a_name_of_something_that_is_there_has_names_to_choose_from() {
         /// What is made here or runs here is named by its user.
-        const NEW: [(&str, &str); 5] = [
+        const NEW: [(&str, &str); 6] = [
             ("create vm", "name"),
             ("create service-account", "name"),
             ("context create", "name"),
             ("worker run", "name"),
             // The context is not there yet, and so nobody who could be asked.
             ("context create", "service_account_name"),
+            // Nobody writes it: `orchard ssh-config` does.
+            ("proxy vm", "copy"),
         ];
         const NAMES: [&str; 8] =
             ["NAME", "NAME[/FIELD]", "WORKER", "ID", "UID/ATTEMPT", "SESSION", "POLICY", "PROFILE"];
