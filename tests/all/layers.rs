@@ -109,6 +109,7 @@ const PURE: &[&str] = &[
     "cli/cp/place.rs",
     "cli/cp/scripts.rs",
     "cli/field.rs",
+    "cli/hints.rs",
     "cli/output/table.rs",
     "cli/pairs.rs",
     "cli/rows",
