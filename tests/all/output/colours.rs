@@ -5,7 +5,7 @@ use std::sync::Arc;
 use orchard::worker::runtime::synthetic::Synthetic;
 
 use crate::contexts::in_terminal;
-use crate::harness::Cluster;
+use crate::harness::{Cluster, succeed};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn states_have_colours_on_a_terminal_unless_somebody_wants_none() {
@@ -25,6 +25,9 @@ async fn states_have_colours_on_a_terminal_unless_somebody_wants_none() {
         let plain = shown(variables).await;
         assert!(plain.contains("running") && !plain.contains('\u{1b}'), "{variables:?}: {plain:?}");
     }
-    // A pipe gets none in any case.
+    // A pipe gets none, unless somebody insists.
     assert!(!cluster.run(&["list", "vms"]).await.contains('\u{1b}'));
+    let mut forced = cluster.cli(&["list", "vms"]);
+    forced.env("CLICOLOR_FORCE", "1").env_remove("NO_COLOR");
+    assert!(succeed(forced).await.contains("\u{1b}[32mrunning\u{1b}[0m"));
 }
