@@ -6,6 +6,8 @@ mod errors;
 mod forms;
 mod golden;
 mod help;
+mod literals;
+mod vain;
 mod versions;
 mod watch;
 mod wrong_use;
