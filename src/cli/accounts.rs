@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::files::Explain as _;
-use super::output::{self, DataArgs, OutputArgs, Table};
+use super::output::{self, Format, OutputArgs, Table};
 use super::power::{self, UpdateVmArgs};
 use super::rows::or_none;
 use super::{pairs, prompt};
@@ -16,6 +16,7 @@ use crate::bus::access::{CreateAccount, Expiry, ListAccounts, NewToken, RotateAc
 use crate::config::duration;
 use crate::model::access::Role;
 use crate::model::account::AccountView;
+use crate::model::secret::Secret;
 use crate::model::ssh_key::{SshKey, SshKeyError};
 use crate::model::{AccountName, Clock, Timestamp};
 
@@ -25,6 +26,8 @@ Examples:
   orchard create service-account ci --roles compute:write > token
   orchard create service-account dashboard --roles compute:read,admin:read --ttl 30d
   orchard create service-account ann --roles compute:read --roles compute:connect
+
+Standard output gets the token and nothing else; -q leaves out what is told beside on standard error.
 
 Roles: compute:read sees VMs, workers and events; compute:write creates and deletes VMs and connects
 into them; compute:connect only connects; admin:read sees accounts, bootstrap tokens and the audit
@@ -40,13 +43,16 @@ pub(super) struct CreateAccountArgs {
     #[arg(long, value_name = "DURATION", value_parser = life)]
     ttl: Option<Duration>,
     /// Read its token from standard input in place of having one made
-    #[arg(long)]
+    #[arg(long, conflicts_with = "token")]
     token_stdin: bool,
+    /// Its token, of 32 characters or more; others on this machine can see what stands on a command line
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    token: Option<String>,
     /// Public key file with which it may log in to the SSH jump host, beside its token; may be given several times
     #[arg(long, value_name = "FILE", value_parser = public_key)]
     ssh_key: Vec<SshKey>,
     #[command(flatten)]
-    output: DataArgs,
+    output: OutputArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,12 +103,16 @@ pub(super) struct UpdateArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum Rotate {
     /// Give a service account a new token and print it; the old one is refused at once
-    #[command(after_help = "Example:\n  orchard rotate service-account ci > token")]
+    #[command(after_help = "\
+Example:
+  orchard rotate service-account ci > token
+
+Standard output gets the token and nothing else; -q leaves out what is told beside on standard error.")]
     ServiceAccount {
         /// The account's name
         name: AccountName,
         #[command(flatten)]
-        output: DataArgs,
+        output: OutputArgs,
     },
 }
 
@@ -117,9 +127,10 @@ pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
     arguments: CreateAccountArgs,
     connect: impl FnOnce() -> F,
 ) -> anyhow::Result<()> {
-    let token = match arguments.token_stdin {
-        true => Some(prompt::secret_from_stdin().await.context("cannot read the token from standard input")?),
-        false => None,
+    let token = match (arguments.token, arguments.token_stdin) {
+        (Some(token), _) => Some(Secret::new(token)),
+        (None, true) => Some(prompt::secret_from_stdin().await.context("cannot read the token from standard input")?),
+        (None, false) => None,
     };
     let chosen = token.is_some();
     let request = CreateAccount {
@@ -133,14 +144,18 @@ pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
     let outside = client.is_bus_outside().await;
     let made =
         client.call(&request).await.with_context(|| format!("cannot create service account {}", request.name))?;
-    eprintln!("service account {} is created with {}", made.account.name, made.account.roles);
+    if arguments.output.format() != Format::Name {
+        eprintln!("service account {} is created with {}", made.account.name, made.account.roles);
+    }
     let todo =
         format!("make a user {} there, with this token as its password and the rights of its roles", request.name);
     client.note_outside(outside, &todo);
-    if chosen && !arguments.output.format().is_data() {
-        return Ok(()); // whoever chose it has it
+    match arguments.output.format() {
+        // Whoever chose it has it.
+        Format::Table | Format::Wide if chosen => Ok(()),
+        Format::Name if chosen => Ok(output::line(request.name.as_str())?),
+        _ => show_token(&made, arguments.output),
     }
-    show_token(&made, arguments.output)
 }
 
 pub(super) async fn update(command: Update, client: &Client) -> anyhow::Result<()> {
@@ -190,11 +205,13 @@ pub(super) async fn rotate(command: Rotate, client: &Client) -> anyhow::Result<(
     Ok(())
 }
 
-fn show_token(made: &NewToken, output: DataArgs) -> anyhow::Result<()> {
-    if output.format().is_data() {
-        return Ok(output.format().data(made)?);
+/// With `-q` the token, and nothing else, stands in the place of the name: it is what would be lost.
+fn show_token(made: &NewToken, output: OutputArgs) -> anyhow::Result<()> {
+    match output.format() {
+        format if format.is_data() => return Ok(format.data(made)?),
+        Format::Name => {}
+        _ => eprintln!("its token is shown this once; only its hash is kept:"),
     }
-    eprintln!("its token is shown this once; only its hash is kept:");
     Ok(output::line(made.token.expose())?)
 }
 

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::client::Client;
-use super::output::{self, DataArgs, Table};
+use super::output::{self, Format, OutputArgs, Table};
 use crate::bus::access::{CreateJoinToken, ListJoinTokens, MAX_JOIN_TTL_S, MAX_JOIN_USES, NewJoinToken};
 use crate::config::address::{self, normalise_bus_url};
 use crate::config::duration;
@@ -29,7 +29,8 @@ Examples:
   orchard get bootstrap-token --ttl 1h --uses 20 > token   # for a row of machines
   orchard get bootstrap-token --worker mini-1              # for a worker that lost its key
 
-The token is a secret: until it ends or is used up, whoever has it can join as a worker.
+The token is a secret: until it ends or is used up, whoever has it can join as a worker. Standard output gets
+it and nothing else; -q leaves out what is told beside on standard error, but for warnings.
 `orchard list bootstrap-tokens` shows those there are, `orchard delete bootstrap-token` takes one back.")]
 pub(super) struct BootstrapTokenArgs {
     /// How long it is good, such as 30m, 24h or 7d; at most 366d
@@ -45,7 +46,7 @@ pub(super) struct BootstrapTokenArgs {
     #[arg(long, value_name = "URL", value_parser = normalise_bus_url)]
     url: Option<String>,
     #[command(flatten)]
-    output: DataArgs,
+    output: OutputArgs,
 }
 
 /// A token that was made, for programs.
@@ -59,6 +60,7 @@ struct Made {
     url: String,
     expires_at: Timestamp,
     uses: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<WorkerName>,
 }
 
@@ -82,19 +84,15 @@ pub(super) async fn run(arguments: BootstrapTokenArgs, client: &Client) -> anyho
         eprintln!("WARNING: {url} means plain text: the join secret can be read on its way");
     }
     let id = made.id.parse().map_err(|error| anyhow::anyhow!("the controller's answer has no usable id: {error}"))?;
-    if !chosen {
+    let told = output.format() != Format::Name;
+    if told && !chosen {
         eprintln!("it leads workers to {url}; --url gives them another address");
     }
     let token = BootstrapToken { url, fingerprint, id, secret: made.secret };
-    eprintln!(
-        "bootstrap token {} is good until {} for {}",
-        token.id,
-        made.expires_at,
-        match request.uses {
-            1 => "one machine".to_owned(),
-            uses => format!("{uses} machines"),
-        }
-    );
+    if told {
+        let machines = if request.uses == 1 { "one machine".to_owned() } else { format!("{} machines", request.uses) };
+        eprintln!("bootstrap token {} is good until {} for {machines}", token.id, made.expires_at);
+    }
     if output.format().is_data() {
         let CreateJoinToken { uses, worker, .. } = request;
         let text = token.to_text();

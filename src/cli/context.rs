@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::client::Client;
+use super::delete::Deleted;
 use super::output::{self, OutputArgs, Table};
 use super::{Interrupted, UsageError, prompt};
 use crate::bus::message::GetInfo;
@@ -42,12 +43,16 @@ controller prints when it starts, and asked about. Without a terminal, give it w
     Default {
         /// The context's name
         name: String,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Forget a saved context; its account goes on to exist
     #[command(after_help = "Example:\n  orchard context delete work")]
     Delete {
         /// The context's name
         name: String,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
@@ -77,6 +82,8 @@ pub(super) struct CreateArgs {
     /// Replace a context of the same name
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub(super) async fn run(command: ContextCommand, home: Home) -> anyhow::Result<()> {
@@ -84,8 +91,14 @@ pub(super) async fn run(command: ContextCommand, home: Home) -> anyhow::Result<(
     match command {
         ContextCommand::Create(arguments) => create(arguments, &file).await,
         ContextCommand::List { output } => list(&file.load()?, output),
-        ContextCommand::Default { name } => Ok(file.try_update(|all| all.set_default(&name))?),
-        ContextCommand::Delete { name } => {
+        ContextCommand::Default { name, output } => {
+            file.try_update(|all| all.set_default(&name))?;
+            let saved = file.load()?;
+            tell(&saved, &name, output, |context| {
+                format!("context {name}, which leads to {}, is the default", context.url)
+            })
+        }
+        ContextCommand::Delete { name, output } => {
             let mut default = None;
             let removed = file.try_update(|all| {
                 all.remove(&name)?;
@@ -101,12 +114,21 @@ pub(super) async fn run(command: ContextCommand, home: Home) -> anyhow::Result<(
                 }
                 other => other.into(),
             })?;
-            if default.is_none() {
-                eprintln!("no context is the default now; `orchard context default NAME` chooses one");
-            }
-            Ok(())
+            let text = || match default {
+                Some(_) => format!("context {name} is forgotten"),
+                None => format!(
+                    "context {name} is forgotten; none is the default now, and `orchard context default NAME` chooses one"
+                ),
+            };
+            Ok(output.done(&Deleted { name: name.clone(), deleted: true }, |_| name.clone(), text)?)
         }
     }
+}
+
+/// Tells what became of a context, which is saved now.
+fn tell(saved: &Contexts, name: &str, output: OutputArgs, text: impl FnOnce(&Listed) -> String) -> anyhow::Result<()> {
+    let Some(context) = listed(saved).into_iter().find(|context| context.name == name) else { return Ok(()) };
+    Ok(output.done(&context, |context| output::clean(&context.name), || text(&context))?)
 }
 
 async fn create(arguments: CreateArgs, file: &ContextFile) -> anyhow::Result<()> {
@@ -153,21 +175,17 @@ async fn create(arguments: CreateArgs, file: &ContextFile) -> anyhow::Result<()>
     let info =
         client.call(&GetInfo {}).await.context("nothing is saved: the login is good, but no controller answers")?;
     let (name, url) = (&arguments.name, context.url.clone());
-    let mut is_default = false;
     file.try_update(|all| {
         match arguments.force {
             true => all.put(name, context, false),
             false => all.add(name, context)?,
         }
-        is_default = all.default.as_deref() == Some(name);
         Ok(())
     })?;
-    eprintln!(
-        "context {name} leads to {url} (orchard {version}){default}",
-        version = output::clean(&info.version),
-        default = if is_default { ", and is the default" } else { "; --context names it" }
-    );
-    Ok(())
+    tell(&file.load()?, name, arguments.output, |saved| {
+        let default = if saved.default { ", and is the default" } else { "; --context names it" };
+        format!("context {name} leads to {url} (orchard {}){default}", output::clean(&info.version))
+    })
 }
 
 /// Settles which certificate is trusted at `url`; none = one that a public CA vouches for, or none at all in plain text.
@@ -252,12 +270,14 @@ struct Listed {
     name: String,
     url: String,
     default: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
     service_account_name: Option<AccountName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     fingerprint: Option<Fingerprint>,
 }
 
 fn list(contexts: &Contexts, output: OutputArgs) -> anyhow::Result<()> {
-    Ok(output.items(&listed(contexts), |context| output::clean(&context.name), table)?)
+    Ok(output.items(&listed(contexts), |context| output::clean(&context.name), |contexts, _| table(contexts))?)
 }
 
 fn listed(contexts: &Contexts) -> Vec<Listed> {
@@ -271,13 +291,12 @@ fn listed(contexts: &Contexts) -> Vec<Listed> {
     contexts.contexts.iter().map(one).collect()
 }
 
-fn table(contexts: &[Listed], wide: bool) -> Table {
+fn table(contexts: &[Listed]) -> Table {
     let mut table = Table::with_titles(["Name", "URL", "Default", "Service account", "Trusts"]);
     for context in contexts {
         let url = normalise_bus_url(&context.url).unwrap_or_else(|_| context.url.clone());
         let trusts = match context.fingerprint {
-            Some(fingerprint) if wide => fingerprint.to_string(),
-            Some(fingerprint) => format!("{}…", fingerprint.to_string().chars().take(16).collect::<String>()),
+            Some(fingerprint) => fingerprint.to_string(),
             None if address::is_plain(&url) => "anybody (plain text)".to_owned(),
             None => "public CAs".to_owned(),
         };
@@ -309,9 +328,10 @@ mod tests {
         all.put("a", context("ctl", Some(Fingerprint::of(b"abc"))), false);
         all.put("b", context("nats://127.0.0.1:1", None), false);
         all.put("c", context("tls://ctl.example:4222", None), false);
-        let text = table(&listed(&all), false).text(output::Screen::PLAIN);
+        let text = table(&listed(&all)).text(output::Screen::PLAIN);
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[1], "a     tls://ctl:4222          *        ann              ba7816bf8f01cfea…");
+        let all_of_it = Fingerprint::of(b"abc").to_string();
+        assert_eq!(lines[1], format!("a     tls://ctl:4222          *        ann              {all_of_it}"));
         assert!(lines[2].ends_with("anybody (plain text)") && lines[3].ends_with("public CAs"), "{text}");
         assert!(!text.contains("hunter2"));
     }

@@ -79,7 +79,8 @@ pub(super) struct CreateVmArgs {
     #[arg(long, value_name = "INTERFACE")]
     net_bridged: Option<String>,
     /// Isolate the guest's network with Softnet (Tart)
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, hide_default_value = true, hide_possible_values = true, action = clap::ArgAction::Set)]
     net_softnet: bool,
     /// Networks that it may reach all the same; turns Softnet on
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
@@ -88,10 +89,12 @@ pub(super) struct CreateVmArgs {
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     net_softnet_block: Vec<String>,
     /// The guest can run VMs itself (Tart, and QEMU with KVM, on hosts that can)
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, hide_default_value = true, hide_possible_values = true, action = clap::ArgAction::Set)]
     nested: bool,
     /// Give the guest a serial number of its own (Tart, QEMU)
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, hide_default_value = true, hide_possible_values = true, action = clap::ArgAction::Set)]
     random_serial: bool,
     /// Guest user for SSH; of images with cloud-init QEMU has it made, with that password and sudo [default: admin]
     #[arg(long, allow_hyphen_values = true)]
@@ -139,7 +142,8 @@ pub(super) struct CreateVmArgs {
     #[arg(long, value_name = "WHAT", default_value = "keep", value_parser = pairs::one_of::<OnUnseen>)]
     on_unseen: OnUnseen,
     /// The VM can be suspended (not with host directories in QEMU)
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, hide_default_value = true, hide_possible_values = true, action = clap::ArgAction::Set)]
     suspendable: bool,
     /// Name of this request: asked again with the same one, the answer is the VM that is there already, and not a second
     /// one or an error [default: a random one, for the retries of this command alone]
@@ -340,6 +344,19 @@ mod tests {
         let spec = parse(&[]).unwrap().spec;
         assert_eq!(spec, VmSpec { image: "/i.qcow2".into(), headless: true, ..VmSpec::default() });
         assert!(!parse(&["--headless=false"]).unwrap().spec.headless);
+    }
+
+    #[test]
+    fn switches_can_be_said_with_what_they_are_to_be() {
+        let of = |arguments: &[&str]| {
+            let spec = parse(arguments).unwrap().spec;
+            [spec.net_softnet, spec.nested, spec.random_serial, spec.suspendable]
+        };
+        assert_eq!(of(&["--net-softnet", "--nested", "--random-serial", "--suspendable"]), [true; 4]);
+        let said = ["--net-softnet=true", "--nested=false", "--random-serial=true", "--suspendable=false"];
+        assert_eq!(of(&said), [true, false, true, false]);
+        assert_eq!(of(&[]), [false; 4]);
+        assert!(parse(&["--nested=perhaps"]).is_err());
     }
 
     #[test]

@@ -90,12 +90,15 @@ Examples:
     },
 }
 
+/// What stray copies are called.
+const STRAY: &str = "stray copy";
+
 /// What became of one thing that was to be deleted, for programs.
 #[derive(Debug, Serialize)]
-struct Deleted {
-    name: String,
+pub(super) struct Deleted {
+    pub(super) name: String,
     /// Not, if there was none, or it could not be.
-    deleted: bool,
+    pub(super) deleted: bool,
 }
 
 /// Deletes each, and goes on to the next when one fails.
@@ -120,7 +123,7 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
             let delete =
                 async |copy: &Shown| client.call(&DeleteStray { name: worker.clone(), copy: copy.0 }).await.map(drop);
             let copies: Vec<Shown> = copies.into_iter().map(Shown).collect();
-            each("stray copy", &copies, false, output, delete).await
+            each(STRAY, &copies, false, output, delete).await
         }
         Delete::ServiceAccount { names, ignore_missing, output } => {
             let outside = client.is_bus_outside().await;
@@ -180,7 +183,12 @@ async fn each<N: std::fmt::Display>(
         all.push(Deleted { name: name.to_string(), deleted: done.is_ok() });
         match done {
             Err(error) if !(ignore_missing && error.code == ErrorCode::NotFound) => {
-                failures.push(anyhow::Error::new(error).context(format!("cannot delete {what} {name}")));
+                // Of stray copies, which have no such option, it would be no advice.
+                let hint = match error.code {
+                    ErrorCode::NotFound if what != STRAY => " (with --ignore-missing that is no failure)",
+                    _ => "",
+                };
+                failures.push(anyhow::anyhow!("cannot delete {what} {name}: {error}{hint}"));
             }
             _ => {}
         }

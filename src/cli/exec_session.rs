@@ -289,14 +289,20 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), data: &[u8]) -> std::io::Resu
 /// Prints the sessions of this account.
 pub(super) async fn list(command: ListExecs, client: &Client, now: Timestamp) -> anyhow::Result<()> {
     let ListExecs::Vm { name, output } = command;
-    let target = Target::find(client, Place::Vm(name)).await?;
+    let sessions = sessions(client, name).await?;
+    Ok(output.items(&sessions, |session| output::clean(&session.session), |all, _| table(all, now))?)
+}
+
+/// The account's sessions in a VM.
+pub(super) async fn sessions(client: &Client, vm: VmName) -> anyhow::Result<Vec<ExecView>> {
+    let target = Target::find(client, Place::Vm(vm)).await?;
     let listed = async |deadline| match ask(&mut open(&target, deadline).await?, &Asked::List {}).await? {
         Told::Sessions { sessions } => Ok(sessions),
         _ => Err(Failure::from(ApiError::new(ErrorCode::Internal, "the worker gave an answer that does not fit"))),
     };
     let sessions = target.until("tell its exec sessions", Duration::ZERO, listed).await;
     target.dialer.close().await;
-    Ok(output.items(&sessions?, |session| output::clean(&session.session), |all, _| table(all, now))?)
+    sessions
 }
 
 fn table(sessions: &[ExecView], now: Timestamp) -> Table {

@@ -54,6 +54,14 @@ pub(super) fn select<T: Serialize + JsonSchema>(item: &T, what: &str, path: &[St
     Ok(descend(&value, path, what).map_err(|error| super::UsageError(error.to_string()))?)
 }
 
+/// The fields of `T` that [`select`] knows.
+pub(super) fn names<T: JsonSchema>() -> Vec<String> {
+    let schema = SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>().to_value();
+    let fields = schema.get("properties").and_then(Value::as_object);
+    let names = fields.into_iter().flat_map(|fields| fields.keys().cloned());
+    names.filter(|name| !HIDDEN.contains(&name.as_str())).collect()
+}
+
 /// How a value is shown to people and scripts: text as it is, and JSON only what has parts.
 pub(super) fn plain(value: &Value) -> String {
     match value {
@@ -222,6 +230,17 @@ mod tests {
         assert_eq!(of(&vm, "status/x").unwrap_err(), "status is a plain value, and there is no x within it");
         let why = of(&vm, "conditions/2").unwrap_err();
         assert_eq!(why, "conditions is a list of 2, and there is no 2 in it; count from 0");
+    }
+
+    #[test]
+    fn every_field_that_is_told_of_is_there() {
+        let vm = vm("a", VmStatus::Pending);
+        let names = names::<Vm>();
+        assert!(names.len() > 30 && names.contains(&"status_message".to_owned()), "{names:?}");
+        assert!(!names.contains(&"password".to_owned()));
+        for name in names {
+            assert!(of(&vm, &name).is_ok(), "{name}");
+        }
     }
 
     #[test]

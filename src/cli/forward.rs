@@ -3,17 +3,23 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 use super::client::Client;
-use super::connect::{self, Dialer, End, Place, tell};
+use super::connect::{self, Dialer, End, Opened, Place, tell};
 use super::serve::signals::{Signals, Stop};
 use super::target::standing;
 use super::{Interrupted, listen, output};
-use crate::model::error::ErrorCode;
+use crate::config::duration;
+use crate::model::error::{ApiError, ErrorCode};
 use crate::model::{VmName, WorkerName};
+
+/// How soon a connection that waits is tried anew: what a user hardly notices after a boot.
+const AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PortForward {
@@ -23,6 +29,7 @@ Examples:
   orchard port-forward vm build-1 8080:80   127.0.0.1:8080 leads to port 80 of the VM
   orchard port-forward vm build-1 22        a free local port, printed, leads to port 22
   orchard port-forward vm build-1 8080:80 5432:5432
+  orchard port-forward vm --wait 60s build-1 8080:80   connections wait for a VM that is not running yet
   orchard port-forward vm build-1 0.0.0.0:8080:80   for other machines, too: whoever reaches this port gets in")]
     Vm(VmArgs),
     /// Reach TCP ports of a worker's own machine through ports of this one, with the role admin:write, until Ctrl-C
@@ -38,6 +45,9 @@ that runs with --no-host-access lets nobody in.")]
 
 #[derive(Debug, Args)]
 pub(super) struct VmArgs {
+    /// How long each connection waits for the VM to run
+    #[arg(long, short = 't', default_value = "0s", value_parser = duration::parse)]
+    wait: Duration,
     /// The VM's name
     name: VmName,
     /// The ports; without LOCAL or with 0, a free one is taken; without ADDR, only this machine gets in
@@ -47,6 +57,9 @@ pub(super) struct VmArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct WorkerArgs {
+    /// How long each connection waits for the machine to be within reach
+    #[arg(long, short = 't', default_value = "0s", value_parser = duration::parse)]
+    wait: Duration,
     /// The worker's name
     name: WorkerName,
     /// The ports; without LOCAL or with 0, a free one is taken; without ADDR, only this machine gets in
@@ -70,9 +83,9 @@ fn parse_ports(text: &str) -> Result<Ports, String> {
 }
 
 pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result<()> {
-    let (place, ports) = match command {
-        PortForward::Vm(VmArgs { name, ports }) => (Place::Vm(name), ports),
-        PortForward::Worker(WorkerArgs { name, ports }) => (Place::Worker(name), ports),
+    let (place, ports, wait) = match command {
+        PortForward::Vm(VmArgs { wait, name, ports }) => (Place::Vm(name), ports, wait),
+        PortForward::Worker(WorkerArgs { wait, name, ports }) => (Place::Worker(name), ports, wait),
     };
     let known = Arc::new(OnceLock::new());
     if let Place::Vm(name) = &place
@@ -104,7 +117,7 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
     for (listener, remote) in listeners {
         let target = format!("{}:{remote}", place.name());
         output::line(&format!("forwarding {} -> {target}", listener.local_addr()?))?;
-        forwards.push(forward(listener, dialer.clone(), place.clone(), remote, known.clone()));
+        forwards.push(forward(listener, dialer.clone(), place.clone(), remote, wait, known.clone()));
     }
     let ended = tokio::select! {
         never = listen::all(forwards) => match never {},
@@ -118,13 +131,14 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
     ended
 }
 
-/// Leads the connections that come to `listener` to a port of `place`, for ever. `first` is which one of that name it is, once
+/// Leads the connections that come to `listener` to a port of `place`, for ever; each waits for it as long as `wait`. `first` is which one of that name it is, once
 /// that is known. Dropping the future closes them all, but for what [`Dialer::close`] does.
 pub(super) async fn forward(
     listener: TcpListener,
     dialer: Dialer,
     place: Place,
     remote: u16,
+    wait: Duration,
     first: Arc<OnceLock<End>>,
 ) -> Infallible {
     let target = format!("{}:{remote}", place.name());
@@ -132,7 +146,7 @@ pub(super) async fn forward(
     let open = move |_| {
         let (dialer, place, first, shown) = (dialer.clone(), place.clone(), first.clone(), shown.clone());
         async move {
-            let opened = dialer.open(&place, remote).await.map_err(|error| error.to_string())?;
+            let opened = open_within(&dialer, &place, remote, wait).await.map_err(|error| error.to_string())?;
             if !opened.end.is(first.get_or_init(|| opened.end.clone())) {
                 tell(&format!("{shown}: this is a new one of the same name"));
             }
@@ -140,6 +154,24 @@ pub(super) async fn forward(
         }
     };
     listen::serve(listener, target, open).await
+}
+
+/// Opens a stream; while what is in the way may pass, again until `wait` is over.
+async fn open_within(dialer: &Dialer, place: &Place, remote: u16, wait: Duration) -> Result<Opened, ApiError> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let error = match dialer.open(place, remote).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A VM that does not run yet is a conflict with its state.
+        let passes = matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout | ErrorCode::Conflict);
+        if !passes || left.is_zero() {
+            return Err(error);
+        }
+        tokio::time::sleep(AGAIN.min(left)).await;
+    }
 }
 
 #[cfg(test)]

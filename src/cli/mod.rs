@@ -23,6 +23,7 @@ mod files;
 mod follow;
 mod forward;
 mod get;
+mod hints;
 mod host_keys;
 mod images;
 mod interrupt;
@@ -59,6 +60,12 @@ use crate::config::Home;
 use crate::trace;
 
 pub use self::completion::answer as answer_shell;
+
+/// What this process was asked for; ends it when that cannot be read, with what is wrong.
+pub fn parse() -> Arguments {
+    let words = || std::env::args_os().filter_map(|word| word.into_string().ok());
+    Arguments::try_parse().unwrap_or_else(|error| hints::with_hint(error, words()).exit())
+}
 
 /// The exit code of a command that failed.
 pub const FAILED: u8 = 1;

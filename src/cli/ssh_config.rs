@@ -157,8 +157,10 @@ mod tests {
         let way =
             Way { program: "/orchard".into(), home: None, context: None, known_hosts: "/h\"o/known_hosts".into() };
         let arguments = SshConfigArgs { names: Vec::new(), username: None, suffix: String::new() };
-        assert!(block(&vm("a", VmStatus::Running), &arguments, &way).is_err());
+        let refused = block(&vm("a", VmStatus::Running), &arguments, &way).unwrap_err().to_string();
+        assert!(refused.starts_with("ssh can not be told of"), "{refused}");
+        assert!(refused.ends_with(": it holds a quote, a backslash or is no text"), "{refused}");
         assert!(suffix("a b").is_err() && suffix("*").is_err() && suffix("").is_ok());
-        assert!(word(Path::new("/a\nb")).is_err());
+        assert!(word(Path::new("/a\nb")).unwrap_err().to_string().ends_with(": it is no text of one line"));
     }
 }

@@ -37,6 +37,7 @@ pub(super) struct VersionArgs {
 #[derive(Debug, Serialize)]
 struct Versions {
     version: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
     controller: Option<String>,
 }
 

@@ -136,6 +136,8 @@ async fn copies_that_nobody_knows_are_deleted_only_by_a_worker_that_is_told_to()
     assert_eq!(running(kept), 1);
     let found: Vec<CopyId> = kept.found().iter().map(|found| found.id).collect();
     assert_eq!((&strays[0]["worker"], found), (&Value::from("keeps"), vec![*kept_id]));
+    let shown = cluster.run(&["list", "strays", "-q"]).await;
+    crate::completion::offered_next(&cluster, &["delete", "stray", "keeps"], shown.trim()).await;
 }
 
 /// What runs in a folder ends with the test, however it ends.

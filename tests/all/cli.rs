@@ -319,6 +319,7 @@ fn a_file_of_contexts_that_cannot_be_used_is_named() {
     let path = user.contexts("contexts: [\n");
     let ran = user.run(&["list", "vms"]);
     assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("cannot find out which controller to use"), "{}", ran.stderr);
     assert!(ran.stderr.contains(path.to_str().unwrap()), "{}", ran.stderr);
     user.contexts("contexts:\n  home: {url: ctl}\n");
     let ran = user.run(&["list", "vms", "--context", "work"]);

@@ -11,14 +11,36 @@ use crate::harness::{Cluster, LIMIT, succeed};
 use crate::terminal::{Terminal, client};
 use crate::wait::until;
 
-/// What bash does when Tab is pressed behind the last word, without the terminal.
+/// What bash does when Tab is pressed at the end of a line, without the terminal: the line, and the words that bash makes of it.
 const TAB: &str = r#"
 source <(orchard completion bash) || exit 1
-[[ $(complete -p orchard) == *_clap_complete_orchard* ]] || exit 1
-COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_TYPE=9 COMP_LINE="$*"
-_clap_complete_orchard orchard "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+[[ $(complete -p orchard) == *_complete_orchard* ]] || exit 1
+COMP_LINE="$1" COMP_POINT=${#1} COMP_TYPE=9
+shift
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+begun="${COMP_WORDS[COMP_CWORD]}"
+[[ "$begun" =~ ^[=:]+$ ]] && begun=
+_complete_orchard orchard "$begun" "${COMP_WORDS[COMP_CWORD - 1]}"
 printf '%s\n' "${COMPREPLY[@]}"
 "#;
+
+/// Words as bash splits them, at `=` and `:`, too.
+fn split(words: &[&str]) -> Vec<String> {
+    let mut pieces: Vec<String> = Vec::new();
+    for word in words {
+        let is_break = |c: char| matches!(c, '=' | ':');
+        pieces.push(String::new());
+        let mut last = None;
+        for c in word.chars() {
+            if last.is_some_and(|last: char| is_break(last) != is_break(c)) {
+                pieces.push(String::new());
+            }
+            pieces.last_mut().unwrap().push(c);
+            last = Some(c);
+        }
+    }
+    pieces
+}
 
 /// `program` with the environment of somebody for whom `orchard` is installed.
 fn shell(cluster: &Cluster, program: &str) -> Command {
@@ -45,8 +67,20 @@ async fn offered(cluster: &Cluster, words: &[&str], wanted: &[&str]) {
 
 async fn offers(cluster: &Cluster, words: &[&str]) -> Vec<String> {
     let mut bash = shell(cluster, "bash");
-    bash.args(["--norc", "-c", TAB, "bash"]).args(words);
+    bash.args(["--norc", "-c", TAB, "bash", &words.join(" ")]).args(split(words));
     succeed(bash).await.split_whitespace().map(str::to_owned).collect()
+}
+
+/// What fish is offered behind these words, in the end: without bash, and for the tests of what is offered.
+pub async fn offered_next(cluster: &Cluster, words: &[&str], wanted: &str) {
+    until(&format!("what is offered behind {words:?}"), LIMIT, || async {
+        let mut ask = cluster.cli(&[&["--", "orchard"], words, &[""]].concat());
+        ask.env("ORCHARD_COMPLETE", "fish");
+        let offered = succeed(ask).await;
+        let found = offered.lines().any(|line| line.split('\t').next() == Some(wanted));
+        if found { Ok(()) } else { Err(offered) }
+    })
+    .await;
 }
 
 async fn cluster() -> Cluster {
@@ -72,6 +106,25 @@ async fn bash_offers_what_there_is_in_the_cluster() {
     offered(&cluster, &["orchard", "port"], &["port-forward"]).await;
     offered(&cluster, &["orchard", "list", "vms", "--qu"], &["--quiet"]).await;
     assert_eq!(offers(&cluster, &["orchard", "create", "vm", "h"]).await, [] as [&str; 0]);
+    offered(&cluster, &["orchard", "create", "vm", "x", "--worker", "m"], &["mini-1"]).await;
+    // Words of options.
+    offered(&cluster, &["orchard", "list", "vms", "--output=js"], &["json"]).await;
+    offered(&cluster, &["orchard", "create", "vm", "x", "--restart-policy", "O"], &["OnFailure"]).await;
+    let roles = ["orchard", "create", "service-account", "x", "--roles", "compute:read,compute:w"];
+    offered(&cluster, &roles, &["write"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bash_offers_ids_fields_and_what_was_asked_for() {
+    let cluster = cluster().await;
+    let id = cluster.json(&["get", "bootstrap-token"]).await["id"].as_str().unwrap().to_owned();
+    offered(&cluster, &["orchard", "delete", "bootstrap-token", &id[..1]], &[&id]).await;
+    cluster.run(&["pull", "image", "https://images.example/a.qcow2"]).await;
+    offered(&cluster, &["orchard", "pull", "image", "--cancel", "h"], &["https://images.example/a.qcow2"]).await;
+    assert_eq!(offers(&cluster, &["orchard", "pull", "image", "h"]).await, [] as [&str; 0]);
+    offered(&cluster, &["orchard", "get", "vm", "oth"], &["other"]).await;
+    offered(&cluster, &["orchard", "get", "vm", "other/status_"], &["other/status_message"]).await;
+    offered(&cluster, &["orchard", "get", "worker", "mini-1/last"], &["mini-1/last_seen"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,10 +199,10 @@ async fn a_person_presses_tab_in_each_shell() {
         terminal.until("a prompt", |screen| !screen.last().is_empty()).await;
         terminal.keys(&format!("{setup}; clear\r")).await;
         terminal.until(name, |screen| screen.lines[0] == "ready>" && screen.last() == "ready>").await;
-        terminal.keys("orchard get vm oth\t").await;
-        terminal.until(name, |screen| screen.lines[0].trim_end() == "ready> orchard get vm other").await;
+        terminal.keys("orchard get vm --output=js\toth\t").await;
+        terminal.until(name, |screen| screen.lines[0].trim_end() == "ready> orchard get vm --output=json other").await;
         // The word is whole: what follows is the next one.
-        terminal.keys("-o json | grep -c '\"image\": \"any\"'\r").await;
+        terminal.keys("| grep -c '\"image\": \"any\"'\r").await;
         terminal.until(name, |screen| screen.lines[1] == "1").await;
     }
 }

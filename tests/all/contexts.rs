@@ -38,6 +38,10 @@ async fn a_certificate_is_shown_and_trusted_once_a_person_says_yes() {
     let ask = || orchard(home.path(), &["context", "create", &url]);
     let no = in_terminal(ask(), &[("(yes/no)", "y\r"), ("type yes or no", "no\r")]).await;
     assert!(no.code == Some(1) && no.stdout.contains(&print), "{no:?}");
+    assert!(no.stdout.contains("is not trusted; nothing was told to it and nothing is saved"), "{no:?}");
+    let silent =
+        in_terminal(ask(), &[("(yes/no)", "yes\r"), ("Service account: ", "ann\r"), ("Token of ann", "\r")]).await;
+    assert!(silent.code == Some(2) && silent.stdout.contains("the token is empty"), "{silent:?}");
     assert_eq!(saved(home.path()), "");
 
     let token = format!("{}\r", ACCOUNT.1);
@@ -78,7 +82,13 @@ async fn without_a_terminal_nobody_is_trusted_unless_the_fingerprint_is_given() 
     let server = StandIn::start().await;
     let home = tempfile::tempdir().unwrap();
     let refused = run_with(create(home.path(), &server.url(), &[]), ACCOUNT.1).await;
-    assert!(refused.code == Some(1) && refused.stderr.contains("--fingerprint"), "{refused:?}");
+    for said in [
+        "no public CA vouches for the certificate of ",
+        "), and there is no terminal to ask on whether to trust it; if the controller itself says that its certificate has this SHA-256, give it with",
+        "--fingerprint",
+    ] {
+        assert!(refused.code == Some(1) && refused.stderr.contains(said), "{said}: {refused:?}");
+    }
     assert_eq!(saved(home.path()), "");
 
     let print = server.fingerprint.to_string();
@@ -98,7 +108,7 @@ async fn another_certificate_than_the_trusted_one_is_told_nothing() {
     let wrong = other.fingerprint.to_string();
     let refused = run_with(create(home.path(), &server.url(), &["--fingerprint", &wrong]), ACCOUNT.1).await;
     assert!(refused.code == Some(1) && refused.stderr.contains("another certificate"), "{refused:?}");
-    assert!(!refused.stderr.contains(ACCOUNT.1));
+    assert!(refused.stderr.contains("nothing is saved") && !refused.stderr.contains(ACCOUNT.1), "{refused:?}");
     assert_eq!(saved(home.path()), "");
 
     // A saved context whose controller is another one by now, and the same by the environment.

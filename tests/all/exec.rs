@@ -336,6 +336,7 @@ async fn a_session_goes_on_without_its_client_and_tells_all_since(cluster: &Clus
     failed(&finish(cluster.cli(&unknown)).await, 1, "no session unknown");
     let listed = cluster.json(&["list", "execs", "vm", "box"]).await;
     assert_eq!((&listed[0]["session"], &listed[0]["ended"]), (&"s".into(), &serde_json::Value::Null), "{listed}");
+    crate::completion::offered_next(cluster, &["exec", "vm", "box", "--session"], "s").await;
 
     // With the same command it is attached to, not begun anew; a second client sees what the first does.
     let mut second = cluster.cli(&begin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

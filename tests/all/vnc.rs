@@ -240,6 +240,7 @@ async fn a_guests_own_server_asks_for_its_password() {
         let refused = finish(cluster.cli(&arguments)).await;
         assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0));
         assert!(told(&refused).contains("refused the given password"), "{}", told(&refused));
+        assert!(told(&refused).contains("; give what it knows with -u and -p"), "{}", told(&refused));
     }
     drop(server);
 }

@@ -229,3 +229,23 @@ impl AsyncWrite for Said<'_> {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_own_words_are_told_and_else_how_it_ended() {
+        let told =
+            |status: ExitStatus, said: &str, here: anyhow::Result<()>| judge(Ok(status), said.as_bytes(), here, "VM a");
+        let failed = ExitStatus::Code(2);
+        let broken = || Err(anyhow::anyhow!("the pipe broke"));
+        assert_eq!(
+            told(failed.clone(), "", Ok(())).unwrap_err().to_string(),
+            format!("VM a: copying failed: {failed}")
+        );
+        assert_eq!(told(failed.clone(), "no such file\n", broken()).unwrap_err().to_string(), "VM a: no such file");
+        assert_eq!(told(failed, "", broken()).unwrap_err().to_string(), "the pipe broke");
+        assert!(told(ExitStatus::Code(0), "a warning", Ok(())).is_ok());
+    }
+}

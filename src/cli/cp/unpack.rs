@@ -354,13 +354,42 @@ mod tests {
             &[(FILE, "./deep/one", "x", 0o644)],
             &[],
         ];
+        let mut said = String::new();
         for entries in hostile {
             let dir = tempfile::tempdir_in(outside.path()).unwrap();
             let refused = unpack(dir.path(), &archive(entries));
-            assert!(refused.is_err(), "{entries:?}");
+            said.push_str(&format!("{:#}\n", refused.expect_err(&format!("{entries:?}"))));
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{entries:?} left something");
             assert_eq!(fs::read_to_string(&victim).unwrap(), "precious", "{entries:?}");
         }
+        for text in [
+            "the guest sent a file that would lie elsewhere (",
+            "); nothing was copied",
+            "the guest sent more than the file that was asked for",
+            "the guest sent something else than the file asked for",
+            "the guest sent nothing",
+        ] {
+            assert!(said.contains(text), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_told_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, file) = (dir.path().join("folder"), dir.path().join("file"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(&file, "").unwrap();
+        let whole =
+            |folder: bool| if folder { archive(&[(DIR, "./", "", 0o755)]) } else { archive(&[(FILE, "x", "", 0o644)]) };
+        let told = |path: &Path, folder: bool| {
+            let target = Target { path: path.to_owned(), force: false };
+            target.unpack(&whole(folder)[..], &ProgressBar::hidden()).unwrap_err().to_string()
+        };
+        assert!(told(&folder, true).ends_with("is there already; replace it with --force, or choose another name"));
+        assert!(told(&folder, false).ends_with("is a folder, and no file can take its place"));
+        assert!(told(&file, true).ends_with("is there already and is no folder"));
+        let nameless = Target::choose(&folder, None, false).unwrap_err().to_string();
+        assert!(nameless.ends_with("is a folder; say what the copy is to be called in it"), "{nameless}");
     }
 
     #[test]
@@ -368,7 +397,8 @@ mod tests {
         let whole = archive(&[(FILE, "./one", &"x".repeat(5000), 0o644)]);
         for length in [0, 100, 512, 600, 4000] {
             let dir = tempfile::tempdir().unwrap();
-            assert!(unpack(dir.path(), &whole[..length]).is_err(), "{length}");
+            let refused = unpack(dir.path(), &whole[..length]).expect_err(&length.to_string()).to_string();
+            assert!(length != 100 || refused == "the guest sent no whole archive", "{length}: {refused}");
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{length}");
         }
     }

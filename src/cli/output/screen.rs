@@ -20,12 +20,41 @@ pub struct Screen {
 #[derive(Clone, Debug, Default)]
 struct Wishes {
     no_color: Option<OsString>,
+    clicolor: Option<OsString>,
+    clicolor_force: Option<OsString>,
+    columns: Option<OsString>,
     term: Option<OsString>,
 }
 
 impl Wishes {
     fn of_this_process() -> Self {
-        Self { no_color: std::env::var_os("NO_COLOR"), term: std::env::var_os("TERM") }
+        let variable = |name| std::env::var_os(name);
+        Self {
+            no_color: variable("NO_COLOR"),
+            clicolor: variable("CLICOLOR"),
+            clicolor_force: variable("CLICOLOR_FORCE"),
+            columns: variable("COLUMNS"),
+            term: variable("TERM"),
+        }
+    }
+
+    /// Whether colours are wanted, as clap has it for what it prints itself. None = where they can be shown.
+    fn colours(&self) -> Option<bool> {
+        // https://no-color.org: set and not empty, whatever it says.
+        let no_color = self.no_color.as_ref().is_some_and(|value| !value.is_empty());
+        // https://bixense.com/clicolors
+        let forced = self.clicolor_force.as_ref().is_some_and(|value| value != "0");
+        let off = self.clicolor.as_ref().is_some_and(|value| value == "0");
+        match (no_color, forced, off) {
+            (true, ..) => Some(false),
+            (false, true, _) => Some(true),
+            (false, false, true) => Some(false),
+            (false, false, false) => None,
+        }
+    }
+
+    fn columns(&self) -> Option<usize> {
+        self.columns.as_ref()?.to_str()?.parse().ok().filter(|columns| *columns > 0)
     }
 }
 
@@ -45,13 +74,13 @@ impl Screen {
 
     fn of(is_terminal: bool, wishes: &Wishes, size: impl FnOnce() -> Option<(usize, usize)>) -> Self {
         if !is_terminal {
-            return Self::PLAIN;
+            return Self { colours: wishes.colours().unwrap_or(false), ..Self::PLAIN };
         }
-        // https://no-color.org: set and not empty, whatever it says.
-        let no_color = wishes.no_color.as_ref().is_some_and(|value| !value.is_empty());
         let can_move = wishes.term.as_ref().is_none_or(|term| term != "dumb");
         let (width, height) = size().unzip();
-        Self { width, height, colours: can_move && !no_color, can_move }
+        // Less than there is may be asked for; more would break the lines of what is drawn anew.
+        let width = [width, wishes.columns()].into_iter().flatten().min();
+        Self { width, height, colours: wishes.colours().unwrap_or(can_move), can_move }
     }
 }
 
@@ -74,7 +103,7 @@ mod tests {
     #[test]
     fn a_pipe_gets_plain_text_and_so_does_whoever_wants_it() {
         let of = |is_terminal, no_color: Option<&str>, term: Option<&str>| {
-            let wishes = Wishes { no_color: no_color.map(Into::into), term: term.map(Into::into) };
+            let wishes = Wishes { no_color: no_color.map(Into::into), term: term.map(Into::into), ..Wishes::default() };
             let screen = Screen::of(is_terminal, &wishes, || Some((80, 24)));
             (screen.colours, screen.can_move, screen.width)
         };
@@ -83,5 +112,24 @@ mod tests {
         assert_eq!(of(true, Some("1"), Some("xterm")), (false, true, Some(80)));
         assert_eq!(of(true, None, Some("dumb")), (false, false, Some(80)));
         assert_eq!(of(false, None, Some("xterm")), (false, false, None));
+    }
+
+    #[test]
+    fn colours_and_less_width_can_be_asked_for() {
+        let of = |is_terminal, wishes: Wishes| {
+            let screen = Screen::of(is_terminal, &wishes, || Some((80, 24)));
+            (screen.colours, screen.width)
+        };
+        let set = |value: &str| Some(OsString::from(value));
+        let forced = Wishes { clicolor_force: set("1"), ..Wishes::default() };
+        assert_eq!(of(false, forced.clone()), (true, None));
+        assert_eq!(of(true, Wishes { term: set("dumb"), ..forced.clone() }), (true, Some(80)));
+        assert_eq!(of(false, Wishes { no_color: set("1"), ..forced }), (false, None));
+        assert_eq!(of(false, Wishes { clicolor_force: set("0"), ..Wishes::default() }), (false, None));
+        assert_eq!(of(true, Wishes { clicolor: set("0"), ..Wishes::default() }), (false, Some(80)));
+        for (columns, width) in [("40", 40), ("400", 80), ("0", 80), ("wide", 80)] {
+            assert_eq!(of(true, Wishes { columns: set(columns), ..Wishes::default() }).1, Some(width), "{columns}");
+        }
+        assert_eq!(of(false, Wishes { columns: set("40"), ..Wishes::default() }).1, None);
     }
 }

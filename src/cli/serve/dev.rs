@@ -43,7 +43,7 @@ another terminal. Ctrl-C stops the cluster; VMs go on, but for synthetic ones, a
 finds them again.")]
 pub(in crate::cli) struct DevArgs {
     /// Where the cluster keeps its state [default: dev in the home folder]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, short, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// What runs VMs: auto, qemu, tart, vetu or synthetic
     #[arg(long, default_value = "auto", value_parser = runtime::parse)]

@@ -23,7 +23,7 @@ mod notify;
 mod parts;
 mod ports;
 mod reload;
-mod runtime;
+pub(super) mod runtime;
 mod session_keeper;
 pub(super) mod signals;
 mod watched;

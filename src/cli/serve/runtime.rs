@@ -13,7 +13,7 @@ use crate::worker::runtime::tart::{Tart, TartOptions};
 
 /// What `--runtime` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RuntimeChoice {
+pub(in crate::cli) enum RuntimeChoice {
     /// Whatever is installed.
     Auto,
     /// This one.

@@ -171,17 +171,25 @@ async fn attempt(screen: &Screen, login: &Login, deadline: Instant) -> Result<Pi
     let opened = screen.target.open(screen.port, deadline).await?;
     let taken = client::take_picture(opened.stream, login.clone(), patience(deadline)).await;
     taken.map_err(|error| match error {
-        VncError::Protocol(ProtocolError::UserNeeded) => {
-            Failure::Final(anyhow::anyhow!("the VNC server there asks for a user, too: give it with -u"))
-        }
-        VncError::Protocol(ProtocolError::PasswordNeeded) => Failure::Final(anyhow::anyhow!(
-            "the VNC server there asks for a password: give it with -p, and a user with -u"
-        )),
-        VncError::Protocol(error @ ProtocolError::Refused { .. }) => {
-            Failure::Final(anyhow::anyhow!("{error}; give what it knows with -u and -p"))
-        }
+        VncError::Protocol(error) => unlet(error),
         error => failure(error),
     })
+}
+
+/// Why the server let nobody in, with the options that help.
+fn unlet(error: ProtocolError) -> Failure {
+    match error {
+        ProtocolError::UserNeeded => {
+            Failure::Final(anyhow::anyhow!("the VNC server there asks for a user, too: give it with -u"))
+        }
+        ProtocolError::PasswordNeeded => Failure::Final(anyhow::anyhow!(
+            "the VNC server there asks for a password: give it with -p, and a user with -u"
+        )),
+        error @ ProtocolError::Refused { .. } => {
+            Failure::Final(anyhow::anyhow!("{error}; give what it knows with -u and -p"))
+        }
+        error => failure(VncError::Protocol(error)),
+    }
 }
 
 fn failure(error: VncError) -> Failure {
@@ -217,8 +225,14 @@ async fn show(screen: &Screen, options: &Options) -> anyhow::Result<()> {
     let greets = async |deadline| greeted(screen, deadline).await;
     let end = target.until("show its screen", *wait, greets).await?;
     let address = listener.local_addr().context("cannot find out the local port")?;
-    let forward =
-        forward::forward(listener, target.dialer.clone(), target.place.clone(), *port, Arc::new(OnceLock::from(end)));
+    let forward = forward::forward(
+        listener,
+        target.dialer.clone(),
+        target.place.clone(),
+        *port,
+        Duration::ZERO,
+        Arc::new(OnceLock::from(end)),
+    );
     let wanted = Wanted { address, user: options.username.as_deref(), password: options.password.as_deref() };
     output::line(&wanted.shown())?;
     let mut viewer = match options.no_viewer {
@@ -252,6 +266,19 @@ mod tests {
     struct Only {
         #[command(flatten)]
         vnc: VmArgs,
+    }
+
+    #[test]
+    fn who_is_not_let_in_is_told_what_the_server_asks_for() {
+        for (error, said) in [
+            (ProtocolError::UserNeeded, "the VNC server there asks for a user, too: give it with -u"),
+            (
+                ProtocolError::PasswordNeeded,
+                "the VNC server there asks for a password: give it with -p, and a user with -u",
+            ),
+        ] {
+            assert!(matches!(unlet(error), Failure::Final(error) if error.to_string() == said), "{said}");
+        }
     }
 
     fn parse(arguments: &[&str]) -> Result<VmArgs, clap::Error> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use orchard::worker::runtime::synthetic::Synthetic;
 
 use crate::contexts::in_terminal;
-use crate::harness::Cluster;
+use crate::harness::{Cluster, succeed};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn states_and_events_have_colours_on_a_terminal_unless_somebody_wants_none() {
@@ -30,8 +30,11 @@ async fn states_and_events_have_colours_on_a_terminal_unless_somebody_wants_none
             assert!(plain.contains("running") && !plain.contains('\u{1b}'), "{variables:?}: {plain:?}");
         }
     }
-    // A pipe gets none in any case.
+    // A pipe gets none, unless somebody insists.
     for arguments in [list, events] {
         assert!(!cluster.run(arguments).await.contains('\u{1b}'));
+        let mut forced = cluster.cli(arguments);
+        forced.env("CLICOLOR_FORCE", "1").env_remove("NO_COLOR");
+        assert!(succeed(forced).await.contains("\u{1b}[32mr"));
     }
 }

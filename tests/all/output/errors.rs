@@ -54,9 +54,11 @@ const REFUSED: &[&[&str]] = &[
     &["pause", "worker", "w1", "--wait", "0s"],
     &["resume", "worker", "none"],
     &["drain", "worker", "none"],
+    &["set", "cluster-settings"],
     &["pull", "image", "any", "--labels", "role=none"],
     &["pull", "image", "--cancel", "any"],
     &["ssh", "vm", "none", "true"],
+    &["ssh", "vm", "-p", "wrong", "a", "true"],
     &["ssh", "worker", "none", "true"],
     &["ssh", "worker", "-u", "me", "none", "true"],
     &["exec", "vm", "none", "--", "true"],
@@ -72,12 +74,20 @@ const REFUSED: &[&[&str]] = &[
     &["create", "service-account", "new", "--roles", "compute:read", "--ssh-key", "missing"],
     &["ssh", "vm", "--identity", "missing/id", "a", "true"],
     &["vnc", "vm", "a", "--screenshot", "missing/screen.png"],
+    &["cp", "folder", "a:/tmp"],
+    &["cp", "/dev/null", "a:/tmp"],
+    &["cp", "a:/x", "gone/x"],
+    &["ssh-config", "--username", "a\"b", "a"],
     &["ip", "vm", "none"],
     &["proxy", "vm", "none", "22"],
     &["proxy", "worker", "none", "22"],
     &["port-forward", "vm", "none", "0:22"],
     &["port-forward", "worker", "none", "0:22"],
+    &["proxy", "vm", "--copy", NO_COPY, "a", "22"],
     &["vnc", "vm", "none", "--no-viewer"],
+    &["vnc", "vm", "a", "--screenshot", "picture.png"],
+    &["vnc", "vm", "a", "--screenshot", "folder"],
+    &["vnc", "vm", "a", "--screenshot", "gone/a.png"],
     &["list", "execs", "vm", "none"],
     &["ssh-config", "none"],
     &["context", "default", "work"],
@@ -140,6 +150,8 @@ async fn every_refusal_says_what_was_found_and_what_to_do() {
         if worker["connectable"] == true { Ok(()) } else { Err(worker) }
     })
     .await;
+    std::fs::write(cluster.dir.path().join("picture.png"), "").unwrap();
+    std::fs::create_dir(cluster.dir.path().join("folder")).unwrap();
     let refused = all(&cluster, &cluster.access, REFUSED).await;
     let reader = cluster.access.of("reader", &orchard::model::secret::Secret::new(token.trim()));
     let forbidden = all(&cluster, &reader, FORBIDDEN).await;

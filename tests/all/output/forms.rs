@@ -89,6 +89,124 @@ async fn every_form_says_the_same() {
     );
 }
 
+/// What is made, changed or differs from one moment to the next: printed once in each form, in this order.
+const MADE: &[&[&str]] = &[
+    &["get", "bootstrap-token"],
+    &["list", "bootstrap-tokens"],
+    &["list", "bootstrap-tokens", "-o", "wide"],
+    &["list", "bootstrap-tokens", "-o", "json"],
+    &["list", "bootstrap-tokens", "-q"],
+    &["get", "bootstrap-token", "-o", "json"],
+    &["get", "bootstrap-token", "--worker", "w9", "--uses", "2", "-o", "yaml"],
+    &["get", "bootstrap-token", "-q"],
+    &["create", "service-account", "ann", "--roles", "compute:read"],
+    &["create", "service-account", "bob", "--roles", "compute:read", "-q"],
+    &["create", "service-account", "eve", "--roles", "compute:read", "-o", "json"],
+    &["create", "service-account", "joe", "--roles", "compute:read", "--token", TOKEN],
+    &["create", "service-account", "kim", "--roles", "compute:read", "--token", TOKEN, "-q"],
+    &["rotate", "service-account", "ann"],
+    &["rotate", "service-account", "ann", "-o", "json"],
+    &["rotate", "service-account", "ann", "-o", "name"],
+    &["pull", "image", IMAGE],
+    &["pull", "image", IMAGE, "-o", "json"],
+    &["pull", "image", IMAGE, "-q"],
+    &["pull", "image", "--cancel", IMAGE],
+    &["pull", "image", IMAGE, "-o", "yaml"],
+    &["pull", "image", "--cancel", IMAGE, "-o", "json"],
+    &["pull", "image", IMAGE, "-q"],
+    &["pull", "image", "--cancel", IMAGE, "-q"],
+    &["set", "cluster-settings", "--cpu-overcommit", "2"],
+    &["controller", "status"],
+    &["controller", "status", "-o", "json"],
+];
+const TOKEN: &str = "a-token-that-was-chosen-by-hand-and-is-long";
+const IMAGE: &str = "https://images.example/other.qcow2";
+
+/// What is in each field, in place of the value.
+fn kinds(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            // These are of the machine.
+            let fields = fields.iter().filter(|(name, _)| *name != "warnings");
+            fields.map(|(name, field)| (name.clone(), kinds(field))).collect()
+        }
+        Value::Array(items) => items.iter().take(1).map(kinds).collect(),
+        Value::String(_) => "<text>".into(),
+        Value::Number(_) => "<number>".into(),
+        Value::Bool(_) | Value::Null => value.clone(),
+    }
+}
+
+/// Blots out ids of 16 hexadecimal digits.
+fn without_ids(text: &str) -> String {
+    let hex = |word: &str| word.len() == 16 && word.chars().all(|c| c.is_ascii_hexdigit());
+    let ids = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| hex(word));
+    ids.fold(text.to_owned(), |text, id| text.replace(id, "<id>"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_is_told_in_every_form_and_a_token_never_gets_lost() {
+    let cluster = cluster().await;
+    let mut texts = String::new();
+    for command in MADE {
+        let ran = run(cluster.cli(command)).await;
+        assert_eq!(ran.code, Some(0), "{command:?}: {ran:?}");
+        assert!(!ran.stdout.contains("null"), "{command:?}: what is not set is left out: {}", ran.stdout);
+        let shown = match (command[0], command.contains(&"json") || command.contains(&"yaml")) {
+            (_, true) => format!("{:#}", kinds(&serde_saphyr::from_str(&ran.stdout).unwrap())),
+            // Of figures that are never the same, only what they are of; what deserves a look differs from machine to machine.
+            ("controller", _) => {
+                let lines = ran.stdout.lines().filter(|line| !line.starts_with("WARNING"));
+                lines.map(|line| line.split("  ").next().unwrap()).collect::<Vec<_>>().join("\n")
+            }
+            _ => steady_table(&ran.stdout),
+        };
+        let mut shown: Vec<&str> = shown.lines().collect();
+        // They are in the order of their ids, which are random.
+        if command[..2] == ["list", "bootstrap-tokens"] && shown[0].starts_with("ID") {
+            shown[1..].sort_by_key(|row| without_ids(row));
+        }
+        let secret = |line: &str| line.len() >= 40 && !line.contains([' ', '/']) && line != TOKEN;
+        let shown: Vec<&str> = shown.into_iter().map(|line| if secret(line) { "<secret>" } else { line }).collect();
+        texts.push_str(&format!("$ orchard {}\n{}\n{}\n", command.join(" "), shown.join("\n"), ran.stderr));
+    }
+    let address = cluster.access.url.replace("127.0.0.1", "<address>");
+    golden::check(
+        "made.txt",
+        &golden::steady(&without_ids(&texts), &[(&cluster.access.url, "<url>"), (&address, "<url>")]),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contexts_are_told_of_in_the_forms_of_all_things() {
+    let cluster = Cluster::start().await;
+    let (url, fingerprint) = (&cluster.access.url, cluster.controller.fingerprint().unwrap().to_string());
+    for (name, form) in [("one", "name"), ("two", "json")] {
+        let mut create =
+            cluster.cli(&["context", "create", url, "--name", name, "--fingerprint", &fingerprint, "-o", form]);
+        let token = cluster.access.token.expose();
+        create.args(["--service-account-name", "bootstrap-admin", "--service-account-token", token]);
+        let made = run(create).await;
+        assert!(made.code == Some(0) && made.stderr.is_empty(), "{made:?}");
+        match form {
+            "name" => assert_eq!(made.stdout, "one\n"),
+            _ => {
+                let made: Value = serde_json::from_str(&made.stdout).unwrap();
+                assert_eq!(
+                    (&made["name"], &made["default"], &made["fingerprint"]),
+                    (&json!("two"), &json!(false), &json!(fingerprint))
+                );
+            }
+        }
+    }
+    assert_eq!(cluster.run(&["context", "default", "two", "-q"]).await, "two\n");
+    let told = run(cluster.cli(&["context", "default", "one"])).await;
+    assert!(told.stdout.is_empty() && told.stderr.contains("context one, which leads to"), "{told:?}");
+    // A pipe gets all of it.
+    assert!(cluster.run(&["context", "list"]).await.contains(&fingerprint));
+    assert_eq!(cluster.json(&["context", "delete", "two"]).await, json!({"name": "two", "deleted": true}));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn names_can_be_piped_into_other_commands() {
     let cluster = Cluster::start().await;

@@ -1,0 +1,129 @@
+//! Names that only the controller knows, asked of it within [`PATIENCE`]; when it does not answer in time there are none.
+
+use std::time::Duration;
+
+use super::line::Line;
+use crate::bus::access::{ListAccounts, ListJoinTokens};
+use crate::bus::images::ListPulls;
+use crate::bus::message::{ListVms, ListWorkers};
+use crate::bus::strays::ListStrays;
+use crate::cli::client::Client;
+use crate::cli::{exec_session, list};
+use crate::client::find_target;
+use crate::config::Home;
+use crate::model::error::ApiError;
+use crate::model::{AccountName, VmName, WorkerName};
+
+/// How long the user waits at most after Tab.
+const PATIENCE: Duration = Duration::from_millis(900);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Vms,
+    Workers,
+    Accounts,
+    /// The ids of bootstrap tokens.
+    Tokens,
+    /// Stray copies of the worker that stands on the line.
+    Strays,
+    /// Images that were asked for ahead.
+    Pulls,
+    /// Exec sessions in the VM that stands on the line.
+    Sessions,
+}
+
+/// The names, by the context that stands on the line, if one does.
+pub(super) fn names(what: What, line: &Line) -> Vec<String> {
+    let asked = async {
+        let home = Home::locate().ok()?;
+        let target = find_target(&home, line.value_of("--context").as_deref()).ok()?;
+        let client = Client::log_in(target).await.ok()?;
+        match what {
+            What::Vms => vms(&client).await.ok(),
+            What::Workers => workers(&client).await.ok(),
+            What::Accounts => accounts(&client).await.ok(),
+            What::Tokens => tokens(&client).await.ok(),
+            What::Strays => strays(&client, line).await.ok(),
+            What::Pulls => pulls(&client).await.ok(),
+            What::Sessions => sessions(&client, line).await,
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let answer = runtime.ok().and_then(|runtime| {
+        let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, asked).await.ok().flatten() });
+        // A thread that still looks up an address must not hold the shell back.
+        runtime.shutdown_background();
+        answer
+    });
+    answer.unwrap_or_default()
+}
+
+async fn vms(client: &Client) -> Result<Vec<String>, ApiError> {
+    every(async |after: Option<VmName>| {
+        let page = client.call(&ListVms { after, limit: 0 }).await?;
+        Ok((page.vms.into_iter().map(|vm| vm.name).collect(), page.more))
+    })
+    .await
+}
+
+async fn workers(client: &Client) -> Result<Vec<String>, ApiError> {
+    every(async |after: Option<WorkerName>| {
+        let page = client.call(&ListWorkers { after, limit: 0 }).await?;
+        Ok((page.workers.into_iter().map(|view| view.worker.info.name).collect(), page.more))
+    })
+    .await
+}
+
+async fn accounts(client: &Client) -> Result<Vec<String>, ApiError> {
+    every(async |after: Option<AccountName>| {
+        let page = client.call(&ListAccounts { after, limit: 0 }).await?;
+        Ok((page.accounts.into_iter().map(|account| account.name).collect(), page.more))
+    })
+    .await
+}
+
+/// Of the first page: nobody types one of more than that by hand.
+async fn tokens(client: &Client) -> Result<Vec<String>, ApiError> {
+    let page = client.call(&ListJoinTokens { after: None, limit: 0 }).await?;
+    Ok(page.tokens.into_iter().map(|token| token.id.to_string()).collect())
+}
+
+/// Of the first page, likewise.
+async fn strays(client: &Client, line: &Line) -> Result<Vec<String>, ApiError> {
+    let page = client.call(&ListStrays { worker: None, after: None, limit: 0 }).await?;
+    let there = |worker: &WorkerName| line.behind("stray").any(|word| word == worker.as_str());
+    let strays = page.strays.into_iter().filter(|stray| there(&stray.worker));
+    Ok(strays.map(|stray| list::show_copy(stray.id)).collect())
+}
+
+async fn pulls(client: &Client) -> Result<Vec<String>, ApiError> {
+    let mut images: Vec<String> = client.call(&ListPulls {}).await?.pulls.into_iter().map(|pull| pull.image).collect();
+    images.sort();
+    images.dedup();
+    Ok(images)
+}
+
+/// The VM may stand before the session or behind it, among options and their values.
+async fn sessions(client: &Client, line: &Line) -> Option<Vec<String>> {
+    let there = vms(client).await.ok()?;
+    let words = line.behind("vm").take_while(|word| *word != "--");
+    let name = words.into_iter().find(|word| there.iter().any(|vm| vm == word))?;
+    let sessions = exec_session::sessions(client, name.parse().ok()?).await.ok()?;
+    Some(sessions.into_iter().filter(|one| one.ended.is_none()).map(|one| one.session).collect())
+}
+
+/// The names of all pages; `page` yields those after a name, and whether there are more.
+async fn every<N: Clone + Into<String>>(
+    page: impl AsyncFn(Option<N>) -> Result<(Vec<N>, bool), ApiError>,
+) -> Result<Vec<String>, ApiError> {
+    let mut all: Vec<N> = Vec::new();
+    loop {
+        let (names, more) = page(all.last().cloned()).await?;
+        let more = more && !names.is_empty();
+        all.extend(names);
+        if !more {
+            return Ok(all.into_iter().map(Into::into).collect());
+        }
+    }
+}
