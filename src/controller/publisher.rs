@@ -210,6 +210,7 @@ fn cloud_event(event: &Event, form: Encoding) -> HeaderMap {
     let (what, name) = match &event.object {
         EventObject::Vm { name, .. } => ("vm", name.to_string()),
         EventObject::Worker { name } => ("worker", name.to_string()),
+        EventObject::Unknown => ("unknown", "unknown".to_owned()),
     };
     let number = event.number.to_string();
     let kind = format!("orchard.v1.{what}.{}", event.kind.as_str());

@@ -5,14 +5,14 @@
 
 /// Gives an enum of plain values its one spelling, on the wire and the command line alike.
 macro_rules! text_enum {
-    ($type:ident: $($variant:ident = $text:literal),+ $(,)?) => {
+    ($type:ident: $($variant:ident = $text:literal),+ $(,)? $(; else $unknown:ident)?) => {
         impl $type {
-            /// Every value, in order.
+            /// Every value that this release knows, in order.
             pub const ALL: &'static [$type] = &[$($type::$variant),+];
 
             /// The value as written on the wire and the command line.
             pub fn as_str(self) -> &'static str {
-                match self { $($type::$variant => $text),+ }
+                match self { $($type::$variant => $text,)+ $($type::$unknown => "unknown",)? }
             }
         }
         impl std::fmt::Display for $type {

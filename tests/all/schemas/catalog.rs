@@ -1,7 +1,5 @@
 //! Every message of the bus with the schema of its type.
 
-use std::any::type_name;
-
 use orchard::bus::access::{
     CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, Join, Joined,
     ListAccounts, ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
@@ -35,8 +33,6 @@ pub struct Message {
     /// Its name, which those of its samples begin with.
     pub name: String,
     pub schema: Value,
-    /// The Rust type, which several messages may share.
-    pub type_name: &'static str,
     /// Whether the controller takes it, from others; else it sends it.
     pub taken: bool,
     /// Reads a payload as that type, and tells what was understood.
@@ -76,7 +72,7 @@ fn message<T: Wire>(name: &str, settings: SchemaSettings, taken: bool) -> Messag
     tidy(&mut schema);
     schema["title"] = name.into();
     let read = |form: Encoding, payload: &[u8]| Ok(serde_json::to_value(form.decode::<T>(payload)?).unwrap());
-    Message { name: name.to_owned(), schema, type_name: type_name::<T>(), taken, read }
+    Message { name: name.to_owned(), schema, taken, read }
 }
 
 /// Makes prose of what was written for Rust's documentation, and one line of each paragraph.

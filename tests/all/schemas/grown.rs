@@ -13,7 +13,12 @@ const UNKNOWN: &str = "of-a-later-release";
 /// Where in `sample`, a message of `schema`, fields may come: the JSON pointers of those objects.
 pub fn places(schema: &Value, sample: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    walk(schema, schema, sample, String::new(), &mut found);
+    each(schema, schema, sample, String::new(), &mut |schema, value, pointer| {
+        let is_ours = schema.get("properties").is_some() || schema.get("type") == Some(&json!("object"));
+        if value.is_object() && is_ours && schema.get("additionalProperties").is_none() {
+            found.insert(pointer.to_owned());
+        }
+    });
     found
 }
 
@@ -27,30 +32,55 @@ pub fn with_unknown_fields(sample: &Value, places: &BTreeSet<String>) -> Value {
     newer
 }
 
-fn walk(root: &Value, schema: &Value, value: &Value, pointer: String, found: &mut BTreeSet<String>) {
+/// Where in `sample` words and objects stand to which a later release may add others.
+pub fn open_places(schema: &Value, sample: &Value) -> BTreeSet<String> {
+    let mut open = BTreeSet::new();
+    each(schema, schema, sample, String::new(), &mut |schema, value, pointer| {
+        let any = schema.get("anyOf").and_then(Value::as_array).into_iter().flatten();
+        let other = |one: &Value| match value {
+            Value::String(_) => bare_text(one),
+            _ => one.pointer("/properties/kind").is_some_and(bare_text),
+        };
+        if any.filter(|one| other(one)).count() > 0 {
+            open.insert(pointer.to_owned());
+        }
+    });
+    open
+}
+
+fn bare_text(schema: &Value) -> bool {
+    let known = ["type", "description"];
+    schema["type"] == "string" && schema.as_object().unwrap().keys().all(|key| known.contains(&key.as_str()))
+}
+
+/// `sample` with something that no release knows at `place`.
+pub fn with_unknown_value(sample: &Value, place: &str) -> Value {
+    let mut newer = sample.clone();
+    let value = newer.pointer_mut(place).unwrap();
+    *value = match value {
+        Value::String(_) => UNKNOWN.into(),
+        _ => json!({ "kind": UNKNOWN, "name": "x", "rack": 7 }),
+    };
+    newer
+}
+
+/// Calls `seen` with each schema that says something of a part of `value`, that part, and where it stands.
+fn each(root: &Value, schema: &Value, value: &Value, pointer: String, seen: &mut impl FnMut(&Value, &Value, &str)) {
     if let Some(Value::String(to)) = schema.get("$ref") {
-        return walk(root, root.pointer(to.trim_start_matches('#')).unwrap(), value, pointer, found);
+        return each(root, root.pointer(to.trim_start_matches('#')).unwrap(), value, pointer, seen);
     }
+    seen(schema, value, &pointer);
     let alternatives = ["oneOf", "anyOf"].into_iter().filter_map(|key| schema.get(key)?.as_array()).flatten();
     for alternative in alternatives.filter(|alternative| fits(root, alternative, value)) {
-        walk(root, alternative, value, pointer.clone(), found);
+        each(root, alternative, value, pointer.clone(), seen);
     }
     match value {
         Value::Object(fields) => {
-            let known = |name: &str| schema.get("properties")?.get(name);
-            let rest = schema.get("additionalProperties");
-            if rest.is_none() && (schema.get("properties").is_some() || schema.get("type") == Some(&json!("object"))) {
-                found.insert(pointer.clone());
-            }
+            let rest = schema.get("additionalProperties").filter(|rest| rest.is_object());
             for (name, field) in fields {
-                if let Some(schema) = known(name).or(rest.filter(|rest| rest.is_object())) {
-                    walk(
-                        root,
-                        schema,
-                        field,
-                        format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1")),
-                        found,
-                    );
+                if let Some(schema) = schema.get("properties").and_then(|known| known.get(name)).or(rest) {
+                    let name = name.replace('~', "~0").replace('/', "~1");
+                    each(root, schema, field, format!("{pointer}/{name}"), seen);
                 }
             }
         }
@@ -58,7 +88,7 @@ fn walk(root: &Value, schema: &Value, value: &Value, pointer: String, found: &mu
             for (index, item) in items.iter().enumerate() {
                 let at = |key: &str| schema.get(key)?.get(index);
                 if let Some(schema) = at("prefixItems").or_else(|| schema.get("items")) {
-                    walk(root, schema, item, format!("{pointer}/{index}"), found);
+                    each(root, schema, item, format!("{pointer}/{index}"), seen);
                 }
             }
         }

@@ -82,7 +82,7 @@ fn freeze() {
         return;
     }
     fs::create_dir_all(&folder).unwrap();
-    fs::copy(super::folder().join("messages.txt"), folder.join("messages.txt")).unwrap();
+    fs::write(folder.join("messages.txt"), crate::wire::samples().lines).unwrap();
     fs::write(folder.join("schemas.jsonl"), frozen(&catalog::messages())).unwrap();
 }
 

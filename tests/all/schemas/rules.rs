@@ -1,5 +1,7 @@
 //! The rules of schemas/README.md, each as a test.
 
+use std::collections::BTreeSet;
+
 use async_nats::ConnectOptions;
 use futures_util::StreamExt as _;
 use orchard::bus::encoding::Encoding;
@@ -61,6 +63,58 @@ fn fields_of_later_releases_fit_every_schema_and_change_nothing_that_is_read() {
         }
     }
     assert!(added > 200, "{added}");
+}
+
+/// How often `value` holds what is made of something unknown.
+fn unknowns(value: &Value) -> usize {
+    match value {
+        Value::Object(fields) => fields.values().map(unknowns).sum(),
+        Value::Array(values) => values.iter().map(unknowns).sum(),
+        value => usize::from(value == "unknown" || value == "internal"),
+    }
+}
+
+/// Where a schema says that other words may come, or other kinds of objects, they do no harm to what stands around them.
+#[test]
+fn words_and_objects_of_later_releases_are_read_as_unknown() {
+    let messages = super::catalog::messages();
+    let mut seen = BTreeSet::new();
+    for (name, sample) in samples().json {
+        let message = super::message_of(&messages, &name);
+        for place in grown::open_places(&message.schema, &sample) {
+            let newer = grown::with_unknown_value(&sample, &place);
+            assert!(validator(&message.schema).is_valid(&newer), "{name}: {newer:#}");
+            for form in [Encoding::MessagePack, Encoding::Json] {
+                let read = (message.read)(form, &form.encode(&newer).unwrap());
+                let read = read.unwrap_or_else(|error| panic!("{name}, with another value at {place}: {error}"));
+                // Not at the place itself, as a set has an order of its own.
+                assert_eq!(unknowns(&read), unknowns(&sample) + 1, "{name}, {place}: {read:#}");
+            }
+            seen.insert(format!("{} {place}", message.name));
+        }
+    }
+    for place in [
+        "event /type",
+        "event /object",
+        "event /stream",
+        "answer/event.list /ok/events/0/object",
+        "answer/service-account.list /ok/accounts/0/roles/0",
+        "answer/controller.info /ok/roles/0",
+        "answer/vm.get /ok/status",
+        "answer/vm.get /ok/runtime",
+        "answer/vm.get /ok/os",
+        "answer/vm.get /ok/arch",
+        "answer/vm.explain /ok/status",
+        "answer/worker.list /ok/workers/0/state",
+        "answer/worker.list /ok/workers/0/runtime",
+        "answer/image.get-pull /ok/workers/0/state",
+        "audit/record /type",
+        "answer/vm.delete /error/code",
+        "worker/log /lines/0/stream",
+        "worker/images /pulls/0/state",
+    ] {
+        assert!(seen.contains(place), "nothing else may come at {place}: {seen:#?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
