@@ -177,6 +177,10 @@ pub struct VmUid(pub Uuid);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub Uuid);
 
+/// Which cluster: what a controller's data is of, wherever it is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClusterId(pub Uuid);
+
 macro_rules! uuid_text {
     ($name:ident) => {
         impl fmt::Display for $name {
@@ -205,6 +209,7 @@ macro_rules! uuid_text {
 }
 uuid_text!(VmUid);
 uuid_text!(SessionId);
+uuid_text!(ClusterId);
 
 /// How many times a VM has been started over (0 = first start): with the uid, the fencing token of one copy.
 pub type Attempt = u32;

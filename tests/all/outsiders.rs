@@ -58,10 +58,13 @@ async fn an_event_is_published_in_both_forms_and_is_a_cloud_event_in_either() {
     assert_eq!(in_json, serde_json::to_value(&event).unwrap());
     for (message, kind) in [(packed, "application/msgpack"), (json, "application/json")] {
         let headers = message.headers.unwrap();
+        let value = |name: &str| headers.get(name).unwrap().as_str();
+        // Numbers begin with 1 in each cluster: by its id they differ from those of another.
+        let cluster = value("ce-source").strip_prefix("/orchard/").unwrap();
+        assert!(cluster.len() == 36 && value("Nats-Msg-Id").starts_with(&format!("{cluster}-{}", event.number)));
         for (name, expected) in [
             ("ce-specversion", "1.0"),
             ("ce-id", &event.number.to_string()),
-            ("ce-source", "/orchard/controller"),
             ("ce-type", "orchard.v1.vm.created"),
             ("ce-subject", "a.b"),
             ("ce-time", &event.time.to_string()),

@@ -197,13 +197,13 @@ fn cloud_event() -> Value {
         "properties": {
             "ce-specversion": { "type": "string", "const": "1.0" },
             "ce-id": text("The number."),
-            "ce-source": text("/orchard/controller, or /orchard/controller/audit, whose numbers are their own."),
+            "ce-source": text("/orchard/ and the id of the cluster; of the audit trail, whose numbers are its own, /audit follows."),
             "ce-type": text("orchard.v1.vm.created and so on: the last part is the event's type."),
             "ce-subject": text("The name of the VM or worker; of an audit record, who asked."),
             "ce-time": { "type": "string", "format": "date-time" },
             "ce-datacontenttype": text("The form of the payload."),
             "content-type": text("The same, by the name that the NATS binding of CloudEvents gives it."),
-            "Nats-Msg-Id": text("By this a JetStream tells repetitions."),
+            "Nats-Msg-Id": text("By this a JetStream tells repetitions: with the cluster's id, as several may share a stream."),
         },
         "required": ["ce-specversion", "ce-id", "ce-source", "ce-type"],
     })
