@@ -6,11 +6,14 @@
 // Says each event as a line of JSON on standard output, and keeps the number of the last one in the file. Started again
 // it goes on behind that; without the file it begins with the oldest event that the controller keeps.
 //
+// The controller and the network may be away for a while. Where trying again does not help, as the account is let in no more
+// or may not follow events, it says so and ends with exit code 1: let a supervisor such as systemd start it again.
+//
 // Environment: ORCHARD_URL, ORCHARD_SERVICE_ACCOUNT_NAME and ORCHARD_SERVICE_ACCOUNT_TOKEN, of an account with the role
 // compute:read; ORCHARD_CA names the certificate to trust (controller.crt of the controller's data folder) where no public
 // CA vouches for it.
 
-import { existsSync, readFileSync, renameSync, writeFileSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
 import { argv, env, exit } from "node:process";
 import { setTimeout as pause } from "node:timers/promises";
 
@@ -26,11 +29,22 @@ const url = env.ORCHARD_URL ?? fail("ORCHARD_URL is not set");
 const user = env.ORCHARD_SERVICE_ACCOUNT_NAME ?? fail("ORCHARD_SERVICE_ACCOUNT_NAME is not set");
 const account = user.replaceAll(".", "%2E"); // as a part of a subject
 
-let last = existsSync(file) ? Number(readFileSync(file, "utf8")) : 0;
+let last = existsSync(file) ? noted(readFileSync(file, "utf8").trim()) : 0;
 
 function fail(what) {
   console.error(what);
   exit(1);
+}
+
+function noted(text) {
+  if (!/^[0-9]{1,15}$/.test(text)) {
+    fail(`${file} holds no number of an event; remove it to begin with the oldest event that is kept`);
+  }
+  return Number(text);
+}
+
+function shutOut(error) {
+  fail(`the account ${user} is let in no more, or may not follow events: ${error}`);
 }
 
 // What your program does with an event. Should it be killed right here, it gets this event once more.
@@ -38,9 +52,12 @@ function handle(event) {
   writeSync(1, `${JSON.stringify(event)}\n`);
 }
 
-// From now on `number` is done. Never half written: the file is replaced.
+// From now on `number` is done. Never half written: the file is replaced once the other is on the disk.
 function note(number) {
-  writeFileSync(`${file}.new`, `${number}\n`);
+  const written = openSync(`${file}.new`, "w");
+  writeSync(written, `${number}\n`);
+  fsyncSync(written);
+  closeSync(written);
   renameSync(`${file}.new`, file);
   last = number;
 }
@@ -59,7 +76,16 @@ const client = await connect({
   reconnectTimeWait: PAUSE,
   maxReconnectAttempts: -1,
   waitOnFirstConnect: true,
-});
+}).catch((error) => fail(`cannot connect: ${error}`));
+
+// What the bus says of an account that is let in no more, or has lost the role: it would be silent from then on.
+const SHUT_OUT = /permissions violation|authorization violation|user authentication/i;
+(async () => {
+  for await (const { type, error } of client.status()) {
+    if (type === "error" && SHUT_OUT.test(`${error}`)) shutOut(error);
+  }
+})();
+client.closed().then((error) => (error ? shutOut(error) : fail("the connection is closed")));
 
 // An answer of the controller, which may be away for a while.
 async function ask(verb, request) {
@@ -98,7 +124,7 @@ let wake = () => {};
 for (const kind of ["vm", "worker"]) {
   client.subscribe(`orchard.v1.events-json.${kind}.>`, {
     callback(error, message) {
-      if (error) fail(`bus: ${error}`);
+      if (error) shutOut(error);
       if (waiting.length < MOST_WAITING) waiting.push(message.json());
       wake();
     },

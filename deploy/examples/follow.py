@@ -7,6 +7,9 @@
 Says each event as a line of JSON on standard output, and keeps the number of the last one in the file. Started again it
 goes on behind that; without the file it begins with the oldest event that the controller keeps.
 
+The controller and the network may be away for a while. Where trying again does not help, as the account is let in no more or
+may not follow events, it says so and ends with exit code 1: let a supervisor such as systemd start it again.
+
 Environment: ORCHARD_URL, ORCHARD_SERVICE_ACCOUNT_NAME and ORCHARD_SERVICE_ACCOUNT_TOKEN, of an account with the role
 compute:read; ORCHARD_CA names the certificate to trust (controller.crt of the controller's data folder) where no public
 CA vouches for it.
@@ -16,6 +19,7 @@ import asyncio
 import json
 import os
 import pathlib
+import re
 import ssl
 import sys
 
@@ -27,11 +31,27 @@ PATIENCE = 10  # seconds for an answer
 PAUSE = 0.5  # seconds before the controller is asked again, or connected to
 MOST_WAITING = 10_000  # events that wait to be handled; those beyond are dropped and asked for again
 
+# What the bus says of an account that is let in no more, or has lost the role: it would be silent from then on.
+SHUT_OUT = re.compile("permissions violation|authorization violation|user authentication", re.IGNORECASE)
+
+
+class Ended(Exception):
+    """Why nothing more can be followed."""
+
+
+def noted(file):
+    """The number in `file`; 0 where there is none yet."""
+    if not file.exists():
+        return 0
+    text = file.read_bytes().strip()
+    if not re.fullmatch(rb"[0-9]{1,19}", text):
+        raise Ended(f"{file} holds no number of an event; remove it to begin with the oldest event that is kept")
+    return int(text)
+
 
 class Follower:
-    def __init__(self, client, account, file):
-        self.client, self.account, self.file = client, account, pathlib.Path(file)
-        self.last = int(self.file.read_text()) if self.file.exists() else 0
+    def __init__(self, client, account, file, last):
+        self.client, self.account, self.file, self.last = client, account, file, last
         self.waiting = asyncio.Queue(MOST_WAITING)
 
     def handle(self, event):
@@ -39,9 +59,12 @@ class Follower:
         print(json.dumps(event), flush=True)
 
     def note(self, number):
-        """From now on `number` is done. Never half written: the file is replaced."""
+        """From now on `number` is done. Never half written: the file is replaced once the other is on the disk."""
         new = self.file.with_suffix(".new")
-        new.write_text(f"{number}\n")
+        with new.open("w") as file:
+            file.write(f"{number}\n")
+            file.flush()
+            os.fsync(file.fileno())
         new.replace(self.file)
         self.last = number
 
@@ -63,7 +86,7 @@ class Follower:
                 if "ok" in answer:
                     return answer["ok"]
                 if answer["error"]["code"] not in ("unavailable", "timeout"):
-                    sys.exit(answer["error"]["message"])
+                    raise Ended(answer["error"]["message"])
             except (nats.errors.Error, asyncio.TimeoutError) as error:
                 print(f"waiting for the controller: {error!r}", file=sys.stderr)
             await asyncio.sleep(PAUSE)
@@ -73,7 +96,7 @@ class Follower:
         while True:
             page = await self.ask("event.list", {"after": self.last})
             if page["last"] < self.last:
-                sys.exit(f"the newest event is #{page['last']}, and #{self.last} was already seen: other data")
+                raise Ended(f"the newest event is #{page['last']}, and #{self.last} was already seen: other data")
             if page["first_kept"] > self.last + 1 and page["last"] > self.last:
                 print(f"events up to #{page['first_kept'] - 1} are no longer kept", file=sys.stderr)
             for event in page["events"]:
@@ -101,14 +124,23 @@ class Follower:
                 await self.catch_up()
 
 
-async def main():
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+async def run(file, ended):
+    """Follows until it is told why it cannot, by an exception or through `ended`."""
+    last = noted(file)
     url, account = os.environ["ORCHARD_URL"], os.environ["ORCHARD_SERVICE_ACCOUNT_NAME"]
     token = account.replace(".", "%2E")  # as a part of a subject
 
+    def end(why):
+        if not ended.done():
+            ended.set_exception(Ended(why))
+
     async def told(error):
         print(f"bus: {error!r}", file=sys.stderr)
+        if SHUT_OUT.search(str(error)):
+            end(f"the account {account} is let in no more, or may not follow events: {error}")
+
+    async def closed():
+        end("the connection is closed")
 
     client = await nats.connect(
         url,
@@ -119,8 +151,21 @@ async def main():
         reconnect_time_wait=PAUSE,
         max_reconnect_attempts=-1,
         error_cb=told,
+        closed_cb=closed,
     )
-    await Follower(client, token, sys.argv[1]).follow()
+    await Follower(client, token, file, last).follow()
+
+
+async def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    ended = asyncio.get_running_loop().create_future()
+    following = asyncio.create_task(run(pathlib.Path(sys.argv[1]), ended))
+    try:
+        for one in (await asyncio.wait({following, ended}, return_when=asyncio.FIRST_COMPLETED))[0]:
+            one.result()
+    except Ended as why:
+        sys.exit(str(why))
 
 
 asyncio.run(main())

@@ -7,19 +7,25 @@
 //! Says each event as a line of JSON on standard output, and keeps the number of the last one in the file. Started again
 //! it goes on behind that; without the file it begins with the oldest event that the controller keeps.
 //!
+//! The controller and the network may be away for a while. Where trying again does not help, as the account is let in no
+//! more or may not follow events, it says so and ends with exit code 1: let a supervisor such as systemd start it again.
+//!
 //! Environment: `ORCHARD_URL`, `ORCHARD_SERVICE_ACCOUNT_NAME` and `ORCHARD_SERVICE_ACCOUNT_TOKEN`, of an account with the
 //! role `compute:read`; `ORCHARD_CA` names the certificate to trust (`controller.crt` of the controller's data folder)
 //! where no public CA vouches for it.
 //!
 //! It uses nothing of Orchard, only `async-nats`, `futures-util`, `serde_json` and `tokio`.
 
+use std::fs::File;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, Event};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 /// Without an event for so long, the controller is asked whether any was missed.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -27,6 +33,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Before the controller is asked again, or connected to.
 const PAUSE: Duration = Duration::from_millis(500);
+/// What the bus says of an account that is let in no more, or has lost the role: it would be silent from then on.
+const SHUT_OUT: [&str; 3] = ["permissions violation", "authorization violation", "user authentication"];
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -45,10 +53,12 @@ impl Follower {
         Ok(())
     }
 
-    /// From now on `number` is done. Never half written: the file is replaced.
+    /// From now on `number` is done. Never half written: the file is replaced once the other is on the disk.
     fn note(&mut self, number: u64) -> Result<(), Failure> {
         let new = self.file.with_extension("new");
-        std::fs::write(&new, format!("{number}\n"))?;
+        let mut file = File::create(&new)?;
+        writeln!(file, "{number}")?;
+        file.sync_all()?;
         std::fs::rename(&new, &self.file)?;
         self.last = number;
         Ok(())
@@ -133,25 +143,64 @@ fn number(value: &Value, field: &str) -> Result<u64, Failure> {
     value.get(field).and_then(Value::as_u64).ok_or_else(|| format!("no number {field:?} in {value}").into())
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Failure> {
-    let file = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: follow LAST-NUMBER-FILE")?);
-    let last = match std::fs::read_to_string(&file) {
-        Ok(text) => text.trim().parse()?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+/// The number in `file`; 0 where there is none yet.
+fn noted(file: &Path) -> Result<u64, Failure> {
+    let text = match std::fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error.into()),
     };
+    let number = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+    number.ok_or_else(|| {
+        let file = file.display();
+        format!("{file} holds no number of an event; remove it to begin with the oldest event that is kept").into()
+    })
+}
+
+/// Why an event of the connection ends everything; `None` for those that pass.
+fn end(event: &Event, user: &str) -> Option<String> {
+    let text = event.to_string();
+    let lower = text.to_lowercase();
+    if SHUT_OUT.iter().any(|said| lower.contains(said)) {
+        return Some(format!("the account {user} is let in no more, or may not follow events: {text}"));
+    }
+    matches!(event, Event::Closed).then(|| "the connection is closed".to_owned())
+}
+
+async fn run() -> Result<(), Failure> {
+    let file = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: follow LAST-NUMBER-FILE")?);
+    let last = noted(&file)?;
     let (url, user) = (std::env::var("ORCHARD_URL")?, std::env::var("ORCHARD_SERVICE_ACCOUNT_NAME")?);
     let account = user.replace('.', "%2E");
+    let (ends, mut ended) = mpsc::channel(1);
+    let told = user.clone();
     let mut options = ConnectOptions::with_user_and_password(user, std::env::var("ORCHARD_SERVICE_ACCOUNT_TOKEN")?)
         // The only one where this account may be answered.
         .custom_inbox_prefix(format!("_INBOX.{account}"))
         .require_tls(url.starts_with("tls://"))
         .reconnect_delay_callback(|_| PAUSE)
-        .retry_on_initial_connect();
+        .retry_on_initial_connect()
+        .event_callback(move |event| {
+            eprintln!("bus: {event}");
+            if let Some(why) = end(&event, &told) {
+                // One reason is enough.
+                drop(ends.try_send(why));
+            }
+            std::future::ready(())
+        });
     if let Some(certificate) = std::env::var_os("ORCHARD_CA") {
         options = options.add_root_certificates(certificate.into());
     }
     let client = options.connect(url).await?;
-    Follower { client, account, file, last }.follow().await
+    tokio::select! {
+        followed = Follower { client, account, file, last }.follow() => followed,
+        Some(why) = ended.recv() => Err(why.into()),
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Err(error) = run().await else { return ExitCode::SUCCESS };
+    eprintln!("{error}");
+    ExitCode::FAILURE
 }

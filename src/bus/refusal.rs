@@ -20,10 +20,14 @@ pub(super) fn forbidden(subject: &str) -> ApiError {
         Some((account, resource, verb)) => match rule(resource, verb) {
             Some(rule) => format!(
                 "the account {account} may not do {resource}.{verb}: that needs {}; somebody with admin:write can grant it \
-                 with `orchard update service-account {account} --roles …`",
+                 with `orchard update service-account {account} --roles …`; if the account has that, this controller is of \
+                 an older release and knows no such verb",
                 rule.needs
             ),
-            None => format!("the account {account} may not do {resource}.{verb}"),
+            None => format!(
+                "this controller knows no such verb as {resource}.{verb}, or the account {account} may not do it; the \
+                 release of the controller is what `orchard version` shows"
+            ),
         },
         None => format!("the bus does not allow this user to send to {subject}"),
     };
@@ -49,6 +53,15 @@ mod tests {
         let error = forbidden("orchard.v1.api.ann.vm.create");
         assert_eq!(error.code, ErrorCode::Forbidden);
         assert!(error.message.contains("compute:write") && error.message.contains("ann"), "{error}");
+        assert!(error.message.contains("older release"), "{error}");
         assert!(forbidden("jobs.x").message.contains("jobs.x"));
+    }
+
+    #[test]
+    fn a_verb_that_nobody_knows_here_is_not_taken_for_a_missing_role() {
+        let error = forbidden("orchard.v1.api.ann.vm.migrate");
+        assert_eq!(error.code, ErrorCode::Forbidden);
+        assert!(error.message.starts_with("this controller knows no such verb as vm.migrate"), "{error}");
+        assert!(!error.message.contains("--roles"), "{error}");
     }
 }

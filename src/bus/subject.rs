@@ -103,6 +103,8 @@ pub fn event(event: &Event) -> String {
     match &event.object {
         EventObject::Vm { name, .. } => format!("{ROOT}.events.vm.{}.{kind}", token(name.as_str())),
         EventObject::Worker { name } => format!("{ROOT}.events.worker.{}.{kind}", token(name.as_str())),
+        // Nobody who knows no more of it publishes it.
+        EventObject::Unknown => format!("{ROOT}.events.unknown.unknown.{kind}"),
     }
 }
 

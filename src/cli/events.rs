@@ -144,6 +144,7 @@ fn print(arguments: &EventsArgs, events: Vec<Event>) -> Result<(), output::Outpu
         Format::Name => Ok(match &event.object {
             EventObject::Vm { name, .. } => name.to_string(),
             EventObject::Worker { name } => name.to_string(),
+            EventObject::Unknown => event.object.to_string(),
         }),
         format => format.record(event),
     };
@@ -152,10 +153,7 @@ fn print(arguments: &EventsArgs, events: Vec<Event>) -> Result<(), output::Outpu
 
 /// An event as a line for people, its kind in the colour of what it tells.
 fn describe(event: &Event, colours: bool) -> String {
-    let object = match &event.object {
-        EventObject::Vm { name, .. } => format!("vm/{name}"),
-        EventObject::Worker { name } => format!("worker/{name}"),
-    };
+    let object = &event.object;
     let message = match (&event.worker, event.message.as_str()) {
         (Some(worker), "") => format!("on {worker}"),
         (_, message) => output::clean(message),

@@ -208,6 +208,7 @@ pub(super) fn state(view: &WorkerView) -> String {
         (WorkerState::Online, false) => "online, not connectable",
         (WorkerState::Unseen, _) => "unseen",
         (WorkerState::Gone, _) => "gone",
+        (WorkerState::Unknown, _) => "unknown",
     };
     match &view.worker.drain {
         Some(drain) if drain.done => format!("{state}, drained"),

@@ -2,12 +2,14 @@
 //! deliver, because a connection broke or the controller started over, is asked for by number.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
-use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, SelectAll};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use tokio::time::Instant;
 
 use super::order::{EventOrder, HistoryLost};
@@ -57,8 +59,24 @@ pub struct Events {
     position: EventNumber,
     /// Whether there may be some that did not come over the bus.
     behind: bool,
+    /// The page that was asked for. It is waited for by whichever call comes next.
+    asked: Option<Asked>,
+    /// Since when nothing was heard, from the bus or from the controller.
+    silent_since: Instant,
     /// Whether the controller did not answer when it was last asked.
     away: bool,
+}
+
+/// A page under way.
+struct Asked {
+    after: EventNumber,
+    page: BoxFuture<'static, Result<EventPage, ApiError>>,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Asked after {}", self.after)
+    }
 }
 
 impl Client {
@@ -85,6 +103,8 @@ impl Client {
             ready: VecDeque::new(),
             position: after,
             behind: true,
+            asked: None,
+            silent_since: Instant::now(),
             away: false,
         })
     }
@@ -96,7 +116,8 @@ impl Events {
         self.position
     }
 
-    /// What is next; waits for it. Cancel safe.
+    /// What is next; waits for it. Cancel safe: silence goes on, and so does a question to the controller, when a call is
+    /// given up and another one made.
     ///
     /// # Errors
     /// [`EventsError`]; nothing more can be had in order then.
@@ -115,7 +136,9 @@ impl Events {
             if self.behind {
                 self.ask().await?;
             } else {
-                match next(&mut self.live).await {
+                let heard = next(&mut self.live, self.silent_since + SILENCE).await;
+                self.silent_since = Instant::now();
+                match heard {
                     Some(event) => {
                         let events = self.order.live(event);
                         self.queue(events);
@@ -128,11 +151,20 @@ impl Events {
         }
     }
 
-    /// Asks for one page.
+    /// Asks for one page, or waits on for the one that was asked for. Cancel safe.
     async fn ask(&mut self) -> Result<(), EventsError> {
-        let after = self.order.position();
-        let EventFilter { uid, vm, worker, types } = self.filter.clone();
-        let page = match self.client.call(&ListEvents { after, limit: 0, vm: uid, name: vm, worker, types }).await {
+        let (client, filter, order) = (&self.client, &self.filter, &self.order);
+        let asked = self.asked.get_or_insert_with(|| {
+            let (client, after) = (client.clone(), order.position());
+            let EventFilter { uid, vm, worker, types } = filter.clone();
+            let request = ListEvents { after, limit: 0, vm: uid, name: vm, worker, types };
+            Asked { after, page: async move { client.call(&request).await }.boxed() }
+        });
+        let (answer, after) = ((&mut asked.page).await, asked.after);
+        // No await from here on: the answer is taken as a whole.
+        self.asked = None;
+        self.silent_since = Instant::now();
+        let page = match answer {
             Ok(page) => page,
             Err(error) if is_passing(&error) => {
                 self.behind = false; // until silence or a gap says so again
@@ -167,9 +199,8 @@ pub fn trimmed(after: EventNumber, page: &EventPage) -> Option<RangeInclusive<Ev
     (page.first_kept > first_wanted && page.last > after).then(|| first_wanted..=page.first_kept - 1)
 }
 
-/// The next event from the bus; none after [`SILENCE`], or when what came was no event. Cancel safe.
-async fn next(live: &mut SelectAll<Subscriber>) -> Option<Event> {
-    let silence = Instant::now() + SILENCE;
+/// The next event from the bus; none when `silence` has come, or what came was no event. Cancel safe.
+async fn next(live: &mut (impl Stream<Item = Message> + Unpin), silence: Instant) -> Option<Event> {
     match tokio::time::timeout_at(silence, live.next()).await {
         Ok(Some(Message { payload, subject, .. })) => message::decode::<Event>(&payload)
             .inspect_err(|error| tracing::warn!("an event on {subject} cannot be read: {error}"))
@@ -186,6 +217,22 @@ async fn next(live: &mut SelectAll<Subscriber>) -> Option<Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_goes_on_over_calls_that_were_given_up() {
+        let silence = Instant::now() + SILENCE;
+        let mut live = stream::pending();
+        let tick = Duration::from_secs(1);
+        for _ in 0..2 {
+            assert!(tokio::time::timeout(tick, next(&mut live, silence)).await.is_err());
+        }
+        assert!(tokio::time::timeout(tick * 2, next(&mut live, silence)).await.unwrap().is_none());
+        assert_eq!(Instant::now(), silence);
+        // Of a subscription that is over nothing comes, and that is no hurry.
+        let mut over = stream::empty();
+        assert!(next(&mut over, silence + SILENCE).await.is_none());
+        assert_eq!(Instant::now(), silence + SILENCE);
+    }
 
     #[test]
     fn a_reader_is_told_what_is_no_longer_kept() {

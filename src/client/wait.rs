@@ -149,7 +149,7 @@ fn judge(waited_for: VmUid, seen: &Vm) -> Verdict {
              {name}` and `orchard ssh vm {name}`, or delete the VM and create it anew"
         )),
         (VmStatus::Failed, _, RestartPolicy::OnFailure | RestartPolicy::Always)
-        | (VmStatus::Pending, _, _)
+        | (VmStatus::Pending | VmStatus::Unknown, _, _)
         | (VmStatus::Running, false, _) => Verdict::Wait,
     }
 }

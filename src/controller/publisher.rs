@@ -34,7 +34,7 @@ use crate::bus::{message, parts, subject};
 use crate::model::audit::AuditRecord;
 use crate::model::error::ApiError;
 use crate::model::event::{Event, EventFilter, EventObject};
-use crate::model::{Timestamp, VmUid, WorkerName};
+use crate::model::{ClusterId, Timestamp, VmUid, WorkerName};
 use crate::trace::{self, UnderWay};
 
 /// Events or records read from the store at a time.
@@ -87,17 +87,21 @@ impl Feed {
     fn read(self, store: &Store, after: u64, listeners: &Audience) -> Result<Option<(u64, Vec<Item>)>, Failure> {
         let mut items = Vec::new();
         let mut last = None;
+        let cluster = store.cluster();
         match self {
             Feed::Events => {
                 for event in store.events(after, PAGE, &EventFilter::default())?.items {
                     last = Some(event.number);
-                    listeners.items(&mut items, subject::event(&event), &event, |form| cloud_event(&event, form))?;
+                    listeners
+                        .items(&mut items, subject::event(&event), &event, |form| cloud_event(cluster, &event, form))?;
                 }
             }
             Feed::Audit => {
                 for record in store.audit(after, PAGE)?.items {
                     last = Some(record.number);
-                    listeners.items(&mut items, subject::audit(&record), &record, |form| cloud_audit(&record, form))?;
+                    listeners.items(&mut items, subject::audit(&record), &record, |form| {
+                        cloud_audit(cluster, &record, form)
+                    })?;
                 }
             }
         }
@@ -205,24 +209,27 @@ async fn publish_page(
 }
 
 /// CloudEvents 1.0 attributes in NATS headers (binary content mode). `Nats-Msg-Id` lets a JetStream of an outside
-/// nats-server drop repetitions; the twin in JSON has one of its own, as one stream may take both.
-fn cloud_event(event: &Event, form: Encoding) -> HeaderMap {
+/// nats-server drop repetitions; the twin in JSON has one of its own, as one stream may take both. Numbers are of one cluster,
+/// so its id stands in the source and before them: several may share a stream.
+fn cloud_event(cluster: ClusterId, event: &Event, form: Encoding) -> HeaderMap {
     let (what, name) = match &event.object {
         EventObject::Vm { name, .. } => ("vm", name.to_string()),
         EventObject::Worker { name } => ("worker", name.to_string()),
+        EventObject::Unknown => ("unknown", "unknown".to_owned()),
     };
     let number = event.number.to_string();
     let kind = format!("orchard.v1.{what}.{}", event.kind.as_str());
-    headers(number.clone(), number, "/orchard/controller", kind, name, event.time, form)
+    headers(format!("{cluster}-{number}"), number, format!("/orchard/{cluster}"), kind, name, event.time, form)
 }
 
 /// The same for the audit trail, whose numbers are its own: so is its source, and the id for JetStream.
-fn cloud_audit(record: &AuditRecord, form: Encoding) -> HeaderMap {
+fn cloud_audit(cluster: ClusterId, record: &AuditRecord, form: Encoding) -> HeaderMap {
     let number = record.number.to_string();
     let kind = format!("orchard.v1.audit.{}", record.kind.as_str());
     // A failed login calls itself what it likes, line ends included.
     let name = header_value(&record.account);
-    headers(format!("audit-{number}"), number, "/orchard/controller/audit", kind, name, record.time, form)
+    let source = format!("/orchard/{cluster}/audit");
+    headers(format!("{cluster}-audit-{number}"), number, source, kind, name, record.time, form)
 }
 
 /// Any text as the value of an attribute, as the binding writes it: with percent signs for what is no visible ASCII.
@@ -242,7 +249,7 @@ fn header_value(text: &str) -> String {
 fn headers(
     message: String,
     number: String,
-    source: &'static str,
+    source: String,
     kind: String,
     name: String,
     time: Timestamp,
@@ -350,11 +357,13 @@ mod tests {
             message: String::new(),
             request: String::new(),
         };
-        let headers = cloud_audit(&AuditRecord::new(7, Timestamp::default(), deed), Encoding::Json);
+        let cluster = ClusterId(uuid::Uuid::from_u128(9));
+        let headers = cloud_audit(cluster, &AuditRecord::new(7, Timestamp::default(), deed), Encoding::Json);
         let value = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
         assert_eq!(value("ce-subject").as_deref(), Some("a%20b%0D%0AX:%20%22100%20%25%22%20%C3%A4"));
         assert_eq!(value("ce-datacontenttype").as_deref(), Some("application/json"));
-        assert_eq!(value("Nats-Msg-Id").as_deref(), Some("audit-7-json"));
+        assert_eq!(value("Nats-Msg-Id"), Some(format!("{cluster}-audit-7-json")));
+        assert_eq!(value("ce-source"), Some(format!("/orchard/{cluster}/audit")));
         assert_eq!((value("ce-id").as_deref(), value("ce-specversion").as_deref()), (Some("7"), Some("1.0")));
     }
 }

@@ -13,6 +13,7 @@ use super::AccountName;
 
 /// A right that a service account may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 pub enum Role {
     /// See VMs, workers and what happens to them.
     #[serde(rename = "compute:read")]
@@ -29,6 +30,9 @@ pub enum Role {
     /// Manage service accounts, let workers join, and open connections to workers' own machines.
     #[serde(rename = "admin:write")]
     AdminWrite,
+    /// One of a newer release: whoever holds it may do more than is known here.
+    #[serde(rename = "unknown", other)]
+    Unknown,
 }
 
 text_enum!(Role:
@@ -36,7 +40,8 @@ text_enum!(Role:
     ComputeWrite = "compute:write",
     ComputeConnect = "compute:connect",
     AdminRead = "admin:read",
-    AdminWrite = "admin:write",
+    AdminWrite = "admin:write";
+    else Unknown
 );
 
 /// The roles of one account.
@@ -75,10 +80,11 @@ impl Roles {
 }
 
 /// How somebody with `admin:write` lets `account`, which has `roles`, do what has `needs`: the whole list, since it replaces
-/// the roles there were. Of several that would do, the last of the table, which opens least. None when nothing is missing.
+/// the roles there were. Of several that would do, the last of the table, which opens least. None when nothing is missing, or the account has a role of a newer release.
 pub fn grant_command(account: &AccountName, roles: &Roles, needs: Needs) -> Option<String> {
     let Needs::AnyOf(any) = needs else { return None };
-    let missing = *any.last().filter(|_| !roles.satisfy(needs))?;
+    // A list that leaves out what is not known here would take it away.
+    let missing = *any.last().filter(|_| !roles.satisfy(needs) && !roles.has(Role::Unknown))?;
     let all: Roles = roles.iter().chain([missing]).collect();
     let names: Vec<&str> = all.iter().map(Role::as_str).collect();
     Some(format!("orchard update service-account {account} --roles {}", names.join(",")))
@@ -237,6 +243,7 @@ mod tests {
             Some("orchard update service-account ann --roles compute:read,compute:connect,admin:read")
         );
         assert_eq!(grant_command(&ann, &has, READ), None);
+        assert_eq!(grant_command(&ann, &[Role::Unknown].into_iter().collect(), READ), None);
         assert_eq!(grant_command(&ann, &Roles::default(), Needs::Nothing), None);
     }
 

@@ -1,5 +1,7 @@
 //! Events: the numbered story of every VM and worker, stored with the change they tell of.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +124,7 @@ impl EventType {
 
 /// Whom an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_objects)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum EventObject {
     /// A VM.
@@ -138,10 +141,24 @@ pub enum EventObject {
         /// Its name.
         name: WorkerName,
     },
+    /// Something that only a newer release knows.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for EventObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EventObject::Vm { name, .. } => write!(f, "vm/{name}"),
+            EventObject::Worker { name } => write!(f, "worker/{name}"),
+            EventObject::Unknown => f.write_str("unknown"),
+        }
+    }
 }
 
 /// Which stream a log line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogStream {
     /// Standard output.
@@ -150,6 +167,9 @@ pub enum LogStream {
     Stderr,
     /// Said by the worker itself.
     System,
+    /// One of a newer release.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One event.
@@ -202,6 +222,7 @@ impl EventFilter {
         let (uid, vm, worker) = match &event.object {
             EventObject::Vm { name, uid, .. } => (Some(*uid), Some(name), event.worker.as_ref()),
             EventObject::Worker { name } => (None, None, Some(name)),
+            EventObject::Unknown => (None, None, event.worker.as_ref()),
         };
         (self.uid.is_none() || self.uid == uid)
             && (self.vm.is_none() || self.vm.as_ref() == vm)

@@ -115,6 +115,7 @@ pub struct Pull {
 
 /// How far a worker is with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "lowercase")]
 pub enum PullState {
     /// It has said nothing of it yet.
@@ -125,9 +126,12 @@ pub enum PullState {
     Done,
     /// It could not fetch it, and does not try again by itself.
     Failed,
+    /// One of a newer release.
+    #[serde(other)]
+    Unknown,
 }
 
-text_enum!(PullState: Waiting = "waiting", Pulling = "pulling", Done = "done", Failed = "failed");
+text_enum!(PullState: Waiting = "waiting", Pulling = "pulling", Done = "done", Failed = "failed"; else Unknown);
 
 #[cfg(test)]
 mod tests {

@@ -5,14 +5,14 @@
 
 /// Gives an enum of plain values its one spelling, on the wire and the command line alike.
 macro_rules! text_enum {
-    ($type:ident: $($variant:ident = $text:literal),+ $(,)?) => {
+    ($type:ident: $($variant:ident = $text:literal),+ $(,)? $(; else $unknown:ident)?) => {
         impl $type {
-            /// Every value, in order.
+            /// Every value that this release knows, in order.
             pub const ALL: &'static [$type] = &[$($type::$variant),+];
 
             /// The value as written on the wire and the command line.
             pub fn as_str(self) -> &'static str {
-                match self { $($type::$variant => $text),+ }
+                match self { $($type::$variant => $text,)+ $($type::$unknown => "unknown",)? }
             }
         }
         impl std::fmt::Display for $type {
@@ -177,6 +177,10 @@ pub struct VmUid(pub Uuid);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub Uuid);
 
+/// Which cluster: what a controller's data is of, wherever it is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClusterId(pub Uuid);
+
 macro_rules! uuid_text {
     ($name:ident) => {
         impl fmt::Display for $name {
@@ -205,6 +209,7 @@ macro_rules! uuid_text {
 }
 uuid_text!(VmUid);
 uuid_text!(SessionId);
+uuid_text!(ClusterId);
 
 /// How many times a VM has been started over (0 = first start): with the uid, the fencing token of one copy.
 pub type Attempt = u32;

@@ -39,3 +39,17 @@ pub(crate) fn open_enum(schema: &mut Schema) {
     let any = known.into_iter().filter(is_sent).chain([later.to_value()]).collect();
     schema.insert("anyOf".to_owned(), Value::Array(any));
 }
+
+/// The same for an enum of objects, told apart by their field `kind`: of another kind nothing else is known.
+pub(crate) fn open_objects(schema: &mut Schema) {
+    let Some(Value::Array(known)) = schema.remove("oneOf") else { return };
+    let is_sent = |value: &Value| value.pointer("/properties/kind/const").and_then(Value::as_str) != Some("unknown");
+    let later = serde_json::json!({
+        "type": "object",
+        "description": "One of a later release.",
+        "properties": { "kind": { "type": "string" } },
+        "required": ["kind"],
+    });
+    let any = known.into_iter().filter(is_sent).chain([later]).collect();
+    schema.insert("anyOf".to_owned(), Value::Array(any));
+}

@@ -15,31 +15,40 @@ use super::{AccountName, Attempt, Boot, CopyId, Timestamp, VmName, VmUid, Worker
 
 /// The guest's operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "lowercase")]
 pub enum Os {
     /// macOS.
     Darwin,
     /// Linux.
     Linux,
+    /// One of a newer release.
+    #[serde(other)]
+    Unknown,
 }
 
 /// The processor architecture of guest and host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
     /// 64-bit ARM.
     Arm64,
     /// 64-bit x86.
     Amd64,
+    /// One of a newer release.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Arch {
-    /// The architecture this binary was built for.
+    /// The architecture this binary was built for: one that it knows.
     pub const HOST: Arch = if cfg!(target_arch = "aarch64") { Arch::Arm64 } else { Arch::Amd64 };
 }
 
 /// What runs the VM on the worker's host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeKind {
     /// Tart, on Apple Silicon.
@@ -50,6 +59,9 @@ pub enum RuntimeKind {
     Qemu,
     /// No real guests: for scale and fault tests, and for trying Orchard without a hypervisor.
     Synthetic,
+    /// One of a newer release.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What happens when a VM fails.
@@ -112,13 +124,13 @@ pub enum ImagePullPolicy {
 }
 
 text_enum!(ImagePullPolicy: IfNotPresent = "IfNotPresent", Always = "Always");
-text_enum!(Os: Darwin = "darwin", Linux = "linux");
-text_enum!(Arch: Arm64 = "arm64", Amd64 = "amd64");
-text_enum!(RuntimeKind: Tart = "tart", Vetu = "vetu", Qemu = "qemu", Synthetic = "synthetic");
+text_enum!(Os: Darwin = "darwin", Linux = "linux"; else Unknown);
+text_enum!(Arch: Arm64 = "arm64", Amd64 = "amd64"; else Unknown);
+text_enum!(RuntimeKind: Tart = "tart", Vetu = "vetu", Qemu = "qemu", Synthetic = "synthetic"; else Unknown);
 text_enum!(RestartPolicy: Never = "Never", OnFailure = "OnFailure", Always = "Always");
 text_enum!(OnUnseen: Keep = "keep", Replace = "replace");
 text_enum!(PowerState: Running = "running", Stopped = "stopped", Suspended = "suspended");
-text_enum!(VmStatus: Pending = "pending", Running = "running", Failed = "failed");
+text_enum!(VmStatus: Pending = "pending", Running = "running", Failed = "failed"; else Unknown);
 
 /// A script that runs in the guest after each start, over SSH.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -264,6 +276,7 @@ pub const SUSPEND_FAILED: &str = "cannot suspend it";
 
 /// Where a VM stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "lowercase")]
 pub enum VmStatus {
     /// Waiting for a worker, or being prepared on one.
@@ -273,6 +286,9 @@ pub enum VmStatus {
     Running,
     /// It ended or could not start; the message says why.
     Failed,
+    /// One of a newer release.
+    #[serde(other)]
+    Unknown,
 }
 
 /// A VM as the controller keeps it: the record in LMDB and, redacted, the answer to readers.
@@ -475,26 +491,4 @@ fn is_zero_u32(n: &u32) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn readers_see_neither_password_nor_script_environment() {
-        let spec = VmSpec {
-            password: Some(Secret::new("pw")),
-            startup_script: Some(StartupScript {
-                script_content: "true".into(),
-                env: [("K".to_owned(), Secret::new("hidden"))].into(),
-            }),
-            ..VmSpec::default()
-        };
-        let json = serde_json::to_string(&spec.redacted()).unwrap();
-        assert!(!json.contains("pw") && !json.contains("hidden"), "{json}");
-    }
-
-    #[test]
-    fn a_spec_of_an_unknown_future_field_still_decodes() {
-        let spec: VmSpec = serde_json::from_str(r#"{"image":"x","frobnicate":1}"#).unwrap();
-        assert_eq!(spec.image, "x");
-    }
-}
+mod tests;

@@ -39,6 +39,7 @@ pub struct WorkerInfo {
 
 /// How the controller sees a worker's liveness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = super::schema::open_enum)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerState {
     /// It was heard of a short while ago.
@@ -47,6 +48,9 @@ pub enum WorkerState {
     Unseen,
     /// Its lease is certainly over: it runs none of those VMs any more that may be started elsewhere.
     Gone,
+    /// One of a newer release.
+    #[serde(other)]
+    Unknown,
 }
 
 /// How busy a worker's host is, as it last said. What it could not find out is left out.

@@ -91,7 +91,8 @@ impl World {
                 (true, false) => so("but not ready"),
                 (true, true) => None,
             },
-            (VmStatus::Running, None) => so("but nowhere"),
+            (VmStatus::Running | VmStatus::Unknown, None) => so("but nowhere"),
+            (VmStatus::Unknown, Some(_)) => so("which nobody knows"),
             (VmStatus::Pending, Some(worker)) => so(&format!("on {worker}")),
             (VmStatus::Pending, None) => {
                 let room = self.disk.workers.values().find(|worker| self.has_room(worker, vm));

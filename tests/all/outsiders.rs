@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_nats::{Message, Subscriber};
 use futures_util::StreamExt as _;
-use orchard::bus::access::CreateAccount;
+use orchard::bus::access::{CreateAccount, DeleteAccount, UpdateAccount};
 use orchard::bus::client::Bus;
 use orchard::bus::message::{CreateVm, DeleteVm, GetInfo, ListEvents, decode};
 use orchard::model::access::Role;
@@ -58,10 +58,13 @@ async fn an_event_is_published_in_both_forms_and_is_a_cloud_event_in_either() {
     assert_eq!(in_json, serde_json::to_value(&event).unwrap());
     for (message, kind) in [(packed, "application/msgpack"), (json, "application/json")] {
         let headers = message.headers.unwrap();
+        let value = |name: &str| headers.get(name).unwrap().as_str();
+        // Numbers begin with 1 in each cluster: by its id they differ from those of another.
+        let cluster = value("ce-source").strip_prefix("/orchard/").unwrap();
+        assert!(cluster.len() == 36 && value("Nats-Msg-Id").starts_with(&format!("{cluster}-{}", event.number)));
         for (name, expected) in [
             ("ce-specversion", "1.0"),
             ("ce-id", &event.number.to_string()),
-            ("ce-source", "/orchard/controller"),
             ("ce-type", "orchard.v1.vm.created"),
             ("ce-subject", "a.b"),
             ("ce-time", &event.time.to_string()),
@@ -123,33 +126,33 @@ async fn a_page_in_json_fits_the_bus_whatever_scripts_print() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_program_misses_no_event() {
+async fn a_python_program_misses_no_event_and_ends_when_it_may_not_follow() {
     let Some(python) = installed("ORCHARD_TEST_PYTHON", "nats.py") else { return };
-    misses_nothing(|folder| {
+    let command = |folder: &Path| {
         let mut command = Command::new(&python);
         command.arg(copied("follow.py", folder));
         command
-    })
-    .await;
+    };
+    tokio::join!(misses_nothing(command), ends_when_it_must(command));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_javascript_program_misses_no_event() {
+async fn a_javascript_program_misses_no_event_and_ends_when_it_may_not_follow() {
     let Some(modules) = installed("ORCHARD_TEST_NODE_MODULES", "nats.js") else { return };
-    misses_nothing(|folder| {
+    let command = |folder: &Path| {
         let mut command = Command::new("node");
         command.arg(copied("follow.mjs", folder));
         // Where `npm install` would have put them.
         std::os::unix::fs::symlink(&modules, folder.join("node_modules")).unwrap();
         command
-    })
-    .await;
+    };
+    tokio::join!(misses_nothing(command), ends_when_it_must(command));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rust_program_misses_no_event() {
+async fn a_rust_program_misses_no_event_and_ends_when_it_may_not_follow() {
     let built = rust_example("follow").await;
-    misses_nothing(|_| Command::new(&built)).await;
+    tokio::join!(misses_nothing(|_: &Path| Command::new(&built)), ends_when_it_must(|_: &Path| Command::new(&built)));
 }
 
 fn copied(name: &str, folder: &Path) -> PathBuf {
@@ -188,17 +191,7 @@ struct World {
 /// Kills the controller under the program, then the program, then both.
 async fn misses_nothing(command: impl Fn(&Path) -> Command) {
     let mut world = World::start().await;
-    let folder = world.dir.path().join("program");
-    std::fs::create_dir(&folder).unwrap();
-    let mut command = command(&folder);
-    command
-        .arg(folder.join("last"))
-        .env("ORCHARD_URL", &world.reader.url)
-        .env("ORCHARD_SERVICE_ACCOUNT_NAME", world.reader.account.as_str())
-        .env("ORCHARD_SERVICE_ACCOUNT_TOKEN", world.reader.token.expose())
-        .env("ORCHARD_CA", world.data().join("controller.crt"))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
+    let mut command = world.prepared(command);
     let worker = world.admin.worker("w", &world.dir.path().join("worker"), Arc::new(Synthetic::new())).await;
 
     world.happen(3).await;
@@ -230,7 +223,74 @@ async fn misses_nothing(command: impl Fn(&Path) -> Command) {
     world.check().await;
 }
 
+/// Takes the role away, then the account; and spoils the file.
+async fn ends_when_it_must(command: impl Fn(&Path) -> Command) {
+    let mut world = World::start().await;
+    let mut command = world.prepared(command);
+    let last = world.dir.path().join("program/last");
+    for garbage in ["", "seven\n", "-1", "1 2"] {
+        std::fs::write(&last, garbage).unwrap();
+        let program = world.run(&mut command);
+        let why = world.ended(program).await;
+        assert!(why.contains("holds no number of an event") && !why.contains("Traceback"), "{garbage:?}: {why}");
+        assert_eq!(std::fs::read_to_string(&last).unwrap(), garbage);
+    }
+    std::fs::remove_file(&last).unwrap();
+
+    world.happen(2).await;
+    let mut program = world.run(&mut command);
+    world.caught_up(&mut program).await;
+    let account = world.reader.account.clone();
+    let roles = |roles: &[Role]| UpdateAccount {
+        name: account.clone(),
+        roles: Some(roles.iter().copied().collect()),
+        expiry: None,
+        ssh_keys: None,
+    };
+    world.admin.call(&roles(&[])).await.unwrap();
+    let why = world.ended(program).await;
+    assert!(why.contains("let in no more, or may not follow events"), "{why}");
+
+    // As a supervisor would: it goes on where it was, once the role is back.
+    let program = world.run(&mut command);
+    let why = world.ended(program).await;
+    assert!(why.contains("let in no more, or may not follow events"), "{why}");
+    world.happen(2).await;
+    world.admin.call(&roles(&[Role::ComputeRead])).await.unwrap();
+    let mut program = world.run(&mut command);
+    world.caught_up(&mut program).await;
+
+    world.admin.call(&DeleteAccount { name: account.clone() }).await.unwrap();
+    let why = world.ended(program).await;
+    assert!(why.contains("let in no more, or may not follow events") || why.contains("is closed"), "{why}");
+}
+
 impl World {
+    /// The program in its folder, with what it needs to know.
+    fn prepared(&self, command: impl Fn(&Path) -> Command) -> Command {
+        let folder = self.dir.path().join("program");
+        std::fs::create_dir(&folder).unwrap();
+        let mut command = command(&folder);
+        command
+            .arg(folder.join("last"))
+            .env("ORCHARD_URL", &self.reader.url)
+            .env("ORCHARD_SERVICE_ACCOUNT_NAME", self.reader.account.as_str())
+            .env("ORCHARD_SERVICE_ACCOUNT_TOKEN", self.reader.token.expose())
+            .env("ORCHARD_CA", self.data().join("controller.crt"))
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Waits until the program has ended by itself, with exit code 1; what it says of that.
+    async fn ended(&self, mut program: Child) -> String {
+        let status = tokio::time::timeout(LIMIT, program.wait()).await;
+        let complaints = std::fs::read_to_string(self.file("complaints", self.runs - 1)).unwrap();
+        let status = status.unwrap_or_else(|_| panic!("it goes on: {complaints}")).unwrap();
+        assert_eq!(status.code(), Some(1), "{complaints}");
+        complaints
+    }
+
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (home, data) = (dir.path().join("home"), dir.path().join("controller"));

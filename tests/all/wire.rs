@@ -126,7 +126,7 @@ fn event(kind: EventType, object: EventObject) -> Event {
 #[derive(Default)]
 pub struct Samples {
     /// A line for each, as in the file.
-    lines: String,
+    pub lines: String,
     /// The same as JSON.
     pub json: Vec<(String, serde_json::Value)>,
 }

@@ -207,7 +207,7 @@ Ctrl-C stops the cluster.",
             RuntimeKind::Tart => "ghcr.io/cirruslabs/macos-tahoe-base:latest",
             RuntimeKind::Vetu => "ghcr.io/cirruslabs/ubuntu:latest",
             RuntimeKind::Qemu => "PATH.qcow2",
-            RuntimeKind::Synthetic => "any",
+            RuntimeKind::Synthetic | RuntimeKind::Unknown => "any",
         },
     ))?;
     Ok(())

@@ -52,6 +52,7 @@ pub(super) async fn open(
             runtime
         }
         RuntimeKind::Synthetic => Arc::new(Synthetic::new()),
+        RuntimeKind::Unknown => anyhow::bail!("no such runtime"),
     })
 }
 
@@ -68,7 +69,7 @@ pub(super) async fn open_for_guard(kind: RuntimeKind, data_dir: &Path) -> anyhow
             // What the worker is about to make is not its business.
             tart(TartOptions { tidy: false, ..tart_options(kind, data_dir) }).await
         }
-        RuntimeKind::Synthetic => open(kind, data_dir, None, 0).await,
+        RuntimeKind::Synthetic | RuntimeKind::Unknown => open(kind, data_dir, None, 0).await,
     }
 }
 
@@ -89,7 +90,7 @@ pub(super) fn detect() -> Option<RuntimeKind> {
 
 fn choose(macos: bool, has: impl Fn(&str) -> bool) -> Option<RuntimeKind> {
     let qemu = match Arch::HOST {
-        Arch::Arm64 => "qemu-system-aarch64",
+        Arch::Arm64 | Arch::Unknown => "qemu-system-aarch64",
         Arch::Amd64 => "qemu-system-x86_64",
     };
     match macos {

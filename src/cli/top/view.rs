@@ -126,7 +126,7 @@ fn worker_row<'a>(view: &WorkerView, look: Look) -> Vec<Cell<'a>> {
     };
     let colour = match (view.state, view.connectable) {
         (WorkerState::Online, true) => Color::Green,
-        (WorkerState::Online, false) | (WorkerState::Unseen, _) => Color::Yellow,
+        (WorkerState::Online, false) | (WorkerState::Unseen | WorkerState::Unknown, _) => Color::Yellow,
         (WorkerState::Gone, _) => Color::Red,
     };
     vec![
@@ -171,7 +171,7 @@ fn vm_row<'a>(vm: &Vm, now: Now, look: Look) -> Vec<Cell<'a>> {
     let colour = match (vm.status, vm.ready) {
         (VmStatus::Failed, _) => Color::Red,
         (VmStatus::Running, true) => Color::Green,
-        (VmStatus::Pending, _) | (VmStatus::Running, false) => Color::Yellow,
+        (VmStatus::Pending | VmStatus::Unknown, _) | (VmStatus::Running, false) => Color::Yellow,
     };
     let worker = vm.worker.as_ref().map_or("", WorkerName::as_str);
     vec![

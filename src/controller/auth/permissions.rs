@@ -78,6 +78,8 @@ fn inbox(user: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::broker::permission::Subscribe;
     use crate::model::access::Role;
@@ -157,5 +159,71 @@ mod tests {
             assert!(!controller.may_publish(subject.as_bytes()), "{subject}");
         }
         assert!(controller.may_publish(b"orchard.v1.worker.w.assign"));
+    }
+
+    /// Whether `rule` allows all that `pattern` stands for.
+    fn covers(rule: &str, pattern: &str) -> bool {
+        let (mut rule, mut pattern) = (rule.split('.'), pattern.split('.'));
+        loop {
+            match (rule.next(), pattern.next()) {
+                (Some(">"), Some(_)) | (None, None) => return true,
+                (Some("*"), Some(_)) => {}
+                (Some(one), Some(other)) if one == other => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// The address of a channel as a pattern: for one of `own` parameters its value, and for the others any.
+    fn pattern(address: &str, own: &[(&str, String)]) -> String {
+        let token = |token: &str| match token.strip_prefix('{').and_then(|token| token.strip_suffix('}')) {
+            Some(name) => own.iter().find(|(of, _)| *of == name).map_or("*".to_owned(), |(_, value)| value.clone()),
+            None => token.to_owned(),
+        };
+        address.split('.').map(token).collect::<Vec<_>>().join(".")
+    }
+
+    #[test]
+    fn what_is_allowed_is_what_the_asyncapi_document_says_and_the_other_way_round() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/asyncapi.json");
+        let document: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let channels = document["channels"].as_object().unwrap();
+        let of_channels = channels.values().map(|channel| (channel, &channel["x-orchard-permission"]));
+        let of_operations = document["operations"].as_object().unwrap().values().map(|operation| {
+            let id = operation["channel"]["$ref"].as_str().unwrap().trim_start_matches("#/channels/");
+            (&channels[id], &operation["x-orchard-permission"])
+        });
+        let said: Vec<_> = of_channels.chain(of_operations).collect();
+
+        let (ann, worker): (AccountName, WorkerName) = ("a.b".parse().unwrap(), "w.1".parse().unwrap());
+        let (id, token) = (JoinId::new([1; 8]), subject::token);
+        let users = [
+            ("accounts", of_account(&ann, &Roles::all()), ("account", token("a.b")), "a.b".to_owned()),
+            ("that worker", of_worker(&worker), ("worker", token("w.1")), subject::worker_user(&worker)),
+            ("whoever logged in with", of_joining(&id), ("token", id.to_string()), subject::join_user(&id)),
+            ("the controller", of_controller("controller/self"), ("", String::new()), "controller/self".to_owned()),
+        ];
+        for (user, permissions, own, name) in users {
+            let rules = [("publish", permissions.publish.allow), ("subscribe", permissions.subscribe.allow)];
+            for (direction, rules) in rules {
+                let rules = rules.unwrap();
+                let patterns = said.iter().filter_map(|(channel, may)| {
+                    let (address, who) = (channel["address"].as_str().unwrap(), may[direction]["who"].as_str()?);
+                    if who.starts_with("every user") {
+                        return Some(pattern(address, &[("identity", token(&name))]));
+                    }
+                    who.starts_with(user).then(|| pattern(address, std::slice::from_ref(&own)))
+                });
+                let patterns: Vec<_> = patterns.collect();
+                for rule in &rules {
+                    let is_said = patterns.iter().any(|pattern| covers(rule, pattern));
+                    assert!(is_said, "{user} may {direction} {rule}, and no channel says so: {patterns:#?}");
+                }
+                for pattern in &patterns {
+                    let is_allowed = rules.iter().any(|rule| covers(rule, pattern));
+                    assert!(is_allowed, "{user} should {direction} {pattern}, and may not: {rules:#?}");
+                }
+            }
+        }
     }
 }

@@ -75,7 +75,7 @@ impl Cluster {
     /// A new account whose token has `token_hash`.
     ///
     /// # Errors
-    /// [`ErrorCode::Conflict`] when the name is taken, [`ErrorCode::Invalid`] when token or end cannot be,
+    /// [`ErrorCode::Conflict`] when the name is taken, [`ErrorCode::Invalid`] when token, end or a role cannot be,
     /// [`ErrorCode::LimitExceeded`] when there are too many.
     pub fn create_account(
         &mut self,
@@ -92,6 +92,7 @@ impl Cluster {
             check_end(end, now)?;
         }
         check_ssh_keys(&request.ssh_keys)?;
+        check_roles(&request.roles)?;
         if self.access.accounts.contains_key(name) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -123,7 +124,7 @@ impl Cluster {
     /// Gives an account other roles or another end; what `request` does not name stays.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`]; [`ErrorCode::Invalid`] for an end in the past; [`ErrorCode::Conflict`] when nobody would
+    /// [`ErrorCode::NotFound`]; [`ErrorCode::Invalid`] for an end in the past or an unknown role; [`ErrorCode::Conflict`] when nobody would
     /// be left who manages accounts.
     pub fn update_account(
         &mut self,
@@ -136,6 +137,7 @@ impl Cluster {
         let before = standing(&view);
         let was_admin = is_lasting_admin(&view);
         if let Some(roles) = &request.roles {
+            check_roles(roles)?;
             view.roles = roles.clone();
         }
         match request.expiry {
@@ -261,6 +263,16 @@ pub fn check_token(token: &Secret) -> Result<(), ApiError> {
 fn standing(view: &AccountView) -> String {
     let end = view.expires_at.map_or_else(|| "no end".to_owned(), |end| format!("end {end}"));
     format!("roles {}, {end}", view.roles)
+}
+
+/// A role that is not known here cannot be given: nobody could say what it allows.
+fn check_roles(roles: &Roles) -> Result<(), ApiError> {
+    if !roles.has(Role::Unknown) {
+        return Ok(());
+    }
+    let known: Vec<&str> = Role::ALL.iter().map(|role| role.as_str()).collect();
+    let what = format!("one of the roles is none that this controller knows; it knows {}", known.join(", "));
+    Err(ApiError::new(ErrorCode::Invalid, what))
 }
 
 fn check_ssh_keys(keys: &[SshKey]) -> Result<(), ApiError> {

@@ -185,7 +185,7 @@ impl Cluster {
         let entry = self.workers.get(worker)?;
         let silence = entry.silence(now);
         match entry.state {
-            WorkerState::Online => None,
+            WorkerState::Online | WorkerState::Unknown => None,
             WorkerState::Unseen => Some(format!("worker {worker} has been unseen for {silence} s")),
             WorkerState::Gone => Some(format!("worker {worker} is gone: it has not been heard of for {silence} s")),
         }
@@ -204,7 +204,7 @@ impl Cluster {
             OnUnseen::Replace | OnUnseen::Keep => "",
         };
         match entry.state {
-            WorkerState::Online => None,
+            WorkerState::Online | WorkerState::Unknown => None,
             WorkerState::Unseen if unheard.is_empty() => {
                 Some(format!("worker {worker} has not been heard of for {silence} s"))
             }

@@ -85,7 +85,7 @@ impl Cluster {
             (None, VmStatus::Pending) if self.scheduler.is_waiting(vm.uid) => explanation.to_string(),
             (None, VmStatus::Pending) if self.held_back.contains(vm.uid) => vm.status_message.clone(),
             (None, VmStatus::Pending) => "an earlier copy of it may still run and must be gone first".to_owned(),
-            (None, VmStatus::Running) => format!("it waits for nothing: it is {}", vm.status),
+            (None, VmStatus::Running | VmStatus::Unknown) => format!("it waits for nothing: it is {}", vm.status),
         };
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let obstacles = explanation.obstacles.into_iter();

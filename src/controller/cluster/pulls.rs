@@ -44,7 +44,8 @@ impl Cluster {
         changes: &mut Changes,
     ) -> Result<PullView, ApiError> {
         let PullImage { image, selector, ttl_s } = request;
-        check_spec(&VmSpec { image: image.clone(), labels: selector.labels.clone(), ..VmSpec::default() })?;
+        let (labels, runtime) = (selector.labels.clone(), selector.runtime);
+        check_spec(&VmSpec { image: image.clone(), labels, runtime, ..VmSpec::default() })?;
         let ttl_s = if ttl_s == 0 { PULL_TTL_S } else { ttl_s };
         if ttl_s > MAX_PULL_TTL_S {
             let what = format!("a request cannot stand for {ttl_s} s; at most {MAX_PULL_TTL_S} s are allowed");
@@ -198,8 +199,9 @@ impl Cluster {
             let count = match entry.pull(pull.id).0 {
                 PullState::Done => &mut view.done,
                 PullState::Failed => &mut view.failed,
-                PullState::Waiting | PullState::Pulling if !entry.is_online() => &mut view.offline,
-                PullState::Waiting | PullState::Pulling => continue,
+                // What a newer worker calls otherwise is neither done nor given up.
+                PullState::Waiting | PullState::Pulling | PullState::Unknown if !entry.is_online() => &mut view.offline,
+                PullState::Waiting | PullState::Pulling | PullState::Unknown => continue,
             };
             *count = count.saturating_add(1);
         }

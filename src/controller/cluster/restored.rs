@@ -159,7 +159,7 @@ impl Cluster {
         let starts = match vm.status {
             VmStatus::Pending => true,
             VmStatus::Failed => starts_over(vm.spec.restart_policy) || self.restored.record.fenced.contains(&vm.uid),
-            VmStatus::Running => false,
+            VmStatus::Running | VmStatus::Unknown => false,
         };
         if !starts || !self.is_held(vm.uid) {
             return None;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::bus::measure::encoded_len;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::features;
-use crate::model::vm::VmSpec;
+use crate::model::vm::{Arch, Os, RuntimeKind, VmSpec};
 
 /// Bounds of a specification: generous for people, small against the broker's payload limit.
 const MAX_TEXT: usize = 4 * 1024;
@@ -28,6 +28,7 @@ pub(super) fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
     if spec.image.starts_with('-') || spec.image.chars().any(char::is_control) {
         return refuse(format!("image {:?} begins with a dash or contains control characters", spec.image));
     }
+    check_words(spec.os, spec.arch, spec.runtime)?;
     let texts = [
         ("image", spec.image.len()),
         ("username", spec.guest_user().len()),
@@ -73,6 +74,25 @@ pub(super) fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Readers take words of newer releases as they come; a controller that shall act on one must know it.
+///
+/// # Errors
+/// [`ErrorCode::Invalid`], with those that there are.
+pub(super) fn check_words(os: Option<Os>, arch: Option<Arch>, runtime: Option<RuntimeKind>) -> Result<(), ApiError> {
+    let words = |all: &[&str]| all.join(", ");
+    let unknown = if os == Some(Os::Unknown) {
+        ("os", words(&Os::ALL.iter().map(|os| os.as_str()).collect::<Vec<_>>()))
+    } else if arch == Some(Arch::Unknown) {
+        ("arch", words(&Arch::ALL.iter().map(|arch| arch.as_str()).collect::<Vec<_>>()))
+    } else if runtime == Some(RuntimeKind::Unknown) {
+        ("runtime", words(&RuntimeKind::ALL.iter().map(|runtime| runtime.as_str()).collect::<Vec<_>>()))
+    } else {
+        return Ok(());
+    };
+    let (field, known) = unknown;
+    Err(ApiError::new(ErrorCode::Invalid, format!("the {field} is none that this controller knows; it knows {known}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +106,19 @@ mod tests {
             crate::model::vm::StartupScript { script_content: "x".repeat(MAX_SCRIPT), env: Default::default() };
         let spec = VmSpec { image: "i".into(), startup_script: Some(script), ..VmSpec::default() };
         check_spec(&spec).unwrap();
+    }
+
+    #[test]
+    fn words_of_newer_releases_are_no_wishes() {
+        let known =
+            |os, arch, runtime| check_spec(&VmSpec { image: "i".into(), os, arch, runtime, ..VmSpec::default() });
+        known(Some(Os::Linux), Some(Arch::Arm64), Some(RuntimeKind::Qemu)).unwrap();
+        for error in [
+            known(Some(Os::Unknown), None, None),
+            known(None, Some(Arch::Unknown), None),
+            known(None, None, Some(RuntimeKind::Unknown)),
+        ] {
+            assert_eq!(error.unwrap_err().code, ErrorCode::Invalid);
+        }
     }
 }

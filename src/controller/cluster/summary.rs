@@ -73,7 +73,7 @@ impl Cluster {
             match vm.status {
                 VmStatus::Running => summary.ready += u64::from(vm.ready),
                 VmStatus::Pending => *summary.pending.entry(self.reason(vm)).or_default() += 1,
-                VmStatus::Failed => {}
+                VmStatus::Failed | VmStatus::Unknown => {}
             }
         }
         for (name, entry) in &self.workers {
@@ -113,6 +113,7 @@ fn name_of(state: WorkerState) -> &'static str {
         WorkerState::Online => "online",
         WorkerState::Unseen => "unseen",
         WorkerState::Gone => "gone",
+        WorkerState::Unknown => "unknown",
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::inventory::Agreement;
+use super::spec::check_words;
 use super::{Changes, Cluster, Live, WorkerEntry};
 use crate::bus::measure::encoded_len;
 use crate::bus::message::{Assignment, Heartbeat, HeartbeatAck, Hello};
@@ -43,6 +44,7 @@ impl Cluster {
             );
             return Err(ApiError::new(ErrorCode::Invalid, what));
         }
+        check_words(Some(hello.info.os), Some(hello.info.arch), Some(hello.info.runtime))?;
         if hello.place.len() > MAX_PLACE {
             let what = format!("the worker's place has {} bytes; at most {MAX_PLACE} are allowed", hello.place.len());
             return Err(ApiError::new(ErrorCode::Invalid, what));

@@ -46,6 +46,7 @@ use super::cluster::{Changes, Cluster, Records};
 use super::shares::Shares;
 use crate::identity;
 use crate::identity::folder::{self, FolderLock};
+use crate::model::ClusterId;
 use crate::model::audit::AuditNumber;
 use crate::model::event::{EventNumber, EventObject};
 
@@ -97,6 +98,7 @@ pub struct Store {
     tables: Tables,
     seal: Arc<Seal>,
     bounds: Bounds,
+    cluster: ClusterId,
     /// Bytes of the map in use after the last commit.
     used: Arc<AtomicU64>,
     /// Who holds how much of the audit trail; none after a commit that failed.
@@ -151,6 +153,7 @@ impl Store {
             // Its records are read as they are; from here on releases that would misread what is added leave it alone.
             tables.stamp(&env).map_err(database_error)?;
         }
+        let cluster = tables.cluster(&env).map_err(database_error)?;
         // LMDB syncs what is in its file, and not that there is one.
         identity::sync_folder(&path).map_err(folder_error)?;
         let shares = trail::shares(&env, &tables).map_err(database_error)?;
@@ -165,6 +168,7 @@ impl Store {
             tables,
             seal: seal.into(),
             bounds,
+            cluster,
             used: Arc::new(used.into()),
             shares: Arc::new(Mutex::new(Some(shares))),
             ahead: Arc::new(Mutex::new(ahead)),
@@ -177,6 +181,11 @@ impl Store {
     /// Closes it, of which this must be the last clone; its files may be moved on return.
     pub(super) fn close(self) {
         self.env.prepare_for_closing().wait();
+    }
+
+    /// Which cluster it is of: the same for as long as there is the store, in backups and after restoring one, too.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
     }
 
     /// Reads everything the core needs.

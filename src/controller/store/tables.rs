@@ -11,7 +11,7 @@ use sha2::Digest as _;
 
 use super::StoreError;
 use crate::controller::cluster::SpentKey;
-use crate::model::CopyId;
+use crate::model::{ClusterId, CopyId};
 
 /// The version of what the tables hold; raised with every change that an older release cannot read.
 ///
@@ -40,6 +40,8 @@ pub(super) const SCHEMA_KEY: &str = "schema";
 pub(super) const LAST_EVENT_KEY: &str = "last-event";
 pub(super) const PUBLISHED_KEY: &str = "published";
 pub(super) const LAST_AUDIT_KEY: &str = "last-audit";
+/// What tells this cluster's numbers from those of all others.
+pub(super) const CLUSTER_KEY: &str = "cluster";
 /// What is known of the last restoring.
 pub(super) const RESTORED_KEY: &str = "restored";
 /// The settings of the cluster.
@@ -183,6 +185,18 @@ impl Tables {
         self.meta.put(&mut txn, SCHEMA_KEY, &rmp_serde::to_vec(&SCHEMA)?)?;
         txn.commit()?;
         Ok(SCHEMA)
+    }
+
+    /// Which cluster this is; one that has no name yet gets one for ever. Earlier releases pass it over.
+    pub(super) fn cluster(&self, env: &Env) -> Result<ClusterId, StoreError> {
+        let mut txn = env.write_txn()?;
+        if let Some(bytes) = self.meta.get(&txn, CLUSTER_KEY)? {
+            return decode(META, CLUSTER_KEY.as_bytes(), bytes);
+        }
+        let id = ClusterId(uuid::Uuid::new_v4());
+        self.put_record(&mut txn, CLUSTER_KEY, &id)?;
+        txn.commit()?;
+        Ok(id)
     }
 
     /// Notes that what is stored is of the present schema.

@@ -304,3 +304,12 @@ fn flips_bytes_in_a_process_of_its_own() {
     }
     std::fs::write(&file, &whole).unwrap();
 }
+
+#[test]
+fn a_cluster_keeps_its_id_and_no_other_has_it() {
+    let [one, other] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let id = |folder: &Path| Store::open(folder).unwrap().cluster();
+    let first = id(one.path());
+    assert_eq!(id(one.path()), first);
+    assert_ne!(id(other.path()), first);
+}

@@ -132,7 +132,7 @@ impl World {
 /// It is as it should be after all that.
 fn is_well(vm: &Vm) -> bool {
     match vm.status {
-        VmStatus::Pending => false,
+        VmStatus::Pending | VmStatus::Unknown => false,
         // Half of a script is not run again, so such a VM is never called ready.
         VmStatus::Running => vm.ready || vm.status_message == SCRIPT_INTERRUPTED,
         VmStatus::Failed => vm.spec.restart_policy == RestartPolicy::Never,

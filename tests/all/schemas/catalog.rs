@@ -1,12 +1,11 @@
 //! Every message of the bus with the schema of its type.
 
-use std::any::type_name;
-
 use orchard::bus::access::{
     CreateAccount, CreateJoinToken, DeleteAccount, DeleteJoinToken, DeleteWorker, GetAccount, Join, Joined,
     ListAccounts, ListAudit, ListJoinTokens, RotateAccount, UpdateAccount,
 };
 use orchard::bus::connect::{GetAddress, OpenHost, OpenTunnel};
+use orchard::bus::encoding::Encoding;
 use orchard::bus::images::{CancelPull, GetPull, ImagesReport, ListHeldImages, ListImages, ListPulls, PullImage};
 use orchard::bus::life::UpdateVm;
 use orchard::bus::log::LogLines;
@@ -21,9 +20,12 @@ use orchard::bus::strays::{DeleteStray, ListStrays};
 use orchard::bus::subject::WorkerVerb;
 use orchard::model::access::VERBS;
 use orchard::model::audit::AuditRecord;
+use orchard::model::error::ApiError;
 use orchard::model::event::Event;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// One message.
@@ -31,9 +33,16 @@ pub struct Message {
     /// Its name, which those of its samples begin with.
     pub name: String,
     pub schema: Value,
-    /// The Rust type, which several messages may share.
-    pub type_name: &'static str,
+    /// Whether the controller takes it, from others; else it sends it.
+    pub taken: bool,
+    /// Reads a payload as that type, and tells what was understood.
+    pub read: fn(Encoding, &[u8]) -> Result<Value, ApiError>,
 }
+
+/// What stands on the bus: it has a schema, and goes there and back.
+pub trait Wire: JsonSchema + Serialize + DeserializeOwned {}
+
+impl<T: JsonSchema + Serialize + DeserializeOwned> Wire for T {}
 
 impl Message {
     /// Its file within the folder `schemas`.
@@ -48,21 +57,22 @@ impl Message {
 }
 
 /// What the controller takes.
-fn request<T: JsonSchema>(name: &str) -> Message {
-    message::<T>(name, SchemaSettings::draft2020_12().for_deserialize())
+fn request<T: Wire>(name: &str) -> Message {
+    message::<T>(name, SchemaSettings::draft2020_12().for_deserialize(), true)
 }
 
 /// What the controller sends.
-fn told<T: JsonSchema>(name: &str) -> Message {
-    message::<T>(name, SchemaSettings::draft2020_12().for_serialize())
+fn told<T: Wire>(name: &str) -> Message {
+    message::<T>(name, SchemaSettings::draft2020_12().for_serialize(), false)
 }
 
-fn message<T: JsonSchema>(name: &str, settings: SchemaSettings) -> Message {
+fn message<T: Wire>(name: &str, settings: SchemaSettings, taken: bool) -> Message {
     let schema = settings.into_generator().into_root_schema_for::<T>();
     let mut schema = Value::from(schema);
     tidy(&mut schema);
     schema["title"] = name.into();
-    Message { name: name.to_owned(), schema, type_name: type_name::<T>() }
+    let read = |form: Encoding, payload: &[u8]| Ok(serde_json::to_value(form.decode::<T>(payload)?).unwrap());
+    Message { name: name.to_owned(), schema, taken, read }
 }
 
 /// Makes prose of what was written for Rust's documentation, and one line of each paragraph.

@@ -1,7 +1,10 @@
 //! The rules of schemas/README.md, each as a test.
 
+use std::collections::BTreeSet;
+
 use async_nats::ConnectOptions;
 use futures_util::StreamExt as _;
+use orchard::bus::encoding::Encoding;
 use orchard::bus::message::{Done, ListVms};
 use orchard::bus::subject;
 use orchard::controller::BusSource;
@@ -9,23 +12,11 @@ use orchard::model::error::ErrorCode;
 use orchard::model::secret::Secret;
 use serde_json::{Value, json};
 
-use super::validator;
+use super::{grown, validator};
 use crate::harness::{Cluster, LIMIT};
 use crate::stock::scripts::ANN;
 use crate::stock::standalone::Standalone;
 use crate::wire::samples;
-
-/// Adds a field that no release knows to every object in `value`.
-fn with_unknown_fields(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.values_mut().for_each(with_unknown_fields);
-            fields.insert("of-a-later-release".to_owned(), json!({ "x": [1, null] }));
-        }
-        Value::Array(values) => values.iter_mut().for_each(with_unknown_fields),
-        _ => {}
-    }
-}
 
 #[test]
 fn no_schema_forbids_fields_of_later_releases() {
@@ -53,25 +44,76 @@ fn assert_variants_alone(name: &str, value: &Value) {
     }
 }
 
-/// What a later release adds to a request is read over, by the schema and by the controller; samples of requests that are
-/// maps of no variants are enough to see it.
+/// What a later release adds to a message is read over in both forms, at every level: it is as if it were not there.
 #[test]
-fn fields_of_later_releases_fit_the_schemas_of_requests() {
+fn fields_of_later_releases_fit_every_schema_and_change_nothing_that_is_read() {
     let messages = super::catalog::messages();
-    for (name, mut sample) in samples().json {
-        if name.contains("answer") || name.starts_with("worker/") || name.starts_with("service-account.update") {
-            continue;
-        }
-        with_unknown_fields(&mut sample);
-        // These maps have names of the user's choice as fields.
-        for pointer in ["/spec/labels", "/spec/resources", "/spec/startup_script/env", "/selector/labels"] {
-            if let Some(Value::Object(fields)) = sample.pointer_mut(pointer) {
-                fields.remove("of-a-later-release");
-            }
-        }
+    let mut added = 0;
+    for (name, sample) in samples().json {
         let message = super::message_of(&messages, &name);
-        let wrong: Vec<_> = validator(&message.schema).iter_errors(&sample).map(|error| error.to_string()).collect();
-        assert!(wrong.is_empty(), "{name}: {wrong:#?} in {sample:#}");
+        let places = grown::places(&message.schema, &sample);
+        assert!(!places.is_empty(), "{name}");
+        added += places.len();
+        let newer = grown::with_unknown_fields(&sample, &places);
+        let wrong: Vec<_> = validator(&message.schema).iter_errors(&newer).map(|error| error.to_string()).collect();
+        assert!(wrong.is_empty(), "{name}: {wrong:#?} in {newer:#}");
+        for form in [Encoding::MessagePack, Encoding::Json] {
+            let read = (message.read)(form, &form.encode(&newer).unwrap());
+            assert_eq!(read.as_ref(), Ok(&sample), "{name} with a field more in each of {places:?}, as {form:?}");
+        }
+    }
+    assert!(added > 200, "{added}");
+}
+
+/// How often `value` holds what is made of something unknown.
+fn unknowns(value: &Value) -> usize {
+    match value {
+        Value::Object(fields) => fields.values().map(unknowns).sum(),
+        Value::Array(values) => values.iter().map(unknowns).sum(),
+        value => usize::from(value == "unknown" || value == "internal"),
+    }
+}
+
+/// Where a schema says that other words may come, or other kinds of objects, they do no harm to what stands around them.
+#[test]
+fn words_and_objects_of_later_releases_are_read_as_unknown() {
+    let messages = super::catalog::messages();
+    let mut seen = BTreeSet::new();
+    for (name, sample) in samples().json {
+        let message = super::message_of(&messages, &name);
+        for place in grown::open_places(&message.schema, &sample) {
+            let newer = grown::with_unknown_value(&sample, &place);
+            assert!(validator(&message.schema).is_valid(&newer), "{name}: {newer:#}");
+            for form in [Encoding::MessagePack, Encoding::Json] {
+                let read = (message.read)(form, &form.encode(&newer).unwrap());
+                let read = read.unwrap_or_else(|error| panic!("{name}, with another value at {place}: {error}"));
+                // Not at the place itself, as a set has an order of its own.
+                assert_eq!(unknowns(&read), unknowns(&sample) + 1, "{name}, {place}: {read:#}");
+            }
+            seen.insert(format!("{} {place}", message.name));
+        }
+    }
+    for place in [
+        "event /type",
+        "event /object",
+        "event /stream",
+        "answer/event.list /ok/events/0/object",
+        "answer/service-account.list /ok/accounts/0/roles/0",
+        "answer/controller.info /ok/roles/0",
+        "answer/vm.get /ok/status",
+        "answer/vm.get /ok/runtime",
+        "answer/vm.get /ok/os",
+        "answer/vm.get /ok/arch",
+        "answer/vm.explain /ok/status",
+        "answer/worker.list /ok/workers/0/state",
+        "answer/worker.list /ok/workers/0/runtime",
+        "answer/image.get-pull /ok/workers/0/state",
+        "audit/record /type",
+        "answer/vm.delete /error/code",
+        "worker/log /lines/0/stream",
+        "worker/images /pulls/0/state",
+    ] {
+        assert!(seen.contains(place), "nothing else may come at {place}: {seen:#?}");
     }
 }
 

@@ -1,15 +1,19 @@
 //! Samples of answers that are larger.
 
+use orchard::bus::access::NewToken;
 use orchard::bus::images::PullView;
-use orchard::bus::message::{Answer, ControllerInfo, VmPage, WorkerPage};
+use orchard::bus::message::{Answer, ControllerInfo, Done, VmPage, WorkerPage};
 use orchard::bus::status::{
     BrokerStatus, ControllerStatus, FeedStatus, QueueStatus, RequestStatus, SchedulerStatus, StoreStatus, TunnelStatus,
     WorkersStatus,
 };
 use orchard::model::Timestamp;
 use orchard::model::access::{Role, Roles};
+use orchard::model::account::AccountView;
 use orchard::model::image::{PullId, WorkerSelector};
 use orchard::model::resources::MEMORY_MIB;
+use orchard::model::secret::Secret;
+use orchard::model::settings::ClusterSettings;
 use orchard::model::vm::{Vm, VmStatus};
 use orchard::model::worker::{DataPath, Drain, Worker, WorkerState, WorkerView};
 
@@ -31,6 +35,7 @@ pub fn add(file: &mut Samples) {
     (vm.assigned_cpu, vm.assigned_memory, vm.restart_count) = (2, 512, 1);
     (vm.restarted_at, vm.scheduled_at, vm.started_at) = (Some(time), Some(time), Some(time));
     line(file, "answer/vm.get", &Answer::Ok(vm.clone().redacted()));
+    line(file, "answer/vm.create", &Answer::Ok(vm.clone().redacted()));
     line(file, "answer/vm.list", &Answer::Ok(VmPage { vms: vec![vm.redacted()], more: true }));
     let path = DataPath {
         address: "192.0.2.1:5".into(),
@@ -104,4 +109,37 @@ pub fn add(file: &mut Samples) {
         offline: 0,
     };
     line(file, "answer/image.pull", &Answer::Ok(pull));
+    others(file);
+}
+
+/// Those that others have samples of the same type for: each is a message of its own.
+fn others(file: &mut Samples) {
+    for name in [
+        "answer/worker.delete",
+        "answer/worker.pause",
+        "answer/worker.resume",
+        "answer/worker.drain",
+        "answer/worker.delete-stray",
+        "answer/image.cancel-pull",
+        "answer/service-account.delete",
+        "answer/bootstrap-token.delete",
+        "worker/report/answer",
+        "worker/log/answer",
+        "worker/images/answer",
+    ] {
+        line(file, name, &Answer::Ok(Done {}));
+    }
+    let policies = vec!["/srv:ro".parse().unwrap()];
+    let settings = ClusterSettings { host_dir_policies: policies, ..ClusterSettings::default() };
+    line(file, "answer/cluster-settings.set", &Answer::Ok(settings));
+    let account = AccountView {
+        name: "ci".parse().unwrap(),
+        roles: [Role::ComputeWrite].into_iter().collect(),
+        created_at: Timestamp::from_millis(1_700_000_000_123),
+        rotated_at: None,
+        expires_at: None,
+        ssh_keys: Vec::new(),
+    };
+    line(file, "answer/service-account.update", &Answer::Ok(account.clone()));
+    line(file, "answer/service-account.rotate", &Answer::Ok(NewToken { account, token: Secret::new("t") }));
 }

@@ -54,9 +54,10 @@ impl State {
             }
             Pane::Feed => {
                 let (events, row) = self.events();
-                events.get(row?).map(|event| match &event.object {
-                    EventObject::Vm { name, .. } => Place::Vm(name.clone()),
-                    EventObject::Worker { name } => Place::Worker(name.clone()),
+                events.get(row?).and_then(|event| match &event.object {
+                    EventObject::Vm { name, .. } => Some(Place::Vm(name.clone())),
+                    EventObject::Worker { name } => Some(Place::Worker(name.clone())),
+                    EventObject::Unknown => None,
                 })
             }
         }
@@ -106,10 +107,7 @@ pub(in crate::cli::top) fn vm_state(vm: &Vm) -> String {
 
 /// What an event is about.
 pub(in crate::cli::top) fn object(event: &Event) -> String {
-    match &event.object {
-        EventObject::Vm { name, .. } => format!("vm/{name}"),
-        EventObject::Worker { name } => format!("worker/{name}"),
-    }
+    event.object.to_string()
 }
 
 fn fits(wanted: &str, texts: &[&str]) -> bool {

@@ -310,3 +310,13 @@ fn a_worker_that_joined_and_never_came_can_be_taken_out() {
     world.remove("w", false).unwrap();
     assert!(world.cluster.key_record(&name("w")).is_none());
 }
+
+#[test]
+fn a_role_of_a_newer_release_cannot_be_given() {
+    let mut world = World::with_admin();
+    assert_eq!(world.account("ci", &[Role::ComputeRead, Role::Unknown]).unwrap_err().code, ErrorCode::Invalid);
+    world.account("ci", &[Role::ComputeRead]).unwrap();
+    let refused = world.change(&update("ci", Some(&[Role::Unknown]), None)).unwrap_err();
+    assert!(refused.code == ErrorCode::Invalid && refused.message.contains("compute:read"), "{refused}");
+    assert_eq!(world.cluster.account(&name("ci")).unwrap().roles, roles(&[Role::ComputeRead]));
+}

@@ -91,7 +91,7 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     add("-display", "none".to_owned());
     match machine.arch {
         Arch::Amd64 => add("-machine", "q35".to_owned()),
-        Arch::Arm64 => add("-machine", "virt,gic-version=max".to_owned()),
+        Arch::Arm64 | Arch::Unknown => add("-machine", "virt,gic-version=max".to_owned()),
     }
     let (accel, cpu) = match machine.accel {
         Accel::Tcg => (TCG.to_owned(), "max"),
@@ -123,7 +123,7 @@ pub fn run(machine: &Parameters<'_>) -> Vec<String> {
     add("-device", "virtio-rng-pci".to_owned());
     match machine.arch {
         Arch::Amd64 => add("-vga", "std".to_owned()),
-        Arch::Arm64 => add("-device", "ramfb".to_owned()),
+        Arch::Arm64 | Arch::Unknown => add("-device", "ramfb".to_owned()),
     }
     for (number, dir) in machine.host_dirs.iter().enumerate() {
         // The path is the one text of a user here that may hold commas; QEMU reads two as one.

@@ -78,7 +78,7 @@ pub struct Programs {
 pub async fn programs() -> Result<Programs, String> {
     let system = match Arch::HOST {
         Arch::Amd64 => "qemu-system-x86_64",
-        Arch::Arm64 => "qemu-system-aarch64",
+        Arch::Arm64 | Arch::Unknown => "qemu-system-aarch64",
     };
     let install = if cfg!(target_os = "macos") {
         "brew install qemu"
@@ -102,9 +102,14 @@ pub async fn programs() -> Result<Programs, String> {
 pub fn firmware() -> Result<Option<&'static str>, String> {
     match Arch::HOST {
         Arch::Amd64 => Ok(None),
-        Arch::Arm64 => FIRMWARE.iter().copied().find(|path| Path::new(path).exists()).map(Some).ok_or_else(|| {
-            format!("no UEFI firmware for arm64 guests; install qemu-efi-aarch64. Looked for {}", FIRMWARE.join(", "))
-        }),
+        Arch::Arm64 | Arch::Unknown => {
+            FIRMWARE.iter().copied().find(|path| Path::new(path).exists()).map(Some).ok_or_else(|| {
+                format!(
+                    "no UEFI firmware for arm64 guests; install qemu-efi-aarch64. Looked for {}",
+                    FIRMWARE.join(", ")
+                )
+            })
+        }
     }
 }
 
@@ -149,7 +154,7 @@ async fn trial(system: &Path, accel: Accel) -> Option<()> {
             // One that hangs comes to no end. This one could not be had: not every QEMU has all its devices.
             None => run_empty(system, accel).await,
         },
-        Arch::Arm64 => run_empty(system, accel).await,
+        Arch::Arm64 | Arch::Unknown => run_empty(system, accel).await,
     }
 }
 
