@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use orchard::cli::{self, Arguments};
 use orchard::trace;
 use orchard::trace::export::{self, Exporter};
@@ -24,7 +23,7 @@ const TALKATIVE: &[&str] = &["async_nats", "russh"];
 
 fn main() -> ExitCode {
     cli::answer_shell();
-    let arguments = Arguments::parse();
+    let arguments = cli::parse();
     let result = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let exporter = log_and_trace(&arguments, runtime.handle());
