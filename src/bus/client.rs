@@ -405,7 +405,8 @@ impl Bus {
                 "the bus is up but no controller listens on it: it may be starting; try again in a moment",
             ),
             RequestErrorKind::TimedOut => {
-                ApiError::new(ErrorCode::Timeout, format!("no answer to {subject} within {timeout:?}"))
+                tracing::debug!("no answer to {subject} within {timeout:?}");
+                ApiError::new(ErrorCode::Timeout, format!("no answer from the controller within {timeout:?}"))
             }
             _ => ApiError::new(ErrorCode::Unavailable, format!("cannot send {subject}: {error}")),
         })?;

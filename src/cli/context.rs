@@ -220,7 +220,7 @@ async fn whom_to_trust(url: &str, given: Option<Fingerprint>, no_pki: bool) -> a
     if !prompt::is_possible() {
         anyhow::bail!(
             "no public CA vouches for the certificate of {first} ({doubt}), and there is no terminal to ask on whether to \
-             trust it; if the controller itself says that its certificate has this SHA-256, give it with\n  --fingerprint \
+             trust it; if the controller itself says that its certificate has this SHA-256, give it with --fingerprint \
              {fingerprint}"
         );
     }

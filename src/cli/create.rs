@@ -11,7 +11,7 @@ use super::client::Client;
 use super::files::Explain as _;
 use super::output::OutputArgs;
 use super::wait::WaitArgs;
-use super::{UsageError, pairs, prompt, wait};
+use super::{UsageError, pairs, placing, prompt, wait};
 use crate::bus::message::CreateVm;
 use crate::config::duration;
 use crate::model::error::ApiError;
@@ -178,10 +178,12 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
     let created = client.create_once(&request, again).await;
     let mut vm = created.with_context(|| format!("cannot create VM {}", request.name))?;
     if let Some(watch) = watch {
-        let created = || format!("VM {} is created, but was not followed until it is ready", request.name);
-        vm = watch.until_ready(&client, &vm, timeout).await.with_context(created)?;
+        vm = watch.until_ready(&client, &vm, timeout).await?;
     }
     let name = &vm.name;
+    if !wait && let Some(why) = placing::why_waiting(&vm, &client).await {
+        eprintln!("{why}");
+    }
     let text = || match wait {
         true => format!("VM {name} is ready; `orchard ssh vm {name}` opens a shell in it"),
         false => format!("VM {name} is created; `orchard get vm {name}` shows how far it is"),

@@ -1,22 +1,34 @@
 //! `orchard delete`: VMs, workers and service accounts by name, bootstrap tokens by id, stray copies by worker and copy.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::client::Client;
 use super::output::{self, Format, OutputArgs};
 use super::{UsageError, list};
 use crate::bus::access::{DeleteAccount, DeleteJoinToken, DeleteWorker};
-use crate::bus::message::DeleteVm;
+use crate::bus::message::{DeleteVm, GetWorker};
 use crate::bus::strays::DeleteStray;
 use crate::model::account::JoinId;
 use crate::model::error::{ApiError, ErrorCode};
+use crate::model::worker::WorkerState;
 use crate::model::{AccountName, CopyId, VmName, WorkerName};
+
+/// How long a worker may take to say that the VMs that were deleted have ended: longer than it asks a guest to switch itself off.
+const SETTLING: Duration = Duration::from_secs(15);
+/// How often it is asked whether it has.
+const ASK_EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Delete {
     /// Delete VMs and their disks; the names are free at once
-    #[command(after_help = "Examples:\n  orchard delete vm build-1\n  orchard list vms -q | xargs orchard delete vm")]
+    #[command(
+        visible_alias = "vms",
+        after_help = "Examples:\n  orchard delete vm build-1\n  orchard list vms -q | xargs orchard delete vm"
+    )]
     Vm {
         /// The VMs' names
         #[arg(required = true, value_name = "NAME")]
@@ -28,12 +40,15 @@ pub(super) enum Delete {
         output: OutputArgs,
     },
     /// Delete workers: their keys are refused from now on, and the names are free
-    #[command(after_help = "\
+    #[command(
+        visible_alias = "workers",
+        after_help = "\
 Examples:
   orchard delete worker mini-1
   orchard delete worker mini-1 --force   # it is broken or stolen: its VMs count as failed
 
-To come back, the machine needs a new `orchard get bootstrap-token`.")]
+To come back, the machine needs a new `orchard get bootstrap-token`."
+    )]
     Worker {
         /// The workers' names
         #[arg(required = true, value_name = "NAME")]
@@ -48,7 +63,7 @@ To come back, the machine needs a new `orchard get bootstrap-token`.")]
         output: OutputArgs,
     },
     /// Delete service accounts: their tokens are refused and their connections closed at once
-    #[command(after_help = "Example:\n  orchard delete service-account ci")]
+    #[command(visible_alias = "service-accounts", after_help = "Example:\n  orchard delete service-account ci")]
     ServiceAccount {
         /// The accounts' names
         #[arg(required = true, value_name = "NAME")]
@@ -60,10 +75,13 @@ To come back, the machine needs a new `orchard get bootstrap-token`.")]
         output: OutputArgs,
     },
     /// Delete stray copies on their worker, disks included; never what a VM wants
-    #[command(after_help = "\
+    #[command(
+        visible_alias = "strays",
+        after_help = "\
 Examples:
   orchard delete stray mini-1 0193f0a2-7c55-7b33-9f0e-5b1f2f3a4d5e/0
-  orchard list strays --worker mini-1 -q | xargs orchard delete stray mini-1")]
+  orchard list strays --worker mini-1 -q | xargs orchard delete stray mini-1"
+    )]
     Stray {
         /// The worker that has them
         worker: WorkerName,
@@ -74,10 +92,13 @@ Examples:
         output: OutputArgs,
     },
     /// Take bootstrap tokens back: no machine joins with them any more; workers that have joined stay
-    #[command(after_help = "\
+    #[command(
+        visible_alias = "bootstrap-tokens",
+        after_help = "\
 Examples:
   orchard delete bootstrap-token 0123456789abcdef
-  orchard list bootstrap-tokens -q | xargs orchard delete bootstrap-token")]
+  orchard list bootstrap-tokens -q | xargs orchard delete bootstrap-token"
+    )]
     BootstrapToken {
         /// The tokens' ids, as `orchard list bootstrap-tokens` shows them
         #[arg(required = true, value_name = "ID")]
@@ -111,7 +132,7 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
         Delete::Worker { names, force, ignore_missing, output } => {
             let outside = client.is_bus_outside().await;
             let delete = async |name: &WorkerName| {
-                client.call(&DeleteWorker { name: name.clone(), force }).await?;
+                delete_worker(name, force, client).await?;
                 let todo =
                     format!("take the user worker/{name} away there; until then the machine comes back by itself");
                 client.note_outside(outside, &todo);
@@ -141,6 +162,22 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
             let ids = ids.iter().map(|id| join_id(id)).collect::<Result<Vec<_>, _>>()?;
             let delete = async |id: &JoinId| client.call(&DeleteJoinToken { id: id.clone() }).await.map(drop);
             each("bootstrap token", &ids, ignore_missing, output, delete).await
+        }
+    }
+}
+
+/// Deletes a worker. VMs that were deleted just before are given a moment to end: while it is online and none is placed there,
+/// it is about to say so.
+async fn delete_worker(name: &WorkerName, force: bool, client: &Client) -> Result<(), ApiError> {
+    let until = Instant::now() + SETTLING;
+    loop {
+        let refused = match client.call(&DeleteWorker { name: name.clone(), force }).await {
+            Err(error) if error.code == ErrorCode::Conflict && !force && Instant::now() < until => error,
+            answered => return answered.map(drop),
+        };
+        match client.call(&GetWorker { name: name.clone() }).await {
+            Ok(view) if view.state == WorkerState::Online && view.vms == 0 => tokio::time::sleep(ASK_EVERY).await,
+            _ => return Err(refused),
         }
     }
 }

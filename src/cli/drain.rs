@@ -10,11 +10,11 @@ use super::client::Client;
 use super::output::OutputArgs;
 use super::placing;
 use crate::bus::message::GetWorker;
-use crate::bus::placing::DrainWorker;
+use crate::bus::placing::{DrainWorker, ExplainVm};
 use crate::config::duration;
-use crate::model::WorkerName;
 use crate::model::vm::VmStatus;
 use crate::model::worker::WorkerState;
+use crate::model::{VmName, WorkerName};
 
 /// How often `--wait` asks what is left.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -85,21 +85,47 @@ async fn drained(name: &WorkerName, limit: Option<Duration>, client: &Client) ->
             told = Some(left);
         }
         if let Some(limit) = limit.filter(|_| until.is_some_and(|until| Instant::now() >= until)) {
-            anyhow::bail!("worker {name} is not drained after {}; the drain goes on", duration::show(limit));
+            let moves = view.worker.drain.as_ref().is_some_and(|drain| drain.deadline_s.is_some());
+            for why in who_stays(name, moves, client).await? {
+                eprintln!("{why}");
+            }
+            let limit = duration::show(limit);
+            anyhow::bail!(
+                "worker {name} is not drained after {limit}; the drain goes on, until `orchard resume worker {name}`"
+            );
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
 }
 
+/// Why VMs are still there, one a line; `moves` when they are to start over elsewhere.
+async fn who_stays(name: &WorkerName, moves: bool, client: &Client) -> anyhow::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for vm in running_on(name, client).await?.iter().take(NAMED) {
+        let explained = client.call(&ExplainVm { name: vm.clone() }).await?;
+        lines.push(match (moves, explained.fitting) {
+            (false, _) => format!("VM {vm} stays until it ends by itself; --deadline says when it is to be moved"),
+            (true, 0) => format!("VM {vm} cannot go elsewhere: {}", placing::nowhere(&explained)),
+            (true, _) => format!("VM {vm} is not moved yet: {}", explained.reason),
+        });
+    }
+    Ok(lines)
+}
+
+/// The VMs that still run there.
+async fn running_on(name: &WorkerName, client: &Client) -> anyhow::Result<Vec<VmName>> {
+    let all = client.vms().await?.into_iter();
+    let there = all.filter(|vm| vm.worker.as_ref() == Some(name) && vm.status != VmStatus::Failed);
+    Ok(there.filter(|vm| !vm.assigned.is_empty()).map(|vm| vm.name).collect())
+}
+
 /// What still runs there, for people.
 async fn left_on(name: &WorkerName, client: &Client) -> anyhow::Result<String> {
-    let all = client.vms().await?;
-    let there = all.iter().filter(|vm| vm.worker.as_ref() == Some(name) && vm.status != VmStatus::Failed);
-    let there: Vec<&str> = there.filter(|vm| !vm.assigned.is_empty()).map(|vm| vm.name.as_str()).collect();
+    let there = running_on(name, client).await?;
     if there.is_empty() {
         return Ok("the last VMs are being stopped".to_owned());
     }
     let more = if there.len() > NAMED { ", …" } else { "" };
-    let named: Vec<&str> = there.iter().take(NAMED).copied().collect();
+    let named: Vec<&str> = there.iter().take(NAMED).map(VmName::as_str).collect();
     Ok(format!("VMs left on it: {} ({}{more})", there.len(), named.join(", ")))
 }

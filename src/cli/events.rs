@@ -2,6 +2,7 @@
 //!
 //! Following is [`crate::client::events`].
 
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 use clap::Args;
@@ -9,6 +10,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Tone};
+use super::pairs;
 use crate::bus::message::{EventPage, GetWorker, ListEvents};
 use crate::client::events::{self, EventsError, Told};
 use crate::client::order::EventOrder;
@@ -20,6 +22,7 @@ use crate::model::{VmName, WorkerName};
 #[command(after_help = "\
 Examples:
   orchard events                        all that is kept
+  orchard events --tail 20              the last that are kept
   orchard events --follow --vm build-1  from now on, of one VM
   orchard events --follow --after 120   from #121 on, then live
   orchard events --type failed,stray --worker mini-1
@@ -34,6 +37,9 @@ pub(super) struct EventsArgs {
     /// Begin after this number [default: all events, or with --follow only new ones]
     #[arg(long, value_name = "NUMBER")]
     after: Option<EventNumber>,
+    /// Begin with the last events that are kept, so many
+    #[arg(long, short = 'n', value_name = "N", value_parser = pairs::amount)]
+    tail: Option<u64>,
     /// Only events of VMs of this name
     #[arg(long, value_name = "NAME")]
     vm: Option<VmName>,
@@ -69,7 +75,7 @@ pub(super) async fn run(arguments: EventsArgs, client: &Client) -> anyhow::Resul
     note_unknown(&arguments, client).await;
     match arguments.follow {
         true => client.until_refused(follow(&arguments, client)).await,
-        false => replay(&arguments, client).await,
+        false => replay(&arguments, client).await.map(drop),
     }
 }
 
@@ -90,25 +96,40 @@ async fn note_unknown(arguments: &EventsArgs, client: &Client) {
     }
 }
 
-async fn replay(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
+/// Prints what is kept; yields the number of the last event there is.
+async fn replay(arguments: &EventsArgs, client: &Client) -> anyhow::Result<EventNumber> {
     let mut order = EventOrder::after(arguments.after.unwrap_or(0));
+    let filter = arguments.filter();
+    let mut kept = VecDeque::new();
     loop {
         let after = order.position();
         let page = client.call(&arguments.request(after)).await?;
-        if let Some(note) = trimmed(after, &page) {
+        if let Some(note) = trimmed(after, &page).filter(|_| arguments.tail.is_none()) {
             eprintln!("{note}");
         }
         let last = page.last;
-        print(arguments, order.page(page)?)?;
+        let events = order.page(page)?;
+        match arguments.tail {
+            Some(count) => {
+                kept.extend(events.into_iter().filter(|event| filter.matches(event)));
+                pairs::keep_last(&mut kept, count);
+            }
+            None => print(arguments, events)?,
+        }
         // A page that does not advance would be asked for again for ever.
         if order.position() >= last || order.position() == after {
-            return Ok(());
+            print(arguments, kept.into())?;
+            return Ok(order.position());
         }
     }
 }
 
 async fn follow(arguments: &EventsArgs, client: &Client) -> anyhow::Result<()> {
-    let mut events = client.events(arguments.filter(), arguments.after).await?;
+    let after = match arguments.tail {
+        Some(_) => Some(replay(arguments, client).await?),
+        None => arguments.after,
+    };
+    let mut events = client.events(arguments.filter(), after).await?;
     loop {
         match events.next().await.map_err(plain)? {
             Told::Events(events) => print(arguments, events)?,

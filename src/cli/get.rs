@@ -20,7 +20,9 @@ use crate::model::{AccountName, Clock, VmName, WorkerName};
 #[derive(Debug, Subcommand)]
 pub(super) enum Get {
     /// Show one VM, and why it is as it is
-    #[command(after_help = "\
+    #[command(
+        visible_alias = "vms",
+        after_help = "\
 Examples:
   orchard get vm build-1
   orchard get vm build-1/status_message
@@ -30,7 +32,8 @@ Examples:
 A field is any that JSON shows, in any case; those that are not set print an empty line.
 
 In JSON `status` is pending, running or failed. A VM that is off stays `running` there, as programs expect: `powerState`
-says that it is stopped or suspended, and of `conditions`, `running` is false once it is. Tables show stopped or suspended.")]
+says that it is stopped or suspended, and of `conditions`, `running` is false once it is. Tables show stopped or suspended."
+    )]
     Vm {
         /// The VM's name, with /FIELD behind it for one field alone
         #[arg(value_name = "NAME[/FIELD]")]
@@ -39,7 +42,10 @@ says that it is stopped or suspended, and of `conditions`, `running` is false on
         output: OutputArgs,
     },
     /// Show one worker: what it offers and what is taken
-    #[command(after_help = "Examples:\n  orchard get worker mini-1\n  orchard get worker mini-1/load/cpuPermille")]
+    #[command(
+        visible_alias = "workers",
+        after_help = "Examples:\n  orchard get worker mini-1\n  orchard get worker mini-1/load/cpuPermille"
+    )]
     Worker {
         /// The worker's name, with /FIELD behind it for one field alone
         #[arg(value_name = "NAME[/FIELD]")]
@@ -48,7 +54,7 @@ says that it is stopped or suspended, and of `conditions`, `running` is false on
         output: OutputArgs,
     },
     /// Show one service account and its roles; its token is nowhere to be had again
-    #[command(after_help = "Example:\n  orchard get service-account ci")]
+    #[command(visible_alias = "service-accounts", after_help = "Example:\n  orchard get service-account ci")]
     ServiceAccount {
         /// The account's name, with /FIELD behind it for one field alone
         #[arg(value_name = "NAME[/FIELD]")]

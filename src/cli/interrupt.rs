@@ -2,6 +2,7 @@
 //! that have something running in a VM. What serves has signals of its own (`serve::signals`).
 
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -40,6 +41,19 @@ impl Interrupt {
         let _ = self.pressed.recv().await;
         terminal::restore();
     }
+}
+
+/// What is to be said once the command was ended by Ctrl-C.
+static WORD: OnceLock<String> = OnceLock::new();
+
+/// Has `text` be said if the command ends by Ctrl-C, below the line in which the terminal has shown that.
+pub(super) fn leave_word(text: String) {
+    let _ = WORD.set(text);
+}
+
+/// What was left to be said.
+pub(super) fn word() -> Option<&'static str> {
+    WORD.get().map(String::as_str)
 }
 
 /// SIGTERM, as of a job that is cancelled, and SIGHUP, as of a terminal that is closed. A command that simply dies of them leaves what

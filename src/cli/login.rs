@@ -2,6 +2,7 @@
 //! only a person knows is asked for once the server wants it.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -89,11 +90,19 @@ impl Surroundings {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let user = variable("USER").or_else(|| variable("LOGNAME"));
         Self {
-            user: user.and_then(|user| user.into_string().ok()),
+            user: user.and_then(|user| user.into_string().ok()).or_else(user_of_the_system),
             agent: variable(AGENT).map(PathBuf::from),
             keys: variable("HOME").map(|home| Path::new(&home).join(".ssh")),
         }
     }
+}
+
+/// Who this process is, as the system's own tool has it: accounts may come from a directory, and those of a Mac stand in no
+/// file. Services and containers have no variable that says it.
+fn user_of_the_system() -> Option<String> {
+    let said = std::process::Command::new("id").arg("-un").stderr(Stdio::null()).output().ok()?;
+    let name = String::from_utf8(said.stdout).ok().filter(|_| said.status.success())?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 /// What to try after `refused`: a key is unlocked, or the password of a worker's user asked for, if there is somebody to ask. `asked`
@@ -222,5 +231,11 @@ mod tests {
         let place = Place::Worker("w".parse().unwrap());
         let error = ask(login, refused.into(), &place, &mut 0).await.unwrap_err().to_string();
         assert!(error.contains("tried: the password (it takes: publickey)") && error.contains("--identity"), "{error}");
+    }
+
+    #[test]
+    fn the_system_knows_who_runs_this() {
+        let name = user_of_the_system().unwrap();
+        assert!(!name.is_empty() && !name.contains(char::is_whitespace), "{name:?}");
     }
 }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::output::{self, DataArgs, Format};
-use super::{events, follow};
+use super::{events, follow, pairs};
 use crate::bus::message::ListEvents;
 use crate::bus::subject;
 use crate::model::event::{Event, EventNumber, EventType};
@@ -26,8 +26,8 @@ pub(super) struct LogsArgs {
     /// The VM's name
     name: VmName,
     /// Only the last lines, so many
-    #[arg(long, value_name = "N")]
-    tail: Option<u32>,
+    #[arg(long, short = 'n', value_name = "N", value_parser = pairs::amount)]
+    tail: Option<u64>,
     /// Go on with new lines as they come, until the VM is deleted
     #[arg(long, short)]
     follow: bool,
@@ -49,8 +49,7 @@ pub(super) async fn run(command: Logs, client: &Client) -> anyhow::Result<()> {
             let mut last = VecDeque::new();
             while let Some(lines) = reader.page().await? {
                 last.extend(lines);
-                let excess = last.len().saturating_sub(count as usize);
-                last.drain(..excess);
+                pairs::keep_last(&mut last, count);
             }
             print(&arguments, last)?;
         }

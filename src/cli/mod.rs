@@ -5,6 +5,7 @@
 //! orderly by Ctrl-C, which is how they are meant to end, and so with 0.
 
 mod accounts;
+mod asked;
 mod audit;
 mod bootstrap;
 mod client;
@@ -59,6 +60,7 @@ use self::serve::controller::ControllerCommand;
 use crate::config::Home;
 use crate::trace;
 
+pub use self::asked::{command, parse};
 pub use self::completion::answer as answer_shell;
 
 /// What this process was asked for; ends it when that cannot be read, with what is wrong.
@@ -387,6 +389,9 @@ pub fn report(error: &anyhow::Error) -> u8 {
     }
     if error.is::<Interrupted>() {
         end_line();
+        if let Some(word) = interrupt::word() {
+            eprintln!("{word}");
+        }
         return INTERRUPTED;
     }
     if let Some(ToldToEnd(signal)) = error.downcast_ref() {

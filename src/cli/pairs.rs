@@ -1,6 +1,6 @@
 //! `k=v` lists and other small values of options, read for clap. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -18,6 +18,12 @@ pub(super) fn label(text: &str) -> Result<(String, String), String> {
 /// Reads a number of cores, MiB or GB.
 pub(super) fn amount(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("{text:?} is not a whole number from 0 up"))
+}
+
+/// Leaves of `items` the last `count`.
+pub(super) fn keep_last<T>(items: &mut VecDeque<T>, count: u64) {
+    let excess = items.len().saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
+    items.drain(..excess);
 }
 
 /// Reads an amount of bytes: `10GB`, `512MiB`, or a number of bytes.

@@ -12,7 +12,9 @@ use super::output::{self, Format, OutputArgs, Table};
 use crate::bus::message::GetWorker;
 use crate::bus::placing::{ExplainVm, Explained, PauseWorker, ResumeWorker};
 use crate::config::duration;
-use crate::model::vm::VmStatus;
+use crate::model::error::ErrorCode;
+use crate::model::resources::WORKER_NAME_LABEL;
+use crate::model::vm::{Vm, VmStatus};
 use crate::model::{VmName, WorkerName};
 
 /// How often `pause --wait` asks what is left.
@@ -135,6 +137,35 @@ async fn left_on(name: &WorkerName, client: &Client) -> anyhow::Result<usize> {
         .count())
 }
 
+/// Why nothing can take a VM that was just made, if that is so: it would wait, and nobody know for what.
+pub(super) async fn why_waiting(vm: &Vm, client: &Client) -> Option<String> {
+    if vm.is_to_be_off() {
+        return None;
+    }
+    let name = &vm.name;
+    let explained = client.call(&ExplainVm { name: name.clone() }).await.ok()?;
+    if explained.worker.is_some() || explained.fitting > 0 {
+        return None;
+    }
+    if let Some(worker) = vm.spec.labels.get(WORKER_NAME_LABEL).and_then(|worker| worker.parse::<WorkerName>().ok())
+        && let Err(error) = client.call(&GetWorker { name: worker.clone() }).await
+        && error.code == ErrorCode::NotFound
+    {
+        return Some(format!("VM {name} waits: no worker named {worker} is known"));
+    }
+    Some(format!("VM {name} waits: {}", nowhere(&explained)))
+}
+
+/// Why nothing can take such a VM now.
+pub(super) fn nowhere(explained: &Explained) -> String {
+    if explained.workers == 0 {
+        return "no worker has registered yet".to_owned();
+    }
+    let obstacles = explained.obstacles.iter().map(|obstacle| format!("{} {}", obstacle.workers, obstacle.what));
+    let workers = if explained.workers == 1 { "worker" } else { "workers" };
+    format!("of {} {workers} none fits: {}", explained.workers, obstacles.collect::<Vec<_>>().join(", "))
+}
+
 fn table(explained: &Explained) -> Table {
     let mut table = Table::untitled();
     let mut row = |key: &str, value: String| table.row([key.to_owned(), value]);
@@ -147,4 +178,27 @@ fn table(explained: &Explained) -> Table {
         row("", format!("{} {}", obstacle.workers, obstacle.what));
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::placing::Obstacle;
+
+    #[test]
+    fn it_is_told_what_keeps_a_vm_from_each_worker() {
+        let obstacle = |workers, what: &str| Obstacle { what: what.to_owned(), workers };
+        let mut explained = Explained {
+            name: "a".parse().unwrap(),
+            status: VmStatus::Pending,
+            worker: None,
+            reason: String::new(),
+            workers: 3,
+            fitting: 0,
+            obstacles: vec![obstacle(1, "paused"), obstacle(2, "not named x")],
+        };
+        assert_eq!(nowhere(&explained), "of 3 workers none fits: 1 paused, 2 not named x");
+        explained.workers = 0;
+        assert_eq!(nowhere(&explained), "no worker has registered yet");
+    }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::output::{OutputArgs, Progress};
 use super::wait::WaitArgs;
-use super::{pairs, wait};
+use super::{UsageError, pairs, wait};
 use crate::bus::life::{SpecChange, UpdateVm};
 use crate::config::duration;
 use crate::model::VmName;
@@ -67,7 +67,7 @@ pub(super) struct SwitchArgs {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "vm-change", required = true, multiple = true,
+#[group(id = "vm-change", multiple = true,
         args = ["restart_policy", "priority", "ttl", "on_unseen", "suspendable", "net_softnet", "net_softnet_allow",
                 "net_softnet_block"])]
 pub(super) struct UpdateVmArgs {
@@ -133,9 +133,21 @@ pub(super) async fn update(arguments: UpdateVmArgs, client: &Client) -> anyhow::
         net_softnet_block: arguments.net_softnet_block.map(networks),
         ..SpecChange::default()
     };
+    if change == SpecChange::default() {
+        let what = format!(
+            "nothing of VM {name} is named that is to be changed, such as --priority 5 or --ttl 2h; `orchard update vm --help` \
+             shows what can be"
+        );
+        return Err(UsageError(what).into());
+    }
     let request = UpdateVm { name: name.clone(), if_generation, change };
+    // Whoever may not see VMs is told the generation alone.
+    let before = client.vm(&name).await.ok().map(|vm| (vm.uid, vm.generation));
     let vm = client.call(&request).await.with_context(|| format!("cannot change VM {name}"))?;
-    show(&vm, output, || format!("VM {name} is changed; it is at generation {}", vm.generation))
+    show(&vm, output, || match before == Some((vm.uid, vm.generation)) {
+        true => format!("VM {name} is as it was, at generation {}", vm.generation),
+        false => format!("VM {name} is changed; it is at generation {}", vm.generation),
+    })
 }
 
 async fn switch(arguments: SwitchArgs, to: PowerState, client: &Client) -> anyhow::Result<()> {
@@ -158,7 +170,12 @@ async fn switch(arguments: SwitchArgs, to: PowerState, client: &Client) -> anyho
     }
     vm = match watch {
         Some(watch) => watch.until_ready(client, &vm, timeout).await?,
-        None => until_off(client, &vm, timeout).await?,
+        None => {
+            let goes_on = wait::GoesOn::after(&name);
+            let ended = until_off(client, &vm, timeout).await;
+            goes_on.ended();
+            ended?
+        }
     };
     show(&vm, output, || match to {
         PowerState::Running => format!("VM {name} is ready"),

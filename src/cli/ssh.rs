@@ -71,7 +71,8 @@ nobody shall get in, `orchard worker run --no-host-access` says so.")]
 pub(super) struct VmArgs {
     #[command(flatten)]
     options: Options,
-    /// How long to wait for the VM to answer
+    /// How long to wait for the VM to answer. For a terminal there is no option: a shell has one by itself, and a command
+    /// by `orchard exec vm -it`
     #[arg(long, short = 't', default_value = "60s", value_parser = duration::parse)]
     wait: Duration,
     /// The VM's name

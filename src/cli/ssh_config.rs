@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::client::Client;
+use super::client::{Client, context_in_force};
 use super::{Global, output};
-use crate::config::file::ContextFile;
 use crate::config::known_hosts::{KnownHosts, alias};
-use crate::config::{HOME_VARIABLE, Home, target};
+use crate::config::{HOME_VARIABLE, Home};
 use crate::model::VmName;
 use crate::model::vm::Vm;
 use crate::ssh::quote::quote;
@@ -21,7 +20,8 @@ Examples:
   orchard ssh-config > ~/.ssh/orchard            once; and in ~/.ssh/config: Include orchard
   ssh build-1.orchard
   rsync -a src/ build-1.orchard:src/
-  ssh -F <(orchard ssh-config build-1) build-1.orchard uname -a
+  orchard ssh-config build-1 > one.conf          # for one VM alone:
+  ssh -F one.conf build-1.orchard uname -a
 
 Each VM's host key is remembered by the VM's identity: another key of the same VM is an error, a new VM
 of the same name is not. So the configuration is of the VMs that there are; print it again when they
@@ -60,7 +60,7 @@ pub(super) async fn run(arguments: SshConfigArgs, home: &Home, global: &Global, 
     let way = Way {
         program: std::env::current_exe().context("cannot find out where this program is")?,
         home: std::env::var_os(HOME_VARIABLE).map(|_| home.path().to_owned()),
-        context: context(home, global)?,
+        context: context_in_force(home, global)?,
         known_hosts: KnownHosts::new(home.clone()).path(),
     };
     let mut text = String::from("# Made by `orchard ssh-config`; print it again when VMs have come or gone.\n");
@@ -69,14 +69,6 @@ pub(super) async fn run(arguments: SshConfigArgs, home: &Home, global: &Global, 
     }
     output::line(text.trim_end())?;
     Ok(())
-}
-
-/// The context that is to be used when `ssh` calls; none when the environment says where to go.
-fn context(home: &Home, global: &Global) -> anyhow::Result<Option<String>> {
-    if global.context.is_some() || crate::config::variable(target::URL)?.is_some() {
-        return Ok(global.context.clone());
-    }
-    Ok(ContextFile::new(home.clone()).load()?.default)
 }
 
 /// How `ssh` is to call this program.

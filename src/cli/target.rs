@@ -206,6 +206,12 @@ pub(super) fn standing(waited_for: VmUid, vm: &Vm) -> Result<String, String> {
     if vm.uid != waited_for {
         return Err(replaced(&Place::Vm(vm.name.clone())));
     }
+    // Whoever switched it off means it: it does not come back by itself.
+    if vm.is_to_be_off() && vm.status != VmStatus::Failed {
+        let name = &vm.name;
+        let (is, power) = (if vm.is_off() { "is" } else { "is being" }, vm.spec.power_state);
+        return Err(format!("VM {name} {is} {power}; `orchard start vm {name}` switches it on"));
+    }
     let why = if vm.status_message.is_empty() { String::new() } else { format!(": {}", vm.status_message) };
     match (vm.status, vm.spec.restart_policy) {
         (VmStatus::Failed, RestartPolicy::Never) => Err(format!("VM {} has failed{why}", vm.name)),
@@ -256,6 +262,7 @@ async fn hung(silence: Option<Silence>, lost: watch::Receiver<bool>) {
 mod tests {
     use super::super::list::tests::vm;
     use super::*;
+    use crate::model::vm::PowerState;
 
     #[test]
     fn waiting_ends_when_it_is_in_vain() {
@@ -268,6 +275,19 @@ mod tests {
         assert!(standing(seen.uid, &seen).unwrap_err().contains("has failed: no worker fits"));
         seen.spec.restart_policy = RestartPolicy::OnFailure;
         assert!(standing(seen.uid, &seen).is_ok());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_vm_that_is_switched_off() {
+        let mut seen = vm("a", VmStatus::Running);
+        seen.spec.power_state = PowerState::Stopped;
+        seen.set_conditions(false, false);
+        let why = standing(seen.uid, &seen).unwrap_err();
+        assert_eq!(why, "VM a is stopped; `orchard start vm a` switches it on");
+        seen.set_conditions(true, true);
+        assert!(standing(seen.uid, &seen).unwrap_err().contains("is being stopped"));
+        seen.spec.power_state = PowerState::Running;
+        assert!(standing(seen.uid, &seen).is_ok(), "it boots");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::client::Client;
+use super::interrupt;
 use super::output::Progress;
 use crate::client::wait::{self, Seen, WaitError};
 use crate::config::duration;
@@ -42,15 +43,47 @@ impl Watch {
             Seen::Vm(vm) => progress.say(&describe(vm)),
             Seen::Away(error) => progress.say(&format!("VM {}: {error}", vm.name)),
         };
-        self.0.until_ready(client, vm, timeout, see).await.map_err(|error| match error {
-            WaitError::Late { name, after } => anyhow::anyhow!(
-                "VM {name} is not ready after {}; last: {}; it goes on by itself, see `orchard get vm {name}`",
-                duration::show(after),
-                progress.last(),
-            ),
+        let goes_on = GoesOn::after(&vm.name);
+        let ended = self.0.until_ready(client, vm, timeout, see).await;
+        goes_on.ended();
+        ended.map_err(|error| match error {
+            WaitError::Late { name, after } => {
+                let last = progress.last();
+                let last = last.strip_prefix(&format!("VM {name} is ")).unwrap_or(last);
+                anyhow::anyhow!(
+                    "VM {name} is not ready after {}: {last}; it goes on, `orchard get vm {name}` shows how",
+                    duration::show(after),
+                )
+            }
+            WaitError::Failed { name, why } => {
+                anyhow::anyhow!("VM {name} failed: {why}; it keeps its name until `orchard delete vm {name}`")
+            }
             WaitError::Over(why) => anyhow::anyhow!("{why}"),
             WaitError::Api(error) => error.into(),
         })
+    }
+}
+
+/// Says after Ctrl-C, which drops it, that the VM does not end with the waiting.
+pub(super) struct GoesOn(Option<String>);
+
+impl GoesOn {
+    /// For as long as `vm` is waited for.
+    pub(super) fn after(vm: &VmName) -> Self {
+        Self(Some(format!("VM {vm} goes on; `orchard get vm {vm}` shows how far it is")))
+    }
+
+    /// The waiting has come to an end of its own.
+    pub(super) fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        if let Some(text) = self.0.take() {
+            interrupt::leave_word(text);
+        }
     }
 }
 

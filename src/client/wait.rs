@@ -38,6 +38,14 @@ pub enum Seen<'a> {
 /// Why a VM is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum WaitError {
+    /// It has failed, and stays so.
+    #[error("VM {name} failed: {why}")]
+    Failed {
+        /// Which VM.
+        name: VmName,
+        /// In the words of its worker.
+        why: String,
+    },
     /// It will not be, or not by itself.
     #[error("{0}")]
     Over(String),
@@ -82,6 +90,9 @@ impl Watch {
                 Ok(seen) => match judge(vm.uid, &seen) {
                     Verdict::Ready => return Ok(seen),
                     Verdict::Over(why) => return Err(WaitError::Over(why)),
+                    Verdict::Failed => {
+                        return Err(WaitError::Failed { name: seen.name, why: seen.status_message });
+                    }
                     Verdict::Wait => {
                         see(Seen::Vm(&seen));
                         PERIOD
@@ -131,6 +142,7 @@ impl Watch {
 enum Verdict {
     Ready,
     Wait,
+    Failed,
     Over(String),
 }
 
@@ -141,9 +153,7 @@ fn judge(waited_for: VmUid, seen: &Vm) -> Verdict {
     }
     match (seen.status, seen.ready, seen.spec.restart_policy) {
         (VmStatus::Running, true, _) => Verdict::Ready,
-        (VmStatus::Failed, _, RestartPolicy::Never) => {
-            Verdict::Over(format!("VM {name} failed: {}", seen.status_message))
-        }
+        (VmStatus::Failed, _, RestartPolicy::Never) => Verdict::Failed,
         (VmStatus::Running, false, _) if seen.status_message.contains(SCRIPT_INTERRUPTED) => Verdict::Over(format!(
             "VM {name} runs, but {SCRIPT_INTERRUPTED}, and is not run again; see how far it came with `orchard logs vm \
              {name}` and `orchard ssh vm {name}`, or delete the VM and create it anew"
@@ -189,8 +199,7 @@ mod tests {
     fn a_failure_ends_the_wait_unless_the_vm_starts_over() {
         let mut failed = vm(VmStatus::Failed);
         failed.status_message = "no such image".into();
-        let Verdict::Over(why) = judge(failed.uid, &failed) else { panic!("goes on") };
-        assert!(why.contains("no such image"), "{why}");
+        assert_eq!(judge(failed.uid, &failed), Verdict::Failed);
         failed.spec.restart_policy = RestartPolicy::OnFailure;
         assert_eq!(judge(failed.uid, &failed), Verdict::Wait);
     }

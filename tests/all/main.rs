@@ -37,6 +37,7 @@ mod metrics;
 #[cfg(target_os = "linux")]
 mod netem;
 mod netns;
+mod newcomers;
 mod openssh;
 mod output;
 mod outsiders;

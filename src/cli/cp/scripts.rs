@@ -39,7 +39,7 @@ elif [ -z "$3" ] && { [ -e "$target" ] || [ -h "$target" ]; }; then
   fail "$target is there already and is no folder"
 fi
 part=$parent.orchard-$5
-mkdir "$part"
+why=$(mkdir "$part" 2>&1) || fail "cannot write into ${parent%/}/: ${why##*: }"
 umask 0
 trap 'chmod -R u+rwx "$part" 2>/dev/null; rm -rf "$part"' EXIT
 trap 'exit 1' HUP INT TERM

@@ -12,20 +12,33 @@ use super::{OutputError, clean, line};
 pub struct Table {
     titled: bool,
     whole: bool,
+    yields: Option<Yields>,
     rows: Vec<Vec<String>>,
+}
+
+/// Columns by their titles.
+#[derive(Clone, Copy, Debug)]
+struct Yields {
+    /// The one that is shortened, where that is enough.
+    shortened: &'static str,
+    /// Those that are left out where it is not, the first first.
+    left_out: &'static [&'static str],
 }
 
 /// Between columns.
 const GAP: usize = 2;
 /// Narrower than this no column is made: it would say nothing.
 const NARROWEST: usize = 8;
+/// A column that is left out rather than others be shortened is no narrower than this.
+const READABLE: usize = 16;
 /// Under these titles, or behind them in a table of keys and values, stand words that tell of a state.
 const STATES: [&str; 2] = ["Status", "State"];
 
 impl Table {
     /// A table with a first row of titles.
     pub fn with_titles<const N: usize>(titles: [&str; N]) -> Self {
-        Self { titled: true, whole: false, rows: vec![titles.iter().map(|&title| title.to_owned()).collect()] }
+        let titles = titles.iter().map(|&title| title.to_owned()).collect();
+        Self { titled: true, rows: vec![titles], ..Self::default() }
     }
 
     /// A table without titles, such as one of keys and values.
@@ -37,6 +50,13 @@ impl Table {
     #[must_use]
     pub fn whole(self) -> Self {
         Self { whole: true, ..self }
+    }
+
+    /// The same, where there is too little room with one column shortened, and then with more and more left out; the others
+    /// are never shortened then.
+    #[must_use]
+    pub fn giving_way(self, shortened: &'static str, left_out: &'static [&'static str]) -> Self {
+        Self { yields: Some(Yields { shortened, left_out }), ..self }
     }
 
     /// Adds a row.
@@ -100,9 +120,13 @@ impl Table {
                 false => column > 0 && row.first().is_some_and(|key| is_state(key)),
             };
             let mut text = String::new();
-            for (column, (cell, &width)) in row.iter().zip(widths).enumerate() {
+            let is_left_out = |width: usize| width == 0 && self.yields.is_some();
+            let is_blank = |(cell, &width): (&String, &usize)| cell.is_empty() || is_left_out(width);
+            for (column, (cell, &width)) in
+                row.iter().zip(widths).enumerate().filter(|(_, (_, width))| !is_left_out(**width))
+            {
                 // What follows the last cell would be blanks at the end of the line.
-                let is_last = row.get(column + 1..).unwrap_or_default().iter().all(String::is_empty);
+                let is_last = row.iter().zip(widths).skip(column + 1).all(is_blank);
                 let shown = if self.shortens(screen) { shortened(cell, width) } else { cell.clone() };
                 let pad = if is_last { 0 } else { (width + GAP).saturating_sub(shown.width()).max(1) };
                 let tone = if screen.colours && tells_state(column) && !is_title { Tone::of(cell) } else { None };
@@ -130,8 +154,34 @@ impl Table {
             }
         }
         match screen.width {
-            Some(most) if self.shortens(screen) => fitted(widths, most),
+            Some(most) if self.shortens(screen) => match self.yields {
+                Some(yields) => self.yielding(yields, widths, most),
+                None => fitted(widths, most),
+            },
             _ => widths,
+        }
+    }
+
+    /// Widths that come to `most` at the most, gaps included, where that can be; 0 for what is left out.
+    fn yielding(&self, yields: Yields, mut widths: Vec<usize>, most: usize) -> Vec<usize> {
+        let column = |title: &str| self.titles().iter().position(|known| known == title);
+        let total = |widths: &[usize]| -> usize {
+            let shown = widths.iter().filter(|&&width| width > 0);
+            shown.map(|width| width + GAP).sum::<usize>().saturating_sub(GAP)
+        };
+        let mut left_out = yields.left_out.iter();
+        loop {
+            let excess = total(&widths).saturating_sub(most);
+            let shortened = column(yields.shortened).and_then(|column| widths.get_mut(column));
+            if let Some(width) = shortened.filter(|width| **width >= excess + READABLE.min(**width)) {
+                *width -= excess;
+                return widths;
+            }
+            let next = left_out.next().and_then(|title| column(title));
+            match next.and_then(|column| widths.get_mut(column)) {
+                Some(width) if excess > 0 => *width = 0,
+                _ => return widths,
+            }
         }
     }
 
@@ -238,6 +288,23 @@ mod tests {
         let mut pairs = Table::untitled();
         pairs.row(["Status message".into(), "a long story that is to be read to its end".into()]);
         assert!(pairs.text(on(20)).ends_with("its end"));
+    }
+
+    #[test]
+    fn what_matters_least_gives_way_first() {
+        let mut table = Table::with_titles(["Name", "Age", "Image", "Status", "Policy"]);
+        let image = "ghcr.io/cirruslabs/macos-tahoe-base:latest";
+        table.row(["build-1".into(), "2 days".into(), image.into(), "running".into(), "Never (0 restarts)".into()]);
+        let table = table.giving_way("Image", &["Policy", "Image", "Age"]);
+        let row = |width| lines(&table.text(on(width)))[1].to_owned();
+        assert_eq!(row(90), format!("build-1  2 days  {image}  running  Never (0 restarts)"));
+        assert_eq!(row(62), "build-1  2 days  ghcr.io/cirrusl…  running  Never (0 restarts)");
+        assert_eq!(row(61), "build-1  2 days  ghcr.io/cirruslabs/macos-tahoe-bas…  running");
+        assert_eq!(row(40), "build-1  2 days  running");
+        assert_eq!(row(20), "build-1  running");
+        assert_eq!(row(5), "build-1  running");
+        assert_eq!(lines(&table.text(on(40)))[0], "Name     Age     Status");
+        assert_eq!(lines(&table.text(Screen::PLAIN))[1], row(90));
     }
 
     #[test]

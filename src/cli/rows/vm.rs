@@ -23,7 +23,10 @@ pub(in crate::cli) fn list(vms: &[Vm], now: Timestamp, wide: bool) -> Table {
             vm.worker.as_ref().map(ToString::to_string).unwrap_or_default(),
         ]);
     }
-    if wide { table.beside(more(vms)) } else { table }
+    if wide {
+        return table.beside(more(vms));
+    }
+    table.giving_way("Image", &["Restart policy", "Image", "Created", "Assigned worker"])
 }
 
 fn more(vms: &[Vm]) -> Table {

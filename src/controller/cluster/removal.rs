@@ -41,9 +41,11 @@ impl Cluster {
         let running: Vec<&str> = leaving.filter(|l| !l.held.is_empty()).map(|l| l.name.as_str()).collect();
         if !running.is_empty() && !force {
             let (count, named) = (running.len(), running.get(..NAMED).unwrap_or(&running).join(", "));
+            let (copies, they) =
+                if count == 1 { ("copy of a VM that was", "it") } else { ("copies of VMs that were", "they") };
             let what = format!(
-                "{count} copies of VMs that were moved away or deleted may still run on worker {worker} ({named}), which has not \
-                 said that they ended; wait until it is heard of, or give them up with `orchard delete worker {worker} \
+                "{count} {copies} moved away or deleted may still run on worker {worker} ({named}), which has not \
+                 said that {they} ended; wait until it is heard of, or give up with `orchard delete worker {worker} \
                  --force`: VMs among them then start elsewhere, even if this machine goes on running them"
             );
             return Err(ApiError::new(ErrorCode::Conflict, what));
@@ -129,10 +131,11 @@ impl Cluster {
         let names: Vec<&str> =
             placed.iter().filter_map(|uid| self.names.get(uid)).take(NAMED).map(VmName::as_str).collect();
         let more = if placed.len() > names.len() { ", …" } else { "" };
+        let (vms, them) = if placed.len() == 1 { ("VM is", "it") } else { ("VMs are", "them") };
         format!(
-            "{} VMs are placed on worker {worker} ({}{more}); delete them first, or give them up with `orchard delete worker \
-             {worker} --force`: they then fail, and those that shall start over do so elsewhere, even if this machine goes \
-             on running them; should it ever join again, it removes them",
+            "{} {vms} placed on worker {worker} ({}{more}); delete {them} first, or give {them} up with `orchard delete worker \
+             {worker} --force`: VMs there then fail, and those that shall start over do so elsewhere, even if this machine \
+             goes on running them; should it ever join again, it removes them",
             placed.len(),
             names.join(", ")
         )

@@ -45,7 +45,8 @@ impl Cluster {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
                 format!(
-                    "there already is a VM named {0}; delete it first (`orchard delete vm {0}`) or take another name",
+                    "there already is a VM named {0} (`orchard get vm {0}` shows it); delete it first (`orchard delete vm {0}`) or \
+                     take another name",
                     request.name
                 ),
             ));

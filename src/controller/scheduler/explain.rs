@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::model::resources::{LOGICAL_CORES, MEMORY_MIB, Resources, TART_VMS, WORKER_NAME_LABEL};
 use crate::model::settings::Profile;
 
 /// Why a worker cannot take a VM. In this order they are told.
@@ -26,20 +27,35 @@ pub(super) enum Obstacle<'a> {
 pub(super) struct Tally<'a> {
     workers: usize,
     fitting: usize,
-    obstacles: BTreeMap<Obstacle<'a>, usize>,
+    /// How many said it, and the most that any of them has of what there is too little of.
+    obstacles: BTreeMap<Obstacle<'a>, (usize, u64)>,
 }
 
 impl<'a> Tally<'a> {
-    pub(super) fn count(&mut self, said: Result<(), Obstacle<'a>>) {
+    /// Counts a worker that offers `offered`.
+    pub(super) fn count(&mut self, said: Result<(), Obstacle<'a>>, offered: &Resources) {
         self.workers += 1;
         match said {
             Ok(()) => self.fitting += 1,
-            Err(obstacle) => *self.obstacles.entry(obstacle).or_default() += 1,
+            Err(obstacle) => {
+                let has = if let Obstacle::TooSmall(resource, _) = obstacle { offered.get(resource) } else { 0 };
+                let (count, most) = self.obstacles.entry(obstacle).or_default();
+                (*count, *most) = (*count + 1, has.max(*most));
+            }
         }
     }
 
     pub(super) fn explanation(self) -> Explanation {
-        let obstacles = self.obstacles.into_iter().map(|(obstacle, count)| (obstacle.to_string(), count)).collect();
+        let told = |(obstacle, (count, most)): (Obstacle<'_>, _)| {
+            let largest = match obstacle {
+                Obstacle::TooSmall(MEMORY_MIB, _) => format!(" (the largest has {most} MiB)"),
+                Obstacle::TooSmall(..) if most == 0 => " (the largest has none)".to_owned(),
+                Obstacle::TooSmall(..) => format!(" (the largest has {most})"),
+                _ => String::new(),
+            };
+            (format!("{obstacle}{largest}"), count)
+        };
+        let obstacles = self.obstacles.into_iter().map(told).collect();
         Explanation { workers: self.workers, fitting: self.fitting, obstacles }
     }
 }
@@ -82,11 +98,23 @@ impl fmt::Display for Obstacle<'_> {
             Obstacle::Arch => f.write_str("of another architecture"),
             Obstacle::HostDirs => f.write_str("unable to share host directories"),
             Obstacle::GuestOs => f.write_str("unable to run macOS"),
+            Obstacle::Label(WORKER_NAME_LABEL, name) => write!(f, "not named {name}"),
             Obstacle::Label(name, value) => write!(f, "without label {name}={value}"),
-            Obstacle::TooSmall(resource, asked) => write!(f, "too small for {asked} {resource}"),
-            Obstacle::Lacks(resource, asked) => write!(f, "without {asked} {resource} free"),
+            Obstacle::TooSmall(resource, asked) => write!(f, "too small for {}", amount(resource, *asked)),
+            Obstacle::Lacks(resource, asked) => write!(f, "without {} free", amount(resource, *asked)),
             Obstacle::KeptFree => f.write_str("kept free for a VM that has waited for longer"),
         }
+    }
+}
+
+/// So much of a resource, as people say it.
+fn amount(resource: &str, count: u64) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    match resource {
+        LOGICAL_CORES => format!("{count} core{plural}"),
+        MEMORY_MIB => format!("{count} MiB of memory"),
+        TART_VMS => format!("{count} slot{plural} for VMs"),
+        _ => format!("{count} {resource}"),
     }
 }
 

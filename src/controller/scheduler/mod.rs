@@ -233,7 +233,7 @@ impl Scheduler {
     pub fn explain(&self, shape: &Shape) -> Explanation {
         let mut tally = Tally::default();
         for node in self.nodes.values() {
-            tally.count(node.takes(shape));
+            tally.count(node.takes(shape), node.offered());
         }
         tally.explanation()
     }

@@ -74,6 +74,10 @@ impl Node {
         }
     }
 
+    pub(super) fn offered(&self) -> &Resources {
+        &self.offered
+    }
+
     pub(super) fn has_image(&self, image: &str) -> bool {
         self.told.as_ref().is_some_and(|told| told.contains(image)) || self.started.iter().any(|known| known == image)
     }

@@ -110,8 +110,18 @@ fn what_stands_in_the_way_is_told_worker_by_worker() {
     scheduler.hold(&"b".parse().unwrap(), &[(LOGICAL_CORES, 6)].into(), 1);
     assert_eq!(
         scheduler.explain(&shape(3)).to_string(),
-        "waiting for a worker: of 3 none fits: 1 paused, 1 too small for 3 org.cirruslabs.logical-cores, \
-         1 without 3 org.cirruslabs.logical-cores free"
+        "waiting for a worker: of 3 none fits: 1 paused, 1 too small for 3 cores (the largest has 1), \
+         1 without 3 cores free"
+    );
+    let told = |shape: Shape| scheduler.explain(&shape).to_string();
+    let named = told(Shape { labels: [("worker-name".to_owned(), "x".to_owned())].into(), ..shape(1) });
+    assert_eq!(named, "waiting for a worker: of 3 none fits: 1 paused, 2 not named x");
+    let gpu = told(Shape { resources: [("gpu", 1)].into(), ..shape(1) });
+    assert!(gpu.ends_with("2 too small for 1 gpu (the largest has none)"), "{gpu}");
+    let large = told(Shape { memory: 999_999, ..shape(1) });
+    assert!(
+        large.contains("2 too small for 999999 MiB of memory (the largest has ") && large.ends_with(" MiB)"),
+        "{large}"
     );
 }
 

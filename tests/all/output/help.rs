@@ -1,7 +1,7 @@
 //! `--help` of every command there is.
 
-use clap::{Command, CommandFactory as _};
-use orchard::cli::Arguments;
+use clap::Command;
+use orchard::cli;
 
 use super::golden;
 
@@ -20,7 +20,7 @@ fn collect(command: &mut Command, texts: &mut String) {
 
 #[test]
 fn the_help_of_the_whole_tree_is_as_it_was_read_last() {
-    let mut command = Arguments::command().term_width(WIDTH);
+    let mut command = cli::command().term_width(WIDTH);
     command.build();
     let mut texts = String::new();
     collect(&mut command, &mut texts);
@@ -29,7 +29,7 @@ fn the_help_of_the_whole_tree_is_as_it_was_read_last() {
 
 #[test]
 fn lists_take_every_form_and_name_them() {
-    let mut command = Arguments::command();
+    let mut command = cli::command();
     command.build();
     let lists = command.find_subcommand("list").unwrap();
     for list in lists.get_subcommands().filter(|list| !matches!(list.get_name(), "help" | "execs")) {

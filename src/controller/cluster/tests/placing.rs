@@ -9,7 +9,7 @@ fn a_vm_that_fits_nowhere_says_what_stands_in_the_way_and_a_placed_one_why_it_is
     world.join("paused", 64);
     world.cluster.set_paused(&name("paused"), true, world.now, &mut world.changes).unwrap();
     world.create("big", VmSpec { cpu: 32, ..VmSpec::default() }).unwrap();
-    let expected = "waiting for a worker: of 2 none fits: 1 paused, 1 too small for 32 org.cirruslabs.logical-cores";
+    let expected = "waiting for a worker: of 2 none fits: 1 paused, 1 too small for 32 cores (the largest has 16)";
     assert_eq!(world.vm("big").status_message, expected);
     assert_eq!(world.cluster.vms(None, 10, 1 << 20, world.now).0[0].status_message, expected);
     let explained = world.cluster.explain(&name("big"), world.now).unwrap();

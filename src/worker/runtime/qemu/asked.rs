@@ -18,16 +18,16 @@ const MAX_DISK: u64 = 64_000;
 pub fn check_sizes(copy: &CopySpec, host_memory: Option<u64>) -> Result<(), RuntimeError> {
     let refuse = |what: String| Err(RuntimeError::State(what));
     if copy.memory < MIN_MEMORY {
-        return refuse(format!("memory asks for {} MiB; no guest boots in less than {MIN_MEMORY}", copy.memory));
+        return refuse(format!("--memory asks for {} MiB; no guest boots in less than {MIN_MEMORY}", copy.memory));
     }
     if let Some(host) = host_memory.filter(|host| copy.memory > *host) {
-        return refuse(format!("memory asks for {} MiB, and the worker's host has {host} in all", copy.memory));
+        return refuse(format!("--memory asks for {} MiB, and the worker's host has {host} in all", copy.memory));
     }
     if copy.cpu > MAX_CPU {
-        return refuse(format!("cpu asks for {} cores; QEMU has at most {MAX_CPU}", copy.cpu));
+        return refuse(format!("--cpu asks for {} cores; QEMU has at most {MAX_CPU}", copy.cpu));
     }
     if copy.spec.disk_size > MAX_DISK {
-        return refuse(format!("diskSize asks for {} GB; at most {MAX_DISK} can be", copy.spec.disk_size));
+        return refuse(format!("--disk-size asks for {} GB; at most {MAX_DISK} can be", copy.spec.disk_size));
     }
     Ok(())
 }
@@ -90,10 +90,10 @@ mod tests {
         with(1, 32, 0).unwrap();
         with(255, 16_000, 64_000).unwrap();
         for (asked, why) in [
-            (with(1, 1, 0), "memory asks for 1 MiB; no guest boots in less than 32"),
-            (with(1, 16_001, 0), "memory asks for 16001 MiB, and the worker's host has 16000 in all"),
-            (with(256, 128, 0), "cpu asks for 256 cores; QEMU has at most 255"),
-            (with(1, 128, 1_000_000), "diskSize asks for 1000000 GB; at most 64000 can be"),
+            (with(1, 1, 0), "--memory asks for 1 MiB; no guest boots in less than 32"),
+            (with(1, 16_001, 0), "--memory asks for 16001 MiB, and the worker's host has 16000 in all"),
+            (with(256, 128, 0), "--cpu asks for 256 cores; QEMU has at most 255"),
+            (with(1, 128, 1_000_000), "--disk-size asks for 1000000 GB; at most 64000 can be"),
         ] {
             assert_eq!(asked.unwrap_err(), why);
         }
