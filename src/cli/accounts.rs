@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
+use super::files::Explain as _;
 use super::output::{self, Format, OutputArgs, Table};
 use super::power::{self, UpdateVmArgs};
 use super::rows::or_none;
@@ -117,7 +118,7 @@ Standard output gets the token and nothing else; -q leaves out what is told besi
 
 /// The key in a file such as `~/.ssh/id_ed25519.pub`.
 fn public_key(path: &str) -> Result<SshKey, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
+    let text = std::fs::read_to_string(path).at(path.as_ref()).map_err(|error| format!("cannot read it: {error}"))?;
     text.parse().map_err(|why: SshKeyError| why.to_string())
 }
 

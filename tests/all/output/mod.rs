@@ -7,6 +7,7 @@ mod forms;
 mod golden;
 mod help;
 mod literals;
+mod servers;
 mod vain;
 mod versions;
 mod watch;

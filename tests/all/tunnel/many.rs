@@ -280,6 +280,7 @@ async fn sessions(world: &Arc<World>, clients: &[Arc<Client>], guest: &Guest, co
     // All are open at once.
     let opened = async {
         tokio::select! {
+            biased; // once all were open, some may have ended before this was looked at
             _ = round.open.wait() => {}
             Some(ended) = users.join_next() => panic!("one has ended before all were open: {ended:?}"),
         }
