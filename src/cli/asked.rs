@@ -5,7 +5,7 @@ use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Error, FromArgMatches as _};
 
-use super::Arguments;
+use super::{Arguments, hints};
 use crate::model::VmName;
 use crate::ssh::quote::quote;
 
@@ -22,7 +22,10 @@ pub fn parse() -> Arguments {
 
 fn read(given: Vec<std::ffi::OsString>, typed: &[String]) -> Result<Arguments, Error> {
     let mut command = command();
-    let matches = command.try_get_matches_from_mut(given).map_err(|error| advised(error, typed))?;
+    let matches = command.try_get_matches_from_mut(given).map_err(|error| {
+        let words = ["orchard".to_owned()].into_iter().chain(typed.iter().cloned());
+        hints::with_hint(advised(error, typed), words)
+    })?;
     Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 

@@ -63,12 +63,6 @@ use crate::trace;
 pub use self::asked::{command, parse};
 pub use self::completion::answer as answer_shell;
 
-/// What this process was asked for; ends it when that cannot be read, with what is wrong.
-pub fn parse() -> Arguments {
-    let words = || std::env::args_os().filter_map(|word| word.into_string().ok());
-    Arguments::try_parse().unwrap_or_else(|error| hints::with_hint(error, words()).exit())
-}
-
 /// The exit code of a command that failed.
 pub const FAILED: u8 = 1;
 /// The exit code of a command that was asked for wrongly.

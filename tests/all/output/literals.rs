@@ -62,6 +62,7 @@ const UNTESTED: &[(&str, &str)] = &[
         "the controller did not answer within",
         "one that lets in and then is silent; who does not let in is told of before",
     ),
+    ("shows who may", "tests may be run by root, who may everything"),
     ("copying was interrupted", "the guest is taken away in the middle of a copy"),
 ];
 

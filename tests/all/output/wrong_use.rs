@@ -50,6 +50,7 @@ const TOGETHER: &[&[&str]] = &[
     &["create", "vm", "a", "--image", "/i", "--password-stdin"],
     &["context", "create", "ctl", "--service-account-token-stdin"],
     &["man", "frobnicate"],
+    &["man", "--dir", "long/x"],
     &["exec", "vm", "-e", "NOT_THERE", "a", "--", "true"],
 ];
 const FINGERPRINT: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
