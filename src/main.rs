@@ -1,6 +1,5 @@
 //! The `orchard` binary: arguments, tracing, run the command, exit code. Nothing else.
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -69,7 +68,7 @@ fn log_and_trace(arguments: &Arguments, runtime: &Handle) -> Option<Exporter> {
 /// What writes events as lines.
 fn lines<S: Subscriber + for<'span> LookupSpan<'span>>() -> impl Layer<S> {
     let colours = cli::colours_on_stderr();
-    tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours).with_target(false)
+    tracing_subscriber::fmt::layer().with_writer(|| cli::Log).with_ansi(colours).with_target(false)
 }
 
 /// Whether an event may be logged at all, whatever `RUST_LOG` says.

@@ -25,7 +25,6 @@ set -euo pipefail
 TEST_PACKAGES="openssh-client=ssh sshpass=sshpass rsync=rsync iproute2=ip procps=ps python3=python3 python3-pip=python3-pip
   python3-venv=python3-venv nodejs=node npm=npm groff-base=groff zsh=zsh fish=fish"
 SSHD_PACKAGE="openssh-server=/usr/sbin/sshd"
-NATS_PY="nats-py==2.16.0 nkeys==0.2.1"
 # What people reach VMs with: a VNC client, Ansible (the last whose controller runs on Python 3.11), and the emulation of a
 # terminal in which a person works.
 CLIENTS="vncdotool==1.4.2 cryptography==50.0.2 ansible-core==2.19.14 pyte==0.8.2"
@@ -112,19 +111,9 @@ provide_nats() {
 # ---------------------------------------------------------------- stock NATS clients
 provide_nats_py() {
   if [ -n "${ORCHARD_TEST_PYTHON:-}" ]; then note "nats.py: $ORCHARD_TEST_PYTHON (ORCHARD_TEST_PYTHON)"; return 0; fi
-  from_pypi nats-py "$NATS_PY" || return 1
+  fetch_nats_py || return 1
   export ORCHARD_TEST_PYTHON=$TOOLS/nats-py/bin/python
   note "nats.py: $NATS_PY"
-}
-# from_pypi NAME PACKAGES: TOOLS/NAME, a virtual environment with these in it, made anew when they change
-from_pypi() {
-  local d=$TOOLS/$1
-  [ "$(cat "$d/wanted" 2>/dev/null)" != "$2" ] || return 0
-  rm -rf "$d"
-  # shellcheck disable=SC2086 # a list of words
-  logged "$TOOLS/$1.log" python3 -m venv "$d" &&
-    logged "$TOOLS/$1.log" "$d/bin/python" -m pip install --disable-pip-version-check -q $2 || return 1
-  echo "$2" >"$d/wanted"
 }
 # provide_nats_js: node_modules with NATS_JS in it, made anew when that changes
 provide_nats_js() {

@@ -2,37 +2,10 @@
 # inside.sh: what machine.sh does in its machine, where this is /shared/inside.sh: goes through deploy/README.md, running its
 # commands as they stand there, and looks between them at what they should have brought about.
 set -euo pipefail
-export LC_ALL=C.UTF-8 HOME=/root
-cd /root
-say() { printf '    %s\n' "$*"; }
-die() { trap - TERM; printf '!!! %s\n' "$*" >&2; journalctl --no-pager --lines 40 --unit 'orchard-*' >&2 || true; exit 1; }
-trap 'die "it takes too long, and is ended"' TERM
-
-# section TITLE [N]: the commands of the N-th ```sh block below that heading of the page
-section() {
-  local text
-  text=$(awk -v title="$1" -v wanted="${2:-1}" '
-    /^#/ { here = ($0 ~ "^#+ " title "$") }
-    here && /^```sh$/ { block++; inside = 1; next }
-    /^```$/ { inside = 0 }
-    inside && block == wanted { print }' /shared/README.md)
-  [ -n "$text" ] || die "deploy/README.md has no commands ${2:-1} below \"$1\""
-  printf '%s\n' "$text"
-}
-# as_written TITLE [N]: runs them in this shell
-as_written() {
-  say "as written: $1 ${2:-}"
-  eval "$(section "$@")" >/tmp/said 2>&1 </dev/null || { cat /tmp/said >&2; die "the commands below \"$1\" failed"; }
-}
-said() { grep -q -- "$1" /tmp/said || { cat /tmp/said >&2; die "not said: $1"; }; }
-# wait_until SECONDS COMMAND…
-wait_until() {
-  local deadline=$((SECONDS + $1)); shift
-  until "$@" >/tmp/waited 2>&1; do
-    [ $SECONDS -lt $deadline ] || { cat /tmp/waited >&2; die "it does not come to this: $*"; }
-    sleep 0.2
-  done
-}
+# shellcheck source=deploy/check/page.sh
+. /shared/page.sh
+PAGE=deploy/README.md
+explain() { journalctl --no-pager --lines 40 --unit 'orchard-*' >&2; }
 # the one QEMU that runs, by its process id
 vm_process() { pgrep -u orchard-worker --full 'qemu-system-.*guest=first' || die "no QEMU runs as orchard-worker"; }
 online() { admin list workers | grep -q ' online '; }
@@ -55,10 +28,8 @@ systemctl is-active --quiet orchard-controller && die "installing started the co
 systemd-analyze verify --man=no orchard-controller.service orchard-worker.service || die "the installed units are not sound"
 man --where orchard >/dev/null 2>&1 || [ -s /usr/share/man/man1/orchard.1 ] || [ -s /usr/share/man/man1/orchard.1.gz ] || die "no page of the manual"
 
-# What the machine around knows of its hypervisor counts here, too.
-[ ! -s /shared/accel ] || echo "ORCHARD_QEMU_ACCEL=$(cat /shared/accel)" >>/etc/orchard/worker.env
-# As udev would make it, where the host has it.
-[ ! -e /shared/kvm ] || { mknod -m 660 /dev/kvm c 10 232 && chgrp kvm /dev/kvm; }
+[ -z "$ACCEL" ] || echo "ORCHARD_QEMU_ACCEL=$ACCEL" >>/etc/orchard/worker.env
+[ ! -e /dev/kvm ] || chgrp kvm /dev/kvm
 
 as_written 'The controller' 1
 said 'the controller is up'
@@ -111,7 +82,7 @@ said 'may make no network cards'
 orchard delete vm bridged
 mkdir -p /etc/systemd/system/orchard-worker.service.d
 # shellcheck disable=SC2016 # backticks of the page
-dropin=$(sed -n 's/^| `--net-bridged br0` | `\(.*\)`, `\(.*\)`; and .*/[Service]\n\1\n\2/p' /shared/README.md)
+dropin=$(sed -n 's/^| `--net-bridged br0` | `\(.*\)`, `\(.*\)`; and .*/[Service]\n\1\n\2/p' "/shared/pages/$PAGE")
 [ -n "$dropin" ] || die "the page has no drop-in for --net-bridged"
 echo "$dropin" >/etc/systemd/system/orchard-worker.service.d/bridge.conf
 systemctl daemon-reload

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# machine.sh DEB IMAGE: the package on a machine of its own, as deploy/README.md says. Called by deploy/check.sh, as root.
+# machine.sh SCRIPT FILE…: a machine of its own, in which SCRIPT of this folder goes through a page for people, with these files
+# (or folders) and the pages. Called by deploy/check.sh, as root.
 #
 # The machine is a container in which systemd itself is process 1 (systemd-nspawn). Its disk is this machine's, by overlayfs
 # with all that is written in memory: nothing is downloaded, and nothing of it is left here. It has no network but its own
-# loopback interface. What is done in it stands in inside.sh.
+# loopback interface, to which all names that the pages have for machines lead.
 set -euo pipefail
-DEB=$1 IMAGE=$2
+SCRIPT=$1
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 LIMIT=200 # seconds
 
@@ -25,23 +26,24 @@ mkdir "$MACHINE"/{upper,work,root,shared}
 mount -t overlay overlay -o "lowerdir=/,upperdir=$MACHINE/upper,workdir=$MACHINE/work" "$MACHINE/root" ||
   { echo "overlayfs cannot be laid over / here" >&2; exit 3; }
 root=$MACHINE/root
-install -m 644 "$DEB" "$IMAGE" "$MACHINE/shared/"
-install -m 755 "$here/inside.sh" "$MACHINE/shared/"
-install -m 644 "$here/../README.md" "$MACHINE/shared/"
+cp -rL "${@:2}" "$here/page.sh" "$here/$SCRIPT" "$MACHINE/shared/"
+mkdir "$MACHINE/shared/pages"
+(cd "$here/../.." && cp --parents README.md deploy/README.md deploy/examples/README.md "$MACHINE/shared/pages/")
+chmod -R u=rwX,go=rX "$MACHINE/shared"
 # Nothing of what this machine starts by itself is started there, and it is another machine.
 rm -rf "$root"/etc/systemd/system/*.wants
 : >"$root/etc/machine-id"
 echo ctl >"$root/etc/hostname"
-printf '127.0.0.1 localhost ctl ctl.example.com mini-1\n' >"$root/etc/hosts"
-cat >"$root/etc/systemd/system/page.service" <<'U'
+printf '127.0.0.1 localhost ctl ctl.example.com mini-1 nats.example.com\n' >"$root/etc/hosts"
+cat >"$root/etc/systemd/system/page.service" <<U
 [Unit]
 After=basic.target systemd-tmpfiles-setup.service
 [Service]
 Type=oneshot
-ExecStart=/bin/bash /shared/inside.sh
+ExecStart=/bin/bash /shared/$SCRIPT
 StandardOutput=file:/shared/log
 StandardError=inherit
-ExecStopPost=/bin/sh -c 'echo "$EXIT_STATUS" >/shared/status; systemctl exit --force'
+ExecStopPost=/bin/sh -c 'echo "\$EXIT_STATUS" >/shared/status; systemctl exit --force'
 U
 # Which hypervisor has the KVM here cannot be seen from within: that machine's /sys has no modules.
 accel=''; [ ! -e /sys/module/kvm_pvm ] || accel=tcg
@@ -50,7 +52,7 @@ printf '%s' "${ORCHARD_QEMU_ACCEL:-$accel}" >"$MACHINE/shared/accel"
 # The unified hierarchy, as on every system of today: with the older one DeviceAllow would not be heeded in a container.
 SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout --foreground -k 5 $LIMIT \
   systemd-nspawn --quiet --directory="$root" --register=no --keep-unit --private-network --capability=all \
-  --bind="$MACHINE/shared:/shared" --boot -- --unit=page.service \
+  --bind="$MACHINE/shared:/shared" --tmpfs=/root:mode=700 --boot -- --unit=page.service \
   </dev/null >"$MACHINE/console" 2>&1 || true
 cat "$MACHINE/shared/log" 2>/dev/null || true
 status=$(cat "$MACHINE/shared/status" 2>/dev/null || true)

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
+use super::files::Explain as _;
 use super::output::{self, DataArgs, OutputArgs, Table};
 use super::power::{self, UpdateVmArgs};
 use super::rows::or_none;
@@ -107,7 +108,7 @@ pub(super) enum Rotate {
 
 /// The key in a file such as `~/.ssh/id_ed25519.pub`.
 fn public_key(path: &str) -> Result<SshKey, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
+    let text = std::fs::read_to_string(path).at(path.as_ref()).map_err(|error| format!("cannot read it: {error}"))?;
     text.parse().map_err(|why: SshKeyError| why.to_string())
 }
 

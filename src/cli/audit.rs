@@ -17,7 +17,8 @@ Examples:
   orchard audit -o json | jq 'select(.outcome == \"refused\")'   one JSON object a line
   orchard audit -q | sort | uniq -c   how often which account asked
 
-The name of a record is its account's.")]
+The name of a record is its account's. With -o wide each line ends with the name of its request, by which the controller's
+log and traces know it.")]
 pub(super) struct AuditArgs {
     /// Begin after this number
     #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
@@ -61,7 +62,8 @@ async fn print_rest(arguments: &AuditArgs, client: &Client, position: &mut Audit
             eprintln!("{note}");
         }
         let show = |record: &AuditRecord| match arguments.output.format() {
-            Format::Table | Format::Wide => Ok(describe(record)),
+            Format::Table => Ok(describe(record)),
+            Format::Wide => Ok(describe(record) + &request(record)),
             Format::Name => Ok(output::clean(&record.account)),
             format => format.record(record),
         };
@@ -95,6 +97,14 @@ fn describe(record: &AuditRecord) -> String {
         line.push_str(&format!("  from {}", output::clean(&record.address)));
     }
     line
+}
+
+/// The name of the request, where there was one.
+fn request(record: &AuditRecord) -> String {
+    match record.request.as_str() {
+        "" => String::new(),
+        request => format!("  request {}", output::clean(request)),
+    }
 }
 
 #[cfg(test)]

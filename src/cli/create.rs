@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::accounts::{self, CreateAccountArgs};
 use super::client::Client;
+use super::files::Explain as _;
 use super::output::OutputArgs;
 use super::wait::WaitArgs;
 use super::{UsageError, pairs, prompt, wait};
@@ -188,7 +189,7 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
 async fn password(arguments: &CreateVmArgs) -> anyhow::Result<Option<Secret>> {
     if let Some(path) = &arguments.password_file {
         let cannot = || format!("cannot read the password file {}", path.display());
-        let file = std::fs::File::open(path).with_context(cannot)?;
+        let file = std::fs::File::open(path).at(path).with_context(cannot)?;
         return Ok(Some(prompt::password_from(file).with_context(cannot)?));
     }
     if arguments.password_stdin {
@@ -258,7 +259,8 @@ fn ssh_keys(given: &[String]) -> anyhow::Result<Vec<String>> {
     for given in given {
         let text = match given.strip_prefix('@') {
             Some(path) => {
-                std::fs::read_to_string(path).with_context(|| format!("cannot read the SSH keys in {path:?}"))?
+                let read = std::fs::read_to_string(path).at(Path::new(path));
+                read.with_context(|| format!("cannot read the SSH keys in {path:?}"))?
             }
             None => given.clone(),
         };
@@ -279,9 +281,9 @@ fn script(given: String) -> anyhow::Result<String> {
     use std::io::Read as _;
     let Some(path) = given.strip_prefix('@') else { return Ok(given) };
     let cannot = || format!("cannot read the startup script {path:?}");
-    let file = std::fs::File::open(path).with_context(cannot)?;
+    let file = std::fs::File::open(path).at(Path::new(path)).with_context(cannot)?;
     let mut text = String::new();
-    file.take(MAX_SCRIPT_BYTES + 1).read_to_string(&mut text).with_context(cannot)?;
+    file.take(MAX_SCRIPT_BYTES + 1).read_to_string(&mut text).at(Path::new(path)).with_context(cannot)?;
     if text.len() as u64 > MAX_SCRIPT_BYTES {
         anyhow::bail!("the startup script {path:?} is longer than {MAX_SCRIPT_BYTES} bytes; let it fetch the rest");
     }

@@ -8,7 +8,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::client::Client;
-use super::output::{self, Format, OutputArgs};
+use super::output::{self, Format, OutputArgs, Tone};
 use crate::bus::message::{EventPage, GetWorker, ListEvents};
 use crate::client::events::{self, EventsError, Told};
 use crate::client::order::EventOrder;
@@ -138,8 +138,9 @@ fn plain(error: EventsError) -> anyhow::Error {
 fn print(arguments: &EventsArgs, events: Vec<Event>) -> Result<(), output::OutputError> {
     let filter = arguments.filter();
     let wanted = |event: &&Event| filter.matches(event);
+    let colours = output::Screen::of_stdout().colours;
     let show = |event: &Event| match arguments.output.format() {
-        Format::Table | Format::Wide => Ok(describe(event)),
+        Format::Table | Format::Wide => Ok(describe(event, colours)),
         Format::Name => Ok(match &event.object {
             EventObject::Vm { name, .. } => name.to_string(),
             EventObject::Worker { name } => name.to_string(),
@@ -150,14 +151,19 @@ fn print(arguments: &EventsArgs, events: Vec<Event>) -> Result<(), output::Outpu
     output::lines(events.iter().filter(wanted).map(show).collect::<Result<Vec<_>, _>>()?)
 }
 
-/// An event as a line for people.
-fn describe(event: &Event) -> String {
+/// An event as a line for people, its kind in the colour of what it tells.
+fn describe(event: &Event, colours: bool) -> String {
     let object = &event.object;
     let message = match (&event.worker, event.message.as_str()) {
         (Some(worker), "") => format!("on {worker}"),
         (_, message) => output::clean(message),
     };
-    let line = format!("{}  #{}  {object}  {}  {message}", event.time, event.number, event.kind.as_str());
+    let kind = event.kind.as_str();
+    let kind = match Tone::of(kind).filter(|_| colours) {
+        Some(tone) => tone.paint(kind),
+        None => kind.to_owned(),
+    };
+    let line = format!("{}  #{}  {object}  {kind}  {message}", event.time, event.number);
     line.trim_end().to_owned()
 }
 
@@ -183,9 +189,13 @@ mod tests {
             stream: None,
             said_at: None,
         };
-        assert_eq!(describe(&event), "2023-11-14T22:13:20.123Z  #7  vm/a  failed  no image\\u{7}");
+        assert_eq!(describe(&event, false), "2023-11-14T22:13:20.123Z  #7  vm/a  failed  no image\\u{7}");
+        let coloured = "2023-11-14T22:13:20.123Z  #7  vm/a  \u{1b}[31mfailed\u{1b}[0m  no image\\u{7}";
+        assert_eq!(describe(&event, true), coloured);
         let placed = Event { kind: EventType::Scheduled, message: String::new(), ..event };
-        assert_eq!(describe(&placed), "2023-11-14T22:13:20.123Z  #7  vm/a  scheduled  on w");
+        for colours in [false, true] {
+            assert_eq!(describe(&placed, colours), "2023-11-14T22:13:20.123Z  #7  vm/a  scheduled  on w");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::connect::Place;
-use super::{Interrupted, UsageError, prompt};
+use super::{Interrupted, UsageError, files, prompt};
 use crate::model::secret::Secret;
 use crate::model::vm::{DEFAULT_GUEST_PASSWORD, DEFAULT_GUEST_USER};
 use crate::ssh::auth::Proof;
@@ -53,6 +53,9 @@ impl LoginArgs {
         let user = self.username.as_deref().or(user);
         let user =
             user.ok_or_else(|| UsageError("it is not known who you are here; give a user with -u".to_owned()))?;
+        for path in &self.identity {
+            files::look(path).with_context(|| format!("cannot read the key {}", path.display()))?;
+        }
         let named = self.identity.iter().map(|path| Key::read(path).map(Proof::Key));
         let mut proofs = named.collect::<Result<Vec<_>, KeyError>>()?;
         // Before the agent's keys: servers close the connection after a few wrong ones.

@@ -29,7 +29,8 @@ pub(super) fn run(arguments: &ManArgs) -> anyhow::Result<()> {
     root.build();
     match &arguments.dir {
         Some(folder) => {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            let made = std::fs::create_dir_all(folder);
+            made.with_context(|| format!("cannot make {}; choose another folder with --dir", folder.display()))?;
             write_all(&root, folder)
         }
         None => {

@@ -19,6 +19,7 @@ mod events;
 mod exec;
 mod exec_session;
 mod field;
+mod files;
 mod follow;
 mod forward;
 mod get;
@@ -52,7 +53,7 @@ mod watch;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use self::output::colours_on_stderr;
+pub use self::output::{Log, colours_on_stderr};
 use self::serve::controller::ControllerCommand;
 use crate::config::Home;
 use crate::trace;
@@ -238,9 +239,9 @@ impl Arguments {
     /// What to log when `RUST_LOG` does not say: servers tell what they do, other commands only what is wrong.
     pub fn log_filter(&self) -> &'static str {
         match (self.serves(), self.global.verbose) {
-            // What the NATS library has to say, the errors and the bus's own lines say better.
-            // Its screen has no room for a log.
+            // Its screen has no room for a log: what is asked for goes to a file, or nowhere.
             _ if matches!(self.command, Command::Top(_)) && self.global.verbose == 0 => "off",
+            // What the NATS library has to say, the errors and the bus's own lines say better.
             (false, 0) => "error,async_nats=off,orchard=warn",
             (true, 0) => "warn,async_nats=off,orchard=info",
             (_, 1) => "info,orchard=debug",

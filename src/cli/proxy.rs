@@ -129,7 +129,7 @@ async fn proxy(target: &Target, wanted: &Wanted) -> anyhow::Result<()> {
 
 /// Opens the stream; with `wait`, as often as it takes.
 async fn open(target: &Target, Wanted { wait, copy, port }: &Wanted) -> anyhow::Result<Opened> {
-    let port = *port;
+    let (port, started) = (*port, Instant::now());
     let attempt = async |deadline: Instant| {
         let opened = target.open(port, deadline).await?;
         let other = |wanted: &CopyId| match opened.end {
@@ -147,7 +147,8 @@ async fn open(target: &Target, Wanted { wait, copy, port }: &Wanted) -> anyhow::
         }
         // That one is used up by the question.
         let mut asked = opened.stream;
-        let greeted = banner::probe(&mut asked, banner::PROBE_WAIT).await;
+        let left = deadline.saturating_duration_since(Instant::now()).max(banner::PROBE_WAIT);
+        let greeted = banner::probe(&mut asked, banner::patience(started.elapsed()).min(left)).await;
         let _ = asked.shutdown().await;
         greeted.map_err(|error| Failure::Passing(error.to_string()))?;
         target.open(port, deadline).await

@@ -183,7 +183,7 @@ impl Controller {
         let store = Store::open_with(&options.data_dir, bounds)?;
         let certificate = match &options.certificate {
             Some((certificate, key)) => Identity::read(certificate, key)?,
-            None => Identity::load_or_create(&options.data_dir, &local_names())?,
+            None => Identity::load_or_create(&options.data_dir, &names(options.tunnel_host.as_deref()))?,
         };
         let socket = Socket::bind(options.listen, &certificate, Transport::default())?;
         let (writer, signals, thread) = writer::start(store.clone(), options.timing, clock)?;
@@ -369,10 +369,12 @@ impl Controller {
     }
 }
 
-/// What this machine is called from here and from its neighbours: stock NATS clients look for it in the certificate.
-fn local_names() -> Vec<String> {
+/// What this machine is called from here, from its neighbours, and from afar if that was said: stock NATS clients look for it
+/// in the certificate.
+fn names(from_afar: Option<&str>) -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
     names.extend(rustix::system::uname().nodename().to_str().ok().map(str::to_owned));
+    names.extend(from_afar.map(str::to_owned));
     names
 }
 

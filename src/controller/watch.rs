@@ -114,6 +114,18 @@ impl Watch {
     }
 }
 
+/// Whether a controller goes on for whose cluster time last passed so long ago.
+///
+/// # Errors
+/// What only starting it again mends.
+fn goes_on(writer_has_ended: bool, tick_age: Duration) -> Result<(), String> {
+    match (writer_has_ended, tick_age > MOST_BETWEEN_TICKS) {
+        (true, _) => Err("the writer of the store has ended".to_owned()),
+        (_, true) => Err(format!("no time has passed for the cluster for {} s", tick_age.as_secs())),
+        _ => Ok(()),
+    }
+}
+
 fn stuck() -> ApiError {
     ApiError::new(ErrorCode::Timeout, format!("the writer of the store did not answer within {WRITER_LIMIT:?}"))
 }
@@ -141,12 +153,7 @@ impl Source for Watch {
     }
 
     fn alive(&self) -> Result<(), String> {
-        let age = self.tick_age();
-        match (self.writer.has_ended(), age > MOST_BETWEEN_TICKS) {
-            (true, _) => Err("the writer of the store has ended".to_owned()),
-            (_, true) => Err(format!("no time has passed for the cluster for {} s", age.as_secs())),
-            _ => Ok(()),
-        }
+        goes_on(self.writer.has_ended(), self.tick_age())
     }
 
     async fn ready(&self) -> Result<(), Vec<String>> {
@@ -240,4 +247,17 @@ fn write_broker(stats: Stats, page: &mut Page) {
     page.put(&names::BROKER_BYTES, &["in"], Counter(stats.bytes_in));
     page.put(&names::BROKER_BYTES, &["out"], Counter(stats.bytes_out));
     page.put(&names::BROKER_SLOW, &[], Counter(stats.slow_consumers));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_controller_that_does_not_go_on_says_what_has_stopped() {
+        assert_eq!(goes_on(false, MOST_BETWEEN_TICKS), Ok(()), "busy, or on a slow disk");
+        let late = goes_on(false, MOST_BETWEEN_TICKS + Duration::from_secs(1));
+        assert_eq!(late, Err("no time has passed for the cluster for 31 s".into()));
+        assert_eq!(goes_on(true, Duration::ZERO), Err("the writer of the store has ended".into()));
+    }
 }

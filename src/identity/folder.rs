@@ -6,6 +6,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The file in the folder that is locked.
 const LOCK_NAME: &str = "serve.lock";
@@ -51,12 +52,32 @@ impl fmt::Display for Holder {
     }
 }
 
+/// How long a folder in use is asked for again: a child that its process was just starting holds what that one had open until it
+/// runs its own program, on a busy machine for some time after it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Locks `folder` by the file `serve.lock` in it, which is made if it is not there, belongs to its owner alone, and holds the id of
-/// this process for the error that another one gets.
+/// this process for the error that another one gets. Blocks the thread for a second while the folder is in use.
 ///
 /// # Errors
 /// [`LockError`].
 pub fn lock(folder: &Path) -> Result<FolderLock, LockError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match try_lock(folder) {
+            Err(LockError::InUse { .. }) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
+}
+
+/// The same without waiting, for those who try again themselves.
+///
+/// # Errors
+/// [`LockError`].
+pub fn try_lock(folder: &Path) -> Result<FolderLock, LockError> {
     let failed = |source| LockError::Io { folder: folder.to_owned(), source };
     let path = folder.join(LOCK_NAME);
     super::refuse_link(&path).map_err(failed)?;
@@ -115,6 +136,14 @@ mod tests {
         }
         drop(first);
         lock(dir.path()).unwrap();
+        // One who is about to let go is waited for.
+        let held = lock(dir.path()).unwrap();
+        let letting_go = std::thread::spawn(move || {
+            std::thread::sleep(PAUSE * 3);
+            drop(held);
+        });
+        lock(dir.path()).unwrap();
+        letting_go.join().unwrap();
     }
 
     #[test]

@@ -8,9 +8,15 @@ use tokio::time::timeout;
 
 use super::SshError;
 
-/// How long one probe waits: long enough for a busy guest, short enough that a connection whose first packet was lost
+/// How long a probe waits at first: long enough for a busy guest, short enough that a connection whose first packet was lost
 /// while the guest's network came up is given up for a new one.
 pub const PROBE_WAIT: Duration = Duration::from_secs(1);
+
+/// How long one waits at most: a guest that is emulated on a busy host may need seconds for its greeting.
+const LONGEST_PROBE: Duration = Duration::from_secs(10);
+
+/// Which part of the time for which a guest was waited a probe waits: one that is in vain makes it ready so much later at most.
+const PROBE_PART: u32 = 10;
 
 /// A server may say other lines first (RFC 4253, 4.2); one that says more than this is none.
 const MAX_PREAMBLE: usize = 8 * 1024;
@@ -41,6 +47,12 @@ pub async fn probe(stream: &mut (impl AsyncRead + Unpin), wait: Duration) -> Res
     timeout(wait, read).await.unwrap_or(Err(SshError::Timeout { what: "its SSH greeting", after: wait }))
 }
 
+/// How long the next probe of a guest waits that was waited for so long already. It grows with that, or a guest that is always
+/// slower than one probe would never be found ready.
+pub fn patience(waited: Duration) -> Duration {
+    (waited / PROBE_PART).clamp(PROBE_WAIT, LONGEST_PROBE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,5 +74,11 @@ mod tests {
     async fn a_silent_port_is_given_up_after_the_wait() {
         let (mut near, _far) = tokio::io::duplex(64);
         assert!(matches!(probe(&mut near, PROBE_WAIT).await, Err(SshError::Timeout { .. })));
+    }
+
+    #[test]
+    fn who_was_waited_for_longer_is_given_more_time_to_greet() {
+        let given = |waited| patience(Duration::from_secs(waited)).as_secs();
+        assert_eq!([0, 5, 10, 40, 100, 3_600].map(given), [1, 1, 1, 4, 10, 10]);
     }
 }

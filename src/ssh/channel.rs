@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -54,7 +55,8 @@ fn local(what: &'static str) -> impl FnOnce(io::Error) -> SshError {
 
 /// Runs `program` on a fresh channel until the server closes it. With `linger`, output that processes left in the
 /// background still produce is awaited only that long after the exit status. Dropping the future closes the channel,
-/// as far as the connection takes the message; the server then hangs the command up. Once `end` is ready, it is made to end.
+/// as far as the connection takes the message; the server then hangs the command up. Once `end` is ready, it is made to end, and
+/// does not even begin if it has not been asked for by then.
 pub(super) async fn run(
     channel: Channel<Msg>,
     program: Program<'_>,
@@ -66,10 +68,20 @@ pub(super) async fn run(
 ) -> Result<ExitStatus, SshError> {
     let (mut from_guest, to_guest) = channel.split();
     let to_guest = CloseOnDrop(to_guest);
+    let mut end = pin!(end);
+    let not_begun = || SshError::Lost("the command was ended before it began".to_owned());
     if let Some(pty) = &pty {
         let (columns, rows) = (pty.size.columns, pty.size.rows);
-        request(to_guest.0.request_pty(true, &pty.term, columns, rows, 0, 0, &[]), &mut from_guest, "open a terminal")
-            .await?;
+        let asked = to_guest.0.request_pty(true, &pty.term, columns, rows, 0, 0, &[]);
+        tokio::select! {
+            biased;
+            () = &mut end => return Err(not_begun()),
+            opened = request(asked, &mut from_guest, "open a terminal") => opened?,
+        }
+    }
+    // From here on it runs, and has to be told to end.
+    if end.as_mut().now_or_never().is_some() {
+        return Err(not_begun());
     }
     match program {
         Program::Command(command) => {

@@ -114,7 +114,7 @@ pub(super) async fn bring_up(
     if fresh {
         host.runtime.booted(copy.id).await;
     }
-    while !answers(host, copy.id).await {
+    while !answers(host, copy.id, banner::patience(started.elapsed())).await {
         let waited = started.elapsed();
         if waited > BOOT_SLOT {
             slot = None;
@@ -161,9 +161,9 @@ pub(super) async fn bring_up(
     Ok(())
 }
 
-async fn answers(host: &Host, id: CopyId) -> bool {
+async fn answers(host: &Host, id: CopyId, patience: Duration) -> bool {
     match host.runtime.dial(id, SSH_PORT).await {
-        Ok(mut stream) => banner::probe(&mut stream, banner::PROBE_WAIT).await.is_ok(),
+        Ok(mut stream) => banner::probe(&mut stream, patience).await.is_ok(),
         Err(_) => false,
     }
 }

@@ -65,6 +65,17 @@ impl Watch {
     }
 }
 
+/// Whether a worker goes on that last looked at its host so long ago.
+///
+/// # Errors
+/// What only starting it again mends.
+fn goes_on(name: &WorkerName, silent: Duration) -> Result<(), String> {
+    match silent > MOST_BETWEEN_TURNS {
+        true => Err(format!("worker {name} has not looked at its host for {} s", silent.as_secs())),
+        false => Ok(()),
+    }
+}
+
 #[async_trait]
 impl Source for Watch {
     async fn scrape(&self, page: &mut Page) {
@@ -82,15 +93,24 @@ impl Source for Watch {
     }
 
     fn alive(&self) -> Result<(), String> {
-        let silent = self.meters.age_or_all(&self.meters.turned);
-        match silent > MOST_BETWEEN_TURNS {
-            true => Err(format!("worker {} has not looked at its host for {} s", self.name, silent.as_secs())),
-            false => Ok(()),
-        }
+        goes_on(&self.name, self.meters.age_or_all(&self.meters.turned))
     }
 
     async fn ready(&self) -> Result<(), Vec<String>> {
         let reasons = self.complaints();
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_does_not_go_on_says_so() {
+        let name = "w".parse().unwrap();
+        assert_eq!(goes_on(&name, MOST_BETWEEN_TURNS), Ok(()), "its runtime's tool takes its time");
+        let late = goes_on(&name, MOST_BETWEEN_TURNS + Duration::from_secs(1));
+        assert_eq!(late, Err("worker w has not looked at its host for 181 s".into()));
     }
 }

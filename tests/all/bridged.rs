@@ -22,7 +22,7 @@ async fn a_guest_joins_a_bridge_of_its_host_if_the_host_allows_it() {
         return;
     }
     let space = Namespace::new("b");
-    let (here, _) = cable(None, &space, 3);
+    let (here, _) = cable(None, &space, 4);
     for bridge in ["lan", "closed"] {
         sh(&format!("ip -n {} link add {bridge} type bridge", space.name));
         sh(&format!("ip -n {} link set {bridge} up", space.name));

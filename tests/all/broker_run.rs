@@ -48,7 +48,7 @@ async fn limits_are_those_of_the_options() {
         "--max-control-line",
         "600",
         "--ping-interval",
-        "50ms",
+        "2s",
     ])
     .await;
     let client = async_nats::connect(broker.url()).await.unwrap();

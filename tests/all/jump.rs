@@ -161,7 +161,7 @@ async fn who_may_not_is_told_so_at_once_and_it_is_recorded() {
     assert!(said.contains("compute:connect"), "{said}");
 
     let trail = async || cluster.run(&["audit", "--output", "json"]).await;
-    until("the record of it", PROMPT, || async {
+    until("the record of it", LIMIT, || async {
         let trail = trail().await;
         let all = [AuditType::LoginFailed, AuditType::TunnelOpened, AuditType::TunnelClosed];
         match all.iter().find(|kind| !trail.contains(kind.as_str())) {

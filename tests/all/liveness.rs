@@ -22,8 +22,8 @@ use crate::wait::until;
 /// that heard nothing.
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(500),
-    unseen: Duration::from_secs(2),
-    lease: Duration::from_secs(4),
+    unseen: Duration::from_secs(3),
+    lease: Duration::from_secs(15),
     fence: Duration::from_millis(500),
 };
 

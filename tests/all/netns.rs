@@ -50,8 +50,8 @@ impl Namespace {
     }
 }
 
-/// A cable between two namespaces (none = this one), with network `net` of this test process on it: yields the addresses
-/// of both ends.
+/// A cable between two namespaces (none = this one), with network `net` of this test process on it, a number that no two
+/// tests share: yields the addresses of both ends.
 pub fn cable(near: Option<&Namespace>, far: &Namespace, net: u32) -> (String, String) {
     let id = std::process::id();
     // A /30 of the range that is set aside for tests of networks (RFC 2544), by process.
@@ -174,7 +174,8 @@ async fn a_session_goes_on_after_a_link_was_down_for_longer_than_any_connection_
         }
         session.wait_with_output().await.unwrap()
     };
-    let output = tokio::time::timeout(LIMIT, rest).await.expect("it hangs");
+    // Each of the guest's lines is a process that it starts, which takes an emulated machine long on a busy one.
+    let output = tokio::time::timeout(3 * LIMIT, rest).await.expect("it hangs");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}");
     assert!(told.contains("connection lost") && told.contains("connected again"), "{told}");

@@ -105,7 +105,8 @@ pub async fn ssh_banner(qemu: &Qemu, id: CopyId) {
     wait::until("the guest's SSH server", BOOT, || async {
         let mut stream = qemu.dial(id, 22).await.map_err(|error| error.to_string())?;
         let mut start = [0; 4];
-        let read = tokio::time::timeout(Duration::from_secs(1), stream.read_exact(&mut start)).await;
+        // Longer than an emulated guest takes for it on a busy machine, or every one would be given up.
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_exact(&mut start)).await;
         match read {
             Ok(Ok(_)) if &start == b"SSH-" => Ok(()),
             other => Err(format!("{other:?}: {start:?}")),

@@ -112,6 +112,15 @@ async fn commands_work(session: &Session) {
     assert!(status.success() && long.len() == 8_488_896 && long.ends_with("1200000\n"), "{} bytes", long.len());
 }
 
+async fn what_was_ended_before_it_began_does_not_begin(session: &Session) {
+    let mut out = Vec::new();
+    let stdio = Stdio { stdin: empty(), stdout: &mut out, stderr: sink() };
+    let ended = session.exec_until(Program::Command("echo it runs"), None, stdio, async {}).await;
+    assert!(matches!(&ended, Err(SshError::Lost(why)) if why.contains("before it began")), "{ended:?}");
+    assert!(out.is_empty(), "{out:?}");
+    assert_eq!(exec(session, "echo next", b"").await.1, "next\n", "the session is none the worse for it");
+}
+
 async fn a_command_ends_though_its_input_is_open(session: &Session) {
     let (near, _open) = tokio::io::duplex(16);
     let stdio = Stdio { stdin: near, stdout: sink(), stderr: sink() };
@@ -196,6 +205,7 @@ async fn see(shown: &mut (impl AsyncReadExt + Unpin), seen: &mut String, what: &
 async fn a_synthetic_guest_runs_commands() {
     let (_vm, session) = session().await;
     commands_work(&session).await;
+    what_was_ended_before_it_began_does_not_begin(&session).await;
     a_command_ends_though_its_input_is_open(&session).await;
     a_closed_output_ends_the_command(&session).await;
     assert_eq!(exec(&session, "frobnicate -x", b"").await.0, code(127));

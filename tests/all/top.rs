@@ -1,13 +1,17 @@
 //! `orchard top` as a person at a terminal sees it, with a controller that is a process of its own and is killed meanwhile.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use orchard::bus::message::ListVms;
 use orchard::worker::runtime::synthetic::Synthetic;
 
-use crate::harness::{Access, finish, succeed};
-use crate::processes;
+use tokio::process::Command;
+
+use crate::contexts::in_terminal;
+use crate::harness::{Access, LIMIT, finish, succeed};
 use crate::terminal::{Screen, Terminal, client};
+use crate::{processes, wait};
 
 const UP: &str = "\x1b[A";
 const DOWN: &str = "\x1b[B";
@@ -122,6 +126,19 @@ async fn without_a_terminal_it_says_what_to_use_and_a_refusal_leaves_the_termina
         "{told}"
     );
 
+    let mut dumb = cluster.cli(&["top"]);
+    let dumb = in_terminal(
+        {
+            dumb.env("PATH", "/usr/bin:/bin").env("TERM", "dumb");
+            dumb
+        },
+        &[],
+    )
+    .await;
+    assert_eq!(dumb.code, Some(1), "{dumb:?}");
+    assert!(dumb.stdout.starts_with("error: orchard top needs a terminal whose cursor moves"), "{dumb:?}");
+    assert!(dumb.stdout.contains("`orchard list vms --watch`") && !dumb.stdout.contains('\u{1b}'), "{dumb:?}");
+
     let Some(python) = client("python") else { return };
     let token = cluster.run(&["create", "service-account", "blind", "--roles", "compute:connect"]).await;
     let access = cluster.access.of("blind", &orchard::model::secret::Secret::new(token.trim()));
@@ -129,4 +146,71 @@ async fn without_a_terminal_it_says_what_to_use_and_a_refusal_leaves_the_termina
     let screen = top.until("the end", |screen| screen.ended.is_some()).await;
     assert_eq!((screen.ended, screen.restored), (Some(1), true), "{screen:?}");
     assert!(screen.has("compute:read"), "{screen:?}");
+}
+
+/// A shell of a person who has `orchard` as `$orchard`, with a `> ` as its prompt.
+fn shell(access: &Access, home: &Path) -> Command {
+    let orchard = access.cli(home, &[]);
+    let mut shell = Command::new("bash");
+    shell.args(["--norc", "--noprofile", "--noediting", "-i"]).current_dir(home);
+    for (name, value) in orchard.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))) {
+        shell.env(name, value);
+    }
+    shell.env("orchard", orchard.as_std().get_program()).env("PS1", "> ").env("home", home);
+    shell
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_stops_it_brings_it_back_and_hangs_it_up_and_no_log_line_is_on_its_screen() {
+    let Some(python) = client("python") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
+    let (controller, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (bus, tunnels) = (controller.value("bus").replace("tls://", ""), controller.value("tunnels"));
+    succeed(access.cli(&home, &["create", "vm", "alpha", "--image", "any"])).await;
+    let prompt = |screen: &Screen| screen.last() == ">";
+    let panes = |screen: &Screen| screen.has("│> alpha") && screen.lines[0].ends_with(" live");
+
+    let mut top = Terminal::start(python, &shell(&access, &home));
+    top.until("a prompt", prompt).await;
+    // Once with standard error at the terminal, and once into a file, where the log is.
+    top.keys("RUST_LOG=debug \"$orchard\" top\r").await;
+    top.until("the panes", panes).await;
+    controller.kill().await;
+    let screen = top.until("the outage", |screen| screen.lines[0].contains("reconnecting")).await;
+    assert!(!screen.has("DEBUG") && !screen.has("WARN"), "{screen:?}");
+    let (controller, access) = processes::controller(&home, &data, &bus, &tunnels).await;
+    let screen = top.until("its end", panes).await;
+    assert!(!screen.has("DEBUG") && !screen.has("WARN"), "{screen:?}");
+
+    top.keys("\x1a").await;
+    let screen = top.until("the shell's prompt", prompt).await;
+    assert!(screen.has("Stopped") && !screen.has("alpha"), "{screen:?}");
+    succeed(access.cli(&home, &["create", "vm", "beta", "--image", "any"])).await;
+    top.keys("fg\r").await;
+    top.until("the panes, and what was made meanwhile", |screen| panes(screen) && screen.has("│  beta")).await;
+    top.keys("\x1a").await;
+    top.until("the shell's prompt", prompt).await;
+    for (signal, code) in [("HUP", 129), ("TERM", 143), ("INT", 130)] {
+        top.keys("clear; jobs -p > \"$home/pid\"; fg; echo \"ended with $?\"; stty -a\r").await;
+        top.until("the panes", panes).await;
+        let pid = std::fs::read_to_string(home.join("pid")).unwrap();
+        assert!(Command::new("kill").args([&format!("-{signal}"), pid.trim()]).status().await.unwrap().success());
+        let screen = top.until("how it ended", |screen| screen.has("ended with") && prompt(screen)).await;
+        assert!(screen.has(&format!("ended with {code}")), "{screen:?}");
+        assert!(screen.has(" icanon ") && screen.has(" echo "), "{screen:?}");
+        top.keys("clear; \"$orchard\" -v top 2>> \"$home/top.log\"\r").await;
+        top.until("the panes", panes).await;
+        top.keys("\x1a").await;
+        top.until("the shell's prompt", prompt).await;
+    }
+    top.keys("fg\r").await;
+    top.until("the panes", panes).await;
+    let log = || std::fs::read_to_string(home.join("top.log")).unwrap();
+    let before = log().len();
+    controller.kill().await;
+    top.until("the outage", |screen| screen.lines[0].contains("reconnecting")).await;
+    wait::until("lines in the file", LIMIT, || async { if log().len() > before { Ok(()) } else { Err(log()) } }).await;
+    top.keys("q").await;
+    top.until("the shell's prompt", prompt).await;
 }

@@ -19,7 +19,7 @@ use crate::guest::guest_image;
 use crate::harness::{Cluster, LIMIT, finish, succeed};
 use crate::real::QemuCluster;
 use crate::tart::guest::Guest;
-use crate::tart::host::{Host, SHORT};
+use crate::tart::host::{Host, LIMITS};
 use crate::terminal::client;
 use crate::wait;
 
@@ -189,7 +189,7 @@ async fn tart() -> (Host, Guest, Cluster, Ipv4Addr) {
     let host = Host::tart();
     let guest = Guest::of(&host).await;
     let mut cluster = Cluster::start().await;
-    cluster.add_worker("w1", host.shared(SHORT)).await;
+    cluster.add_worker("w1", host.shared(LIMITS)).await;
     let create = [
         "create",
         "vm",

@@ -9,6 +9,8 @@ use anyhow::Context as _;
 use indicatif::ProgressBar;
 use tar::{Builder, EntryType, Header};
 
+use crate::cli::files::Explain as _;
+
 /// What is copied.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -24,7 +26,7 @@ impl Source {
     /// Looks whether there is something to copy at `path`.
     pub(super) fn look(path: &Path, recursive: bool) -> anyhow::Result<Self> {
         let shown = path.display();
-        let about = fs::metadata(path).with_context(|| format!("cannot copy {shown}"))?;
+        let about = fs::metadata(path).at(path).with_context(|| format!("cannot copy {shown}"))?;
         let folder = about.is_dir();
         anyhow::ensure!(folder || about.is_file(), "{shown} is neither a file nor a folder");
         anyhow::ensure!(!folder || recursive, "{shown} is a folder; copy it with -r");
@@ -102,7 +104,7 @@ fn add(
         let leads_to = fs::read_link(path).with_context(|| format!("cannot copy {}", path.display()))?;
         archive.append_link(&mut header(EntryType::Symlink, 0o777, 0, time), name, leads_to)?;
     } else if about.is_file() {
-        let file = File::open(path).with_context(|| format!("cannot copy {}", path.display()))?;
+        let file = File::open(path).at(path).with_context(|| format!("cannot copy {}", path.display()))?;
         let whole = Whole { file, left: about.len(), path, bar };
         archive.append_data(&mut header(EntryType::Regular, mode, about.len(), time), name, whole)?;
     } else {

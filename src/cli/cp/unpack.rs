@@ -36,12 +36,15 @@ impl Target {
             let name = name.with_context(|| format!("{shown} is a folder; say what the copy is to be called in it"))?;
             to.join(name)
         } else {
-            ensure!(!to.as_os_str().as_bytes().ends_with(b"/"), "there is no folder {shown}");
+            ensure!(
+                !to.as_os_str().as_bytes().ends_with(b"/"),
+                "there is no folder {shown}; make it first, with mkdir -p"
+            );
             to.to_owned()
         };
         ensure!(path.file_name().is_some(), "{shown} is no name for a copy");
         let parent = parent(&path);
-        ensure!(parent.is_dir(), "there is no folder {}", parent.display());
+        ensure!(parent.is_dir(), "there is no folder {}; make it first, with mkdir -p", parent.display());
         Ok(Self { path, force })
     }
 

@@ -3,9 +3,11 @@
 //! its control characters, so that no guest or worker can play with the user's terminal.
 
 mod format;
+mod log;
 mod progress;
 mod screen;
 mod table;
+mod tone;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -13,9 +15,11 @@ use std::io::{self, IsTerminal as _, Write as _};
 use serde::Serialize;
 
 pub use self::format::{DataArgs, Format, OutputArgs};
+pub use self::log::{Log, Quiet};
 pub use self::progress::Progress;
 pub use self::screen::{Screen, colours_on_stderr};
 pub use self::table::Table;
+pub use self::tone::Tone;
 use crate::model::Timestamp;
 
 /// Why something cannot be printed.

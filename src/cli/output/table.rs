@@ -4,6 +4,7 @@
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use super::screen::Screen;
+use super::tone::Tone;
 use super::{OutputError, clean, line};
 
 /// Cells in rows, the first of which may be titles.
@@ -104,9 +105,9 @@ impl Table {
                 let is_last = row.get(column + 1..).unwrap_or_default().iter().all(String::is_empty);
                 let shown = if self.shortens(screen) { shortened(cell, width) } else { cell.clone() };
                 let pad = if is_last { 0 } else { (width + GAP).saturating_sub(shown.width()).max(1) };
-                let colour = if screen.colours && tells_state(column) && !is_title { hue(cell) } else { None };
-                match colour {
-                    Some(colour) => text.push_str(&format!("\u{1b}[{colour}m{shown}\u{1b}[0m")),
+                let tone = if screen.colours && tells_state(column) && !is_title { Tone::of(cell) } else { None };
+                match tone {
+                    Some(tone) => text.push_str(&tone.paint(&shown)),
                     None => text.push_str(&shown),
                 }
                 text.extend(std::iter::repeat_n(' ', pad));
@@ -186,18 +187,6 @@ fn shortened(text: &str, width: usize) -> String {
 
 fn is_state(title: &str) -> bool {
     STATES.contains(&title)
-}
-
-/// The colour of a state: green as it should be, yellow not yet or no longer quite, red lost, dim switched off.
-fn hue(state: &str) -> Option<&'static str> {
-    let (word, more) = state.split_once(", ").map_or((state, false), |(word, _)| (word, true));
-    match word {
-        "running" | "online" | "done" if !more => Some("32"),
-        "online" | "pending" | "unseen" | "waiting" | "pulling" => Some("33"),
-        "failed" | "gone" | "deleted" => Some("31"),
-        "stopped" | "suspended" => Some("2"),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

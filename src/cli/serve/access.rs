@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use crate::broker::auth::{Exchangeable, StaticUsers, nkey};
 use crate::broker::tls::{Tls, TlsFirst};
 use crate::broker::{Broker, Builder};
-use crate::cli::UsageError;
+use crate::cli::{UsageError, files};
 
 /// The variable that may hold the password of `--user`: what stands on a command line, others on the machine can read.
 const PASSWORD: &str = "ORCHARD_BROKER_PASSWORD";
@@ -189,8 +189,10 @@ fn users(arguments: &AccessArgs) -> anyhow::Result<StaticUsers> {
     }
     match &arguments.users_file {
         Some(file) => {
+            let cannot = || format!("cannot use the users file {}", file.display());
+            files::look(file).with_context(cannot)?;
             warn_if_others_read(file);
-            StaticUsers::read(file).with_context(|| format!("cannot use the users file {}", file.display()))
+            StaticUsers::read(file).with_context(cannot)
         }
         None => Err(usage(NOBODY)),
     }
@@ -205,6 +207,9 @@ fn password(arguments: &AccessArgs) -> anyhow::Result<String> {
 
 fn tls(arguments: &AccessArgs) -> anyhow::Result<Option<Tls>> {
     let (Some(certificate), Some(key)) = (&arguments.tls_cert, &arguments.tls_key) else { return Ok(None) };
+    for file in [certificate, key].into_iter().chain(&arguments.tls_ca) {
+        files::look(file).with_context(|| format!("cannot encrypt: cannot read {}", file.display()))?;
+    }
     let tls = Tls::read(certificate, key, arguments.tls_ca.as_deref()).context("cannot encrypt")?;
     Ok(Some(match arguments.tls_first {
         None => tls,

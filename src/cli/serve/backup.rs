@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 
-use crate::cli::output;
+use crate::cli::{files, output};
 use crate::config::Home;
 use crate::controller::store::backup::{self, restore};
 use crate::model::Clock;
@@ -63,6 +63,7 @@ pub(super) async fn backup(arguments: BackupArgs, home: Home) -> anyhow::Result<
 
 pub(super) async fn restore(arguments: RestoreArgs, home: Home) -> anyhow::Result<()> {
     let folder = absolute(arguments.data_dir, &home)?;
+    files::look(&arguments.file).with_context(|| format!("cannot restore {}", arguments.file.display()))?;
     let (into, file, force) = (folder.clone(), arguments.file, arguments.force);
     let now = Clock::start().now().wall;
     let work = tokio::task::spawn_blocking(move || restore::restore(&file, &into, force, now));

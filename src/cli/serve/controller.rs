@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::backup::{BackupArgs, RestoreArgs};
@@ -14,7 +15,7 @@ use super::parts::{self, ControllerSetup, OutsideBus, RunningController};
 use super::watched::WatchArgs;
 use super::{backup, host, no_core_dumps, until_stopped};
 use crate::cli::status::StatusArgs;
-use crate::cli::{UsageError, output};
+use crate::cli::{UsageError, files, output};
 use crate::config::address::{DEFAULT_BUS_PORT, normalise_bus_url, parse_listen};
 use crate::config::context::Context;
 use crate::config::file::ContextFile;
@@ -96,10 +97,11 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long, value_name = "URL", value_parser = normalise_bus_url, conflicts_with = "bus_listen")]
     bus_url: Option<String>,
     /// User at that server
-    #[arg(long, value_name = "USER", requires = "bus_url")]
+    // The conflicts are those of `--bus-url`: where that cannot be, clap drops the requirement, and what was said with it.
+    #[arg(long, value_name = "USER", requires = "bus_url", conflicts_with_all = ["bus_listen", "insecure_no_tls"])]
     bus_user: Option<String>,
     /// File with that user's password [default: what ORCHARD_BUS_PASSWORD holds]
-    #[arg(long, value_name = "FILE", requires = "bus_url")]
+    #[arg(long, value_name = "FILE", requires = "bus_url", conflicts_with_all = ["bus_listen", "insecure_no_tls"])]
     bus_password_file: Option<PathBuf>,
     /// Host that workers and users reach the tunnels by [default: the host they reach the bus by]
     #[arg(long, value_name = "HOST")]
@@ -154,6 +156,10 @@ pub(in crate::cli) async fn run(command: ControllerCommand, home: Home) -> anyho
         // Done by the caller, as a client.
         ControllerCommand::Status(_) => return Ok(0),
     };
+    let named = [&arguments.controller_cert, &arguments.controller_key, &arguments.ssh_host_key];
+    for file in named.into_iter().flatten() {
+        files::look(file).with_context(|| format!("cannot read {}", file.display()))?;
+    }
     let outside_bus = outside_bus(&arguments)?;
     let events_kept = arguments.events_kept();
     let bootstrap_token = bootstrap_token()?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::cli::files::{self, Explain as _};
 use crate::identity;
 use crate::identity::folder::FolderLock;
 use crate::model::secret::Secret;
@@ -27,7 +28,9 @@ impl DataFolder {
     pub(super) fn make(path: &Path) -> anyhow::Result<Self> {
         let path =
             std::path::absolute(path).with_context(|| format!("cannot find the data folder {}", path.display()))?;
-        identity::refuse_link(&path).with_context(|| format!("cannot use the data folder {}", path.display()))?;
+        identity::refuse_link(&path)
+            .at(&path)
+            .with_context(|| format!("cannot use the data folder {}", path.display()))?;
         if !path.is_dir() {
             identity::make_private_dir(&path).with_context(|| {
                 format!("cannot make the data folder {}; choose another with --data-dir", path.display())
@@ -78,11 +81,12 @@ impl DataFolder {
 /// Reads a token file.
 pub(super) fn read_token(path: &Path) -> anyhow::Result<Secret> {
     let cannot = || format!("cannot read the token file {}", path.display());
+    files::look(path).with_context(cannot)?;
     let permissions = fs::metadata(path).with_context(cannot)?.permissions();
     if std::os::unix::fs::PermissionsExt::mode(&permissions) & 0o077 != 0 {
         tracing::warn!("others may read {}; close it with chmod 600", path.display());
     }
-    token_from(File::open(path).with_context(cannot)?).with_context(cannot)
+    token_from(File::open(path).at(path).with_context(cannot)?).with_context(cannot)
 }
 
 /// Reads a token from anywhere; blanks and line breaks around it do not count.
@@ -93,8 +97,10 @@ pub(in crate::cli) fn token_from(source: impl std::io::Read) -> anyhow::Result<S
         anyhow::bail!("it is longer than {MAX_TOKEN_BYTES} bytes and so no token");
     }
     match text.trim() {
-        "" => anyhow::bail!("it is empty"),
-        token if token.contains(char::is_whitespace) => anyhow::bail!("it holds more than one word and so no token"),
+        "" => anyhow::bail!("it is empty, and should hold the token"),
+        token if token.contains(char::is_whitespace) => {
+            anyhow::bail!("it holds more than one word, and should hold the token alone")
+        }
         token => Ok(Secret::new(token)),
     }
 }

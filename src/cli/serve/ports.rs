@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use crate::cli::files::Explain as _;
 use crate::identity;
 
 /// There from [`PortsFile::publish`] until it is dropped: as long as clients can connect, and no longer.
@@ -23,6 +24,7 @@ impl PortsFile {
     pub(super) fn publish(path: PathBuf, client: SocketAddr) -> anyhow::Result<Self> {
         let contents = format!("{}\n", serde_json::json!({ "client": client.to_string() }));
         identity::write_private(&path, contents.as_bytes())
+            .at(&path)
             .with_context(|| format!("cannot write the ports file {}", path.display()))?;
         Ok(Self { path, contents })
     }

@@ -28,7 +28,7 @@ use crate::model::WorkerName;
 use crate::model::resources::{Labels, Resources};
 use crate::model::secret::Secret;
 use crate::model::vm::RuntimeKind;
-use crate::worker::join::Candidate;
+use crate::worker::join::{Candidate, JoinError};
 use crate::worker::local_network::LocalNetwork;
 
 /// The variable that may hold the password for a NATS server of somebody else.
@@ -81,13 +81,14 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// File with the worker's password at BUS_URL [default: what ORCHARD_TOKEN holds]
-    #[arg(long, value_name = "FILE", conflicts_with = "token_stdin", requires = "url")]
+    // The conflicts are those of BUS_URL: where that cannot be, clap drops the requirement, and what was said with it.
+    #[arg(long, value_name = "FILE", requires = "url", conflicts_with_all = ["token_stdin", "bootstrap_token", "bootstrap_token_stdin", "bootstrap_token_file"])]
     token_file: Option<PathBuf>,
     /// Read that password from standard input
-    #[arg(long, requires = "url")]
+    #[arg(long, requires = "url", conflicts_with_all = ["bootstrap_token", "bootstrap_token_stdin", "bootstrap_token_file"])]
     token_stdin: bool,
     /// SHA-256 of the certificate to expect at BUS_URL [default: one that a public CA vouches for]
-    #[arg(long, value_name = "SHA256", requires = "url")]
+    #[arg(long, value_name = "SHA256", requires = "url", conflicts_with_all = ["bootstrap_token", "bootstrap_token_stdin", "bootstrap_token_file"])]
     fingerprint: Option<Fingerprint>,
     /// Run as this user and keep, as root, only the right to connect to guests, which macOS gives no other program unasked
     #[arg(long, value_name = "NAME")]
@@ -180,6 +181,7 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
         return as_user::run(user).await;
     }
     let entry = entry(&arguments)?;
+    let token_file = arguments.bootstrap_token_file.clone();
     let data_dir = match arguments.data_dir.clone() {
         Some(given) => given,
         None => {
@@ -193,7 +195,11 @@ pub(in crate::cli) async fn run(command: WorkerCommand, home: Home) -> anyhow::R
     let watch = arguments.watch;
     let start = async {
         let machine_id = parts::machine_id(folder.path())?;
-        let (name, bus) = admit(entry, arguments.name, &folder, &machine_id).await?;
+        let admitted = admit(entry, arguments.name, &folder, &machine_id).await;
+        let (name, bus) = admitted.map_err(|error| match (error.downcast_ref(), token_file) {
+            (Some(JoinError::NoToken(_)), Some(file)) => error.context(format!("there is no file {}", file.display())),
+            _ => error,
+        })?;
         let url = bus.url.clone();
         let setup = WorkerSetup {
             name: name.clone(),

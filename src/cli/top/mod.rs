@@ -30,7 +30,7 @@ use self::cluster::Cluster;
 use self::screen::{Keys, Screen};
 use self::state::{Action, Event, Notice, State};
 use self::view::Look;
-use super::{Global, Interrupted};
+use super::{Global, Interrupted, ToldToEnd, output};
 use crate::config::Home;
 use crate::model::Clock;
 
@@ -38,8 +38,6 @@ use crate::model::Clock;
 const QUEUE: usize = 256;
 /// How often time is told to pass: the ages that are shown are of seconds.
 const TICK: Duration = Duration::from_millis(250);
-/// The exit code after SIGTERM, as shells have it.
-const TERMINATED: u8 = 128 + 15;
 
 /// How long a command that has the terminal may take to give it back when this is told to end.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -57,8 +55,9 @@ Workers with how busy their machines are, VMs with where they stand and since wh
   ?                             all keys              q, Ctrl-C  quit
 
 It needs the role compute:read, and compute:write for deleting. While the controller does not answer, the first line says
-so, what was known before stays, and it goes on by itself. NO_COLOR is honoured. For programs there are `orchard list` and
-`orchard events --follow`.")]
+so, what was known before stays, and it goes on by itself. Ctrl-Z suspends it, as it does other jobs of a shell. NO_COLOR
+is honoured. What -v or RUST_LOG ask for is written where standard error is no terminal: orchard -v top 2> top.log. For
+programs there are `orchard list` and `orchard events --follow`.")]
 pub(super) struct TopArgs {}
 
 /// Yields the exit code.
@@ -69,9 +68,15 @@ pub(super) async fn run(_arguments: TopArgs, home: &Home, global: &Global) -> an
              events --follow` tell the same without one"
         );
     }
+    let can = output::Screen::of_stdout();
+    if !can.can_move {
+        anyhow::bail!(
+            "orchard top needs a terminal whose cursor moves, and TERM=dumb says that this one's does not; `orchard list \
+             vms --watch`, `orchard list workers --watch` and `orchard events --follow` tell the same line by line"
+        );
+    }
     let (client, interrupt) = super::connect(home, global).await?;
     drop(interrupt);
-    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let clock = Clock::start();
     let mut ends = Ends::take_over()?;
     let target = client.target();
@@ -80,7 +85,7 @@ pub(super) async fn run(_arguments: TopArgs, home: &Home, global: &Global) -> an
     let state = State::new(who, screen.size()?, clock.now());
     let (told, mut events) = mpsc::channel(QUEUE);
     let cluster = Cluster::new(client, global.context.clone(), told);
-    let mut top = Top { state, screen, keys: Keys::default(), cluster, look: Look { colours } };
+    let mut top = Top { state, screen, keys: Keys::default(), cluster, look: Look { colours: can.colours } };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -204,7 +209,7 @@ impl Top {
 enum End {
     Asked,
     Interrupted,
-    Terminated,
+    Told(SignalKind),
 }
 
 impl End {
@@ -212,7 +217,7 @@ impl End {
         match self {
             End::Asked => Ok(0),
             End::Interrupted => Err(Interrupted.into()),
-            End::Terminated => Ok(TERMINATED),
+            End::Told(signal) => Err(ToldToEnd(signal).into()),
         }
     }
 }
@@ -238,16 +243,16 @@ impl Ends {
     async fn told(&mut self) -> End {
         tokio::select! {
             _ = self.interrupt.recv() => End::Interrupted,
-            _ = self.terminate.recv() => End::Terminated,
-            _ = self.hang_up.recv() => End::Terminated,
+            _ = self.terminate.recv() => End::Told(SignalKind::terminate()),
+            _ = self.hang_up.recv() => End::Told(SignalKind::hangup()),
         }
     }
 
     /// Waits for those that are not for the command that has the terminal. Cancel safe.
     async fn forced(&mut self) -> End {
         tokio::select! {
-            _ = self.terminate.recv() => End::Terminated,
-            _ = self.hang_up.recv() => End::Terminated,
+            _ = self.terminate.recv() => End::Told(SignalKind::terminate()),
+            _ = self.hang_up.recv() => End::Told(SignalKind::hangup()),
         }
     }
 

@@ -65,7 +65,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State, look: Look)
             window(frame, middle(area, width.max(30), lines.len()), " Delete ", look, lines);
         }
         Some(Over::Text(text)) => {
-            let rows = text.seen(state.window());
+            let rows = text.seen();
             let lines = match rows.is_empty() {
                 true => vec![Line::raw(format!(" {}", text.empty))],
                 false => rows.into_iter().map(|row| Line::raw(format!(" {row}"))).collect(),

@@ -11,8 +11,8 @@ use super::over;
 use super::state::{Link, Pane, State, object, vm_state};
 use super::text::plain;
 use crate::cli::list;
+use crate::cli::output::Tone;
 use crate::config::duration;
-use crate::model::event::EventType;
 use crate::model::vm::{Vm, VmStatus};
 use crate::model::worker::{WorkerState, WorkerView};
 use crate::model::{Now, Timestamp, WorkerName};
@@ -36,6 +36,16 @@ pub(super) struct Look {
 impl Look {
     pub(super) fn of(self, colour: Color) -> Style {
         if self.colours { Style::new().fg(colour) } else { Style::new() }
+    }
+
+    fn tone(self, tone: Option<Tone>) -> Style {
+        match tone {
+            Some(Tone::Good) => self.of(Color::Green),
+            Some(Tone::Doubtful) => self.of(Color::Yellow),
+            Some(Tone::Bad) => self.of(Color::Red),
+            Some(Tone::Off) => self.of(Color::DarkGray),
+            None => Style::new(),
+        }
     }
 
     fn title(self, focused: bool) -> Style {
@@ -189,16 +199,11 @@ fn feed_pane(frame: &mut Frame<'_>, area: Rect, state: &State, look: Look) {
         empty: "",
     };
     list.draw(frame, area, state, look, &events, |event| {
-        let colour = match event.kind {
-            EventType::Failed | EventType::Gone => Color::Red,
-            EventType::Ready | EventType::Online => Color::Green,
-            EventType::Unseen | EventType::Stray => Color::Yellow,
-            _ => Color::Reset,
-        };
+        let kind = event.kind.as_str();
         vec![
             Cell::from(format!("{:>4}", age(event.time, state.now.wall))),
             Cell::from(object(event)),
-            Cell::from(Span::styled(event.kind.as_str(), look.of(colour))),
+            Cell::from(Span::styled(kind, look.tone(Tone::of(kind)))),
             Cell::from(plain(&event.message)),
         ]
     });

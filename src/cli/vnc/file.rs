@@ -45,7 +45,10 @@ impl Destination {
                 let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
                 match folder.is_none_or(Path::is_dir) {
                     true => Ok(Destination::New(path)),
-                    false => anyhow::bail!("the folder of {} is not there", path.display()),
+                    false => anyhow::bail!(
+                        "cannot write {}: its folder is not there; make that first, with mkdir -p",
+                        path.display()
+                    ),
                 }
             }
             Err(error) => Err(error).with_context(|| format!("cannot look at {}", path.display())),

@@ -24,6 +24,24 @@ pub(in crate::controller) struct Echo {
     sent: u64,
 }
 
+/// Tries of [`settled`].
+const TRIES: usize = 5;
+
+/// Returns once the bus has all that was published and subscribed over this connection. One that is made anew meanwhile brings its
+/// subscriptions along, so it is only asked again; that it was made at all may be told late, too. Not cancel safe.
+///
+/// # Errors
+/// As [`Echo::heard`].
+pub(in crate::controller) async fn settled(bus: &Bus) -> Result<(), ApiError> {
+    let mut tries = 1;
+    loop {
+        match Echo::over(bus).await?.heard().await {
+            Err(error) if error.code == ErrorCode::Unavailable && tries < TRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
+
 impl Echo {
     /// From here on nothing is lost unnoticed.
     ///

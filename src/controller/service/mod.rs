@@ -32,7 +32,7 @@ use super::audit::Auditor;
 use super::auth::AccessView;
 use super::buses::Buses;
 use super::gate::Gate;
-use super::publisher::echo::Echo;
+use super::publisher::echo;
 use super::publisher::traces_for;
 use super::store::Store;
 use super::store::writer::Writer;
@@ -235,7 +235,7 @@ impl Service {
             }
         }));
         // Its subscriptions are there: a request that nobody has subscribed to is lost, and who asked waits in vain.
-        Echo::over(&buses.api).await?.heard().await?;
+        echo::settled(&buses.api).await?;
         Ok(Self { nats, tasks })
     }
 

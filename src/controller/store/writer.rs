@@ -30,7 +30,7 @@ const MAX_BATCH: usize = 512;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// For so long everything is refused while what is stored cannot be read. LMDB that failed to write the page by which a commit
 /// takes effect works no more until it is opened anew, which a new process does, or says what is wrong.
-const MOST_ASTRAY: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(10) };
+const MOST_ASTRAY: Duration = if cfg!(test) { Duration::from_secs(6) } else { Duration::from_secs(10) };
 
 /// What a step gets: the state, the moment, and where to note what changed.
 pub struct Step<'a> {

@@ -144,7 +144,7 @@ impl Supervisor {
 
 /// The guard that has the folder's lock; `None` = there is none.
 fn watching(folder: &Path) -> Result<Option<Holder>, String> {
-    match folder::lock(folder) {
+    match folder::try_lock(folder) {
         // Free again at once; a guard that starts just now tries for longer than this takes.
         Ok(_) => Ok(None),
         // A child that this process is just starting holds what this process had open, until it runs its own program.

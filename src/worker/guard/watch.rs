@@ -157,7 +157,7 @@ impl Watch {
 async fn lock(folder: &Path) -> Result<Option<FolderLock>, WatchError> {
     let deadline = Instant::now() + LOCK_LIMIT;
     loop {
-        match folder::lock(folder) {
+        match folder::try_lock(folder) {
             Ok(lock) => return Ok(Some(lock)),
             Err(LockError::InUse { .. }) if Instant::now() < deadline => tokio::time::sleep(LOOK / 10).await,
             Err(LockError::InUse { .. }) => return Ok(None),

@@ -110,7 +110,7 @@ pub async fn run(data_dir: &Path, limits: Limits) -> Result<(), KeepError> {
 async fn lock(folder: &Path) -> Result<Option<FolderLock>, KeepError> {
     let deadline = Instant::now() + LOCK_LIMIT;
     loop {
-        match folder::lock(folder) {
+        match folder::try_lock(folder) {
             Ok(lock) => return Ok(Some(lock)),
             Err(LockError::InUse { .. }) if Instant::now() < deadline => tokio::time::sleep(LOCK_PAUSE).await,
             Err(LockError::InUse { .. }) => return Ok(None),

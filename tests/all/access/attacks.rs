@@ -72,11 +72,12 @@ async fn an_account_that_ends_is_cut_off_then() {
     let cluster = Cluster::start().await;
     let guest = account(&cluster, "guest", &[Role::ComputeRead]).await;
     let raw = Raw::connect(&as_account(&guest)).await.unwrap();
+    let ends_in = Duration::from_secs(5); // the request must be there before
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let end = Timestamp::from_millis(i64::try_from((now + Duration::from_millis(1500)).as_millis()).unwrap());
+    let end = Timestamp::from_millis(i64::try_from((now + ends_in).as_millis()).unwrap());
     let update = UpdateAccount { name: guest.account(), roles: None, expiry: Some(Expiry::At(end)), ssh_keys: None };
     cluster.access.call(&update).await.unwrap();
-    assert!(raw.ended().await < Duration::from_millis(1500) + PROMPT);
+    assert!(raw.ended().await < ends_in + PROMPT);
     assert_eq!(guest.try_bus().await.unwrap_err().code, ErrorCode::Unauthenticated);
 }
 
@@ -152,11 +153,13 @@ async fn guessing_is_slowed_down_and_locks_out_nobody_else() {
     let victim = account(&cluster, "victim", &[Role::ComputeRead]).await;
     let guess = cluster.access.options("victim", Login::Password(orchard::identity::new_token()));
     // On a machine so slow that one is forgiven meanwhile, it takes one more.
-    let mut quick = 0;
+    let (mut quick, mut late_ones) = (0, 0);
     loop {
         let asked = std::time::Instant::now();
         assert!(Raw::connect(&guess).await.is_err());
-        if asked.elapsed() >= PENALTY {
+        // One alone may be late because the machine is.
+        late_ones = if asked.elapsed() >= PENALTY { late_ones + 1 } else { 0 };
+        if late_ones == 2 && quick >= 10 {
             break;
         }
         quick += 1;
@@ -168,12 +171,20 @@ async fn guessing_is_slowed_down_and_locks_out_nobody_else() {
         asked.elapsed()
     };
     let right = async {
-        victim.call(&ListVms::default()).await.unwrap();
-        other.call(&ListVms::default()).await.unwrap();
-        asked.elapsed()
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let asked = std::time::Instant::now();
+            victim.call(&ListVms::default()).await.unwrap();
+            other.call(&ListVms::default()).await.unwrap();
+            times.push(asked.elapsed());
+        }
+        times.into_iter().min().unwrap()
     };
     let (late, right) = tokio::join!(late, right);
-    assert!(late >= PENALTY && right < late, "a wrong token waits {late:?}, the right one from there only {right:?}");
+    assert!(
+        late >= PENALTY && right < PENALTY,
+        "a wrong token waits {late:?}, the right one from there only {right:?}"
+    );
     // A crowd that guesses on is told as a number.
     let crowd = (0..100).map(|_| Raw::connect(&guess));
     assert!(futures_util::future::join_all(crowd).await.iter().all(Result::is_err));

@@ -1,15 +1,17 @@
 //! Floods: what one login sends, as fast as its sockets take it, reaches nobody but itself.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use orchard::bus::client::{Login, REQUEST_TIMEOUT};
+use orchard::broker::BindError;
+use orchard::bus::client::Login;
 use orchard::bus::message::{GetInfo, ListEvents, ListVms, encode};
 use orchard::bus::subject::{self, WorkerVerb};
-use orchard::controller::BusSource;
 use orchard::controller::cluster::Timing;
+use orchard::controller::{BusSource, Controller, ControllerOptions, StartError};
 use orchard::identity::new_token;
 use orchard::model::access::Role;
 use orchard::model::event::{EventObject, EventType};
@@ -17,16 +19,17 @@ use orchard::task::{self, Task};
 use orchard::worker::runtime::synthetic::Synthetic;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::task::JoinSet;
+use tokio::runtime::Runtime;
 
 use super::people::account;
-use crate::harness::{self, Cluster, LIMIT, any_port};
+use crate::harness::{self, Cluster, LIMIT, any_port, controller_options};
+use crate::wait::until;
 
 /// How long the flood goes on: longer than a worker may be silent.
-const FLOOD: Duration = Duration::from_secs(8);
+const FLOOD: Duration = Duration::from_secs(12);
 /// Longer than usual in these tests: what is measured is the flood, not how busy the machine is besides.
 const TIMING: Timing =
-    Timing { heartbeat: Duration::from_millis(500), unseen: Duration::from_secs(6), ..harness::TIMING };
+    Timing { heartbeat: Duration::from_millis(500), unseen: Duration::from_secs(10), ..harness::TIMING };
 
 /// Whoever floods.
 #[derive(Clone)]
@@ -128,7 +131,7 @@ async fn a_flood_by_an_account_a_worker_and_a_join_token_stops_nobody_else() {
     let (mut slowest, mut requests) = (Duration::ZERO, 0);
     while started.elapsed() < FLOOD {
         let asked = Instant::now();
-        bus.call(&other.account, &ListVms::default(), REQUEST_TIMEOUT).await.unwrap();
+        bus.call(&other.account, &ListVms::default(), LIMIT).await.unwrap();
         slowest = slowest.max(asked.elapsed());
         requests += 1;
     }
@@ -150,32 +153,66 @@ async fn a_flood_by_an_account_a_worker_and_a_join_token_stops_nobody_else() {
     assert!(lost.is_none(), "{lost:?}");
     let trail = cluster.run(&["audit", "--output", "json"]).await;
     let refused = trail.lines().filter(|record| record.contains("requests under way")).count();
-    assert!((1..=3).contains(&refused), "one record each for the minute: {trail}");
+    // Of three, of which each has one at once, and one more at the end of each minute.
+    let most = 3 * (1 + usize::try_from(started.elapsed().as_secs().div_ceil(60)).unwrap());
+    assert!((1..=most).contains(&refused), "one record each for a minute: {trail}");
+}
+
+/// Some who connect and say nothing, again and again, until dropped. On a thread of their own, as if elsewhere: what is seen to
+/// is the controller's port, not that it shares its threads with them.
+struct Strangers(Option<Runtime>);
+
+impl Strangers {
+    fn at(address: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        for _ in 0..400 {
+            runtime.spawn(async move {
+                loop {
+                    let mut silent = until("somebody at the port", 2 * LIMIT, || connect(address)).await;
+                    let _ = silent.read_to_end(&mut Vec::new()).await;
+                }
+            });
+        }
+        Self(Some(runtime))
+    }
+}
+
+impl Drop for Strangers {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Not waited for: whoever drops them is a task.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    // From another address, or a port with nobody behind it might be connected to itself.
+    socket.bind("127.0.0.2:0".parse().unwrap())?;
+    socket.connect(address).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_starts_however_many_strangers_are_at_its_port() {
-    // One that is free now and that the strangers know beforehand.
-    let listen = TcpListener::bind(any_port()).await.unwrap().local_addr().unwrap();
-    let mut strangers = JoinSet::new();
-    for _ in 0..400 {
-        strangers.spawn(async move {
-            loop {
-                let socket = TcpSocket::new_v4().unwrap();
-                // From another address, or a port with nobody behind it might be connected to itself.
-                let connected = match socket.bind("127.0.0.2:0".parse().unwrap()) {
-                    Ok(()) => socket.connect(listen).await,
-                    Err(error) => Err(error),
-                };
-                match connected {
-                    Ok(mut silent) => drop(silent.read_to_end(&mut Vec::new()).await),
-                    Err(_) => tokio::task::yield_now().await,
-                }
-            }
-        });
-    }
-    let bus = BusSource::Embedded { listen, tls: true, host: None };
-    let cluster = Cluster::start_on(bus, new_token()).await;
-    assert_eq!(cluster.controller.bus_addr(), Some(listen));
-    strangers.shutdown().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut tries = 0_u32;
+    let (strangers, listen, controller) = loop {
+        // One that is free now and that the strangers know beforehand.
+        let listen = TcpListener::bind(any_port()).await.unwrap().local_addr().unwrap();
+        let strangers = Strangers::at(listen);
+        let bus = BusSource::Embedded { listen, tls: true, host: None };
+        let options = ControllerOptions { bus, ..controller_options(&dir.path().join(tries.to_string())) };
+        match Controller::start(options).await {
+            Ok(controller) => break (strangers, listen, controller),
+            // Somebody else has got the port meanwhile: then another one.
+            Err(StartError::Broker(BindError::Listen { source, .. }))
+                if source.kind() == io::ErrorKind::AddrInUse && tries < 5 => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        tries += 1;
+    };
+    assert_eq!(controller.bus_addr(), Some(listen));
+    drop(strangers);
+    controller.shutdown().await;
 }

@@ -251,11 +251,16 @@ async fn strangers_at_either_door_keep_nobody_out_of_the_private_one() {
     };
     let mut first = own().await;
     // More than there are places: those who came first make room, but not whoever has said who it is.
-    let mut oldest = Raw::at(private).await;
-    for _ in 0..1_100 {
-        strangers.push(Raw::at(private).await);
+    // On a busy machine they may take so long that the oldest one's time is over before.
+    let mut said = Vec::new();
+    while said.last().is_none_or(|said: &String| !said.is_empty()) && said.len() < 5 {
+        let mut oldest = Raw::at(private).await;
+        for _ in 0..11 {
+            strangers.extend(futures_util::future::join_all((0..100).map(|_| Raw::at(private))).await);
+        }
+        said.push(oldest.until_closed().await);
     }
-    assert_eq!(oldest.until_closed().await, "");
+    assert_eq!(said.last().unwrap(), "", "{said:?}");
     let mut second = own().await;
     assert_eq!((first.until_pong().await, second.until_pong().await), (String::new(), String::new()));
     broker.shutdown().await;

@@ -158,20 +158,18 @@ const A: &str = "CONNECT {\"verbose\":false,\"user\":\"a\",\"pass\":\"b\",\"head
 
 #[tokio::test]
 async fn credentials_are_asked_for_first() {
-    let limits = Limits { auth_timeout: Duration::from_millis(200), ..Limits::default() };
-    let broker = start(Broker::builder().authenticator(users()).limits(limits)).await;
-    let violation = "-ERR 'Authorization Violation'\r\n";
-    for (script, transcript) in [
-        ("PING\r\n", violation),
-        ("SUB a 1\r\n", violation),
-        ("CONNECT {\"user\":\"a\",\"pass\":\"x\"}\r\n", violation),
-        ("CONNECT {}\r\n", violation),
-        ("", "-ERR 'Authentication Timeout'\r\n"),
-        ("CONN", "-ERR 'Authentication Timeout'\r\n"),
-    ] {
-        expect(&broker, script, transcript, true).await;
+    let broker = start(Broker::builder().authenticator(users())).await;
+    for script in ["PING\r\n", "SUB a 1\r\n", "CONNECT {\"user\":\"a\",\"pass\":\"x\"}\r\n", "CONNECT {}\r\n"] {
+        expect(&broker, script, "-ERR 'Authorization Violation'\r\n", true).await;
     }
     expect(&broker, A, "", false).await;
+    broker.shutdown().await;
+    // A broker of its own for those who say nothing, or half of it: all others have the usual time for what they say.
+    let limits = Limits { auth_timeout: Duration::from_secs(1), ..Limits::default() };
+    let broker = start(Broker::builder().authenticator(users()).limits(limits)).await;
+    for script in ["", "CONN"] {
+        expect(&broker, script, "-ERR 'Authentication Timeout'\r\n", true).await;
+    }
     broker.shutdown().await;
 }
 

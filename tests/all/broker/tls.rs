@@ -122,7 +122,9 @@ async fn the_handshake_comes_when_it_should() {
             works(&mut after_info(&broker, &connector).await.unwrap()).await;
         }
         if first != TlsFirst::Never {
-            works(&mut tls_first(&broker, &connector).await.unwrap()).await;
+            // Automatic means within 50 ms, which on a busy machine nobody always meets.
+            let opened = until("a handshake in time", PATIENCE, || tls_first(&broker, &connector));
+            works(&mut opened.await).await;
         }
         broker.shutdown().await;
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use orchard::bus::message::{DeleteVm, ListEvents, ListWorkers};
+use orchard::bus::message::{DeleteVm, ListEvents, ListVms, ListWorkers};
 use orchard::model::CopyId;
 use orchard::model::event::{Event, EventObject, EventType};
 use orchard::model::vm::{RestartPolicy, SCRIPT_INTERRUPTED, Vm, VmStatus};
@@ -14,7 +14,7 @@ use super::world::{LINES, World, shown};
 use crate::wait::until;
 
 /// Within this all is well again. The longest of it is the pause before a VM that was killed several times starts over.
-const CALM: Duration = Duration::from_secs(90);
+const CALM: Duration = Duration::from_secs(180);
 
 /// What every script is told to say, by its number.
 const LINE: &str = "line ";
@@ -84,7 +84,7 @@ impl World {
             }
             lines.push(number);
         }
-        for vm in self.vms().await.unwrap().iter().filter(|vm| vm.ready) {
+        for vm in self.call(&ListVms::default()).await.vms.iter().filter(|vm| vm.ready) {
             let lines = said.get(&vm.copy_id()).map_or(0, Vec::len);
             assert_eq!(lines, LINES, "{} is ready", shown(vm));
         }
@@ -103,7 +103,7 @@ impl World {
     }
 
     pub async fn delete_all(&self) {
-        for vm in self.vms().await.unwrap() {
+        for vm in self.call(&ListVms::default()).await.vms {
             self.call(&DeleteVm { name: vm.name }).await;
         }
     }

@@ -120,9 +120,9 @@ impl World {
             node.start().await;
         }
         // What was switched off for a while.
-        for vm in self.vms().await.unwrap() {
+        for vm in self.call(&ListVms::default()).await.vms {
             if vm.spec.power_state != PowerState::Running && vm.status != VmStatus::Failed {
-                self.try_call(&power(vm.name.clone(), PowerState::Running)).await.unwrap();
+                self.call(&power(vm.name.clone(), PowerState::Running)).await;
             }
         }
     }

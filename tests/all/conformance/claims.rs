@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::keys::{self, Key};
 
 /// How long claims hold that end while a script runs. They count whole seconds.
-const BRIEF: u64 = 3;
+const BRIEF: u64 = 8;
 
 /// What `{jwt}` and the like stand for.
 pub fn fill(what: &str) -> String {

@@ -18,7 +18,7 @@ const AT_ONCE: usize = 8;
 /// The same where each script has a server of its own.
 const SERVERS_AT_ONCE: usize = 4;
 /// How long connections of an earlier play may be in the way of the next.
-const ROOM: Duration = Duration::from_secs(10);
+const ROOM: Duration = Duration::from_secs(60);
 /// Plays of each script with random cuts.
 const CUT_PLAYS: u64 = 2;
 

@@ -26,8 +26,10 @@ pub enum Setup {
     Claims,
     /// Two connections and no more.
     Crowded,
-    /// Pings every 200 ms of which one may go unanswered, 300 ms to say who one is (user `u`, password `p`).
+    /// 300 ms to say who one is.
     Impatient,
+    /// Pings every two seconds of which one may go unanswered; user `u`, password `p`.
+    Pinging,
     /// Pings every 200 ms, and a user `late` whose right to answer ends after 100 ms.
     Answers,
     /// Open, and made a lame duck by the scripts.
@@ -44,7 +46,7 @@ pub enum Setup {
     TlsAuto,
     /// TLS with certificates of clients.
     TlsVerify,
-    /// TLS with 300 ms for the handshake.
+    /// TLS with three seconds for the handshake.
     TlsImpatient,
     /// TLS and two connections.
     TlsCrowded,
@@ -133,7 +135,7 @@ impl Setup {
             Self::Users => Some(USERS.to_owned()),
             Self::Token => Some(format!("[{TOKEN}]")),
             Self::Nkey => Some(format!(r#"[{{ "nkey": "{}" }}]"#, keys::Key::Known.public())),
-            Self::Impatient => Some(IMPATIENT.to_owned()),
+            Self::Impatient | Self::Pinging => Some(IMPATIENT.to_owned()),
             Self::Answers => Some(ANSWERS.to_owned()),
             Self::Changing => Some(BEFORE.to_owned()),
             _ => None,
@@ -145,8 +147,9 @@ impl Setup {
         match self {
             Self::Small => "max_payload: 100\nmax_control_line: 256\nmax_subscriptions: 3\n".into(),
             Self::Token => authorization("timeout: 30, token: t0ken"),
-            Self::Impatient => {
-                format!("ping_interval: 200ms\nping_max: 1\n{}", authorization("timeout: 0.3, user: u, password: p"))
+            Self::Impatient => authorization("timeout: 0.3, user: u, password: p"),
+            Self::Pinging => {
+                format!("ping_interval: 2s\nping_max: 1\n{}", authorization("timeout: 30, user: u, password: p"))
             }
             Self::Answers => format!("ping_interval: 200ms\nping_max: 1000\n{}", users(ANSWERS)),
             Self::Leaving => {
@@ -160,7 +163,7 @@ impl Setup {
             Self::TlsWithin => tls(r#"timeout: 30, handshake_first: "5s""#),
             Self::TlsAuto => tls("timeout: 30, handshake_first: auto"),
             Self::TlsVerify => tls("timeout: 30, verify: true, ca_file: /ca.pem"),
-            Self::TlsImpatient => tls("timeout: 0.3"),
+            Self::TlsImpatient => tls("timeout: 3"),
             Self::TlsCrowded => format!("max_connections: 2\n{}", tls("timeout: 30")),
             Self::TlsFirstCrowded => format!("max_connections: 2\n{}", tls("timeout: 30, handshake_first: true")),
             Self::Open | Self::Users | Self::Nkey | Self::Changing => {
@@ -195,13 +198,13 @@ impl Setup {
 
     fn limits(self) -> Limits {
         let limits = Limits { auth_timeout: Duration::from_secs(30), ..Limits::default() };
-        let (soon, often) = (Duration::from_millis(300), Duration::from_millis(200));
         match self {
             Self::Small => Limits { max_payload: 100, max_control_line: 256, max_subscriptions: 3, ..limits },
             Self::Crowded | Self::TlsCrowded | Self::TlsFirstCrowded => Limits { max_connections: 2, ..limits },
-            Self::Impatient => Limits { ping_interval: often, max_pings_out: 1, auth_timeout: soon, ..limits },
-            Self::Answers => Limits { ping_interval: often, max_pings_out: 1_000, ..limits },
-            Self::TlsImpatient => Limits { auth_timeout: soon, ..limits },
+            Self::Impatient => Limits { auth_timeout: Duration::from_millis(300), ..limits },
+            Self::Pinging => Limits { ping_interval: Duration::from_secs(2), max_pings_out: 1, ..limits },
+            Self::Answers => Limits { ping_interval: Duration::from_millis(200), max_pings_out: 1_000, ..limits },
+            Self::TlsImpatient => Limits { auth_timeout: Duration::from_secs(3), ..limits },
             _ => limits,
         }
     }

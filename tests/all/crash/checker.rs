@@ -13,9 +13,10 @@ use orchard::model::event::{Event, EventFilter, EventObject, EventType};
 use orchard::model::vm::{Vm, VmStatus};
 use orchard::model::{AccountName, VmUid, WorkerName};
 
-use super::CALL;
+use super::READ;
 use super::load::{Client, State, Thing, spec};
-use crate::harness::Access;
+use crate::harness::{Access, LIMIT};
+use crate::wait;
 
 /// Everything there is, and what happened since somebody looked.
 #[derive(Debug)]
@@ -63,12 +64,16 @@ impl Checker {
         }
     }
 
-    /// Asks a living one.
-    pub async fn ask(&self, access: &Access) -> Result<Seen, ApiError> {
+    /// Asks a living one, again if a busy machine has it answer late.
+    pub async fn ask(&self, access: &Access) -> Seen {
+        wait::until("the controller to answer", LIMIT, || self.try_ask(access)).await
+    }
+
+    async fn try_ask(&self, access: &Access) -> Result<Seen, ApiError> {
         let (bus, by) = (access.try_bus().await?, access.account());
-        let vms = bus.call(&by, &ListVms::default(), CALL).await?;
-        let accounts = bus.call(&by, &ListAccounts::default(), CALL).await?;
-        let workers = bus.call(&by, &ListWorkers::default(), CALL).await?;
+        let vms = bus.call(&by, &ListVms::default(), READ).await?;
+        let accounts = bus.call(&by, &ListAccounts::default(), READ).await?;
+        let workers = bus.call(&by, &ListWorkers::default(), READ).await?;
         assert!(!vms.more && !accounts.more && !workers.more, "more than a page");
         let paused = workers.workers.into_iter().filter(|view| view.worker.scheduling_paused);
         let mut seen = Seen {
@@ -80,7 +85,7 @@ impl Checker {
         };
         let mut after = self.last.0;
         loop {
-            let page = bus.call(&by, &ListEvents { after, ..ListEvents::default() }, CALL).await?;
+            let page = bus.call(&by, &ListEvents { after, ..ListEvents::default() }, READ).await?;
             seen.events.extend(page.events);
             after = page.next;
             if page.next >= page.last {
@@ -89,7 +94,7 @@ impl Checker {
         }
         let mut after = self.last.1;
         loop {
-            let page = bus.call(&by, &ListAudit { after, ..ListAudit::default() }, CALL).await?;
+            let page = bus.call(&by, &ListAudit { after, ..ListAudit::default() }, READ).await?;
             seen.audit.extend(page.records);
             after = page.next;
             if page.next >= page.last {

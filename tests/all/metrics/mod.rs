@@ -211,4 +211,9 @@ async fn a_request_bears_one_name_on_both_sides() {
     let created: Vec<_> = records.filter(|record| record["verb"] == "vm.create").collect();
     assert_eq!(created.len(), 1, "{trail}");
     assert_eq!(created[0]["request"], id, "{trail}");
+    // People are shown it when they ask for more.
+    let lines = cluster.run(&["audit", "-o", "wide"]).await;
+    let ends = format!("  request {id}");
+    assert!(lines.lines().any(|line| line.contains("  vm.create  ") && line.ends_with(&ends)), "{lines}");
+    assert!(!cluster.run(&["audit"]).await.contains(&id));
 }

@@ -64,6 +64,14 @@ const REFUSED: &[&[&str]] = &[
     &["exec", "vm", "--session", "none", "--attach", "a"],
     &["cp", "none:/etc/hostname", "."],
     &["cp", "missing", "a:/tmp"],
+    &["cp", "a:/etc/hostname", "missing/hostname"],
+    &["create", "vm", "new", "--image", "any", "--startup-script", "@missing"],
+    &["create", "vm", "new", "--image", "any", "--startup-script", "@."],
+    &["create", "vm", "new", "--image", "any", "--password-file", "missing"],
+    &["create", "vm", "new", "--image", "any", "--ssh-key", "@missing"],
+    &["create", "service-account", "new", "--roles", "compute:read", "--ssh-key", "missing"],
+    &["ssh", "vm", "--identity", "missing/id", "a", "true"],
+    &["vnc", "vm", "a", "--screenshot", "missing/screen.png"],
     &["ip", "vm", "none"],
     &["proxy", "vm", "none", "22"],
     &["proxy", "worker", "none", "22"],
@@ -76,6 +84,11 @@ const REFUSED: &[&[&str]] = &[
     &["context", "delete", "work"],
     &["list", "vms", "--context", "work"],
     &["controller", "restore", "missing"],
+    &["controller", "restore", "."],
+    &["controller", "backup", "missing/backup"],
+    &["broker", "run", "--listen", "127.0.0.1:0", "--users-file", "missing"],
+    &["broker", "run", "--listen", "127.0.0.1:0", "--no-auth", "--tls-cert", "missing", "--tls-key", "missing"],
+    &["broker", "run", "--listen", "127.0.0.1:0", "--no-auth", "--ports-file", "missing/ports.json"],
 ];
 
 /// What an account that may only read asks for in vain.

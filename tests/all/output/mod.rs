@@ -6,6 +6,7 @@ mod errors;
 mod forms;
 mod golden;
 mod help;
+mod servers;
 mod versions;
 mod watch;
 mod wrong_use;

@@ -68,6 +68,7 @@ async fn all_works_with(server: Option<RealServer>) {
     let Some(mut server) = server else { return };
     let session = server.connect(PASSWORD).await.unwrap();
     commands_work(&session).await;
+    what_was_ended_before_it_began_does_not_begin(&session).await;
     a_command_ends_though_its_input_is_open(&session).await;
     a_closed_output_ends_the_command(&session).await;
     assert_eq!(exec(&session, "kill -TERM $$", b"").await.0, ExitStatus::Signal("TERM".to_owned()));

@@ -158,7 +158,9 @@ async fn tls_both_ways() {
                 .add_client_certificate(certificates.path("client.pem").into(), certificates.path("client.key").into()),
             false => options(),
         };
-        let client = mine.connect(broker.url()).await.unwrap_or_else(|error| panic!("{server:?}: {error:?}"));
+        // `auto` waits for 50 ms only, which on a busy machine a client does not always meet.
+        let connected = crate::wait::until("the client to get in", PATIENCE, || mine.clone().connect(broker.url()));
+        let client = connected.await;
         let mut messages = client.subscribe("rs.tls").await.unwrap();
         client.publish("rs.tls", vec![7; 300_000].into()).await.unwrap();
         assert_eq!(next(&mut messages).await.payload.len(), 300_000, "{server:?}");

@@ -74,18 +74,29 @@ pub async fn encryption(client: impl Fn() -> Option<Command>) {
         (&["--tls-ca", &ca], false, true),
         (&["--tls-ca", &ca, "--tls-first", "always"], true, true),
     ] {
-        let Some(client) = client() else { return };
         let mut broker = Standalone::start(&certificates.server(&[server, &ANN[..]].concat())).await;
         let mut options = certificates.client(first, with_certificate);
         options["user"] = "ann".into();
         options["password"] = "s3cret".into();
-        run(client, "exchange", &options, &mut broker).await;
+        // `auto` waits for 50 ms only, which on a busy machine a client does not always meet.
+        for left in (0..if server.contains(&"auto") { 5 } else { 1 }).rev() {
+            let Some(client) = client() else { return };
+            match attempt(client, "exchange", &options, &mut broker).await {
+                Ok(()) => break,
+                Err(what) if left == 0 => panic!("{what}"),
+                Err(what) => eprintln!("again: {what}"),
+            }
+        }
     }
 }
 
 /// Runs `command SCENARIO OPTIONS` to its end, which it must announce with "done". When it says "restart", the broker is
 /// restarted under it.
-async fn run(mut command: Command, scenario: &str, options: &Value, broker: &mut Standalone) {
+async fn run(command: Command, scenario: &str, options: &Value, broker: &mut Standalone) {
+    attempt(command, scenario, options, broker).await.unwrap_or_else(|what| panic!("{what}"));
+}
+
+async fn attempt(mut command: Command, scenario: &str, options: &Value, broker: &mut Standalone) -> Result<(), String> {
     let mut options = options.clone();
     options["url"] = broker.url().into();
     command.arg(scenario).arg(options.to_string());
@@ -106,5 +117,8 @@ async fn run(mut command: Command, scenario: &str, options: &Value, broker: &mut
     };
     let ended = tokio::time::timeout(3 * PATIENCE, talk).await;
     let status = ended.unwrap_or_else(|_| panic!("{scenario} does not end: {options}, {}", broker.log()));
-    assert!(status.success() && last == "done", "{scenario}: {status}, {last:?}, {options}, {}", broker.log());
+    if status.success() && last == "done" {
+        return Ok(());
+    }
+    Err(format!("{scenario}: {status}, {last:?}, {options}, {}", broker.log()))
 }

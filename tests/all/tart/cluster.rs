@@ -125,9 +125,9 @@ async fn each_command_that_goes_wrong_is_told_of_frees_its_room_and_leaves_nothi
     let mut cluster = Cluster::start().await;
     // All of these at once on two cores: a deadline that what goes well would meet.
     let limits = orchard::worker::runtime::tart::Limits {
-        fetch: Duration::from_secs(12),
-        command: Duration::from_secs(12),
-        start: Duration::from_secs(12),
+        fetch: Duration::from_secs(30),
+        command: Duration::from_secs(30),
+        start: Duration::from_secs(30),
         ..SHORT
     };
     cluster.add_worker("w1", host.shared(limits)).await;

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use orchard::model::vm::{ImagePullPolicy, RuntimeKind, VmSpec};
 use orchard::worker::runtime::tart::names::disk_name;
-use orchard::worker::runtime::tart::{Tart, TartOptions};
+use orchard::worker::runtime::tart::{Limits, Tart, TartOptions};
 use orchard::worker::runtime::{CopySpec, Exit, FoundState, Progress, Runtime, RuntimeError};
 
-use super::host::{Host, LIMITS, SHORT, copy, create};
+use super::host::{Host, LIMITS, SHORT, copy, create, limits_for};
 
 /// How a command can go wrong, and what is told of it.
 const WRONGS: [(&str, &[&str]); 4] = [
     ("fail 3 'the first reason' 'more' 'the last words'", &["(exit status: 3)", "the first reason", "the last words"]),
-    ("hang", &["did not end within 3 s", "hanging"]),
+    ("hang", &["did not end within 6 s", "hanging"]),
     ("die", &["signal: 9"]),
     ("flood", &["(exit status: 5)", "drowned"]),
 ];
@@ -49,7 +49,7 @@ fn told(error: &RuntimeError, parts: &[&str]) {
 async fn a_command_of_a_creation_that_goes_wrong_is_told_of_and_leaves_nothing() {
     with_both(async |kind| {
         let host = Host::new(kind);
-        let (runtime, vm) = (host.runtime_within(SHORT), vm_of(kind));
+        let vm = vm_of(kind);
         let mut commands = vec!["pull", "clone", "set", "set@--memory", "set@--disk-size"];
         if kind == RuntimeKind::Tart {
             commands.extend(["set@--random-mac", "set@--random-serial"]);
@@ -58,7 +58,7 @@ async fn a_command_of_a_creation_that_goes_wrong_is_told_of_and_leaves_nothing()
             let (verb, part) = command.split_once('@').unwrap_or((command, ""));
             for (play, parts) in WRONGS {
                 host.play(verb, part, play);
-                let error = create(&runtime, &vm).await.unwrap_err();
+                let error = create(&host.runtime_within(limits_for(play)), &vm).await.unwrap_err();
                 let image = matches!(verb, "pull" | "clone");
                 let is_image = matches!(error, RuntimeError::Image(_));
                 assert_eq!(is_image, image && play != "hang", "{kind} {command} {play}: {error}");
@@ -68,7 +68,7 @@ async fn a_command_of_a_creation_that_goes_wrong_is_told_of_and_leaves_nothing()
                 host.stop_playing();
             }
         }
-        create(&runtime, &vm).await.unwrap();
+        create(&host.runtime(), &vm).await.unwrap();
         assert_eq!(host.disks(), [name()]);
     })
     .await;
@@ -98,7 +98,7 @@ async fn a_digest_that_cannot_be_had_is_no_reason_not_to_make_a_vm() {
     for play in ["fail 1 'not now'", "hang", "die"] {
         let host = Host::tart();
         host.play("fqn", "", play);
-        let runtime = host.runtime_within(SHORT);
+        let runtime = host.runtime_within(limits_for(play));
         create(&runtime, &vm()).await.unwrap();
         assert_eq!(runtime.image_fqn(vm().id).await, None);
     }
@@ -108,15 +108,16 @@ async fn a_digest_that_cannot_be_had_is_no_reason_not_to_make_a_vm() {
 async fn a_run_that_goes_wrong_at_its_start_is_told_of_and_ended() {
     let wrongs: [(&str, &[&str]); 5] = [
         ("fail 1 'too many VMs on this host'", &["ended at once", "too many VMs on this host"]),
-        ("hang", &["was not running 3 s after its start", "hanging"]),
-        ("deaf", &["was not running 3 s after its start", "deaf"]),
+        ("hang", &["was not running 6 s after its start", "hanging"]),
+        ("deaf", &["was not running 6 s after its start", "deaf"]),
         ("garbage", &["ended at once"]),
         ("die", &["ended at once"]),
     ];
     with_both(async |kind| {
         let host = Host::new(kind);
-        let (runtime, vm) = (host.runtime_within(SHORT), vm_of(kind));
+        let vm = vm_of(kind);
         for (play, parts) in wrongs {
+            let runtime = host.runtime_within(limits_for(play));
             create(&runtime, &vm).await.unwrap();
             host.play("run", "", play);
             let error = runtime.start(&vm).await.unwrap_err();
@@ -153,12 +154,12 @@ async fn a_list_that_fails_while_a_vm_starts_does_not_end_it() {
     std::fs::remove_file(host.file("failed")).unwrap();
     host.play("list", "", &fails(2, ""));
     let runtime = host.runtime_within(SHORT);
-    told(&runtime.start(&vm()).await.unwrap_err(), &["was not running 3 s", "booting", "the list is busy"]);
+    told(&runtime.start(&vm()).await.unwrap_err(), &["was not running 6 s", "booting", "the list is busy"]);
     host.nothing_left().await;
 }
 
-async fn running(host: &Host, kind: RuntimeKind) -> Tart {
-    let runtime = host.runtime_within(SHORT);
+async fn running(host: &Host, kind: RuntimeKind, limits: Limits) -> Tart {
+    let runtime = host.runtime_within(limits);
     create(&runtime, &vm_of(kind)).await.unwrap();
     runtime.start(&vm_of(kind)).await.unwrap();
     runtime
@@ -169,7 +170,7 @@ async fn a_vm_that_the_tool_does_not_stop_is_ended_all_the_same() {
     with_both(async |kind| {
         for play in ["fail 1 'cannot'", "hang", "die", "garbage", "deaf"] {
             let host = Host::new(kind);
-            let runtime = running(&host, kind).await;
+            let runtime = running(&host, kind, limits_for(play)).await;
             host.play("stop", "", play);
             runtime.stop(vm().id, Duration::from_secs(1)).await.unwrap();
             host.nothing_left().await;
@@ -204,7 +205,7 @@ async fn a_guest_that_does_not_heed_the_tool_is_ended_by_it_or_with_its_process(
 async fn a_deletion_that_goes_wrong_can_be_tried_again() {
     with_both(async |kind| {
         let host = Host::new(kind);
-        let runtime = running(&host, kind).await;
+        let runtime = running(&host, kind, SHORT).await;
         for (play, parts) in WRONGS {
             host.play("delete", "", play);
             told(&runtime.delete(vm().id).await.unwrap_err(), &[parts, &["delete"]].concat());
@@ -232,7 +233,7 @@ async fn a_suspend_that_fails_leaves_the_guest_running_and_one_that_loses_its_me
     }
     // Says that it did well, and nothing happens.
     host.play("suspend", "", "garbage");
-    told(&runtime.suspend(vm.id, &Progress::new().0).await.unwrap_err(), &["still runs 3 s after it was suspended"]);
+    told(&runtime.suspend(vm.id, &Progress::new().0).await.unwrap_err(), &["still runs 6 s after it was suspended"]);
     // The process of `run` cannot write the memory, and ends.
     host.play("suspend", "", &format!("echo {} >> \"$here/crash\"; finish 0", name()));
     told(
@@ -245,7 +246,7 @@ async fn a_suspend_that_fails_leaves_the_guest_running_and_one_that_loses_its_me
 #[tokio::test]
 async fn an_address_that_cannot_be_had_is_told_of_with_what_the_tool_said() {
     let host = Host::tart();
-    let runtime = running(&host, RuntimeKind::Tart).await;
+    let runtime = running(&host, RuntimeKind::Tart, LIMITS).await;
     let refused = async |parts: &[&str]| match runtime.dial(vm().id, 22).await {
         Err(error @ RuntimeError::Refused(_)) => told(&error, &[parts, &["no address yet"]].concat()),
         Err(other) => panic!("{other}"),
@@ -284,7 +285,7 @@ async fn a_tool_that_is_not_there_or_may_not_be_run_is_named() {
 async fn a_guest_that_falls_over_or_is_killed_is_told_of_by_its_last_words() {
     with_both(async |kind| {
         let host = Host::new(kind);
-        let (runtime, vm) = (running(&host, kind).await, vm_of(kind));
+        let (runtime, vm) = (running(&host, kind, LIMITS).await, vm_of(kind));
         std::fs::write(host.file("crash"), name()).unwrap();
         match runtime.wait_exit(vm.id).await {
             Exit::Crashed(why) => assert!(why.contains("code 7") && why.contains("the guest fell over"), "{why}"),

@@ -284,11 +284,20 @@ async fn strangers_of_one_network_take_only_so_many_places() {
     // Who has proven who it is, takes none of them.
     converse(world.open(port).await.unwrap(), b"proven").await;
     let connect = || Client::connect(world.relay.local_addr(), world.relay.fingerprint(), Transport::default());
-    let mut strangers = Vec::new();
-    for _ in 0..3 {
-        strangers.push(connect().await.unwrap());
-    }
-    assert!(matches!(connect().await.unwrap_err(), DialError::Connect { .. }), "its network has too many");
+    let mut rounds = 0;
+    let mut strangers = loop {
+        let (one, two, three) = tokio::join!(connect(), connect(), connect());
+        let dialled = [one, two, three, connect().await];
+        if matches!(&dialled, [Ok(_), Ok(_), Ok(_), Err(DialError::Connect { .. })]) {
+            break dialled.into_iter().flatten().collect::<Vec<_>>();
+        }
+        // In a crowd, the silent make room after three seconds. A busy machine may need as long for the dials: then all over.
+        rounds += 1;
+        assert!(rounds < 5, "its network may have three: {dialled:?}");
+        for client in dialled.into_iter().flatten() {
+            client.close().await;
+        }
+    };
     converse(world.open(port).await.unwrap(), b"nobody else is kept out").await;
     strangers.pop().unwrap().close().await;
     until("a place", LIMIT, || async { connect().await.map(drop).map_err(|error| error.to_string()) }).await;
@@ -297,7 +306,8 @@ async fn strangers_of_one_network_take_only_so_many_places() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_never_ends_frees_its_place() {
     let gate = Arc::new(Gate::default());
-    let limits = Limits { connections: 1, unproven: Duration::from_millis(700), ..Limits::default() };
+    // Still taken at the next dial, on a busy machine, too.
+    let limits = Limits { connections: 1, unproven: Duration::from_secs(4), ..Limits::default() };
     let relay = relay(&gate, limits);
     // Passes on the first packet of a handshake and nothing more.
     let (front, back) = (UdpSocket::bind(any()).await.unwrap(), UdpSocket::bind(any()).await.unwrap());

@@ -263,19 +263,24 @@ fn account(number: usize) -> String {
 }
 
 async fn sessions(world: &Arc<World>, clients: &[Arc<Client>], guest: &Guest, count: usize) {
+    // So many at once that a busy machine is done with each before its deadline.
+    let opening = Arc::new(Semaphore::new(100));
     let round = Arc::new(Round { open: Barrier::new(SESSIONS + 1), through: Semaphore::new(0) });
     let mut users = JoinSet::new();
     for number in 0..SESSIONS {
-        let (client, round) = (clients[number % CLIENTS].clone(), round.clone());
+        let (client, round, opening) = (clients[number % CLIENTS].clone(), round.clone(), opening.clone());
         let ticket = world.gate.ticket_of(&account(number), "w1", guest.port);
         users.spawn(async move {
+            let place = opening.acquire().await;
             let stream = client.open(&ticket, LIMIT).await.map_err(|refusal| refusal.to_string())?;
+            drop(place);
             user_end(stream, &round, (count, number)).await
         });
     }
     // All are open at once.
     let opened = async {
         tokio::select! {
+            biased; // once all were open, some may have ended before this was looked at
             _ = round.open.wait() => {}
             Some(ended) = users.join_next() => panic!("one has ended before all were open: {ended:?}"),
         }

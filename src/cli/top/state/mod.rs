@@ -265,6 +265,10 @@ impl State {
     /// The terminal has so many columns and rows.
     pub(super) fn resize(&mut self, columns: u16, rows: u16) {
         self.size = (columns, rows);
+        let window = self.window();
+        if let Some(Over::Text(text)) = &mut self.over {
+            text.resize(window);
+        }
     }
 
     /// Tells something for a while.
@@ -284,7 +288,6 @@ impl State {
         if key == Key::Suspend {
             return Some(Action::Suspend);
         }
-        let window = self.window();
         match (&mut self.over, key) {
             (None, key) => return self.pane_key(key),
             (Some(Over::Help), _) => self.over = None,
@@ -294,7 +297,7 @@ impl State {
             }
             (Some(Over::Text(text)), key) => {
                 if let Some(step) = keys::step(key) {
-                    text.scroll(step, window);
+                    text.scroll(step);
                 }
             }
             (Some(Over::Confirm(name, uid)), Key::Char('y' | 'Y')) => {
@@ -337,7 +340,7 @@ impl State {
             Key::Char('d') | Key::Enter => {
                 let place = self.selected()?;
                 let ticket = self.ticket();
-                self.over = Some(Over::Text(Text::description(ticket, place.to_string())));
+                self.over = Some(Over::Text(Text::description(ticket, place.to_string(), self.window())));
                 return Some(Action::Describe(ticket, place));
             }
             Key::Char('s') => return self.selected().map(Action::Ssh),
@@ -375,7 +378,7 @@ impl State {
     fn follow(&mut self, name: &VmName) -> Option<Action> {
         let Some(uid) = self.vm(name) else { return self.hint(format!("VM {name} is not there any more")) };
         let ticket = self.ticket();
-        self.over = Some(Over::Text(Text::log(ticket, format!("log of VM {name}"))));
+        self.over = Some(Over::Text(Text::log(ticket, format!("log of VM {name}"), self.window())));
         Some(Action::Follow(ticket, uid))
     }
 

@@ -36,7 +36,7 @@ impl State {
     }
 
     /// What is left for a text, within a frame between the first line and the last.
-    pub(in crate::cli::top) fn window(&self) -> Window {
+    pub(super) fn window(&self) -> Window {
         let (columns, rows) = self.size;
         Window { columns: columns.saturating_sub(4).max(1).into(), rows: rows.saturating_sub(4).max(1).into() }
     }

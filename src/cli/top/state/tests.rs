@@ -154,7 +154,7 @@ fn a_text_takes_only_its_own_lines_and_is_closed_before_all_ends() {
     state.on(Event::Lines(1, vec!["late".into()]), at(20));
     state.on(Event::Lines(2, vec!["now".into()]), at(20));
     let Some(Over::Text(text)) = &state.over else { panic!("{:?}", state.over) };
-    assert_eq!(text.seen(state.window()), ["now"]);
+    assert_eq!(text.seen(), ["now"]);
     press(&mut state, "\u{1b}");
     assert_eq!(press(&mut state, "q"), [Action::Quit]);
 }

@@ -96,9 +96,12 @@ async fn a_writer_that_cannot_read_the_store_any_more_ends_so_that_a_new_process
     let (writer, _signals, thread) = start(store.clone(), Timing::default(), Clock::start()).unwrap();
     writer.submit(create("a".into())).await.unwrap();
     store.spoil(true);
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
     let asked = async {
         while !writer.queue.is_closed() {
             assert_eq!(writer.submit(create("b".into())).await.unwrap_err().code, ErrorCode::Unavailable);
+            // Nobody asks without a breath, which would cost the other tests a core.
+            pause.tick().await;
         }
         writer.ended().await;
     };
