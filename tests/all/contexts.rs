@@ -84,7 +84,7 @@ async fn without_a_terminal_nobody_is_trusted_unless_the_fingerprint_is_given() 
     let refused = run_with(create(home.path(), &server.url(), &[]), ACCOUNT.1).await;
     for said in [
         "no public CA vouches for the certificate of ",
-        "), and there is no terminal to ask on whether to trust it; if the controller itself says that its certificate has this SHA-256, give it with",
+        "), and there is no terminal to ask on whether to trust it; if the controller itself says that its certificate has this SHA-256, give it with --fingerprint ",
         "--fingerprint",
     ] {
         assert!(refused.code == Some(1) && refused.stderr.contains(said), "{said}: {refused:?}");

@@ -46,6 +46,7 @@ const REFUSED: &[&[&str]] = &[
     &["suspend", "vm", "none"],
     &["suspend", "vm", "a"],
     &["update", "vm", "none", "--priority", "1"],
+    &["update", "vm", "a"],
     &["update", "vm", "a", "--priority", "1", "--if-generation", "77"],
     &["update", "service-account", "none", "--ttl", "1h"],
     &["update", "service-account", "bootstrap-admin", "--roles", "compute:read"],

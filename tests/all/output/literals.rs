@@ -23,6 +23,7 @@ const PIECE: usize = 12;
 
 /// What no test brings about, with the reason.
 const UNTESTED: &[(&str, &str)] = &[
+    ("it is not known who you are here", "the system has no name for the user of this process"),
     ("cannot start the runtime", "the system has no memory or no threads left"),
     ("was cut short", "a thread of this process panicked"),
     ("is not known to clap_complete", "all that the option takes are known"),

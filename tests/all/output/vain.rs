@@ -52,9 +52,8 @@ async fn who_waits_is_told_when_the_time_is_over_or_nothing_will_come() {
         &cluster,
         &create,
         &[
-            "VM more is created, but was not followed until it is ready",
-            "VM more is not ready after 1s; last: ",
-            "; it goes on by itself, see `orchard get vm more`",
+            "VM more is not ready after 1s: pending: ",
+            "; it goes on, `orchard get vm more` shows how",
         ],
     )
     .await;
@@ -76,7 +75,7 @@ async fn who_waits_is_told_when_the_time_is_over_or_nothing_will_come() {
     .await;
 
     let limit = ["drain", "worker", "w1", "--wait=1s"];
-    fails(&cluster, &limit, &["worker w1 is not drained after 1s; the drain goes on"]).await;
+    fails(&cluster, &limit, &["worker w1 is not drained after 1s; the drain goes on, until `orchard resume worker w1`"]).await;
     cluster.run(&["resume", "worker", "w1"]).await;
     let (drain, ()) = tokio::join!(run(cluster.cli(&["drain", "worker", "w1", "--wait=1h"])), async {
         field(&cluster, ["worker", "w1"], "drain", |drain| !drain.is_null()).await;
