@@ -223,7 +223,7 @@ fn the_room_of_a_deleted_vm_is_free_only_once_its_copy_is_gone() {
     let session = world.join("w", 1);
     let a = world.create("a", VmSpec { cpu: 4, ..VmSpec::default() }).unwrap();
     world.create("b", VmSpec { cpu: 4, ..VmSpec::default() }).unwrap();
-    assert!(world.vm("b").status_message.contains("logical-cores"), "{}", world.vm("b").status_message);
+    assert!(world.vm("b").status_message.contains("4 cores free"), "{}", world.vm("b").status_message);
     world.cluster.delete_vm(&name("a"), world.now, &mut world.changes).unwrap();
     world.pass(1000);
     assert_eq!(world.vm("b").worker, None);

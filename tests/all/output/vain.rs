@@ -51,10 +51,7 @@ async fn who_waits_is_told_when_the_time_is_over_or_nothing_will_come() {
     fails(
         &cluster,
         &create,
-        &[
-            "VM more is not ready after 1s: pending: ",
-            "; it goes on, `orchard get vm more` shows how",
-        ],
+        &["VM more is not ready after 1s: pending: ", "; it goes on, `orchard get vm more` shows how"],
     )
     .await;
     let pull = ["pull", "image", "other", "--wait", "--timeout", "1s"];
@@ -75,7 +72,12 @@ async fn who_waits_is_told_when_the_time_is_over_or_nothing_will_come() {
     .await;
 
     let limit = ["drain", "worker", "w1", "--wait=1s"];
-    fails(&cluster, &limit, &["worker w1 is not drained after 1s; the drain goes on, until `orchard resume worker w1`"]).await;
+    fails(
+        &cluster,
+        &limit,
+        &["worker w1 is not drained after 1s; the drain goes on, until `orchard resume worker w1`"],
+    )
+    .await;
     cluster.run(&["resume", "worker", "w1"]).await;
     let (drain, ()) = tokio::join!(run(cluster.cli(&["drain", "worker", "w1", "--wait=1h"])), async {
         field(&cluster, ["worker", "w1"], "drain", |drain| !drain.is_null()).await;
