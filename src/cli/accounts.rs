@@ -27,7 +27,8 @@ Examples:
   orchard create service-account dashboard --roles compute:read,admin:read --ttl 30d
   orchard create service-account ann --roles compute:read --roles compute:connect
 
-Standard output gets the token and nothing else; -q leaves out what is told beside on standard error.
+Standard output gets the token and nothing else; -q leaves out what is told beside on standard error. A
+token that was chosen (--token, --token-stdin) is not printed; -q then prints the name.
 
 Roles: compute:read sees VMs, workers and events; compute:write creates and deletes VMs and connects
 into them; compute:connect only connects; admin:read sees accounts, bootstrap tokens and the audit
@@ -158,11 +159,16 @@ pub(super) async fn create<F: Future<Output = anyhow::Result<Client>>>(
     }
 }
 
-pub(super) async fn update(command: Update, client: &Client) -> anyhow::Result<()> {
+/// `connect` is called once the options are known to be sound.
+pub(super) async fn update<F: Future<Output = anyhow::Result<Client>>>(
+    command: Update,
+    connect: impl FnOnce() -> F,
+) -> anyhow::Result<()> {
     let arguments = match command {
         Update::ServiceAccount(arguments) => arguments,
-        Update::Vm(arguments) => return power::update(arguments, client).await,
+        Update::Vm(arguments) => return power::update(arguments, connect).await,
     };
+    let client = &connect().await?;
     let expiry = match (arguments.no_expiry, arguments.ttl) {
         (true, _) => Some(Expiry::Never),
         (false, Some(ttl)) => Some(Expiry::At(end(ttl))),

@@ -1,6 +1,8 @@
 //! What was typed, read by clap: `main` calls [`parse`]. What clap refuses is told with what was probably meant, where that can be
 //! known: a noun that was left out, an option that is called otherwise here.
 
+use std::ffi::OsString;
+
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Error, FromArgMatches as _};
@@ -16,11 +18,13 @@ const SIZES: [&str; 3] = ["--cpu", "--memory", "--disk-size"];
 
 /// Reads the command line of this process; ends the process, with a text, when it is no command or asks for help.
 pub fn parse() -> Arguments {
-    let typed: Vec<String> = std::env::args().skip(1).collect();
-    read(std::env::args_os().collect(), &typed).unwrap_or_else(|error| error.exit())
+    let given: Vec<OsString> = std::env::args_os().collect();
+    // Only read for tips: what is no text is told by clap.
+    let typed: Vec<String> = given.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    read(given, &typed).unwrap_or_else(|error| error.exit())
 }
 
-fn read(given: Vec<std::ffi::OsString>, typed: &[String]) -> Result<Arguments, Error> {
+fn read(given: Vec<OsString>, typed: &[String]) -> Result<Arguments, Error> {
     let mut command = command();
     let matches = command.try_get_matches_from_mut(given).map_err(|error| {
         let words = ["orchard".to_owned()].into_iter().chain(typed.iter().cloned());
@@ -111,6 +115,11 @@ fn with_noun(typed: &[String], unknown: &str) -> Option<String> {
     let tree = Arguments::command();
     let verb = tree.find_subcommand(verb)?;
     let noun = NOUNS.into_iter().find(|noun| verb.find_subcommand(noun).is_some_and(takes_name))?;
+    // What may hold a secret is not said again: errors stand in logs.
+    let secret = |word: &String| word.starts_with("-p") || word.contains("token") || word.contains("password");
+    if typed.iter().any(secret) {
+        return Some(format!("did you mean `orchard {} {noun} {} …`?", verb.get_name(), word(unknown)));
+    }
     let words = before.iter().map(String::as_str).chain([noun]).chain(behind.iter().map(String::as_str));
     Some(format!("did you mean `orchard {}`?", words.map(word).collect::<Vec<_>>().join(" ")))
 }
@@ -153,6 +162,7 @@ mod tests {
             ("exec build-1 -- sh -c $HOME", "orchard exec vm build-1 -- sh -c '$HOME'"),
             ("--context work logs foo", "orchard --context work logs vm foo"),
             ("drain mini-1", "orchard drain worker mini-1"),
+            ("ssh build-1 -p hunter2", "orchard ssh vm build-1 …"),
         ] {
             let told = told(line);
             assert!(told.contains(&format!("tip: did you mean `{meant}`?")), "{told}");

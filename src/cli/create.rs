@@ -181,14 +181,15 @@ pub(super) async fn run<F: Future<Output = anyhow::Result<Client>>>(
         vm = watch.until_ready(&client, &vm, timeout).await?;
     }
     let name = &vm.name;
-    if !wait && let Some(why) = placing::why_waiting(&vm, &client).await {
-        eprintln!("{why}");
-    }
     let text = || match wait {
         true => format!("VM {name} is ready; `orchard ssh vm {name}` opens a shell in it"),
         false => format!("VM {name} is created; `orchard get vm {name}` shows how far it is"),
     };
-    Ok(output.done(&vm, |vm| vm.name.to_string(), text)?)
+    output.done(&vm, |vm| vm.name.to_string(), text)?;
+    if !wait && let Some(why) = placing::why_waiting(&vm, &client).await {
+        eprintln!("{why}");
+    }
+    Ok(())
 }
 
 /// The guest user's password, wherever it comes from.

@@ -17,10 +17,10 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::worker::WorkerState;
 use crate::model::{AccountName, CopyId, VmName, WorkerName};
 
-/// How long a worker may take to say that the VMs that were deleted have ended: longer than it asks a guest to switch itself off.
+/// How long a worker may take to say that the VMs that were deleted have ended.
 const SETTLING: Duration = Duration::from_secs(15);
-/// How often it is asked whether it has.
-const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is asked whether it has: each refusal stands in the audit trail.
+const ASK_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Delete {
@@ -170,13 +170,19 @@ pub(super) async fn run(command: Delete, client: &Client) -> anyhow::Result<()> 
 /// it is about to say so.
 async fn delete_worker(name: &WorkerName, force: bool, client: &Client) -> Result<(), ApiError> {
     let until = Instant::now() + SETTLING;
+    let mut told = false;
     loop {
         let refused = match client.call(&DeleteWorker { name: name.clone(), force }).await {
             Err(error) if error.code == ErrorCode::Conflict && !force && Instant::now() < until => error,
             answered => return answered.map(drop),
         };
         match client.call(&GetWorker { name: name.clone() }).await {
-            Ok(view) if view.state == WorkerState::Online && view.vms == 0 => tokio::time::sleep(ASK_EVERY).await,
+            Ok(view) if view.state == WorkerState::Online && view.vms == 0 => {
+                if !std::mem::replace(&mut told, true) {
+                    eprintln!("waiting for worker {name} to say that the VMs that were deleted there have ended");
+                }
+                tokio::time::sleep(ASK_EVERY).await;
+            }
             _ => return Err(refused),
         }
     }

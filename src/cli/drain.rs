@@ -86,7 +86,7 @@ async fn drained(name: &WorkerName, limit: Option<Duration>, client: &Client) ->
         }
         if let Some(limit) = limit.filter(|_| until.is_some_and(|until| Instant::now() >= until)) {
             let moves = view.worker.drain.as_ref().is_some_and(|drain| drain.deadline_s.is_some());
-            for why in who_stays(name, moves, client).await? {
+            for why in who_stays(name, moves, client).await.unwrap_or_default() {
                 eprintln!("{why}");
             }
             let limit = duration::show(limit);
@@ -102,7 +102,8 @@ async fn drained(name: &WorkerName, limit: Option<Duration>, client: &Client) ->
 async fn who_stays(name: &WorkerName, moves: bool, client: &Client) -> anyhow::Result<Vec<String>> {
     let mut lines = Vec::new();
     for vm in running_on(name, client).await?.iter().take(NAMED) {
-        let explained = client.call(&ExplainVm { name: vm.clone() }).await?;
+        // It may end at this moment.
+        let Ok(explained) = client.call(&ExplainVm { name: vm.clone() }).await else { continue };
         lines.push(match (moves, explained.fitting) {
             (false, _) => format!("VM {vm} stays until it ends by itself; --deadline says when it is to be moved"),
             (true, 0) => format!("VM {vm} cannot go elsewhere: {}", placing::nowhere(&explained)),

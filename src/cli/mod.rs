@@ -235,7 +235,8 @@ impl Arguments {
 
     /// What was asked for, as it is called in a trace.
     pub fn name(&self) -> String {
-        let verb = std::env::args().nth(1).filter(|verb| !verb.starts_with('-')).unwrap_or_default();
+        let verb = std::env::args_os().nth(1).and_then(|verb| verb.into_string().ok());
+        let verb = verb.filter(|verb| !verb.starts_with('-')).unwrap_or_default();
         format!("orchard {verb}").trim_end().to_owned()
     }
 
@@ -339,7 +340,7 @@ async fn as_client(global: Global, command: Command, home: Home) -> anyhow::Resu
         Command::List(command) => list::run(command, &connect().await?).await?,
         Command::Get(command) => get::run(command, &connect().await?).await?,
         Command::Delete(command) => delete::run(command, &connect().await?).await?,
-        Command::Update(command) => accounts::update(command, &connect().await?).await?,
+        Command::Update(command) => accounts::update(command, connect).await?,
         Command::Stop(command) => power::stop(command, &connect().await?).await?,
         Command::Start(command) => power::start(command, &connect().await?).await?,
         Command::Suspend(command) => power::suspend(command, &connect().await?).await?,

@@ -9,9 +9,10 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::output::{self, Format, OutputArgs, Table};
-use crate::bus::message::GetWorker;
+use crate::bus::message::{GetInfo, GetWorker};
 use crate::bus::placing::{ExplainVm, Explained, PauseWorker, ResumeWorker};
 use crate::config::duration;
+use crate::model::access::Role;
 use crate::model::error::ErrorCode;
 use crate::model::resources::WORKER_NAME_LABEL;
 use crate::model::vm::{Vm, VmStatus};
@@ -137,18 +138,27 @@ async fn left_on(name: &WorkerName, client: &Client) -> anyhow::Result<usize> {
         .count())
 }
 
+/// How long a request may take that nobody asked for.
+const ASIDE: Duration = Duration::from_secs(2);
+
+/// Whether this account may see VMs. What it may not is not asked for by the way: each refusal stands in the audit trail.
+pub(super) async fn may_look(client: &Client) -> bool {
+    let info = client.call_within(&GetInfo {}, ASIDE).await;
+    info.is_ok_and(|info| info.roles.is_none_or(|roles| roles.has(Role::ComputeRead)))
+}
+
 /// Why nothing can take a VM that was just made, if that is so: it would wait, and nobody know for what.
 pub(super) async fn why_waiting(vm: &Vm, client: &Client) -> Option<String> {
-    if vm.is_to_be_off() {
+    if vm.is_to_be_off() || !may_look(client).await {
         return None;
     }
     let name = &vm.name;
-    let explained = client.call(&ExplainVm { name: name.clone() }).await.ok()?;
-    if explained.worker.is_some() || explained.fitting > 0 {
+    let explained = client.call_within(&ExplainVm { name: name.clone() }, ASIDE).await.ok()?;
+    if explained.status != VmStatus::Pending || explained.worker.is_some() || explained.fitting > 0 {
         return None;
     }
     if let Some(worker) = vm.spec.labels.get(WORKER_NAME_LABEL).and_then(|worker| worker.parse::<WorkerName>().ok())
-        && let Err(error) = client.call(&GetWorker { name: worker.clone() }).await
+        && let Err(error) = client.call_within(&GetWorker { name: worker.clone() }, ASIDE).await
         && error.code == ErrorCode::NotFound
     {
         return Some(format!("VM {name} waits: no worker named {worker} is known"));

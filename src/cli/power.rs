@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::output::{OutputArgs, Progress};
 use super::wait::WaitArgs;
-use super::{UsageError, pairs, wait};
+use super::{UsageError, pairs, placing, wait};
 use crate::bus::life::{SpecChange, UpdateVm};
 use crate::config::duration;
 use crate::model::VmName;
@@ -119,7 +119,11 @@ pub(super) async fn suspend(command: Suspend, client: &Client) -> anyhow::Result
     switch(arguments, PowerState::Suspended, client).await
 }
 
-pub(super) async fn update(arguments: UpdateVmArgs, client: &Client) -> anyhow::Result<()> {
+/// `connect` is called once there is something to be changed.
+pub(super) async fn update<F: Future<Output = anyhow::Result<Client>>>(
+    arguments: UpdateVmArgs,
+    connect: impl FnOnce() -> F,
+) -> anyhow::Result<()> {
     let UpdateVmArgs { name, if_generation, output, .. } = arguments;
     let networks = |list: String| list.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect();
     let change = SpecChange {
@@ -141,8 +145,12 @@ pub(super) async fn update(arguments: UpdateVmArgs, client: &Client) -> anyhow::
         return Err(UsageError(what).into());
     }
     let request = UpdateVm { name: name.clone(), if_generation, change };
+    let client = &connect().await?;
     // Whoever may not see VMs is told the generation alone.
-    let before = client.vm(&name).await.ok().map(|vm| (vm.uid, vm.generation));
+    let before = match placing::may_look(client).await {
+        true => client.vm(&name).await.ok().map(|vm| (vm.uid, vm.generation)),
+        false => None,
+    };
     let vm = client.call(&request).await.with_context(|| format!("cannot change VM {name}"))?;
     show(&vm, output, || match before == Some((vm.uid, vm.generation)) {
         true => format!("VM {name} is as it was, at generation {}", vm.generation),

@@ -59,7 +59,11 @@ impl Watch {
                 anyhow::anyhow!("VM {name} failed: {why}; it keeps its name until `orchard delete vm {name}`")
             }
             WaitError::Over(why) => anyhow::anyhow!("{why}"),
-            WaitError::Api(error) => error.into(),
+            WaitError::Api(error) => {
+                let name = &vm.name;
+                anyhow::Error::from(error)
+                    .context(format!("VM {name} is there, but was not followed until it is ready"))
+            }
         })
     }
 }

@@ -3,9 +3,11 @@
 //! Woken by each change, and by a clock besides: an account that expires changes nothing, and a notice that was lost must
 //! cost time only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::auth::AccessView;
 use super::gate::Gate;
@@ -24,6 +26,14 @@ const LOOK: Duration = Duration::from_millis(500);
 /// its bootstrap token. Near the second that is promised, for the sake of busy machines: an answer that is lost here is lost.
 const LAST_ANSWER: Duration = Duration::from_millis(700);
 
+/// Returns when the first of those whose last answer is waited for are due. Cancel safe.
+async fn first_of(due: &VecDeque<(Instant, Vec<String>)>) {
+    match due.front() {
+        Some((at, _)) => tokio::time::sleep_until(*at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Whose rights are seen to, and by whom.
 pub(super) struct Enforcer {
     pub(super) access: Arc<AccessView>,
@@ -38,10 +48,12 @@ pub(super) struct Enforcer {
 pub(super) async fn run(enforcer: Enforcer) {
     let mut tokens = enforcer.tokens.clone();
     let Enforcer { access, gate, relay, .. } = &enforcer;
+    // The wait is the same for all: the first to come are the first to be due.
+    let mut due = VecDeque::new();
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        // Both are cancel safe.
+        // All are cancel safe. While one user's last answer is waited for, the others' changes hold at once.
         tokio::select! {
             users = access.changed() => {
                 let other_token = |user: &String| {
@@ -57,9 +69,11 @@ pub(super) async fn run(enforcer: Enforcer) {
                     enforcer.see_to(&user, &mut tokens);
                 }
                 if !last_answer.is_empty() {
-                    tokio::time::sleep(LAST_ANSWER).await;
+                    due.push_back((Instant::now() + LAST_ANSWER, last_answer));
                 }
-                for user in last_answer {
+            }
+            () = first_of(&due) => {
+                for user in due.pop_front().map(|(_, users)| users).unwrap_or_default() {
                     enforcer.see_to(&user, &mut tokens);
                 }
             }

@@ -167,6 +167,7 @@ pub const WRONG: &[(&[&str], &str)] = &[
     (&["create", "service-account", "a", "--roles", "compute:all"], "compute:read"),
     (&["create", "service-account", "a", "--roles", "compute:read", "--ttl", "soon"], "5m30s"),
     (&["update", "service-account", "a"], "--roles"),
+    (&["update", "vm", "a"], "nothing of VM a is named that is to be changed, such as --priority 5"),
     (&["update", "service-account", "a", "--ttl", "1h", "--no-expiry"], "cannot be used"),
     (&["get", "bootstrap-token", "--uses", "0"], "1..=10000"),
     (&["get", "bootstrap-token", "--uses", "10001"], "1..=10000"),
@@ -200,6 +201,19 @@ fn wrong_use_exits_with_2_and_says_what_is_right() {
         assert_eq!(ran.code, 2, "{arguments:?}: {}{}", ran.stdout, ran.stderr);
         assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(hint), "{arguments:?}: {}", ran.stderr);
         assert_eq!(ran.stdout, "", "{arguments:?}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_text_is_refused_where_text_is_wanted() {
+    let user = User::new();
+    for arguments in [&["list"][..], &["get", "vm"], &["frobnicate"]] {
+        let mut command = user.command(arguments);
+        let output =
+            command.arg(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"a\xff")).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && told.starts_with("error: "), "{arguments:?}: {told}");
     }
 }
 

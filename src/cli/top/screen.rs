@@ -58,9 +58,7 @@ impl Screen {
     /// # Errors
     /// When the terminal is gone, and when a task has panicked: nothing is drawn over what was told of that.
     pub(super) fn draw(&mut self, render: impl FnOnce(&mut ratatui::Frame<'_>)) -> io::Result<()> {
-        if PANICKED.load(Ordering::Relaxed) {
-            return Err(io::Error::other("a part of this program panicked, as told above"));
-        }
+        whole()?;
         self.terminal.draw(render).map(drop)
     }
 
@@ -75,12 +73,21 @@ impl Screen {
 
     /// Takes it again.
     pub(super) fn take_again(&mut self) -> io::Result<()> {
+        whole()?;
         enable_raw_mode()?;
         execute!(io::stdout(), EnterAlternateScreen, Clear(ClearType::All))?;
         // A new one knows nothing of what was there. To clear the old one would ask the terminal where its cursor is, whose
         // answer comes as if it were typed.
         self.terminal = Terminal::new(CrosstermBackend::new(io::stdout()))?;
         Ok(())
+    }
+}
+
+/// An error once a part of the program has panicked, which gave the terminal back for good.
+fn whole() -> io::Result<()> {
+    match PANICKED.load(Ordering::Relaxed) {
+        true => Err(io::Error::other("a part of this program panicked, as told above")),
+        false => Ok(()),
     }
 }
 

@@ -125,10 +125,9 @@ impl AccessView {
             none if none.is_empty() => "no role".to_owned(),
             some => some,
         };
-        let grant = access::grant_command(name, &account.view.roles, needs).unwrap_or_default();
-        let what = format!(
-            "{what} needs {needs}, and {name} has {has}; somebody with admin:write can grant it with `{grant}`"
-        );
+        let grant = access::grant_command(name, &account.view.roles, needs)
+            .map(|grant| format!("; somebody with admin:write can grant it with `{grant}`"));
+        let what = format!("{what} needs {needs}, and {name} has {has}{}", grant.unwrap_or_default());
         Err(ApiError::new(ErrorCode::Forbidden, what))
     }
 

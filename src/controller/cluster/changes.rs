@@ -149,7 +149,9 @@ impl Changes {
 
     /// Appends a line of output of `vm`.
     pub(super) fn log(&mut self, last: &mut EventNumber, now: Now, vm: &Vm, line: LogLine) {
-        self.push(last, now, EventType::Log, vm_object(vm), line.text, vm.worker.clone(), Some(line.stream));
+        // A word of a later worker's is not kept as one that nobody said.
+        let stream = Some(line.stream).filter(|stream| *stream != LogStream::Unknown);
+        self.push(last, now, EventType::Log, vm_object(vm), line.text, vm.worker.clone(), stream);
         let late = line.time.filter(|said| said.until(now.wall) > LATE);
         if let Some(event) = self.events.last_mut() {
             event.said_at = late;

@@ -35,7 +35,7 @@ const TRIES: usize = 5;
 pub(in crate::controller) async fn settled(bus: &Bus) -> Result<(), ApiError> {
     let mut tries = 1;
     loop {
-        match Echo::over(bus).await?.heard().await {
+        match async { Echo::over(bus).await?.heard().await }.await {
             Err(error) if error.code == ErrorCode::Unavailable && tries < TRIES => tries += 1,
             other => return other,
         }

@@ -13,7 +13,8 @@ use super::StoreError;
 use crate::controller::cluster::SpentKey;
 use crate::model::{ClusterId, CopyId};
 
-/// The version of what the tables hold; raised with every change that an older release cannot read.
+/// The version of what the tables hold; raised with every change that an older release cannot read, and with each new word of what
+/// clients read as `unknown` (roles, runtimes): an older release would write it back so.
 ///
 /// 1: VMs in plain text. 2: VMs are sealed. 3: copies are known by `attemptsFrom` and `restart_count` of their VM together,
 /// what is held since a restored backup, the cluster's settings, VMs bound to a worker.

@@ -40,6 +40,7 @@ const UNTESTED: &[(&str, &str)] = &[
     ("cannot read the standard input", "the system refuses what is open"),
     ("cannot make a PNG of the picture", "written to memory"),
     ("no answer", "the terminal is taken away while a question stands there"),
+    ("is there, but was not followed until it is ready", "the account loses its role while it waits"),
     ("the request was not waited for to its end", "the account loses its role while it waits"),
     ("cannot look at", "the system refuses what it has just allowed"),
     ("cannot replace", "the same"),
