@@ -1,6 +1,7 @@
-//! How much a user may use: how many connections and subscriptions, and how fast it may send over all of them: a token bucket for operations and one for bytes, shared by all connections of the user. Made
-//! by the embedder, handed out with [`super::auth::User::pace`]; `connection` charges what it has performed and reads no
-//! more while there is a debt, so that a flood ends in the sender's own socket. Pure: `now` is passed in.
+//! How much a user may use: how many connections and subscriptions, and how fast it may send over all of them: a token
+//! bucket for operations and one for bytes, shared by all connections of the user. Made by the embedder, handed out with
+//! [`super::auth::User::pace`]; `connection` charges what it has performed and reads no more while there is a debt, so that
+//! a flood ends in the sender's own socket. Pure: `now` is passed in.
 //!
 //! Charged afterwards, since what a read brings is only known then: a user is over its burst by one read for each thread
 //! at most. Debts are bounded ([`MAX_DEBT`]), so that one careless read does not silence a slow user for minutes.

@@ -95,7 +95,8 @@ const MAX_REFUSED_PAUSE: Duration = Duration::from_secs(15);
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 
 /// Logs what happens to a connection, passes refusals of requests on, and notes in `shut_out` how often in a row this user
-/// was not let in, and in `disturbances` when messages may have been lost. Of the attempts that fail in a row only the first is told to everybody.
+/// was not let in, and in `disturbances` when messages may have been lost. Of the attempts that fail in a row only the first
+/// is told to everybody.
 fn tell(
     url: String,
     refused: &'static str,
@@ -319,8 +320,9 @@ impl Bus {
     /// Calls an API verb as `account` and waits at most `timeout` for its answer.
     ///
     /// # Errors
-    /// What the controller answered; [`ErrorCode::Forbidden`] when the broker refuses, [`ErrorCode::Unavailable`] when no controller listens, [`ErrorCode::Timeout`] when
-    /// none answered in time. Cancel safe: the request may still be carried out.
+    /// What the controller answered; [`ErrorCode::Forbidden`] when the broker refuses, [`ErrorCode::Unavailable`] when no
+    /// controller listens, [`ErrorCode::Timeout`] when none answered in time. Cancel safe: the request may still be carried
+    /// out.
     pub async fn call<C: ApiCall>(
         &self,
         account: &AccountName,

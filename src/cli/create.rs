@@ -1,4 +1,5 @@
-//! `orchard create`: service accounts go to `accounts`; of a VM, the request out of the options; [`wait`](super::wait) then follows the VM until it is ready.
+//! `orchard create`: service accounts go to `accounts`; of a VM, the request out of the options; [`wait`](super::wait) then
+//! follows the VM until it is ready.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -131,8 +131,9 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
     ended
 }
 
-/// Leads the connections that come to `listener` to a port of `place`, for ever; each waits for it as long as `wait`. `first` is which one of that name it is, once
-/// that is known. Dropping the future closes them all, but for what [`Dialer::close`] does.
+/// Leads the connections that come to `listener` to a port of `place`, for ever; each waits for it as long as `wait`.
+/// `first` is which one of that name it is, once that is known. Dropping the future closes them all, but for what
+/// [`Dialer::close`] does.
 pub(super) async fn forward(
     listener: TcpListener,
     dialer: Dialer,

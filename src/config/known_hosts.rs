@@ -1,5 +1,6 @@
-//! The host keys of VMs and of workers' machines, remembered when one is first logged in to. Read and written by `orchard ssh`, `exec` and `cp`;
-//! the configuration that `orchard ssh-config` prints has stock OpenSSH use the same file, which is why it has OpenSSH's form.
+//! The host keys of VMs and of workers' machines, remembered when one is first logged in to. Read and written by `orchard
+//! ssh`, `exec` and `cp`; the configuration that `orchard ssh-config` prints has stock OpenSSH use the same file, which is
+//! why it has OpenSSH's form.
 //!
 //! A key belongs to one *start* of one VM ([`alias`]): a VM that starts over does so with a fresh disk from its image, on which
 //! the guest makes new keys at its first boot, and that is no change to warn of. One that boots again from its own disk keeps

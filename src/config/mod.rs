@@ -1,6 +1,7 @@
-//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`] and their file in [`mod@file`],
-//! the one in force in [`target`], the ways to write addresses in [`address`], durations in [`duration`] and bootstrap tokens in [`join`], and the host keys of VMs in [`known_hosts`].
-//! Called by the command line, and by the worker when it joins.
+//! What is kept on the user's machine: the home folder here, the saved contexts in [`context`] and their file in
+//! [`mod@file`], the one in force in [`target`], the ways to write addresses in [`address`], durations in [`duration`] and
+//! bootstrap tokens in [`join`], and the host keys of VMs in [`known_hosts`]. Called by the command line, and by the worker
+//! when it joins.
 
 pub mod address;
 pub mod context;

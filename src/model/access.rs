@@ -80,7 +80,8 @@ impl Roles {
 }
 
 /// How somebody with `admin:write` lets `account`, which has `roles`, do what has `needs`: the whole list, since it replaces
-/// the roles there were. Of several that would do, the last of the table, which opens least. None when nothing is missing, or the account has a role of a newer release.
+/// the roles there were. Of several that would do, the last of the table, which opens least. None when nothing is missing,
+/// or the account has a role of a newer release.
 pub fn grant_command(account: &AccountName, roles: &Roles, needs: Needs) -> Option<String> {
     let Needs::AnyOf(any) = needs else { return None };
     // A list that leaves out what is not known here would take it away.

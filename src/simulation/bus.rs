@@ -1,7 +1,8 @@
 //! The bus: carries messages late, in another order, twice or not at all.
 //!
 //! What clients ask is carried at most once: a `vm.delete` that came again an hour later would rightly delete the VM that
-//! has the name then. A create that bears a key may come twice. What workers say carries uid, attempt and session, and must survive everything.
+//! has the name then. A create that bears a key may come twice. What workers say carries uid, attempt and session, and must
+//! survive everything.
 
 use super::clock::Millis;
 use super::dice::Dice;

@@ -5,12 +5,12 @@
 //! A module of the crate and not an integration test, as the bugs that prove its worth are planted in the core behind
 //! `cfg(test)` (`model::planted`), which integration tests do not see.
 //!
-//! What happens: clients create and delete VMs, pause and drain workers (`client`); the controller's process applies batches as
-//! the writer does (`controller`, `disk`); workers register, renew leases and report (`worker`), and bring their hosts to
-//! what is wished (`fleet`, `host`); a guard there stops what may be replaced when the lease is over (`guard`). Meanwhile things go wrong (`faults`): messages are lost, doubled and late, processes
-//! and machines die, disks fill, clocks jump, backups are restored. After every step the invariants are checked against
-//! what really is (`invariants`); then faults stop, and everything must become as it was wished in bounded time
-//! (`converge`).
+//! What happens: clients create and delete VMs, pause and drain workers (`client`); the controller's process applies batches
+//! as the writer does (`controller`, `disk`); workers register, renew leases and report (`worker`), and bring their hosts to
+//! what is wished (`fleet`, `host`); a guard there stops what may be replaced when the lease is over (`guard`). Meanwhile
+//! things go wrong (`faults`): messages are lost, doubled and late, processes and machines die, disks fill, clocks jump,
+//! backups are restored. After every step the invariants are checked against what really is (`invariants`); then faults
+//! stop, and everything must become as it was wished in bounded time (`converge`).
 //!
 //! To see a failure again, with everything that happened:
 //! `ORCHARD_SIM_SEED=17 cargo test --lib simulation::replay -- --nocapture`. How many seeds are tried:

@@ -29,7 +29,8 @@ const MAX_AGENT_KEYS: usize = 32;
 pub enum Proof {
     /// A password: given as such, then as the answer to the server's questions (PAM set up so).
     Password(Secret),
-    /// A key from a file, with its certificate if there is one. The agent among the proofs signs for one that is locked, or of which only the public half is there.
+    /// A key from a file, with its certificate if there is one. The agent among the proofs signs for one that is locked, or
+    /// of which only the public half is there.
     Key(Key),
     /// Every key of the agent at this Unix socket.
     Agent(PathBuf),

@@ -1,4 +1,5 @@
-//! Key pairs in files, with the certificates beside them, as OpenSSH's tools make them. The command line reads them, [`auth`](super::auth) proves them.
+//! Key pairs in files, with the certificates beside them, as OpenSSH's tools make them. The command line reads them,
+//! [`auth`](super::auth) proves them.
 
 use std::fs::File;
 use std::io::{self, Read as _};

@@ -92,8 +92,8 @@ impl Lease {
         self.session == Some(session)
     }
 
-    /// An earlier message than the last one changes nothing. The length counts even when it makes the lease shorter than it was: a controller that was
-    /// started anew with shorter leases counts by those.
+    /// An earlier message than the last one changes nothing. The length counts even when it makes the lease shorter than it
+    /// was: a controller that was started anew with shorter leases counts by those.
     fn extend(&mut self, sent: Moment, length: Duration, now: Moment) {
         self.look(now);
         if sent >= self.sent {

@@ -1,11 +1,12 @@
 //! The worker: keeps what its host runs equal to what the controller wishes, and carries connections into the VMs.
 //!
-//! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the lease and takes assignments; `fleet` reconciles them
-//! with what the runtime really runs; [`guard`] ends VMs that may run elsewhere when the [`lease`] is over; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
+//! Parts, from the outside in: [`join`] makes the machine a member of the cluster, once; `session` registers, renews the
+//! lease and takes assignments; `fleet` reconciles them with what the runtime really runs; [`guard`] ends VMs that may run
+//! elsewhere when the [`lease`] is over; one task per copy (`vm`) drives it by the table in [`plan`]; `uplink` carries
 //! reports until they are acknowledged, `logs` what startup scripts say, by way of the disk; `images` fetches images ahead
-//! of need and tells which are held; `attach` serves tunnel streams, [`sessions`] keeps those that outlive this process, and `execs` holds commands that outlive their streams; `load` looks how busy the host is. VM processes are
-//! not children
-//! that die with the worker: stopping or killing it stops no VM, the next process adopts them.
+//! of need and tells which are held; `attach` serves tunnel streams, [`sessions`] keeps those that outlive this process, and
+//! `execs` holds commands that outlive their streams; `load` looks how busy the host is. VM processes are not children that
+//! die with the worker: stopping or killing it stops no VM, the next process adopts them.
 
 mod attach;
 mod bring_up;
@@ -237,8 +238,8 @@ impl Worker {
     }
 
     /// Returns once this worker's key has been refused for as long as [`WorkerOptions::give_up_after`] says: the worker was
-    /// deleted, or another machine or a new key has its name. Whoever runs the worker must then stop it, as no waiting mends that. Never for a worker that logs in with a
-    /// password, whose users are somebody else's matter. Cancel safe.
+    /// deleted, or another machine or a new key has its name. Whoever runs the worker must then stop it, as no waiting mends
+    /// that. Never for a worker that logs in with a password, whose users are somebody else's matter. Cancel safe.
     pub async fn revoked(&self) -> JoinError {
         match self.options.login {
             Login::Key(_) => drop(self.bus.shut_out(self.give_up_after).await),
@@ -248,7 +249,8 @@ impl Worker {
     }
 
     /// Stops the worker and, before, its VMs: each guest is asked to switch itself off and gets the time that it gets in
-    /// [`runtime::Runtime::stop`]. `tell` hears how many are left, whenever that changes. Yields how many could not be stopped, or none when the host does not say what runs on it.
+    /// [`runtime::Runtime::stop`]. `tell` hears how many are left, whenever that changes. Yields how many could not be
+    /// stopped, or none when the host does not say what runs on it.
     ///
     /// It is no failure of any VM. That a copy was stopped so is noted beside it, and told to the controller if it can be
     /// reached; whichever it learns first, the controller has the copy boot again from its disk, in its old room, once

@@ -1,8 +1,8 @@
 //! One task per copy: asks the table in [`plan`] for the next step, does it, and again, until the copy is gone.
 //!
 //! A wish that changes interrupts creating, booting and waiting, but never stopping or deleting, which are short and
-//! bounded; suspending and starting are given up for a deletion alone. One that only has another generation is put into effect by saying so: whatever needs another process comes as
-//! another boot. Knows no runtime by name.
+//! bounded; suspending and starting are given up for a deletion alone. One that only has another generation is put into
+//! effect by saying so: whatever needs another process comes as another boot. Knows no runtime by name.
 
 mod off;
 

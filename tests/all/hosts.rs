@@ -313,8 +313,8 @@ async fn what_only_a_person_knows_is_asked_for_on_the_terminal() {
     }
 }
 
-/// Runs the command line in a terminal where somebody waits for each text and then types the line beside it. Yields what the screen has
-/// shown.
+/// Runs the command line in a terminal where somebody waits for each text and then types the line beside it. Yields what the
+/// screen has shown.
 async fn typed(cluster: &Cluster, home: &std::path::Path, line: &[&str], keys: &[(&str, &str)]) -> String {
     let cli = cluster.cli(line);
     let words = [cli.as_std().get_program()].into_iter().chain(cli.as_std().get_args());

@@ -153,8 +153,8 @@ pub async fn bring_scp(cluster: &Cluster) {
     cluster.run(&["exec", "vm", "box", "--", "sh", "-c", install]).await;
 }
 
-/// Copies a program of this machine, with the libraries that it needs, to a folder in the guest by `orchard cp`. Yields the words that run
-/// it there.
+/// Copies a program of this machine, with the libraries that it needs, to a folder in the guest by `orchard cp`. Yields the
+/// words that run it there.
 async fn carry_there(cluster: &Cluster, program: &str) -> String {
     let tools = cluster.dir.path().join(format!("tools of {program}"));
     std::fs::create_dir(&tools).unwrap();

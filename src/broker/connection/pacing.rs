@@ -1,5 +1,6 @@
-//! Whether a user may have one more connection, and when more is read from it: once its user is not in debt to its pace, and no vital receiver of its messages is
-//! about to be overrun. And the pause before the answer to wrong credentials. Called by the read loop.
+//! Whether a user may have one more connection, and when more is read from it: once its user is not in debt to its pace, and
+//! no vital receiver of its messages is about to be overrun. And the pause before the answer to wrong credentials. Called by
+//! the read loop.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -145,9 +145,9 @@ pub(in crate::cli) struct RunArgs {
     /// --delete-unknown=24h gives it another time. Copies that a VM has or may come to have are kept, and so is
     /// everything until all workers were heard after a backup was restored.
     ///
-    /// DANGER after an old backup was restored, or when a controller begins with an empty data folder: VMs that it
-    /// never heard of are unknown, although people use them, and this deletes them, disks included. Where that may happen, look at `orchard list strays` and
-    /// use `orchard delete stray` instead. VMs that Orchard has not made are never touched.
+    /// DANGER after an old backup was restored, or when a controller begins with an empty data folder: VMs that it never
+    /// heard of are unknown, although people use them, and this deletes them, disks included. Where that may happen, look at
+    /// `orchard list strays` and use `orchard delete stray` instead. VMs that Orchard has not made are never touched.
     #[arg(
         long,
         value_name = "DURATION",
@@ -159,9 +159,9 @@ pub(in crate::cli) struct RunArgs {
     delete_unknown: Option<Duration>,
     /// Let nobody onto this machine by way of the controller
     ///
-    /// Without this, accounts with admin:write reach what listens on this machine's loopback address:
-    /// `orchard ssh worker`, `exec worker`, `vnc worker`, `port-forward worker` and `proxy worker`. Whoever listens there still asks
-    /// who comes, as the SSH server does, if it does so. VMs are reached as before either way.
+    /// Without this, accounts with admin:write reach what listens on this machine's loopback address: `orchard ssh worker`,
+    /// `exec worker`, `vnc worker`, `port-forward worker` and `proxy worker`. Whoever listens there still asks who comes, as
+    /// the SSH server does, if it does so. VMs are reached as before either way.
     #[arg(long)]
     no_host_access: bool,
     /// How long the keeper of sessions stays without one

@@ -1,5 +1,5 @@
-//! How much each user of the embedded broker may use of it: connections, and how fast it may send. One pace for a name, kept here and not with its connections, so
-//! that whoever comes back does not come back with a full bucket.
+//! How much each user of the embedded broker may use of it: connections, and how fast it may send. One pace for a name, kept
+//! here and not with its connections, so that whoever comes back does not come back with a full bucket.
 //!
 //! What they protect is the controller's own way to the broker: it takes a hundred thousand messages a second, so that
 //! many users at their bound leave room for the others. What is beyond waits in the sender's own socket.

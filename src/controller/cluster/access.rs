@@ -124,8 +124,8 @@ impl Cluster {
     /// Gives an account other roles or another end; what `request` does not name stays.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`]; [`ErrorCode::Invalid`] for an end in the past or an unknown role; [`ErrorCode::Conflict`] when nobody would
-    /// be left who manages accounts.
+    /// [`ErrorCode::NotFound`]; [`ErrorCode::Invalid`] for an end in the past or an unknown role; [`ErrorCode::Conflict`]
+    /// when nobody would be left who manages accounts.
     pub fn update_account(
         &mut self,
         request: &UpdateAccount,

@@ -5,8 +5,8 @@
 //! nothing and one bad command fails alone.
 //!
 //! What is stored are VMs, workers, copies that are still to be removed or were given up, requests to fetch images
-//! (`pulls`), who may do what (`access`), and events. Sessions and liveness (`liveness`) are only in memory: after a restart every worker says hello again and has a
-//! whole lease to do so.
+//! (`pulls`), who may do what (`access`), and events. Sessions and liveness (`liveness`) are only in memory: after a restart
+//! every worker says hello again and has a whole lease to do so.
 
 mod access;
 mod adopt;

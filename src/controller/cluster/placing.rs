@@ -117,8 +117,8 @@ impl Cluster {
         }
     }
 
-    /// Has a worker take no new VMs, or take them again, which also ends a drain. What it has already goes on. The worker does not need to be
-    /// online, and nothing that it says undoes a pause.
+    /// Has a worker take no new VMs, or take them again, which also ends a drain. What it has already goes on. The worker
+    /// does not need to be online, and nothing that it says undoes a pause.
     ///
     /// # Errors
     /// [`ErrorCode::NotFound`].

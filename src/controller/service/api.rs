@@ -213,9 +213,9 @@ async fn read<T: Send + 'static>(
     })
 }
 
-/// Where to go on after a page for which all up to `seen` was looked at, and the highest number given out so far, which was `last` before
-/// the page was read. A number that has not been given out yet, as after a restored backup, leads back to the last that
-/// has.
+/// Where to go on after a page for which all up to `seen` was looked at, and the highest number given out so far, which was
+/// `last` before the page was read. A number that has not been given out yet, as after a restored backup, leads back to the
+/// last that has.
 fn place_of(seen: u64, more: bool, last: u64) -> (u64, u64) {
     // The reading is younger than `last`: items after it may be here, and must not be sent once more.
     let last = last.max(seen);

@@ -71,7 +71,8 @@ pub struct Bounds {
 }
 
 impl Default for Bounds {
-    /// Events and audit records that take less than half of the map even when each is as long as it may be; audit records for somewhat longer than a year, so that one year can be compared with the one before.
+    /// Events and audit records that take less than half of the map even when each is as long as it may be; audit records
+    /// for somewhat longer than a year, so that one year can be compared with the one before.
     fn default() -> Self {
         Self {
             map_size: if cfg!(target_pointer_width = "64") { 64 << 30 } else { 1 << 30 },

@@ -2,8 +2,8 @@
 //! binds one, gives it a [`Gatekeeper`], and asks it which workers are connected.
 //!
 //! `connection` takes one connection from its handshake to its first header and serves workers, `client` serves clients,
-//! `session` opens one client stream, `links` knows the workers' connections and `reach` whether they answer (`prober` asks), `accounts`
-//! whose streams are open, `holders` sees to what runs on without a stream.
+//! `session` opens one client stream, `links` knows the workers' connections and `reach` whether they answer (`prober`
+//! asks), `accounts` whose streams are open, `holders` sees to what runs on without a stream.
 
 mod accounts;
 mod client;
@@ -125,8 +125,9 @@ pub struct Limits {
     pub unproven_per_network: usize,
     /// Streams a client may have open at once on one connection, once a ticket was accepted.
     pub sessions_per_client: u32,
-    /// Streams an account may have open at once, over all its connections. It bounds what the account can have the relay hold, too: 2 MiB
-    /// of each stream and way, where nobody reads, and 2 MiB more for each that is yet to show its ticket (`allowance::Room`).
+    /// Streams an account may have open at once, over all its connections. It bounds what the account can have the relay
+    /// hold, too: 2 MiB of each stream and way, where nobody reads, and 2 MiB more for each that is yet to show its ticket
+    /// (`allowance::Room`).
     pub sessions_per_account: usize,
     /// Streams that may be open at once into one VM, or to one worker's host, of all accounts together.
     pub sessions_per_target: usize,

@@ -1,5 +1,5 @@
-//! Room on the worker's disk, for every runtime that keeps images: looked at before and while much is written, so that one image or one suspended guest does not
-//! take the last of it from VMs that run, whose guests would stand still.
+//! Room on the worker's disk, for every runtime that keeps images: looked at before and while much is written, so that one
+//! image or one suspended guest does not take the last of it from VMs that run, whose guests would stand still.
 
 use std::io;
 use std::path::Path;

@@ -30,10 +30,10 @@
 //!
 //! # Bounds
 //!
-//! At most [`MAX_SESSIONS`](keeper::MAX_SESSIONS), and [`MAX_PER_COPY`](keeper::MAX_PER_COPY) into one VM, of at most twice [`WINDOW`](crate::tunnel::resume::WINDOW) bytes each, and
-//! much less while they are idle. A session without a client is kept for
-//! [`KEPT_FOR`](crate::tunnel::resume::KEPT_FOR), then its connection to the guest is closed. One that never had a client, as
-//! the answer to its opening was lost, goes at once. The keeper itself ends a minute after its last session.
+//! At most [`MAX_SESSIONS`](keeper::MAX_SESSIONS), and [`MAX_PER_COPY`](keeper::MAX_PER_COPY) into one VM, of at most twice
+//! [`WINDOW`](crate::tunnel::resume::WINDOW) bytes each, and much less while they are idle. A session without a client is
+//! kept for [`KEPT_FOR`](crate::tunnel::resume::KEPT_FOR), then its connection to the guest is closed. One that never had a
+//! client, as the answer to its opening was lost, goes at once. The keeper itself ends a minute after its last session.
 //!
 //! # What is left
 //!

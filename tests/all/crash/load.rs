@@ -117,8 +117,8 @@ impl Client {
     }
 }
 
-/// Has all clients work at once until `stop`, and tells when they `begin`. Everything of it, connections that would come back by themselves included,
-/// is gone on return: a request of this round must not arrive in the next.
+/// Has all clients work at once until `stop`, and tells when they `begin`. Everything of it, connections that would come
+/// back by themselves included, is gone on return: a request of this round must not arrive in the next.
 pub fn load(
     mut clients: Vec<Client>,
     access: Access,

@@ -127,8 +127,8 @@ pub fn make_key(path: &Path, kind: &str, passphrase: &str) -> String {
     std::fs::read_to_string(path.with_extension("pub")).unwrap()
 }
 
-/// Has the `authority` certify the key at `path` for [`TESTER`], for `validity` as `ssh-keygen -V` takes it; the certificate lies beside
-/// the key then.
+/// Has the `authority` certify the key at `path` for [`TESTER`], for `validity` as `ssh-keygen -V` takes it; the certificate
+/// lies beside the key then.
 pub fn certify(authority: &Path, path: &Path, validity: &str) {
     let mut sign = Command::new("ssh-keygen");
     sign.args(["-q", "-I", "a test", "-n", TESTER, "-V", validity, "-s"])

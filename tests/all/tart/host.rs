@@ -126,7 +126,8 @@ impl Host {
         std::fs::read_dir(self.file("notes")).map_or(0, Iterator::count)
     }
 
-    /// Processes that the tool has left: whatever has its mark in its environment or its folder on its command line, and its remains that nobody took away.
+    /// Processes that the tool has left: whatever has its mark in its environment or its folder on its command line, and its
+    /// remains that nobody took away.
     pub fn left(&self) -> Vec<String> {
         let mark = format!("STANDIN={}\0", self.folder().display()).into_bytes();
         let text = std::fs::read_to_string(self.file("calls")).unwrap_or_default();

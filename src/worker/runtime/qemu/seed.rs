@@ -1,5 +1,6 @@
-//! What an ordinary cloud image needs to know of its user: cloud-init's NoCloud seed, a small FAT volume labelled `CIDATA` with
-//! `meta-data` and `user-data`, and `network-config` where there are two network cards. Images without cloud-init see a second disk and leave it alone.
+//! What an ordinary cloud image needs to know of its user: cloud-init's NoCloud seed, a small FAT volume labelled `CIDATA`
+//! with `meta-data` and `user-data`, and `network-config` where there are two network cards. Images without cloud-init see a
+//! second disk and leave it alone.
 //!
 //! No text of a user is ever written as it is: each is a YAML string in double quotes, of printable ASCII, with escapes for
 //! all else. So none ends its string, and none holds a character that cloud-init's parser refuses.
