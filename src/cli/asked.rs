@@ -26,10 +26,8 @@ pub fn parse() -> Arguments {
 
 fn read(given: Vec<OsString>, typed: &[String]) -> Result<Arguments, Error> {
     let mut command = command();
-    let matches = command.try_get_matches_from_mut(given).map_err(|error| {
-        let words = ["orchard".to_owned()].into_iter().chain(typed.iter().cloned());
-        hints::with_hint(advised(error, typed), words)
-    })?;
+    let refused = |error| hints::with_hint(advised(error, typed), typed);
+    let matches = command.try_get_matches_from_mut(given).map_err(refused)?;
     Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 

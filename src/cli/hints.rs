@@ -75,15 +75,14 @@ const INSTEAD: &[(&str, &str, &str)] = &[
 const APART: &[(&str, &str, &str)] =
     &[("worker run", "[BUS_URL]", "leave the address out: the bootstrap token says where the controller is")];
 
-/// The error, with what to do instead if `words`, the program's name first, are of that other command line.
-pub(super) fn with_hint(mut error: Error, words: impl Iterator<Item = String>) -> Error {
+/// The error, with what to do instead if `words`, without the program's name, are of that other command line.
+pub(super) fn with_hint(mut error: Error, words: &[String]) -> Error {
     let table = match error.kind() {
         ErrorKind::UnknownArgument => INSTEAD,
         ErrorKind::ArgumentConflict => APART,
         _ => return error,
     };
-    let words: Vec<String> = words.skip(1).collect();
-    let path = path(&words);
+    let path = path(words);
     let found = table.iter().find(|(command, argument, _)| is_within(&path, command) && is_meant(&error, argument));
     if let Some((_, _, hint)) = found {
         // What clap takes for meant is something else.
@@ -132,7 +131,7 @@ mod tests {
 
     fn said(line: &str) -> String {
         let words: Vec<String> = format!("orchard {line}").split(' ').map(str::to_owned).collect();
-        with_hint(Arguments::try_parse_from(&words).unwrap_err(), words.into_iter()).to_string()
+        with_hint(Arguments::try_parse_from(&words).unwrap_err(), &words[1..]).to_string()
     }
 
     #[test]

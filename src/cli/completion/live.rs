@@ -5,14 +5,13 @@ use std::time::Duration;
 use super::line::Line;
 use crate::bus::access::{ListAccounts, ListJoinTokens};
 use crate::bus::images::ListPulls;
-use crate::bus::message::{ListVms, ListWorkers};
 use crate::bus::strays::ListStrays;
 use crate::cli::client::Client;
 use crate::cli::{exec_session, list};
 use crate::client::find_target;
 use crate::config::Home;
 use crate::model::error::ApiError;
-use crate::model::{AccountName, VmName, WorkerName};
+use crate::model::{AccountName, WorkerName};
 
 /// How long the user waits at most after Tab.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -60,27 +59,23 @@ pub(super) fn names(what: What, line: &Line) -> Vec<String> {
 }
 
 async fn vms(client: &Client) -> Result<Vec<String>, ApiError> {
-    every(async |after: Option<VmName>| {
-        let page = client.call(&ListVms { after, limit: 0 }).await?;
-        Ok((page.vms.into_iter().map(|vm| vm.name).collect(), page.more))
-    })
-    .await
+    Ok(client.vms().await?.into_iter().map(|vm| vm.name.into()).collect())
 }
 
 async fn workers(client: &Client) -> Result<Vec<String>, ApiError> {
-    every(async |after: Option<WorkerName>| {
-        let page = client.call(&ListWorkers { after, limit: 0 }).await?;
-        Ok((page.workers.into_iter().map(|view| view.worker.info.name).collect(), page.more))
-    })
-    .await
+    Ok(client.workers().await?.into_iter().map(|view| view.worker.info.name.into()).collect())
 }
 
 async fn accounts(client: &Client) -> Result<Vec<String>, ApiError> {
-    every(async |after: Option<AccountName>| {
-        let page = client.call(&ListAccounts { after, limit: 0 }).await?;
-        Ok((page.accounts.into_iter().map(|account| account.name).collect(), page.more))
-    })
-    .await
+    let mut all: Vec<AccountName> = Vec::new();
+    loop {
+        let page = client.call(&ListAccounts { after: all.last().cloned(), limit: 0 }).await?;
+        let more = page.more && !page.accounts.is_empty();
+        all.extend(page.accounts.into_iter().map(|account| account.name));
+        if !more {
+            return Ok(all.into_iter().map(Into::into).collect());
+        }
+    }
 }
 
 /// Of the first page: nobody types one of more than that by hand.
@@ -111,19 +106,4 @@ async fn sessions(client: &Client, line: &Line) -> Option<Vec<String>> {
     let name = words.into_iter().find(|word| there.iter().any(|vm| vm == word))?;
     let sessions = exec_session::sessions(client, name.parse().ok()?).await.ok()?;
     Some(sessions.into_iter().filter(|one| one.ended.is_none()).map(|one| one.session).collect())
-}
-
-/// The names of all pages; `page` yields those after a name, and whether there are more.
-async fn every<N: Clone + Into<String>>(
-    page: impl AsyncFn(Option<N>) -> Result<(Vec<N>, bool), ApiError>,
-) -> Result<Vec<String>, ApiError> {
-    let mut all: Vec<N> = Vec::new();
-    loop {
-        let (names, more) = page(all.last().cloned()).await?;
-        let more = more && !names.is_empty();
-        all.extend(names);
-        if !more {
-            return Ok(all.into_iter().map(Into::into).collect());
-        }
-    }
 }
