@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 
 use orchard::bus::connect::OpenHost;
 use orchard::config::join::BootstrapToken;
@@ -176,12 +175,13 @@ async fn a_command_in_a_vm_goes_on_when_the_worker_and_the_controller_are_killed
     }
     session.is_told("connected again").await;
 
+    // While there is a session: soon after the last it ends by itself.
+    assert_eq!(world.keeper(), Some(keeper), "it was the same all the time");
     drop(session.input.take());
     assert_eq!(session.hears().await, "the end");
     let status = tokio::time::timeout(LIMIT, session.child.wait()).await.unwrap().unwrap();
     assert!(status.success(), "{status}");
     assert_eq!(session.told.next_line().await.unwrap(), None, "nothing else is told");
-    assert_eq!(world.keeper(), Some(keeper), "it was the same all the time");
     world.keeper_ends().await;
     // Another one is there when it is needed.
     assert_eq!(world.run(&["ssh", "vm", "box", "echo again"]).await, "again\n");
@@ -266,7 +266,7 @@ async fn a_session_whose_vm_is_gone_ends_with_the_reason() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), told).await.expect("the reason");
+    tokio::time::timeout(LIMIT, told).await.expect("the reason");
     let status = tokio::time::timeout(LIMIT, session.child.wait()).await.unwrap().unwrap();
     assert_eq!(status.code(), Some(1));
 }
