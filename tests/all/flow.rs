@@ -33,8 +33,12 @@ pub async fn main_flow(cluster: &Cluster, guest: &Guest<'_>) {
     assert_eq!((vm["status"].as_str(), vm["ready"].as_bool()), (Some("running"), Some(true)), "{vm}");
     let list = cluster.json(&["list", "vms"]).await;
     assert_eq!(list[0]["name"], "first", "{list}");
-    let workers = cluster.json(&["list", "workers"]).await;
-    assert_eq!((&workers[0]["state"], &workers[0]["connectable"]), (&"online".into(), &true.into()), "{workers}");
+    // The worker's data path comes up beside its work.
+    wait::until("the worker to be online and connectable", LIMIT, || async {
+        let workers = cluster.json(&["list", "workers"]).await;
+        if workers[0]["state"] == "online" && workers[0]["connectable"] == true { Ok(()) } else { Err(workers) }
+    })
+    .await;
 
     // A command, its exit code, its input.
     assert!(cluster.run(&["ssh", "vm", "first", "uname", "-a"]).await.contains(guest.uname));

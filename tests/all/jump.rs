@@ -98,6 +98,12 @@ async fn synthetic() -> Cluster {
     let mut cluster = Cluster::start_jumping(JumpOptions { listen: any_port(), host_key: None }).await;
     cluster.add_worker("w1", Arc::new(Synthetic::new())).await;
     cluster.run(&["create", "vm", "box", "--image", "any", "--wait"]).await;
+    // The worker's data path comes up beside its work.
+    until("the way to it", LIMIT, || async {
+        let worker = cluster.json(&["get", "worker", "w1"]).await;
+        if worker["connectable"] == true { Ok(()) } else { Err(worker) }
+    })
+    .await;
     cluster
 }
 

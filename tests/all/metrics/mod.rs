@@ -76,10 +76,12 @@ async fn the_page_of_a_cluster_is_valid_and_its_figures_move_with_what_happens()
     for name in ["a", "b", "c"] {
         create(&cluster.access, name).await;
     }
-    let page = until("three VMs to run", LIMIT, || async {
+    let page = until("three VMs to run and both workers to have been answered", LIMIT, || async {
         let page = scrape(address).await;
         let ready = page.value("orchard_controller_vms_ready");
-        if ready == 3.0 { Ok(page) } else { Err(ready) }
+        let beats = ["one", "two"]
+            .map(|name| page.value(&format!("orchard_worker_heartbeat_rtt_seconds_count{{worker=\"{name}\"}}")));
+        if ready == 3.0 && beats.iter().all(|count| *count > 0.0) { Ok(page) } else { Err((ready, beats)) }
     })
     .await;
     let both = |id: &str| page.value(&id.replace('W', "one")) + page.value(&id.replace('W', "two"));
@@ -170,7 +172,9 @@ async fn the_status_shows_how_the_controller_is_doing_and_what_deserves_a_look()
     create(&cluster.access, "a").await;
     let status = until("the VM to run", LIMIT, || async {
         let status = cluster.json(&["controller", "status"]).await;
-        if status["vms"]["running"] == 1 { Ok(status) } else { Err(status.to_string()) }
+        // The worker's data path comes up beside its work.
+        let there = status["vms"]["running"] == 1 && status["workers"]["connectable"] == 1;
+        if there { Ok(status) } else { Err(status.to_string()) }
     })
     .await;
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"), "{status}");
