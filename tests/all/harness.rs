@@ -17,7 +17,7 @@ use orchard::controller::cluster::Timing;
 use orchard::controller::store::Retention;
 use orchard::controller::{BusSource, Controller, ControllerOptions, JumpOptions};
 use orchard::identity;
-use orchard::model::error::ApiError;
+use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::resources::{LOGICAL_CORES, MEMORY_MIB};
 use orchard::model::secret::Secret;
 use orchard::model::vm::{Arch, Os};
@@ -28,6 +28,7 @@ use orchard::worker::runtime::Runtime;
 use orchard::worker::{Worker, WorkerOptions};
 
 use crate::processes;
+use crate::wait::until;
 
 /// No command of these tests takes longer, a cold boot on a busy machine included.
 pub const LIMIT: Duration = Duration::from_secs(180);
@@ -35,6 +36,15 @@ pub const LIMIT: Duration = Duration::from_secs(180);
 /// Any free port of the loopback interface.
 pub fn any_port() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
+}
+
+/// An address of the loopback interface that refuses connections: whoever holds the socket, which does not listen, keeps others
+/// from getting its port.
+pub fn refusing() -> (tokio::net::TcpSocket, SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(any_port()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 /// Who logs in to the bus.
@@ -82,7 +92,14 @@ impl Access {
     }
 
     pub async fn bus(&self) -> Bus {
-        self.try_bus().await.unwrap()
+        // A client gives up after seconds, which a login may take on a machine that is busy with all other tests.
+        let logged_in = until("the login", LIMIT, || async {
+            match self.try_bus().await {
+                Err(error) if error.code == ErrorCode::Unavailable => Err(error),
+                ended => Ok(ended),
+            }
+        });
+        logged_in.await.unwrap()
     }
 
     /// Calls a verb as this account.

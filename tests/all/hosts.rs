@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use orchard::bus::access::UpdateAccount;
 use orchard::bus::connect::{HostTicket, OpenHost, OpenTunnel};
@@ -19,7 +19,7 @@ use orchard::worker::{Worker, WorkerOptions};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{Access, Cluster, LIMIT, finish, succeed, worker_options};
+use crate::harness::{Access, Cluster, LIMIT, finish, refusing, succeed, worker_options};
 use crate::ssh::sshd::{Agent, PASSWORD, Sshd, TESTER, make_key};
 use crate::tunnel::rights::account;
 use crate::wait::{PROMPT, until};
@@ -103,10 +103,14 @@ async fn a_workers_machine_is_logged_in_to_and_its_ports_are_reached() {
 
     ports_are_reached(&cluster, &port).await;
     what_is_not_there_is_said(&cluster).await;
-    let audit = cluster.run(&["audit", "--output", "json"]).await;
     let of_host = |line: &&str| line.contains("connect.host") && line.contains(&format!("worker/w1:{port}"));
-    assert!(audit.lines().filter(of_host).any(|line| line.contains("tunnel-opened")), "{audit}");
-    assert!(audit.lines().filter(of_host).any(|line| line.contains("bytes to the host")), "{audit}");
+    // It is written down beside the sessions.
+    until("the record of it", LIMIT, || async {
+        let audit = cluster.run(&["audit", "--output", "json"]).await;
+        let told = |what: &str| audit.lines().filter(of_host).any(|line| line.contains(what));
+        if told("tunnel-opened") && told("bytes to the host") { Ok(()) } else { Err(audit) }
+    })
+    .await;
 }
 
 async fn ports_are_reached(cluster: &Cluster, sshd: &str) {
@@ -132,7 +136,8 @@ async fn talk(port: u16) -> Vec<u8> {
 }
 
 async fn what_is_not_there_is_said(cluster: &Cluster) {
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port().to_string();
+    let (_held, closed) = refusing();
+    let closed = closed.port().to_string();
     for (arguments, why) in [
         (["proxy", "worker", "w1", &closed], "nothing listens there"),
         (["proxy", "worker", "never-was", "22"], "never-was"),
@@ -164,17 +169,23 @@ async fn ports_of_an_ssh_connection_lead_further_while_it_lasts() {
     ssh.kill().await.unwrap();
 
     // Beside a command, and refused with the server's reason.
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let local = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let forward = format!("{local}:localhost:{closed}");
+    let (_held, closed) = refusing();
+    let forward = format!("0:localhost:{}", closed.port());
     let mut ssh = cluster.cli(&[&options[..], &["-L", &forward, "w1", "echo begun; cat"]].concat());
     let mut ssh = ssh.stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(Stdio::piped()).spawn().unwrap();
     let mut begun = BufReader::new(ssh.stdout.take().unwrap()).lines();
     assert_eq!(tokio::time::timeout(LIMIT, begun.next_line()).await.unwrap().unwrap().as_deref(), Some("begun"));
-    assert!(talk_in_vain(local).await.is_empty());
+    let mut said = BufReader::new(ssh.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("forwarding ") {
+        assert!(tokio::time::timeout(LIMIT, said.read_line(&mut line)).await.unwrap().unwrap() > 0, "{line}");
+    }
+    let local = line.split_whitespace().find_map(|word| word.strip_prefix("127.0.0.1:")?.parse::<u16>().ok());
+    assert!(talk_in_vain(local.unwrap_or_else(|| panic!("{line}"))).await.is_empty());
     drop(ssh.stdin.take());
-    let output = tokio::time::timeout(LIMIT, ssh.wait_with_output()).await.unwrap().unwrap();
-    assert!(output.status.success() && told(&output).contains("does not connect to localhost"), "{}", told(&output));
+    let status = tokio::time::timeout(LIMIT, ssh.wait()).await.unwrap().unwrap();
+    said.read_to_string(&mut line).await.unwrap();
+    assert!(status.success() && line.contains("does not connect to localhost"), "{line}");
 }
 
 async fn talk_in_vain(port: u16) -> Vec<u8> {
@@ -341,6 +352,6 @@ async fn typed(cluster: &Cluster, home: &std::path::Path, line: &[&str], keys: &
         }
         screen.read_to_end(&mut seen).await.unwrap();
     };
-    tokio::time::timeout(Duration::from_secs(60), work).await.unwrap();
+    tokio::time::timeout(LIMIT, work).await.unwrap();
     String::from_utf8_lossy(&seen).into_owned()
 }

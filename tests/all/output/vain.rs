@@ -111,8 +111,8 @@ async fn a_forwarded_connection_waits_for_its_vm_if_it_shall() {
     tokio::time::timeout(LIMIT, stream.read_exact(&mut back)).await.expect("no answer").unwrap();
     assert_eq!(&back, b"there");
 
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let _there = TcpListener::bind(taken).await.unwrap();
+    let there = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = there.local_addr().unwrap();
     let said = format!("cannot listen on {taken}; another local port may be free");
     fails(&cluster, &["port-forward", "vm", "a", &format!("{taken}:80")], &[&said]).await;
     let why = "a terminal cannot show a picture: send the standard output to a file";

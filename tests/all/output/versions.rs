@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use serde_json::{Value, json};
 
-use crate::harness::Cluster;
+use crate::harness::{Cluster, refusing};
 use crate::standin::{orchard, run};
 
 const OWN: &str = env!("CARGO_PKG_VERSION");
@@ -28,7 +28,8 @@ async fn without_the_controller_its_own_release_is_told_and_why_the_other_is_mis
     assert_eq!(run(orchard(home.path(), &["version", "--controller"])).await.code, Some(1));
     assert_eq!(run(orchard(home.path(), &["version", "--client", "--controller"])).await.code, Some(2));
 
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (_held, closed) = refusing();
+    let port = closed.port();
     let at = |url: String, arguments: &[&str]| {
         let mut command = orchard(home.path(), arguments);
         command.env("ORCHARD_URL", url).env("ORCHARD_SERVICE_ACCOUNT_NAME", "a");

@@ -1,10 +1,9 @@
 //! What is asked for wrongly, and without a controller: the text and the exit code of each.
 
-use std::net::TcpListener;
-
 use super::errors::protocol;
 use super::golden;
 use crate::cli::WRONG;
+use crate::harness::refusing;
 use crate::standin::{orchard, run};
 
 /// What is asked where no controller is known.
@@ -72,8 +71,8 @@ async fn wrong_use_and_what_is_missing_are_told_word_for_word() {
     for arguments in NOBODY {
         texts.push_str(&protocol(arguments, &run(orchard(&home, arguments)).await));
     }
-    // Nobody listens where somebody did a moment ago.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (_held, closed) = refusing();
+    let port = closed.port();
     for (name, value) in [("nats://", "2"), ("https://", "2"), ("tls://", "1"), ("nats://", "1")] {
         let mut command = orchard(&home, &["list", "vms"]);
         command.env("ORCHARD_URL", format!("{name}127.0.0.1:{port}"));

@@ -179,7 +179,8 @@ async fn connections_go_further_through_the_server_or_are_refused_with_its_reaso
         back.reverse();
         assert!(back == bytes, "{length} bytes there and back");
     }
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let (_held, closed) = crate::harness::refusing();
+    let closed = closed.port();
     let Err(refused) = session.connect_on("localhost", closed, origin).await else { panic!("nothing listens there") };
     assert!(matches!(&refused, SshError::Forward { to, .. } if to.contains(&closed.to_string())), "{refused}");
     works(session).await;
