@@ -131,7 +131,7 @@ async fn a_drained_worker_is_rid_of_its_vms_and_says_so() {
     assert_eq!((&view["drain"]["deadlineSeconds"], &view["drain"]["done"]), (&3600.into(), &false.into()), "{view}");
     assert!(cluster.run(&["list", "workers"]).await.contains("draining"));
 
-    cluster.run(&["drain", "worker", "w1", "--deadline", "0", "--wait=20s"]).await;
+    cluster.run(&["drain", "worker", "w1", "--deadline", "0", "--wait=2m"]).await;
     assert_eq!(cluster.json(&["get", "worker", "w1"]).await["vms"], 0);
     assert!(cluster.run(&["list", "workers"]).await.contains("drained"));
     until("the VM to run elsewhere", LIMIT, || async {

@@ -20,7 +20,7 @@ async fn a_pending_vm_is_explained_and_placed_once_its_worker_is_resumed() {
         if seen.code == Some(0) { Ok(()) } else { Err(seen) }
     })
     .await;
-    cluster.run(&["pause", "worker", "w1", "--wait", "20s"]).await;
+    cluster.run(&["pause", "worker", "w1", "--wait", "2m"]).await;
     cluster.run(&["create", "vm", "a", "--image", "any", "--worker", "w1"]).await;
     let explained = cluster.json(&["explain", "vm", "a"]).await;
     assert_eq!(explained["reason"], "waiting for a worker: of 1 none fits: 1 paused");

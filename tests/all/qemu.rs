@@ -236,7 +236,7 @@ async fn two_copies_run_side_by_side_and_serve_any_port() {
     // Nothing listens on port 9 of the guest: the stream ends at once. The screen speaks its own protocol.
     let mut closed = qemu.dial(a.id, 9).await.unwrap();
     let mut rest = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(20), closed.read_to_end(&mut rest)).await.unwrap();
+    let _ = tokio::time::timeout(BOOT, closed.read_to_end(&mut rest)).await.unwrap();
     assert!(rest.is_empty());
     let mut screen = qemu.dial(a.id, 5900).await.unwrap();
     let mut version = [0; 12];

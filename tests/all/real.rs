@@ -2,7 +2,6 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use orchard::controller::BusSource;
 use orchard::model::secret::Secret;
@@ -176,7 +175,7 @@ async fn nats_server() -> (ContainerAsync<GenericImage>, String) {
         .with_wait_for(WaitFor::message_on_stderr("Server is ready"))
         .with_copy_to("/nats.conf", NATS_CONFIG.as_bytes().to_vec())
         .with_cmd(["-c", "/nats.conf"])
-        .with_startup_timeout(Duration::from_secs(60))
+        .with_startup_timeout(LIMIT)
         .start()
         .await
         .expect("a nats-server in Docker; tests/run.sh starts the engine and builds the image");

@@ -124,7 +124,7 @@ async fn what_was_ended_before_it_began_does_not_begin(session: &Session) {
 async fn a_command_ends_though_its_input_is_open(session: &Session) {
     let (near, _open) = tokio::io::duplex(16);
     let stdio = Stdio { stdin: near, stdout: sink(), stderr: sink() };
-    let status = timeout(Duration::from_secs(20), session.exec("exit 3", stdio)).await.unwrap().unwrap();
+    let status = timeout(DEADLINE, session.exec("exit 3", stdio)).await.unwrap().unwrap();
     assert_eq!(status, code(3));
 }
 

@@ -153,7 +153,7 @@ impl Agent {
         let mut start = Command::new("ssh-agent");
         let child = start.arg("-D").arg("-a").arg(&socket).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let agent = Agent { socket, _dir: dir, child };
-        crate::wait::until("the agent", std::time::Duration::from_secs(20), || async {
+        crate::wait::until("the agent", crate::harness::LIMIT, || async {
             std::os::unix::net::UnixStream::connect(&agent.socket).map(drop)
         })
         .await;
