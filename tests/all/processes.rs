@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::harness::{Access, LIMIT};
+use crate::wait;
 
 /// A serving `orchard` process; killed when dropped.
 pub struct Server {
@@ -99,6 +100,12 @@ pub fn within(prefix: &[&str]) -> Command {
 
 /// `orchard controller run` on `data`, with these addresses.
 pub async fn controller(home: &Path, data: &Path, bus: &str, tunnels: &str) -> (Server, Access) {
+    // One that is started again has its ports from before, and for a moment another test's socket may have them.
+    wait::until("the ports to be free", LIMIT, || async {
+        let listener = std::net::TcpListener::bind(bus);
+        listener.and(std::net::UdpSocket::bind(tunnels)).map(drop)
+    })
+    .await;
     let server = Server::start(controller_command(home, data, bus, tunnels)).await;
     (server, access(home))
 }

@@ -52,8 +52,9 @@ async fn a_process_in_a_real_guest_goes_on_over_suspend_and_start() {
     let seed = cluster.run(&["ssh", "vm", "a", seed]).await;
     let uid = cluster.json(&["get", "vm", "a"]).await["uid"].as_str().unwrap().to_owned();
     assert!(seed.starts_with(&uid) && seed.contains("plain_text_passwd: \"admin\""), "{seed}");
-    let begin =
-        "setsid sleep 100000 >/dev/null 2>&1 </dev/null & sleep 1; pidof sleep; cat /proc/sys/kernel/random/boot_id";
+    // Seen once it is there, which takes an emulated guest a while.
+    let begin = "setsid sleep 100000 >/dev/null 2>&1 </dev/null & until pid=$(pidof sleep); do :; done; echo $pid; \
+                 cat /proc/sys/kernel/random/boot_id";
     let begun = cluster.run(&["ssh", "vm", "a", begin]).await;
     let (pid, boot) = begun.split_once('\n').unwrap();
 

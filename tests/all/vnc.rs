@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use orchard::worker::runtime::synthetic::Synthetic;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use self::apple::Mac;
@@ -205,6 +205,11 @@ async fn tart() -> (Host, Guest, Cluster, Ipv4Addr) {
     (host, guest, cluster, address)
 }
 
+/// A VM is ready before its worker's way to the relay need be up; this waits for it, as what waits for nothing does not.
+async fn the_way_is_there(cluster: &Cluster) {
+    assert_eq!(cluster.run(&["ssh", "vm", "box", "echo", "hi"]).await.trim(), "hi");
+}
+
 /// A VNC server that asks for a password: QEMU's, of a machine without a system.
 async fn server_with_password(address: Ipv4Addr, port: u16, password: &str) -> Child {
     let display = port - 5900;
@@ -225,6 +230,7 @@ async fn server_with_password(address: Ipv4Addr, port: u16, password: &str) -> C
 async fn a_guests_own_server_asks_for_its_password() {
     let Some(vncdo) = client("vncdo") else { return };
     let (_host, _guest, cluster, address) = tart().await;
+    the_way_is_there(&cluster).await;
     let nothing = finish(cluster.cli(&["vnc", "vm", "box", "--wait", "0s", "--screenshot", "-"])).await;
     assert!(told(&nothing).contains("5900") && nothing.status.code() == Some(1), "{}", told(&nothing));
 
@@ -267,7 +273,10 @@ async fn the_screen_of_a_workers_machine_is_its_operators() {
     let Some(vncdo) = client("vncdo") else { return };
     let mut cluster = Cluster::start().await;
     cluster.add_worker("w1", Arc::new(Synthetic::new())).await;
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
+    // Below the ports that the system gives out, so that nobody is given it before the server has it.
+    let random = usize::from(uuid::Uuid::new_v4().into_bytes()[0]);
+    let is_free = |port: &u16| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let free = (10_000..30_000u16).skip(64 * random).find(is_free).unwrap();
     let server = server_with_password(Ipv4Addr::LOCALHOST, free, "letmein").await;
     let port = free.to_string();
     let vnc = |more: &[&str]| cluster.cli(&[&["vnc", "worker", "--port", &port, "--wait", "30s", "w1"], more].concat());
@@ -314,6 +323,7 @@ async fn a_vm_without_a_screen_is_told_so() {
     let mut cluster = Cluster::start().await;
     cluster.add_worker("w", Arc::new(Synthetic::new())).await;
     cluster.run(&["create", "vm", "box", "--image", "any", "--wait"]).await;
+    the_way_is_there(&cluster).await;
     let file: PathBuf = cluster.dir.path().join("x.png");
     let picture = ["--screenshot", file.to_str().unwrap()];
     for options in [&["--no-viewer"][..], &picture] {

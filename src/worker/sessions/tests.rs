@@ -158,7 +158,7 @@ async fn without_a_keeper_sessions_are_as_they_were() {
 #[tokio::test]
 async fn a_keeper_ends_soon_after_its_last_session_and_another_takes_its_place() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Limits { session: Duration::from_millis(100), linger: Duration::from_secs(3) };
+    let limits = Limits { session: Duration::from_secs(2), linger: Duration::from_secs(3) };
     let (sessions, keeper) = kept(dir.path(), limits).await;
     let (near, mut far) = guest().await;
     let mut client = Client::new();

@@ -18,6 +18,8 @@ async fn broker() -> Standalone {
 async fn connect(broker: &Standalone) -> Client {
     ConnectOptions::with_user_and_password("ann".into(), "s3cret".into())
         .reconnect_delay_callback(|_| Duration::from_millis(20))
+        .connection_timeout(PATIENCE)
+        .request_timeout(Some(PATIENCE))
         .connect(broker.url())
         .await
         .unwrap()

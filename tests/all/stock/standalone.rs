@@ -110,6 +110,8 @@ async fn start(
     folder: &Path,
 ) -> Result<(Child, SocketAddr), String> {
     let ports = folder.join("ports.json");
+    // One that was killed has left it: what is read must be of this one.
+    let _ = std::fs::remove_file(&ports);
     let mut child = command.args(["--listen", listen, "--ports-file"]).arg(&ports).args(arguments).spawn().unwrap();
     let said = || std::fs::read_to_string(folder.join("log")).unwrap();
     let mut ended = None;

@@ -172,7 +172,8 @@ async fn each_command_that_goes_wrong_is_told_of_frees_its_room_and_leaves_nothi
 async fn a_vm_that_cannot_be_deleted_or_stopped_blocks_no_other_and_is_deleted_when_it_can_be() {
     let host = Host::tart();
     let mut cluster = Cluster::start().await;
-    cluster.add_worker("w1", host.shared(SHORT)).await;
+    // Not short: the creations must meet these, too.
+    cluster.add_worker("w1", host.shared(LIMITS)).await;
     for name in ["stuck", "deaf", "other"] {
         cluster.run(&["create", "vm", name, "--image", "i"]).await;
         wait_for(&cluster, name, "it to run", |vm| vm["status"] == "running").await;
@@ -252,7 +253,9 @@ async fn a_vm_is_changed_suspended_stopped_and_started_on_the_same_disk() {
 async fn a_pull_says_how_far_it_is_and_its_worker_stays_online_and_can_give_it_up() {
     let host = Host::tart();
     let mut cluster = Cluster::start().await;
-    cluster.add_worker("w1", host.shared(LIMITS)).await;
+    // It is held while many commands of a user run, however long these take.
+    let limits = orchard::worker::runtime::tart::Limits { fetch: LIMIT, ..LIMITS };
+    cluster.add_worker("w1", host.shared(limits)).await;
     std::fs::write(host.file("hold"), "").unwrap();
     host.play("pull", "", "slow 0.1; hold");
     for name in ["a", "b"] {

@@ -197,7 +197,7 @@ async fn a_vm_starts_inside_of_a_pid_namespace() {
     }
     inside.args(["--pid", "--fork", "--mount-proc"]).arg(std::env::current_exe().unwrap());
     inside.args(["--exact", "tart::life::a_vm_runs_in_a_session_of_its_own"]).kill_on_drop(true);
-    let output = tokio::time::timeout(Duration::from_secs(60), inside.output()).await.unwrap().unwrap();
+    let output = tokio::time::timeout(LIMIT, inside.output()).await.unwrap().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }

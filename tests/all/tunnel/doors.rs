@@ -16,7 +16,7 @@ use orchard::tunnel::header::Frame;
 use orchard::tunnel::relay::Limits;
 use orchard::tunnel::ticket::{Grant, TICKET_TTL, Target};
 use orchard::tunnel::worker::LinkState;
-use orchard::tunnel::{Address, DialError, Transport};
+use orchard::tunnel::{ATTACH_DEADLINE, Address, DIAL_DEADLINE, DialError, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use uuid::Uuid;
@@ -155,7 +155,8 @@ fn peers_learn_at_once_that_a_killed_relay_is_back() {
         };
         assert!(error.to_string().contains("has restarted"), "{error}");
     });
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // Silence would be noticed after `IDLE_TIMEOUT` only, of 20 s.
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,7 +190,7 @@ async fn connections_above_the_limit_are_refused_at_once() {
     let started = Instant::now();
     let third = Client::connect(world.relay.local_addr(), world.relay.fingerprint(), Transport::default()).await;
     assert!(matches!(third.unwrap_err(), DialError::Connect { .. }));
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < DIAL_DEADLINE);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,7 +218,7 @@ async fn without_the_worker_an_open_fails_at_once_and_says_why() {
         assert!(refusal.message.contains(why), "{refusal}");
     }
     // Waiting for the worker's answer would have taken `ATTACH_DEADLINE` at the least.
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert!(started.elapsed() < ATTACH_DEADLINE, "{:?}", started.elapsed());
     assert!(relay.probe(&"w1".parse().unwrap(), LIMIT).await.is_err());
 }
 
@@ -230,8 +231,24 @@ async fn the_newer_connection_of_a_worker_replaces_the_older() {
     let _newer = link(&world.relay, hello);
     let down = |state: &LinkState| matches!(state, LinkState::Down(why) if why.contains("newer connection"));
     tokio::time::timeout(LIMIT, states.wait_for(down)).await.unwrap().unwrap();
-    converse(world.open(port).await.unwrap(), b"through the newer").await;
-    assert!(world.relay.link(&"w1".parse().unwrap()).unwrap().connects > 1);
+    // Both come back for ever, a quarter of a second after they were replaced at first: what that cuts off is tried again.
+    until("a conversation", LIMIT, || async {
+        let text = b"through the newer";
+        let mut stream = world.open(port).await.map_err(|error| error.to_string())?;
+        stream.write_all(text).await.map_err(|error| error.to_string())?;
+        stream.shutdown().await.map_err(|error| error.to_string())?;
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).await.map_err(|error| error.to_string())?;
+        assert_eq!(back, text);
+        Ok::<(), String>(())
+    })
+    .await;
+    let w1 = "w1".parse().unwrap();
+    until("the count of its connections", LIMIT, || async {
+        let connects = world.relay.link(&w1).map(|link| link.connects);
+        if connects.is_some_and(|connects| connects > 1) { Ok(()) } else { Err(connects) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -261,7 +278,7 @@ async fn a_worker_that_hangs_is_told_of_at_once_and_reached_again_once_it_answer
     let refusal = client.open(&gate.ticket("w1", port), LIMIT).await.unwrap_err();
     assert_eq!(refusal.code, ErrorCode::Unavailable);
     assert!(refusal.message.contains("worker w1 does not answer over the tunnel"), "{refusal}");
-    assert!(started.elapsed() < Duration::from_secs(5), "asking it would have taken longer");
+    assert!(started.elapsed() < ATTACH_DEADLINE, "asking it would have taken longer");
     assert!(relay.connected(&w1) && relay.link(&w1).unwrap().proven.is_none());
 
     let _answers = task::spawn(async move {
