@@ -33,8 +33,13 @@ pub async fn main_flow(cluster: &Cluster, guest: &Guest<'_>) {
     assert_eq!((vm["status"].as_str(), vm["ready"].as_bool()), (Some("running"), Some(true)), "{vm}");
     let list = cluster.json(&["list", "vms"]).await;
     assert_eq!(list[0]["name"], "first", "{list}");
-    let workers = cluster.json(&["list", "workers"]).await;
-    assert_eq!((&workers[0]["state"], &workers[0]["connectable"]), (&"online".into(), &true.into()), "{workers}");
+    // On a busy machine a worker may not be heard of for a moment.
+    wait::until("the worker to be online", LIMIT, || async {
+        let workers = cluster.json(&["list", "workers"]).await;
+        let is_heard = workers[0]["state"] == "online" && workers[0]["connectable"] == true;
+        if is_heard { Ok(()) } else { Err(workers) }
+    })
+    .await;
 
     // A command, its exit code, its input.
     assert!(cluster.run(&["ssh", "vm", "first", "uname", "-a"]).await.contains(guest.uname));
