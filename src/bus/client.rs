@@ -81,8 +81,10 @@ impl Trust {
     }
 }
 
-/// How long one attempt to connect may take.
+/// How long one attempt to connect may take where another follows.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for the only attempt of a command: a bad link or a busy controller is no reason to give up so early.
+const ONLY_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a request waits when its caller names no other time.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts to connect again.
@@ -241,7 +243,7 @@ impl Bus {
         let mut connect = login
             .name(options.client_name.clone())
             .custom_inbox_prefix(subject::inbox(&options.user))
-            .connection_timeout(CONNECT_TIMEOUT)
+            .connection_timeout(if options.patient { CONNECT_TIMEOUT } else { ONLY_CONNECT_TIMEOUT })
             .request_timeout(Some(REQUEST_TIMEOUT))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .reconnect_delay_callback({

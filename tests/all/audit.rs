@@ -199,6 +199,7 @@ async fn a_flood_of_refusals_and_failed_logins_does_not_fill_the_trail() {
     let reader = rights::account(&cluster, "reader", &[Role::ComputeRead]).await;
     let client = stock(&reader).await;
     let forbidden = subject::api(&reader.account, "vm", "create");
+    let started = Instant::now();
     for _ in 0..5_000 {
         client.publish(forbidden.clone(), "".into()).await.unwrap();
     }
@@ -208,9 +209,16 @@ async fn a_flood_of_refusals_and_failed_logins_does_not_fill_the_trail() {
     }
     cluster.access.call(&vm("after")).await.unwrap();
     find(&cluster.access, |record| record.target == "after").await;
-    let all = trail(&cluster.access).await;
-    let refused = all.iter().filter(|record| record.outcome == Outcome::Refused).count();
-    assert!((20..=50).contains(&refused), "{refused} records");
+    // The flood is sent, and may still be read.
+    let refused = until("the refusals", LIMIT, || async {
+        let all = trail(&cluster.access).await;
+        let refused = all.iter().filter(|record| record.outcome == Outcome::Refused).count();
+        if refused >= 20 { Ok(refused) } else { Err(refused) }
+    })
+    .await;
+    // Each of the two sources has some at once, and one more every ten seconds.
+    let most = 50 + 2 * usize::try_from(started.elapsed().as_secs() / 10).unwrap();
+    assert!(refused <= most, "{refused} records");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,11 +231,11 @@ async fn one_accounts_flood_of_requests_does_not_delay_anothers() {
     let client = stock(&flooder).await;
     let mut answers = client.subscribe(format!("{}.>", subject::inbox("flooder"))).await.unwrap();
     let (to, request) = (subject::api(&flooder.account, "controller", "info"), encode(&GetInfo {}).unwrap());
+    let started = Instant::now();
     for n in 0..FLOOD {
         let reply = format!("{}.{n}", subject::inbox("flooder"));
         client.publish_with_reply(to.clone(), reply, request.clone().into()).await.unwrap();
     }
-    let started = Instant::now();
     let quick = Duration::from_secs(20);
     bus.call(&user.account, &ListVms::default(), quick).await.unwrap();
     for _ in 0..FLOOD {

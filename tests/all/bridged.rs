@@ -66,13 +66,18 @@ async fn a_guest_joins_a_bridge_of_its_host_if_the_host_allows_it() {
     // A card is made anew for a guest that goes on, and is gone with its QEMU.
     let run = |arguments: &[&str]| succeed(access.cli(&home, arguments));
     run(&["suspend", "vm", "member", "--wait"]).await;
-    assert_eq!(on_bridge(&space), Vec::<String>::new());
+    gone(&space).await;
     run(&["start", "vm", "member", "--wait"]).await;
     heard(&space).await;
     assert_eq!(ssh("cat /proc/sys/kernel/random/boot_id").await, boot);
     run(&["delete", "vm", "member"]).await;
+    gone(&space).await;
+}
+
+/// Nothing is part of the bridge any more: a card goes when the kernel has closed what its QEMU had open.
+async fn gone(space: &Namespace) {
     wait::until("the card to be gone", LIMIT, || async {
-        let cards = on_bridge(&space);
+        let cards = on_bridge(space);
         if cards.is_empty() { Ok(()) } else { Err(cards) }
     })
     .await;

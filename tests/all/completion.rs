@@ -8,7 +8,7 @@ use orchard::worker::runtime::synthetic::Synthetic;
 use tokio::process::Command;
 
 use crate::harness::{Cluster, LIMIT, succeed};
-use crate::terminal::{Terminal, client};
+use crate::terminal::{Screen, Terminal, client};
 use crate::wait::until;
 
 /// What bash does when Tab is pressed at the end of a line, without the terminal: the line, and the words that bash makes of it.
@@ -157,11 +157,19 @@ async fn a_controller_that_cannot_be_reached_is_not_waited_for() {
     for url in [format!("tls://{}", silent.local_addr().unwrap()), "tls://127.0.0.1:1".to_owned()] {
         let mut ask = cluster.cli(&["--", "orchard", "ssh", "vm", "h"]);
         ask.env("ORCHARD_COMPLETE", "fish").env("ORCHARD_URL", &url);
-        let began = Instant::now();
-        let output = ask.output().await.unwrap();
-        // The bound is a second; this machine may be busy.
-        assert!(began.elapsed() < Duration::from_secs(8), "{url}: {:?}", began.elapsed());
-        assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{url}: {output:?}");
+        // The bound is a second; this machine may be busy, but not each time.
+        let (soon, mut quickest) = (Duration::from_secs(8), Duration::MAX);
+        for _ in 0..3 {
+            let began = Instant::now();
+            let output = ask.output().await.unwrap();
+            quickest = quickest.min(began.elapsed());
+            let silent = output.stdout.is_empty() && output.stderr.is_empty();
+            assert!(output.status.success() && silent, "{url}: {output:?}");
+            if quickest < soon {
+                break;
+            }
+        }
+        assert!(quickest < soon, "{url}: {quickest:?}");
     }
 }
 
@@ -199,8 +207,18 @@ async fn a_person_presses_tab_in_each_shell() {
         terminal.until("a prompt", |screen| !screen.last().is_empty()).await;
         terminal.keys(&format!("{setup}; clear\r")).await;
         terminal.until(name, |screen| screen.lines[0] == "ready>" && screen.last() == "ready>").await;
-        terminal.keys("orchard get vm --output=js\toth\t").await;
-        terminal.until(name, |screen| screen.lines[0].trim_end() == "ready> orchard get vm --output=json other").await;
+        terminal.keys("orchard get vm --output=js\toth").await;
+        // As above, there may be no answer within a second. A letter behind it shows when Tab has done what it does.
+        let typed = |screen: &Screen| screen.lines[0].strip_suffix('x').map(|line| line.trim_end().to_owned());
+        let (began, mut line) = (Instant::now(), String::new());
+        while line != "ready> orchard get vm --output=json other" {
+            assert!(began.elapsed() < LIMIT, "{name} offers no name: {line}");
+            terminal.keys("\tx").await;
+            let screen = terminal.until(name, |screen| typed(screen).is_some()).await;
+            line = typed(&screen).unwrap();
+            terminal.keys("\x7f").await;
+            terminal.until(name, |screen| typed(screen).is_none()).await;
+        }
         // The word is whole: what follows is the next one.
         terminal.keys("| grep -c '\"image\": \"any\"'\r").await;
         terminal.until(name, |screen| screen.lines[1] == "1").await;

@@ -34,7 +34,7 @@ async fn list(access: &Access) -> Result<Vec<Vm>, orchard::model::error::ApiErro
 async fn killed_in_the_middle_of_fifty_creates_the_controller_keeps_each_acknowledged_vm_and_runs_it_once() {
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
-    let (server, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (server, access) = processes::controller(&home, &data, processes::APART, processes::APART).await;
     let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     let host = Arc::new(SyntheticHost::default());
     let runtime = Arc::new(Synthetic::on(host.clone()));
@@ -87,7 +87,7 @@ async fn killed_in_the_middle_of_fifty_creates_the_controller_keeps_each_acknowl
 async fn neither_a_dead_controller_nor_a_dead_worker_stops_a_vm() {
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
-    let (server, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (server, access) = processes::controller(&home, &data, processes::APART, processes::APART).await;
     let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     let host = Arc::new(SyntheticHost::default());
     let worker_dir = dir.path().join("worker");

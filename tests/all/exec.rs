@@ -1,7 +1,6 @@
 //! `orchard exec`, its sessions, and `orchard cp`, against a real guest. The numbers are those of the acceptance cases.
 
 use std::process::{Output, Stdio};
-use std::time::Duration;
 
 use orchard::model::access::Role;
 use orchard::model::secret::Secret;
@@ -112,13 +111,12 @@ async fn variables_and_words_arrive_as_they_are(cluster: &Cluster) {
 /// Gives `argv` a terminal of 24 × 80, types a line, makes the terminal 40 × 120, types another, and prints what was shown.
 const TERMINAL: &str = r#"
 import fcntl, os, pty, select, struct, sys, termios, time
+def size(terminal, rows, columns):
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 pid, master = pty.fork()
 if pid == 0:
-    select.select([], [], [], 0.2)  # until the size is set
+    size(0, 24, 80)
     os.execvp(sys.argv[1], sys.argv[1:])
-def size(rows, columns):
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-size(24, 80)
 seen = b""
 deadline = time.time() + 120
 def until(what):
@@ -130,7 +128,7 @@ def until(what):
 until(b"$ ")
 os.write(master, b"stty size; echo fi''rst\r")
 until(b"first\r\n")
-size(40, 120)
+size(master, 40, 120)
 while b"40 120" not in seen:
     os.write(master, b"stty size; echo aga''in\r")
     seen, before = b"", seen
@@ -397,6 +395,11 @@ async fn a_session_takes_input_and_can_be_ended(cluster: &Cluster) {
 async fn sessions_end_with_the_token_of_their_account(cluster: &Cluster) {
     let (home, stays) = (cluster.dir.path().join("leaver"), exec(&["--session", "stays"], &["sleep", "5432"]));
     let mut bystander = cluster.cli(&stays).stdout(Stdio::null()).spawn().unwrap();
+    wait::until("the bystander's session to begin", LIMIT, || async {
+        let listed = cluster.json(&["list", "execs", "vm", "box"]).await;
+        if listed.to_string().contains("\"stays\"") { Ok(()) } else { Err(listed) }
+    })
+    .await;
     let mut leaver = account(cluster, "leaver", &[Role::ComputeConnect]).await;
     for (take_away, seconds) in [("rotate", "4321"), ("delete", "4322")] {
         let script = format!("echo begun; exec sleep {seconds}");
@@ -443,7 +446,7 @@ async fn what_did_not_fit_is_told(cluster: &Cluster) {
     shows(&mut first, "begun\n").await;
     first.kill().await.unwrap();
     // The relay hears of a client that was killed by its silence.
-    wait::until("the session to be left alone", Duration::from_secs(60), || async {
+    wait::until("the session to be left alone", LIMIT, || async {
         let listed = cluster.json(&["list", "execs", "vm", "box"]).await;
         let of = listed.as_array().unwrap().iter().find(|session| session["session"] == "flood").unwrap().clone();
         if of["attached"] == 0 { Ok(()) } else { Err(of) }

@@ -13,6 +13,10 @@ use tokio::process::{Child, ChildStdout, Command};
 use crate::harness::{Access, LIMIT};
 use crate::wait;
 
+/// Where a controller listens that is to be started again at the same ports: an address of this machine that no other test's
+/// sockets have, as one of them might take the port while the controller is away. Not every system has more than one.
+pub const APART: &str = if cfg!(target_os = "linux") { "127.0.0.3:0" } else { "127.0.0.1:0" };
+
 /// A serving `orchard` process; killed when dropped.
 pub struct Server {
     pub child: Child,

@@ -10,6 +10,9 @@ use orchard::bus::access::DeleteWorker;
 use orchard::bus::client::{Bus, BusOptions};
 use orchard::bus::message::{Hello, ListEvents, ListWorkers, Welcome};
 use orchard::bus::subject::{self, WorkerVerb};
+use orchard::controller::BusSource;
+use orchard::controller::cluster::Timing;
+use orchard::identity::new_token;
 use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::event::EventType;
 use orchard::model::worker::{WorkerInfo, WorkerState};
@@ -22,7 +25,7 @@ use orchard::worker::runtime::{CopySpec, Progress, Runtime};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use uuid::Uuid;
 
-use crate::harness::{Cluster, LIMIT, info};
+use crate::harness::{Cluster, LIMIT, TIMING, any_port, info};
 use crate::processes::within;
 use crate::wait::until;
 
@@ -189,7 +192,10 @@ async fn hello(copy: &Bus, info: WorkerInfo, place: &str) -> Result<Welcome, Api
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copied_data_folder_does_not_take_the_worker_from_the_machine_that_is_heard() {
-    let mut cluster = Cluster::start().await;
+    let bus = BusSource::Embedded { listen: any_port(), tls: true, host: None };
+    // It is heard all the while, however late a beat of a busy machine comes.
+    let timing = Timing { unseen: Duration::from_secs(30), ..TIMING };
+    let mut cluster = Cluster::start_with(bus, new_token(), timing).await;
     let runtime = Arc::new(Synthetic::new());
     cluster.add_worker("w", runtime.clone()).await;
     cluster.run(&["create", "vm", "a", "--image", "any", "--wait"]).await;

@@ -43,7 +43,7 @@ impl World {
     /// With VMs of every kind, all of which run.
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let server = controller(dir.path(), ANYWHERE, ANYWHERE).await;
+        let server = controller(dir.path(), processes::APART, TUNNELS).await;
         // At the same addresses from then on.
         let (bus, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
         let access = processes::access(&dir.path().join("home"));
@@ -209,7 +209,8 @@ impl Drop for World {
     }
 }
 
-const ANYWHERE: &str = "127.0.0.1:0";
+/// Workers look for them where they reach the bus, which is at a link of theirs.
+const TUNNELS: &str = "127.0.0.1:0";
 
 async fn controller(dir: &Path, bus: &str, tunnels: &str) -> Server {
     let mut command = processes::controller_command(&dir.join("home"), &dir.join("controller"), bus, tunnels);

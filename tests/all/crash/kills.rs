@@ -127,7 +127,7 @@ struct Machine {
 impl Ground {
     async fn prepare(dir: &Path) -> Self {
         let (home, data) = (dir.join("home"), dir.join("controller"));
-        let (server, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+        let (server, access) = processes::controller(&home, &data, processes::APART, processes::APART).await;
         let addresses = [server.value("bus").replace("tls://", ""), server.value("tunnels")];
         let ledger = Arc::<Ledger>::default();
         let mut workers = Vec::new();
