@@ -26,10 +26,10 @@ use crate::harness::{self, Cluster, LIMIT, any_port, controller_options};
 use crate::wait::until;
 
 /// How long the flood goes on: longer than a worker may be silent.
-const FLOOD: Duration = Duration::from_secs(12);
+const FLOOD: Duration = Duration::from_secs(24);
 /// Longer than usual in these tests: what is measured is the flood, not how busy the machine is besides.
 const TIMING: Timing =
-    Timing { heartbeat: Duration::from_millis(500), unseen: Duration::from_secs(10), ..harness::TIMING };
+    Timing { heartbeat: Duration::from_millis(500), unseen: Duration::from_secs(20), ..harness::TIMING };
 
 /// Whoever floods.
 #[derive(Clone)]
