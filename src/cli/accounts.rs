@@ -12,7 +12,7 @@ use super::output::{self, Format, OutputArgs, Table};
 use super::power::{self, UpdateVmArgs};
 use super::rows::or_none;
 use super::{pairs, prompt};
-use crate::bus::access::{CreateAccount, Expiry, ListAccounts, NewToken, RotateAccount, UpdateAccount};
+use crate::bus::access::{CreateAccount, Expiry, NewToken, RotateAccount, UpdateAccount};
 use crate::config::duration;
 use crate::model::access::Role;
 use crate::model::account::AccountView;
@@ -230,20 +230,6 @@ fn life(text: &str) -> Result<Duration, String> {
 fn end(ttl: Duration) -> Timestamp {
     let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
     Timestamp::from_millis(Clock::start().now().wall.as_millis().saturating_add(ttl))
-}
-
-/// All accounts, page by page.
-pub(super) async fn all(client: &Client) -> anyhow::Result<Vec<AccountView>> {
-    let mut all: Vec<AccountView> = Vec::new();
-    loop {
-        let after = all.last().map(|account| account.name.clone());
-        let page = client.call(&ListAccounts { after, limit: 0 }).await?;
-        let more = page.more && !page.accounts.is_empty();
-        all.extend(page.accounts);
-        if !more {
-            return Ok(all);
-        }
-    }
 }
 
 /// Accounts, one a row.

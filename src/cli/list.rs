@@ -125,7 +125,7 @@ pub(super) async fn run(command: List, client: &Client) -> anyhow::Result<()> {
         List::Pulls(arguments) => images::list_pulls(arguments, client, now).await?,
         List::Execs(command) => exec_session::list(command, client, now).await?,
         List::ServiceAccounts(output) => {
-            let all = accounts::all(client).await?;
+            let all = client.accounts().await?;
             output.items(&all, |account| account.name.to_string(), |all, wide| accounts::table(all, now, wide))?;
         }
         List::BootstrapTokens(output) => {

@@ -1,13 +1,15 @@
-//! VMs, and the workers that run them: the verbs that most programs use, as methods of [`Client`].
+//! VMs, the workers that run them, and the accounts that may: the verbs that most programs use, as methods of [`Client`].
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{Client, is_passing};
+use crate::bus::access::ListAccounts;
 use crate::bus::life::{SpecChange, UpdateVm};
 use crate::bus::message::{CreateVm, DeleteVm, GetVm, ListVms, ListWorkers};
 use crate::model::VmName;
+use crate::model::account::AccountView;
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::vm::{Vm, VmSpec};
 use crate::model::worker::WorkerView;
@@ -65,6 +67,23 @@ impl Client {
             let page = self.call(&ListWorkers { after, limit: 0 }).await?;
             let more = page.more && !page.workers.is_empty();
             all.extend(page.workers);
+            if !more {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// All service accounts, likewise.
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    pub async fn accounts(&self) -> Result<Vec<AccountView>, ApiError> {
+        let mut all: Vec<AccountView> = Vec::new();
+        loop {
+            let after = all.last().map(|account| account.name.clone());
+            let page = self.call(&ListAccounts { after, limit: 0 }).await?;
+            let more = page.more && !page.accounts.is_empty();
+            all.extend(page.accounts);
             if !more {
                 return Ok(all);
             }

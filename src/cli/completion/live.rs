@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::line::Line;
-use crate::bus::access::{ListAccounts, ListJoinTokens};
+use crate::bus::access::ListJoinTokens;
 use crate::bus::images::ListPulls;
 use crate::bus::strays::ListStrays;
 use crate::cli::client::Client;
 use crate::cli::{exec_session, list};
 use crate::client::find_target;
 use crate::config::Home;
+use crate::model::WorkerName;
 use crate::model::error::ApiError;
-use crate::model::{AccountName, WorkerName};
 
 /// How long the user waits at most after Tab.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -67,15 +67,7 @@ async fn workers(client: &Client) -> Result<Vec<String>, ApiError> {
 }
 
 async fn accounts(client: &Client) -> Result<Vec<String>, ApiError> {
-    let mut all: Vec<AccountName> = Vec::new();
-    loop {
-        let page = client.call(&ListAccounts { after: all.last().cloned(), limit: 0 }).await?;
-        let more = page.more && !page.accounts.is_empty();
-        all.extend(page.accounts.into_iter().map(|account| account.name));
-        if !more {
-            return Ok(all.into_iter().map(Into::into).collect());
-        }
-    }
+    Ok(client.accounts().await?.into_iter().map(|account| account.name.into()).collect())
 }
 
 /// Of the first page: nobody types one of more than that by hand.
