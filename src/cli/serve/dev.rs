@@ -13,10 +13,12 @@ use super::parts::{self, ControllerSetup, RunningController, RunningWorker, Work
 use super::runtime::{self, RuntimeChoice};
 use super::watched::{WatchArgs, Watched};
 use super::{Running, until_stopped};
+use crate::broker::BindError;
 use crate::cli::output;
 use crate::config::Home;
 use crate::config::address::parse_listen;
 use crate::config::file::ContextFile;
+use crate::controller::StartError;
 use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::controller::cluster::Timing;
 use crate::controller::store::Retention;
@@ -131,6 +133,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         timing: Timing::default(),
     })
     .await
+    .map_err(|error| both_ports(error, arguments))
     .context("cannot start the controller")?;
     let capacity = Capacity::of(kind);
     let defaults = capacity.modest_defaults();
@@ -169,6 +172,20 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         }
     }
     Ok(Cluster { controller, workers })
+}
+
+/// With both options that choose a port: another program that has the one often has, or soon gets, the other, too.
+fn both_ports(error: anyhow::Error, arguments: &DevArgs) -> anyhow::Error {
+    let taken = match error.downcast::<StartError>() {
+        Ok(taken @ (StartError::Broker(BindError::Listen { .. }) | StartError::Tunnel(_))) => taken,
+        Ok(other) => return other.into(),
+        Err(other) => return other,
+    };
+    let DevArgs { bus_listen, listen, .. } = arguments;
+    anyhow::Error::new(taken).context(format!(
+        "a cluster needs two ports, TCP {bus_listen} (--bus-listen) and UDP {listen} (--listen); give others, or port 0 \
+         for any that is free"
+    ))
 }
 
 fn announce(
