@@ -24,7 +24,6 @@ mod files;
 mod follow;
 mod forward;
 mod get;
-mod hints;
 mod host_keys;
 mod images;
 mod interrupt;
