@@ -26,16 +26,21 @@ pub(super) enum PortForward {
     /// Reach TCP ports of a VM through ports of this machine, until Ctrl-C
     #[command(after_help = "\
 Examples:
-  orchard port-forward vm build-1 8080:80   127.0.0.1:8080 leads to port 80 of the VM
-  orchard port-forward vm build-1 22        a free local port, printed, leads to port 22
+  orchard port-forward vm build-1 8080:80
+      127.0.0.1:8080 leads to port 80 of the VM
+  orchard port-forward vm build-1 22
+      a free local port, printed, leads to port 22
   orchard port-forward vm build-1 8080:80 5432:5432
-  orchard port-forward vm --wait 60s build-1 8080:80   connections wait for a VM that is not running yet
-  orchard port-forward vm build-1 0.0.0.0:8080:80   for other machines, too: whoever reaches this port gets in")]
+  orchard port-forward vm --wait 60s build-1 8080:80
+      connections wait for a VM that is not running yet
+  orchard port-forward vm build-1 0.0.0.0:8080:80
+      for other machines, too: whoever reaches this port gets in")]
     Vm(VmArgs),
     /// Reach TCP ports of a worker's own machine through ports of this one, with the role admin:write, until Ctrl-C
     #[command(after_help = "\
 Examples:
-  orchard port-forward worker mini-1 5900        a free local port, printed, leads to the screen of the machine
+  orchard port-forward worker mini-1 5900
+      a free local port, printed, leads to the screen of the machine
   orchard port-forward worker mini-1 9100:9100 2222:22
 
 The ports are those of the machine's loopback address (127.0.0.1). It takes the role admin:write; and a worker

@@ -36,9 +36,12 @@ const MAX_WORKERS: i64 = 1000;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  orchard dev                                       with what this machine has: Tart or QEMU
-  orchard dev --runtime synthetic --workers 10      without real guests
-  orchard dev --listen 127.0.0.1:0 --bus-listen 127.0.0.1:0 --data-dir /tmp/orchard
+  orchard dev
+      with what this machine has: Tart or QEMU
+  orchard dev --runtime synthetic --workers 10
+      without real guests
+  orchard dev --listen 127.0.0.1:0 \\
+      --bus-listen 127.0.0.1:0 --data-dir /tmp/orchard
 
 The context local-dev becomes the default, so `orchard create vm` and all the others work in
 another terminal. Ctrl-C stops the cluster; VMs go on, but for synthetic ones, and the next start

@@ -43,9 +43,12 @@ pub(super) enum Vnc {
     /// Show the screen of a VM in the system's viewer, or take a picture of it
     #[command(after_help = "\
 Examples:
-  orchard vnc vm build-1                            opens the viewer; the way is there until Ctrl-C
-  orchard vnc vm build-1 --no-viewer --listen 5901  for a viewer of your own, at 127.0.0.1:5901
-  orchard vnc vm build-1 --screenshot build-1.png   a picture, without viewer; - is standard output
+  orchard vnc vm build-1
+      opens the viewer; the way is there until Ctrl-C
+  orchard vnc vm build-1 --no-viewer --listen 5901
+      for a viewer of your own, at 127.0.0.1:5901
+  orchard vnc vm build-1 --screenshot build-1.png
+      a picture, without viewer; - is standard output
 
 A VM in QEMU shows its screen from its first moment and asks for no password. With Tart, a server
 in the guest shows it (in macOS: System Settings, General, Sharing, Screen Sharing), which asks for
