@@ -24,8 +24,10 @@ use crate::model::{AccountName, Clock, Timestamp};
 #[command(after_help = "\
 Examples:
   orchard create service-account ci --roles compute:write > token
-  orchard create service-account dashboard --roles compute:read,admin:read --ttl 30d
-  orchard create service-account ann --roles compute:read --roles compute:connect
+  orchard create service-account dashboard --roles compute:read,admin:read \\
+      --ttl 30d
+  orchard create service-account ann --roles compute:read \\
+      --roles compute:connect
 
 Standard output gets the token and nothing else; -q leaves out what is told beside on standard error. A
 token that was chosen (--token, --token-stdin) is not printed; -q then prints the name.
@@ -59,19 +61,27 @@ pub(super) struct CreateAccountArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum Update {
     /// Change the roles or the end of a service account, for those who use it right now, too
-    #[command(after_help = "\
+    #[command(
+        override_usage = "\
+orchard update service-account [OPTIONS] <NAME>
+       with one or more of --roles, --ttl, --no-expiry, --ssh-key, --no-ssh-keys",
+        after_help = "\
 Examples:
   orchard update service-account ci --roles compute:read,compute:write
   orchard update service-account ci --ttl 30d
-  orchard update service-account ci --no-expiry")]
+  orchard update service-account ci --no-expiry"
+    )]
     ServiceAccount(UpdateArgs),
     /// Change what a VM shall be, while it lives
     #[command(after_help = "\
 Examples:
   orchard update vm build-1 --restart-policy Always --priority 10
-  orchard update vm build-1 --ttl 8h          # counted from its creation; 0 = it stays
-  orchard update vm build-1 --suspendable     # boots it again, so that `orchard suspend vm` can be used
-  orchard update vm build-1 --net-softnet-allow 10.0.0.0/8,1.1.1.1/32   # boots it again, with these in place of all others
+  orchard update vm build-1 --ttl 8h
+      # counted from its creation; 0 = it stays
+  orchard update vm build-1 --suspendable
+      # boots it again, so that `orchard suspend vm` can be used
+  orchard update vm build-1 --net-softnet-allow 10.0.0.0/8,1.1.1.1/32
+      # boots it again, with these in place of all others
 
 `orchard stop vm`, `orchard start vm` and `orchard suspend vm` switch it off and on.")]
     Vm(UpdateVmArgs),

@@ -25,9 +25,12 @@ const MAX_USES: i64 = MAX_JOIN_USES as i64;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  orchard get bootstrap-token | ssh mini-1 orchard worker run --bootstrap-token-stdin
-  orchard get bootstrap-token --ttl 1h --uses 20 > token   # for a row of machines
-  orchard get bootstrap-token --worker mini-1              # for a worker that lost its key
+  orchard get bootstrap-token | ssh mini-1 \\
+      orchard worker run --bootstrap-token-stdin
+  orchard get bootstrap-token --ttl 1h --uses 20 > token
+      # for a row of machines
+  orchard get bootstrap-token --worker mini-1
+      # for a worker that lost its key
 
 The token is a secret: until it ends or is used up, whoever has it can join as a worker. Standard output gets
 it and nothing else; -q leaves out what is told beside on standard error, but for warnings.

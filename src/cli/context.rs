@@ -26,7 +26,8 @@ pub(super) enum ContextCommand {
     #[command(after_help = "\
 Examples:
   orchard context create ctl.example.com
-  orchard context create ctl.example.com:4222 --name work --service-account-name ci \\
+  orchard context create ctl.example.com:4222 --name work \\
+      --service-account-name ci \\
     --service-account-token-stdin --fingerprint 5f3a… < token
 
 A certificate that a public CA vouches for is trusted. Any other is shown by its SHA-256, which the

@@ -34,7 +34,8 @@ pub(super) enum Create {
     #[command(after_help = "\
 Examples:
   orchard create vm build-1 --image ./tiny.qcow2 --wait
-  orchard create vm build-2 --image https://example.com/tiny.qcow2 --startup-script @setup.sh
+  orchard create vm build-2 --image https://example.com/tiny.qcow2 \\
+      --startup-script @setup.sh
   orchard create vm build-3 --image ghcr.io/cirruslabs/macos-tahoe-base:latest
 
 A path that exists on this machine is sent in full; the worker that runs the VM reads it there.")]

@@ -45,7 +45,8 @@ pub(super) enum Delete {
         after_help = "\
 Examples:
   orchard delete worker mini-1
-  orchard delete worker mini-1 --force   # it is broken or stolen: its VMs count as failed
+  orchard delete worker mini-1 --force
+      # it is broken or stolen: its VMs count as failed
 
 To come back, the machine needs a new `orchard get bootstrap-token`."
     )]

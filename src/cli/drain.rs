@@ -26,8 +26,10 @@ pub(super) enum Drain {
     /// Place no new VMs on a worker, and have those it has end by themselves or, after a deadline, start over elsewhere
     #[command(after_help = "\
 Examples:
-  orchard drain worker mini-1                        # waits for its VMs to end, however long that takes
-  orchard drain worker mini-1 --deadline 30m --wait  # what still runs in 30 minutes starts over elsewhere
+  orchard drain worker mini-1
+      # waits for its VMs to end, however long that takes
+  orchard drain worker mini-1 --deadline 30m --wait
+      # what still runs in 30 minutes starts over elsewhere
   orchard drain worker mini-1 --deadline 0 --wait=1h # at once
 
 A VM that is moved starts from its image again, as another attempt, once its present copy is certainly stopped. VMs that

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -10,12 +10,12 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::client::Client;
-use super::connect::{self, Dialer, End, Opened, Place, tell};
+use super::connect::{Opened, Place, tell};
 use super::serve::signals::{Signals, Stop};
-use super::target::standing;
+use super::target::{Failure, Target};
 use super::{Interrupted, listen, output};
 use crate::config::duration;
-use crate::model::error::{ApiError, ErrorCode};
+use crate::model::error::ErrorCode;
 use crate::model::{VmName, WorkerName};
 
 /// How soon a connection that waits is tried anew: what a user hardly notices after a boot.
@@ -26,16 +26,21 @@ pub(super) enum PortForward {
     /// Reach TCP ports of a VM through ports of this machine, until Ctrl-C
     #[command(after_help = "\
 Examples:
-  orchard port-forward vm build-1 8080:80   127.0.0.1:8080 leads to port 80 of the VM
-  orchard port-forward vm build-1 22        a free local port, printed, leads to port 22
+  orchard port-forward vm build-1 8080:80
+      127.0.0.1:8080 leads to port 80 of the VM
+  orchard port-forward vm build-1 22
+      a free local port, printed, leads to port 22
   orchard port-forward vm build-1 8080:80 5432:5432
-  orchard port-forward vm --wait 60s build-1 8080:80   connections wait for a VM that is not running yet
-  orchard port-forward vm build-1 0.0.0.0:8080:80   for other machines, too: whoever reaches this port gets in")]
+  orchard port-forward vm --wait 60s build-1 8080:80
+      connections wait for a VM that is not running yet
+  orchard port-forward vm build-1 0.0.0.0:8080:80
+      for other machines, too: whoever reaches this port gets in")]
     Vm(VmArgs),
     /// Reach TCP ports of a worker's own machine through ports of this one, with the role admin:write, until Ctrl-C
     #[command(after_help = "\
 Examples:
-  orchard port-forward worker mini-1 5900        a free local port, printed, leads to the screen of the machine
+  orchard port-forward worker mini-1 5900
+      a free local port, printed, leads to the screen of the machine
   orchard port-forward worker mini-1 9100:9100 2222:22
 
 The ports are those of the machine's loopback address (127.0.0.1). It takes the role admin:write; and a worker
@@ -87,18 +92,14 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
         PortForward::Vm(VmArgs { wait, name, ports }) => (Place::Vm(name), ports, wait),
         PortForward::Worker(WorkerArgs { wait, name, ports }) => (Place::Worker(name), ports, wait),
     };
-    let known = Arc::new(OnceLock::new());
-    if let Place::Vm(name) = &place
-        && let Some(vm) = client.vm_if_visible(name).await?
-    {
-        standing(vm.uid, &vm).map_err(|why| anyhow::anyhow!(why))?;
-        known.get_or_init(|| End::Vm { uid: vm.uid, attempt: None });
+    let target = Arc::new(Target::find(client, place).await?);
+    if let Some(why) = target.in_vain().await? {
+        anyhow::bail!(why);
     }
-    let dialer = connect::dialer(client);
     // Who may not, or asks for what is not there, is told so now and not at each connection. What may pass, such as a
     // worker that is away, is told then.
     if let Some(Ports { remote, .. }) = ports.first() {
-        match dialer.ask(&place, *remote).await {
+        match target.dialer.ask(&target.place, *remote).await {
             Err(refused)
                 if matches!(refused.code, ErrorCode::Forbidden | ErrorCode::NotFound | ErrorCode::UnknownVerb) =>
             {
@@ -115,9 +116,9 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
     let mut signals = Signals::install()?;
     let mut forwards = Vec::new();
     for (listener, remote) in listeners {
-        let target = format!("{}:{remote}", place.name());
-        output::line(&format!("forwarding {} -> {target}", listener.local_addr()?))?;
-        forwards.push(forward(listener, dialer.clone(), place.clone(), remote, wait, known.clone()));
+        let name = target.place.name();
+        output::line(&format!("forwarding {} -> {name}:{remote}", listener.local_addr()?))?;
+        forwards.push(forward(listener, target.clone(), remote, wait));
     }
     let ended = tokio::select! {
         never = listen::all(forwards) => match never {},
@@ -127,49 +128,46 @@ pub(super) async fn run(command: PortForward, client: &Client) -> anyhow::Result
             Stop::Terminated => Ok(()),
         },
     };
-    dialer.close().await;
+    target.dialer.close().await;
     ended
 }
 
-/// Leads the connections that come to `listener` to a port of `place`, for ever; each waits for it as long as `wait`.
-/// `first` is which one of that name it is, once that is known. Dropping the future closes them all, but for what
-/// [`Dialer::close`] does.
-pub(super) async fn forward(
-    listener: TcpListener,
-    dialer: Dialer,
-    place: Place,
-    remote: u16,
-    wait: Duration,
-    first: Arc<OnceLock<End>>,
-) -> Infallible {
-    let target = format!("{}:{remote}", place.name());
-    let shown = target.clone();
-    let open = move |_| {
-        let (dialer, place, first, shown) = (dialer.clone(), place.clone(), first.clone(), shown.clone());
-        async move {
-            let opened = open_within(&dialer, &place, remote, wait).await.map_err(|error| error.to_string())?;
-            if !opened.end.is(first.get_or_init(|| opened.end.clone())) {
-                tell(&format!("{shown}: this is a new one of the same name"));
+/// Leads the connections that come to `listener` to a port of `target`, for ever; each waits for it as long as `wait`, unless that
+/// is in vain. Dropping the future closes them all, but for what [`Dialer::close`](super::connect::Dialer::close) does.
+pub(super) async fn forward(listener: TcpListener, target: Arc<Target>, remote: u16, wait: Duration) -> Infallible {
+    let shown = format!("{}:{remote}", target.place.name());
+    let open = {
+        let shown = shown.clone();
+        move |_| {
+            let (target, shown) = (target.clone(), shown.clone());
+            async move {
+                let opened = open_within(&target, remote, wait).await?;
+                if !target.is_known(&opened.end) {
+                    tell(&format!("{shown}: this is a new one of the same name"));
+                }
+                Ok(opened.stream)
             }
-            Ok(opened.stream)
         }
     };
-    listen::serve(listener, target, open).await
+    listen::serve(listener, shown, open).await
 }
 
 /// Opens a stream; while what is in the way may pass, again until `wait` is over.
-async fn open_within(dialer: &Dialer, place: &Place, remote: u16, wait: Duration) -> Result<Opened, ApiError> {
+async fn open_within(target: &Target, remote: u16, wait: Duration) -> Result<Opened, String> {
     let deadline = Instant::now() + wait;
     loop {
-        let error = match dialer.open(place, remote).await {
+        let reason = match target.dialer.open(&target.place, remote).await.map_err(Failure::from) {
             Ok(opened) => return Ok(opened),
-            Err(error) => error,
+            Err(Failure::Final(error)) => return Err(format!("{error:#}")),
+            Err(Failure::Passing(reason)) => reason,
         };
+        // Whether it can be seen how the VM stands is not what the connection fails of.
+        if let Ok(Some(why)) = target.in_vain().await {
+            return Err(why);
+        }
         let left = deadline.saturating_duration_since(Instant::now());
-        // A VM that does not run yet is a conflict with its state.
-        let passes = matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout | ErrorCode::Conflict);
-        if !passes || left.is_zero() {
-            return Err(error);
+        if left.is_zero() {
+            return Err(reason);
         }
         tokio::time::sleep(AGAIN.min(left)).await;
     }

@@ -24,7 +24,6 @@ mod files;
 mod follow;
 mod forward;
 mod get;
-mod hints;
 mod host_keys;
 mod images;
 mod interrupt;
@@ -76,8 +75,9 @@ Environment:
   ORCHARD_URL                    controller, in place of the default context's
   ORCHARD_SERVICE_ACCOUNT_NAME   account, likewise
   ORCHARD_SERVICE_ACCOUNT_TOKEN  that account's token, likewise
-  ORCHARD_FINGERPRINT            SHA-256 of the certificate to expect at ORCHARD_URL; without it,
-                                 a saved context's for that address, or public CAs
+  ORCHARD_FINGERPRINT            SHA-256 of the certificate to expect at
+                                 ORCHARD_URL; without it, a saved context's
+                                 for that address, or public CAs
 
 Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 ended by Ctrl-C (0 for what serves or watches);
 `orchard ssh` and `exec` exit as the remote command did.

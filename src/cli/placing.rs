@@ -39,7 +39,8 @@ pub(super) enum Pause {
     #[command(after_help = "\
 Examples:
   orchard pause worker mini-1
-  orchard pause worker mini-1 --wait 2h   # returns once its last VM is gone: then it can be switched off
+  orchard pause worker mini-1 --wait 2h
+      # returns once its last VM is gone: then it can be switched off
 
 `orchard resume worker mini-1` ends the pause.")]
     Worker {

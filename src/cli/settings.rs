@@ -15,7 +15,8 @@ pub(super) enum Set {
 Examples:
   orchard set cluster-settings --scheduler-profile distribute-load
   orchard set cluster-settings --host-dir-policies /srv/builds,/srv/cache:ro
-  orchard set cluster-settings --replace-host-dir-policies   # none is allowed any more
+  orchard set cluster-settings --replace-host-dir-policies
+      # none is allowed any more
 
 VMs that are placed already stay where they are, with what they have.")]
     ClusterSettings {

@@ -1,4 +1,4 @@
-//! What `ssh`, `exec`, `cp` and `proxy` connect to: a VM, which may still be booting, or a worker's machine. Tried until `--wait`
+//! What `ssh`, `exec`, `cp`, `proxy` and `port-forward` connect to: a VM, which may still be booting, or a worker's machine. Tried until `--wait`
 //! has passed; what runs then does so once.
 
 use std::sync::OnceLock;
@@ -173,10 +173,22 @@ impl Target {
         let opened = tokio::time::timeout_at(deadline, self.dialer.open(&self.place, port))
             .await
             .map_err(|_| Failure::Passing("no way into it was open in time".to_owned()))??;
-        if !opened.end.is(self.end.get_or_init(|| opened.end.clone())) {
+        if !self.is_known(&opened.end) {
             return Err(Failure::Final(anyhow::anyhow!(replaced(&self.place))));
         }
         Ok(opened)
+    }
+
+    /// Whether this is the VM, or the machine, that was there first.
+    pub(super) fn is_known(&self, end: &End) -> bool {
+        end.is(self.end.get_or_init(|| end.clone()))
+    }
+
+    /// Why waiting for the VM of this name, whichever it is by now, is in vain, if it can be seen to be.
+    pub(super) async fn in_vain(&self) -> Result<Option<String>, ApiError> {
+        let Place::Vm(name) = &self.place else { return Ok(None) };
+        let seen = self.client.vm_if_visible(name).await?;
+        Ok(seen.and_then(|vm| standing(vm.uid, &vm).err()))
     }
 
     async fn attempt(
@@ -202,7 +214,7 @@ fn replaced(place: &Place) -> String {
 }
 
 /// How the VM stands, in words; an error when waiting for it is in vain.
-pub(super) fn standing(waited_for: VmUid, vm: &Vm) -> Result<String, String> {
+fn standing(waited_for: VmUid, vm: &Vm) -> Result<String, String> {
     if vm.uid != waited_for {
         return Err(replaced(&Place::Vm(vm.name.clone())));
     }

@@ -156,7 +156,15 @@ async fn who_may_not_is_told_so_at_once_and_it_is_recorded() {
     assert!(said.contains("no VM named 127.0.0.1"), "no other host: {said}");
     let said = text(&finish(ann.ssh(&["-W", "[::1]:22", "jump"])).await.stderr);
     assert!(said.contains("leads to VMs by their names"), "{said}");
-    assert!(!finish(ann.ssh(&["jump", "true"])).await.status.success(), "no shell");
+    // Without -J: no shell and no command, but what to do instead; a terminal gets whole lines.
+    let (address, _) = cluster.controller.jump_host().unwrap();
+    let command = format!("  ssh -J ann@{address} USER@NAME");
+    for (arguments, end) in [(&["jump", "true"][..], "\n"), (&["-T", "jump"], "\n"), (&["-tt", "jump"], "\r\n")] {
+        let output = finish(ann.ssh(arguments)).await;
+        let said = text(&output.stderr) + &text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains(&format!("{command}{end}")) && said.contains("no shell"), "{arguments:?}: {said:?}");
+    }
 
     account(&cluster, "other", &[Role::ComputeConnect], &[]).await;
     let wrong = Person::new(&cluster, "other", &token).await;

@@ -41,8 +41,10 @@ const VARIABLE: &str = "ORCHARD_COMPLETE";
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  source <(orchard completion bash)                                    in ~/.bashrc
-  source <(orchard completion zsh)                                     in ~/.zshrc, after compinit
+  source <(orchard completion bash)
+      in ~/.bashrc
+  source <(orchard completion zsh)
+      in ~/.zshrc, after compinit
   orchard completion fish > ~/.config/fish/completions/orchard.fish
 
 Names of VMs, workers, service accounts and the like are those that the controller knows at that moment, as far

@@ -1,4 +1,4 @@
-//! How something goes on, told on standard error: by a spinner on a terminal, else a line for each change.
+//! How something goes on, told on standard error: by a spinner and the time it takes on a terminal, else a line for each change.
 
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ pub struct Progress {
     last: String,
 }
 
+/// The time stands before the text, which may be longer than the line.
+const FORM: &str = "{spinner} {elapsed:>3}  {msg}";
 /// How often the spinner turns.
 const SPIN_PERIOD: Duration = Duration::from_millis(120);
 
@@ -20,6 +22,9 @@ impl Progress {
     pub fn start() -> Self {
         let spinner = Screen::of_stderr().can_move.then(|| {
             let bar = indicatif::ProgressBar::new_spinner();
+            if let Ok(style) = indicatif::ProgressStyle::with_template(FORM) {
+                bar.set_style(style);
+            }
             bar.enable_steady_tick(SPIN_PERIOD);
             bar
         });

@@ -14,7 +14,8 @@ use crate::model::Clock;
 #[command(after_help = "\
 Examples:
   orchard controller backup /backup/orchard-$(date +%F)
-  orchard controller backup --data-dir /var/lib/orchard /backup/orchard-$(date +%F)
+  orchard controller backup --data-dir /var/lib/orchard \\
+      /backup/orchard-$(date +%F)
 
 The controller may be running: the backup is its state at one moment, whole. The file holds the
 controller's keys and all secrets of VMs; it is readable by you alone, and should stay so.")]
@@ -30,7 +31,8 @@ pub(in crate::cli) struct BackupArgs {
 #[command(after_help = "\
 Examples:
   orchard controller restore /backup/orchard-2026-11-22
-  orchard controller restore --data-dir /var/lib/orchard --force /backup/orchard-2026-11-22
+  orchard controller restore --data-dir /var/lib/orchard --force \\
+      /backup/orchard-2026-11-22
 
 The controller must be stopped. The folder is as before until all of the backup has been checked, and
 then as in the backup, also when this is interrupted. What was there before goes to before-restore in

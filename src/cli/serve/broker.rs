@@ -30,7 +30,8 @@ pub(in crate::cli) enum BrokerCommand {
 const HELP: &str = r#"Examples:
   orchard broker run
   orchard broker run --user ann --password s3cret
-  orchard broker run --listen :4222 --users-file users.json --tls-cert cert.pem --tls-key key.pem
+  orchard broker run --listen :4222 --users-file users.json \
+      --tls-cert cert.pem --tls-key key.pem
   orchard broker run --listen 127.0.0.1:0 --no-auth --ports-file ports.json
 
 On a loopback address, as by default, nothing need be said: everybody on this machine is let in then, with a warning that
@@ -41,7 +42,8 @@ then everything is allowed. What is denied wins; "jobs.> crew" speaks of queue g
   { "users": [
       { "user": "ann", "password": "s3cret" },
       { "token": "t0ken", "expires": "2030-01-01T00:00:00Z" },
-      { "nkey": "UCNGL4W5QX66CFX6A6DCBVDH5VOHMI7B2UZZU7TXAUQQSI2JPHULCKBR", "permissions": {
+      { "nkey": "UCNGL4W5QX66CFX6A6DCBVDH5VOHMI7B2UZZU7TXAUQQSI2JPHULCKBR",
+        "permissions": {
           "publish": { "allow": ["jobs.>"], "deny": ["jobs.secret"] },
           "subscribe": ["_INBOX.>", "jobs.> crew"],
           "allow_responses": { "max": 1, "expires": "2m" } } } ],

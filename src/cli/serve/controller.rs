@@ -44,8 +44,10 @@ pub(in crate::cli) enum ControllerCommand {
     #[command(after_help = "\
 Examples:
   orchard controller run
-  orchard controller run --data-dir /var/lib/orchard --tunnel-host ctl.example.com
-  orchard controller run --bus-url nats://nats.example.com:4222 --bus-user orchard
+  orchard controller run --data-dir /var/lib/orchard \\
+      --tunnel-host ctl.example.com
+  orchard controller run --bus-url nats://nats.example.com:4222 \\
+      --bus-user orchard
 
 The first start makes the account bootstrap-admin, shows its token on the terminal once, and keeps
 it in the context bootstrap-context of the user who runs this. With ORCHARD_BOOTSTRAP_ADMIN_TOKEN

@@ -13,10 +13,12 @@ use super::parts::{self, ControllerSetup, RunningController, RunningWorker, Work
 use super::runtime::{self, RuntimeChoice};
 use super::watched::{WatchArgs, Watched};
 use super::{Running, until_stopped};
+use crate::broker::BindError;
 use crate::cli::output;
 use crate::config::Home;
 use crate::config::address::parse_listen;
 use crate::config::file::ContextFile;
+use crate::controller::StartError;
 use crate::controller::auth::BOOTSTRAP_ADMIN;
 use crate::controller::cluster::Timing;
 use crate::controller::store::Retention;
@@ -34,9 +36,12 @@ const MAX_WORKERS: i64 = 1000;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  orchard dev                                       with what this machine has: Tart or QEMU
-  orchard dev --runtime synthetic --workers 10      without real guests
-  orchard dev --listen 127.0.0.1:0 --bus-listen 127.0.0.1:0 --data-dir /tmp/orchard
+  orchard dev
+      with what this machine has: Tart or QEMU
+  orchard dev --runtime synthetic --workers 10
+      without real guests
+  orchard dev --listen 127.0.0.1:0 \\
+      --bus-listen 127.0.0.1:0 --data-dir /tmp/orchard
 
 The context local-dev becomes the default, so `orchard create vm` and all the others work in
 another terminal. Ctrl-C stops the cluster; VMs go on, but for synthetic ones, and the next start
@@ -131,6 +136,7 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         timing: Timing::default(),
     })
     .await
+    .map_err(|error| both_ports(error, arguments))
     .context("cannot start the controller")?;
     let capacity = Capacity::of(kind);
     let defaults = capacity.modest_defaults();
@@ -169,6 +175,20 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
         }
     }
     Ok(Cluster { controller, workers })
+}
+
+/// With both options that choose a port: another program that has the one often has, or soon gets, the other, too.
+fn both_ports(error: anyhow::Error, arguments: &DevArgs) -> anyhow::Error {
+    let taken = match error.downcast::<StartError>() {
+        Ok(taken @ (StartError::Broker(BindError::Listen { .. }) | StartError::Tunnel(_))) => taken,
+        Ok(other) => return other.into(),
+        Err(other) => return other,
+    };
+    let DevArgs { bus_listen, listen, .. } = arguments;
+    anyhow::Error::new(taken).context(format!(
+        "a cluster needs two ports, TCP {bus_listen} (--bus-listen) and UDP {listen} (--listen); give others, or port 0 \
+         for any that is free"
+    ))
 }
 
 fn announce(

@@ -39,11 +39,16 @@ pub(in crate::cli) enum WorkerCommand {
     /// Run a worker until Ctrl-C or SIGTERM; its VMs go on without it
     #[command(after_help = "\
 Examples:
-  orchard get bootstrap-token | ssh mini-1 orchard worker run --bootstrap-token-stdin
-  orchard worker run --labels role=ci                      # from the second start on
-  orchard worker run --stop-vms-on-exit                    # on a machine that is switched off at night
-  orchard worker run --no-host-access                      # nobody gets to the machine itself
-  orchard worker run tls://nats.example.com --token-file password   # with NATS servers of your own
+  orchard get bootstrap-token | ssh mini-1 \\
+      orchard worker run --bootstrap-token-stdin
+  orchard worker run --labels role=ci
+      # from the second start on
+  orchard worker run --stop-vms-on-exit
+      # on a machine that is switched off at night
+  orchard worker run --no-host-access
+      # nobody gets to the machine itself
+  orchard worker run tls://nats.example.com --token-file password
+      # with NATS servers of your own
 
 The bootstrap token says where the controller is and how to know it. It is needed once: the worker
 exchanges it for a key of its own, which it keeps in its data folder.

@@ -48,11 +48,12 @@ Example:
   orchard top
 
 Workers with how busy their machines are, VMs with where they stand and since when, and what happens. Keys:
-  arrows, j k, PgUp PgDn, g G   move                  d, Enter   describe, as `orchard get` does
-  Tab                           the next pane         l          the log of a VM's startup script
-  /                             filter                s          SSH into the VM, or to the worker
-  Esc                           close, unfilter       x          delete the VM, once confirmed
-  ?                             all keys              q, Ctrl-C  quit
+  arrows, j k, PgUp PgDn, g G  move
+  Tab        the next pane     d, Enter   describe, as `orchard get` does
+  /          filter            l          the log of a VM's startup script
+  Esc        close, unfilter   s          SSH into the VM, or to the worker
+  ?          all keys          x          delete the VM, once confirmed
+                               q, Ctrl-C  quit
 
 It needs the role compute:read, and compute:write for deleting. While the controller does not answer, the first line says
 so, what was known before stays, and it goes on by itself. Ctrl-Z suspends it, as it does other jobs of a shell. NO_COLOR

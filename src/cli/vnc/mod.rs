@@ -9,7 +9,7 @@ mod viewer;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use self::file::Destination;
 use self::viewer::{Viewer, Wanted};
 use super::client::Client;
-use super::connect::{End, Place};
+use super::connect::Place;
 use super::serve::signals::{Signals, Stop};
 use super::target::{Failure, Target};
 use super::{Interrupted, forward, listen, output};
@@ -43,9 +43,12 @@ pub(super) enum Vnc {
     /// Show the screen of a VM in the system's viewer, or take a picture of it
     #[command(after_help = "\
 Examples:
-  orchard vnc vm build-1                            opens the viewer; the way is there until Ctrl-C
-  orchard vnc vm build-1 --no-viewer --listen 5901  for a viewer of your own, at 127.0.0.1:5901
-  orchard vnc vm build-1 --screenshot build-1.png   a picture, without viewer; - is standard output
+  orchard vnc vm build-1
+      opens the viewer; the way is there until Ctrl-C
+  orchard vnc vm build-1 --no-viewer --listen 5901
+      for a viewer of your own, at 127.0.0.1:5901
+  orchard vnc vm build-1 --screenshot build-1.png
+      a picture, without viewer; - is standard output
 
 A VM in QEMU shows its screen from its first moment and asks for no password. With Tart, a server
 in the guest shows it (in macOS: System Settings, General, Sharing, Screen Sharing), which asks for
@@ -119,7 +122,7 @@ struct Options {
 
 /// A screen: whose, at which port there, and how long to wait for it.
 struct Screen {
-    target: Target,
+    target: Arc<Target>,
     port: u16,
     wait: Duration,
 }
@@ -135,7 +138,7 @@ pub(super) async fn run(command: Vnc, client: &Client) -> anyhow::Result<()> {
     };
     let mut signals = Signals::install()?;
     let destination = options.screenshot.as_ref().map(|file| Destination::choose(file, options.force)).transpose()?;
-    let screen = Screen { target: Target::find(client, place).await?, port, wait };
+    let screen = Screen { target: Arc::new(Target::find(client, place).await?), port, wait };
     let work = async {
         match destination {
             Some(destination) => take(&screen, &options, destination).await,
@@ -223,16 +226,9 @@ async fn show(screen: &Screen, options: &Options) -> anyhow::Result<()> {
     // First of all, so that nobody waits for a port that is taken.
     let listener = listen::bind(options.listen).await?;
     let greets = async |deadline| greeted(screen, deadline).await;
-    let end = target.until("show its screen", *wait, greets).await?;
+    target.until("show its screen", *wait, greets).await?;
     let address = listener.local_addr().context("cannot find out the local port")?;
-    let forward = forward::forward(
-        listener,
-        target.dialer.clone(),
-        target.place.clone(),
-        *port,
-        Duration::ZERO,
-        Arc::new(OnceLock::from(end)),
-    );
+    let forward = forward::forward(listener, target.clone(), *port, Duration::ZERO);
     let wanted = Wanted { address, user: options.username.as_deref(), password: options.password.as_deref() };
     output::line(&wanted.shown())?;
     let mut viewer = match options.no_viewer {
@@ -248,12 +244,12 @@ async fn show(screen: &Screen, options: &Options) -> anyhow::Result<()> {
     tokio::select! { never = forward => match never {}, () = look => Ok(()) }
 }
 
-/// Whether the screen can be had, and whose that is.
-async fn greeted(screen: &Screen, deadline: Instant) -> Result<End, Failure> {
+/// Whether the screen can be had.
+async fn greeted(screen: &Screen, deadline: Instant) -> Result<(), Failure> {
     let mut opened = screen.target.open(screen.port, deadline).await?;
     let greeted = client::probe(&mut opened.stream, patience(deadline)).await;
     let _ = opened.stream.shutdown().await;
-    greeted.map(|()| opened.end).map_err(failure)
+    greeted.map_err(failure)
 }
 
 #[cfg(test)]

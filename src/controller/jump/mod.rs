@@ -1,6 +1,6 @@
 //! The SSH jump host: `ssh -J ACCOUNT@CONTROLLER USER@VM` with any stock client, for machines without this program. An account
 //! logs in with its token as the password, or with a key that was attached to it; then it can open ports of VMs and nothing
-//! else: no shell, no other host.
+//! else: no shell, no other host. Who asks for one is told how to get further.
 //!
 //! A session takes the same way as one over QUIC, from the relay on: the same rights, limits, cuts and records. Only the
 //! way from client to controller is SSH's.
@@ -187,11 +187,12 @@ async fn serve(stream: TcpStream, peer: SocketAddr, place: Place, shared: Arc<Sh
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "small packets of an SSH connection may be held back");
     }
+    let Ok(here) = stream.local_addr() else { return };
     // The library's task owns the stream; this ends it, and with that the task.
     let token = CancellationToken::new();
     let _cut = token.clone().drop_guard();
     let (logged_in, told) = (Arc::new(OnceLock::new()), CancellationToken::new());
-    let visitor = Visitor::new(peer, place, shared.clone(), logged_in.clone(), told.clone());
+    let visitor = Visitor::new((peer, here), place, shared.clone(), logged_in.clone(), told.clone());
     let stream = Cut::new(stream, &token);
     let session = async {
         let running = server::run_stream(shared.config.clone(), stream, visitor).await?;

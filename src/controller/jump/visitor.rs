@@ -1,4 +1,4 @@
-//! One client of the jump host: its login, and the ports that it opens.
+//! One client of the jump host: its login, and the ports that it opens. Who asks for a shell or a command is told what this is.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use russh::keys::PublicKeyBase64 as _;
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelOpenFailure, MethodKind, MethodSet};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument as _, Span, debug};
@@ -21,14 +21,26 @@ use crate::model::ssh_key::SshKey;
 
 /// What RFC 4254 (section 5.1) calls `SSH_OPEN_CONNECT_FAILED`.
 const CONNECT_FAILED: u32 = 2;
+/// What RFC 4254 (section 5.2) calls `SSH_EXTENDED_DATA_STDERR`.
+const STDERR: u32 = 1;
+/// The exit status of a shell or a command that there is not.
+const NO_SHELL: u32 = 1;
+/// How many sessions of one connection are told so; further ones are refused without a word.
+const SESSIONS: usize = 8;
 
 pub(super) struct Visitor {
     peer: SocketAddr,
+    /// Where it has found the jump host.
+    here: SocketAddr,
     shared: Arc<Shared>,
     logged_in: Arc<OnceLock<Login>>,
     told: CancellationToken,
     /// Among those who have not logged in.
     place: Option<Place>,
+    /// Sessions that were opened.
+    sessions: usize,
+    /// Those of them whose text goes to a terminal that was set up for a shell.
+    terminals: Vec<ChannelId>,
     /// Cancelled when the connection has ended.
     gone: CancellationToken,
     _gone: DropGuard,
@@ -38,9 +50,9 @@ pub(super) struct Visitor {
 const FAREWELL: Duration = Duration::from_secs(5);
 
 impl Visitor {
-    /// `logged_in` is set and `told` cancelled once it has.
+    /// `here` is the address that it came to. `logged_in` is set and `told` cancelled once it has.
     pub(super) fn new(
-        peer: SocketAddr,
+        (peer, here): (SocketAddr, SocketAddr),
         place: Place,
         shared: Arc<Shared>,
         logged_in: Arc<OnceLock<Login>>,
@@ -48,7 +60,31 @@ impl Visitor {
     ) -> Self {
         let gone = CancellationToken::new();
         let _gone = gone.clone().drop_guard();
-        Self { peer, shared, logged_in, told, place: Some(place), gone, _gone }
+        Self {
+            peer,
+            here,
+            shared,
+            logged_in,
+            told,
+            place: Some(place),
+            sessions: 0,
+            terminals: Vec::new(),
+            gone,
+            _gone,
+        }
+    }
+
+    /// In place of a shell or a command: says what this is, and ends as a command that failed.
+    fn explain(&self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        let Some(login) = self.logged_in.get() else { return session.channel_failure(channel) };
+        let text = explanation(login.account.as_str(), self.shared.context.tunnel.host.as_deref(), self.here);
+        // A terminal that was set up for a shell begins no new line by itself.
+        let text = if self.terminals.contains(&channel) { text.replace('\n', "\r\n") } else { text };
+        session.channel_success(channel)?;
+        session.extended_data(channel, STDERR, text)?;
+        session.exit_status_request(channel, NO_SHELL)?;
+        session.eof(channel)?;
+        session.close(channel)
     }
 
     async fn settle(&mut self, login: Result<Login, Duration>) -> Auth {
@@ -95,6 +131,56 @@ impl Handler for Visitor {
         Ok(self.settle(login).await)
     }
 
+    /// Plain `ssh`, without `-J`, opens one of these for its shell or command.
+    async fn channel_open_session(
+        &mut self,
+        _: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), russh::Error> {
+        // Dropped, the reply is a refusal.
+        if self.logged_in.get().is_some() && self.sessions < SESSIONS {
+            self.sessions += 1;
+            reply.accept().await;
+        }
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _: &str,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        if !self.terminals.contains(&channel) && self.terminals.len() < SESSIONS {
+            self.terminals.push(channel);
+        }
+        session.channel_success(channel)
+    }
+
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        self.explain(channel, session)
+    }
+
+    async fn exec_request(&mut self, channel: ChannelId, _: &[u8], session: &mut Session) -> Result<(), russh::Error> {
+        self.explain(channel, session)
+    }
+
+    /// As `sftp` asks for its own.
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        _: &str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.explain(channel, session)
+    }
+
     /// `ssh -J`, `-W` and `-L` open these; every other channel is refused by the library's own answer.
     async fn channel_open_direct_tcpip(
         &mut self,
@@ -124,6 +210,23 @@ impl Handler for Visitor {
         sessions.spawn(session.instrument(Span::current()));
         Ok(())
     }
+}
+
+/// What somebody is told who has come to the jump host itself: how to get further, by the name that its operator gave it, or else
+/// the address it was found at.
+fn explanation(account: &str, host: Option<&str>, here: SocketAddr) -> String {
+    let here = SocketAddr::new(here.ip().to_canonical(), here.port());
+    let at = match host {
+        Some(host) if host.contains(':') => format!("[{}]:{}", host.trim_matches(['[', ']']), here.port()),
+        Some(host) => format!("{host}:{}", here.port()),
+        None => here.to_string(),
+    };
+    format!(
+        "This is the SSH jump host of an Orchard controller. It leads into VMs and has no shell\n\
+         or files of its own. As {account} you get into the VM called NAME, as its user USER, by\n  \
+         ssh -J {account}@{at} USER@NAME\n\
+         and `scp`, `sftp` and `rsync -e` take -J likewise.\n"
+    )
 }
 
 /// Opens a port of a VM and copies until either side has ended.
@@ -177,4 +280,24 @@ fn vm_of(host: &str) -> Result<VmName, ApiError> {
 async fn refuse(reply: ChannelOpenHandle, refusal: ApiError) {
     debug!(%refusal, "a port could not be opened");
     reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason: refusal.message }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_come_to_the_jump_host_itself_is_told_the_command_that_leads_further() {
+        for (host, here, command) in [
+            (None, "192.0.2.1:6122", "\n  ssh -J ann@192.0.2.1:6122 USER@NAME\n"),
+            (None, "[::ffff:192.0.2.1]:6122", "\n  ssh -J ann@192.0.2.1:6122 USER@NAME\n"),
+            (None, "[2001:db8::1]:22", "\n  ssh -J ann@[2001:db8::1]:22 USER@NAME\n"),
+            (Some("ctl.example.com"), "10.0.0.1:6122", "\n  ssh -J ann@ctl.example.com:6122 USER@NAME\n"),
+            (Some("2001:db8::1"), "10.0.0.1:6122", "\n  ssh -J ann@[2001:db8::1]:6122 USER@NAME\n"),
+        ] {
+            let told = explanation("ann", host, here.parse().unwrap());
+            assert!(told.contains(command), "{told}");
+            assert!(told.lines().all(|line| line.len() <= 90), "{told}");
+        }
+    }
 }

@@ -27,6 +27,37 @@ fn the_help_of_the_whole_tree_is_as_it_was_read_last() {
     golden::check("help.txt", &texts);
 }
 
+/// The columns of a terminal that nobody has made wider.
+const TERMINAL: usize = 80;
+
+/// The lines of a command's help, and of those below it, that such a terminal breaks.
+fn too_wide(command: &mut Command, found: &mut Vec<String>) {
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
+    for help in [command.render_long_help(), command.render_help()] {
+        let help = help.to_string();
+        let wide = help.lines().filter(|line| line.chars().count() > TERMINAL);
+        found.extend(wide.map(|line| format!("{name}: {line}")));
+    }
+    // What is indented is meant to be copied, or stands in columns: clap would break it anywhere.
+    let behind = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let broken = |line: &&str| line.starts_with(' ') && line.chars().count() > TERMINAL;
+    found.extend(behind.lines().filter(broken).map(|line| format!("{name}: {line}")));
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    for name in names.iter().filter(|name| *name != "help") {
+        too_wide(command.find_subcommand_mut(name).unwrap(), found);
+    }
+}
+
+#[test]
+fn no_line_of_help_is_wider_than_a_terminal() {
+    let mut command = cli::command().term_width(TERMINAL);
+    command.build();
+    let mut found = Vec::new();
+    too_wide(&mut command, &mut found);
+    found.dedup();
+    assert!(found.is_empty(), "{} lines:\n{}", found.len(), found.join("\n"));
+}
+
 #[test]
 fn lists_take_every_form_and_name_them() {
     let mut command = cli::command();

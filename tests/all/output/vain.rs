@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use orchard::worker::runtime::synthetic::Synthetic;
 use orchard::worker::runtime::synthetic::behaviour::Step;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::contexts::in_terminal;
 use crate::harness::{Cluster, LIMIT};
 use crate::standin::{Ran, run};
-use crate::wait::until;
+use crate::wait::{PROMPT, until};
 
 /// Runs it; it fails and says all of `said`.
 async fn fails(cluster: &Cluster, arguments: &[&str], said: &[&str]) {
@@ -99,7 +99,8 @@ async fn a_forwarded_connection_waits_for_its_vm_if_it_shall() {
     let mut cluster = Cluster::start().await;
     cluster.run(&["create", "vm", "a", "--image", "any", "--worker", "late"]).await;
     let mut forward = cluster.cli(&["port-forward", "vm", "--wait", "5m", "a", "0:80"]);
-    let mut forward = forward.stdout(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let forward = forward.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut forward = forward.kill_on_drop(true).spawn().unwrap();
     let mut said = [0; 64];
     let read = tokio::time::timeout(LIMIT, forward.stdout.as_mut().unwrap().read(&mut said)).await;
     let line = String::from_utf8_lossy(&said[..read.unwrap().unwrap()]).into_owned();
@@ -118,4 +119,33 @@ async fn a_forwarded_connection_waits_for_its_vm_if_it_shall() {
     let why = "a terminal cannot show a picture: send the standard output to a file";
     let shown = in_terminal(cluster.cli(&["vnc", "vm", "a", "--screenshot", "-"]), &[]).await;
     assert!(shown.code == Some(2) && shown.stdout.contains(why), "{shown:?}");
+
+    drop(stream);
+
+    // One that is switched off comes back by nothing but a command: nobody waits for it.
+    cluster.run(&["stop", "vm", "a", "--wait"]).await;
+    let off = "VM a is stopped; `orchard start vm a` switches it on";
+    let mut stream = TcpStream::connect(local).await.unwrap();
+    let mut told = BufReader::new(forward.stderr.take().unwrap()).lines();
+    let told = async {
+        while let Some(line) = told.next_line().await.unwrap() {
+            if line == format!("a:80: {off}") {
+                return;
+            }
+        }
+        panic!("it has ended");
+    };
+    tokio::time::timeout(PROMPT, told).await.expect("it waits");
+    let ended = tokio::time::timeout(PROMPT, stream.read(&mut back)).await.expect("it is not ended");
+    assert!(ended.is_err(), "a reset");
+    for wait in [
+        &["port-forward", "vm", "--wait", "5m", "a", "0:80"][..],
+        &["proxy", "vm", "--wait=5m", "a", "80"],
+        &["ssh", "vm", "--wait", "5m", "a", "true"],
+        &["exec", "vm", "--wait", "5m", "a", "--", "true"],
+        &["vnc", "vm", "--wait", "5m", "a", "--no-viewer"],
+        &["ip", "vm", "--wait=5m", "a"],
+    ] {
+        tokio::time::timeout(PROMPT, fails(&cluster, wait, &[off])).await.expect("it waits");
+    }
 }

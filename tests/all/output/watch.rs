@@ -116,3 +116,20 @@ async fn a_terminal_shows_the_list_as_it_is() {
     assert_eq!((screen.ended, screen.restored), (Some(0), true), "{screen:?}");
     assert!(screen.lines[1].starts_with("a "), "it stays to be read: {screen:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_at_a_terminal_sees_for_how_long() {
+    let Some(python) = client("python") else { return };
+    let cluster = Cluster::start().await;
+    let create = ["create", "vm", "a", "--image", "any", "--wait", "--timeout", "5m"];
+    let mut terminal = Terminal::start(python, &cluster.cli(&create));
+    let counted = |line: &String| {
+        let before = line.split_once("  VM a is pending").map(|(before, _)| before.split_whitespace().last());
+        let seconds = before.flatten().and_then(|time| time.strip_suffix('s')?.parse().ok());
+        seconds.is_some_and(|seconds: u64| seconds >= 1)
+    };
+    terminal.until("the seconds before the state", |screen| screen.lines.iter().any(counted)).await;
+    terminal.keys("\x03").await;
+    let screen = terminal.until("the end", |screen| screen.ended.is_some()).await;
+    assert_eq!(screen.ended, Some(130), "{screen:?}");
+}

@@ -17,7 +17,7 @@ const NOBODY: &[&[&str]] = &[
     &["list", "vms", "--context", "work"],
 ];
 
-/// What the command line that users come from takes, and what is there instead. `hints` has a test of all.
+/// What the command line that users come from takes, and what is there instead. `asked::instead` has a test of all.
 const OTHER: &[&[&str]] = &[
     &["controller", "--data-dir", "/x", "run"],
     &["controller", "run", "-l", ":6120"],

@@ -1,11 +1,10 @@
 //! What the command line of the Orchard that users come from takes and this one does not: the error names what is there instead.
 //! Pure.
 
-use clap::builder::StyledStr;
+use clap::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, CommandFactory as _, Error};
 
-use super::Arguments;
+use super::typed::Typed;
 
 /// Command, argument, and what to do instead. `*` is whatever stands there and is no option.
 const INSTEAD: &[(&str, &str, &str)] = &[
@@ -75,34 +74,16 @@ const INSTEAD: &[(&str, &str, &str)] = &[
 const APART: &[(&str, &str, &str)] =
     &[("worker run", "[BUS_URL]", "leave the address out: the bootstrap token says where the controller is")];
 
-/// The error, with what to do instead if `words`, without the program's name, are of that other command line.
-pub(super) fn with_hint(mut error: Error, words: &[String]) -> Error {
+/// What to do instead of what `error` refuses, if what was typed is of that other command line.
+pub(super) fn hint(error: &Error, typed: &Typed<'_>) -> Option<&'static str> {
     let table = match error.kind() {
         ErrorKind::UnknownArgument => INSTEAD,
         ErrorKind::ArgumentConflict => APART,
-        _ => return error,
+        _ => return None,
     };
-    let path = path(words);
-    let found = table.iter().find(|(command, argument, _)| is_within(&path, command) && is_meant(&error, argument));
-    if let Some((_, _, hint)) = found {
-        // What clap takes for meant is something else.
-        error.remove(ContextKind::SuggestedArg);
-        let hint = ContextValue::StyledStrs(vec![StyledStr::from((*hint).to_owned())]);
-        error.insert(ContextKind::Suggested, hint);
-    }
-    error
-}
-
-/// The command that is asked for, as far as it is one.
-fn path(words: &[String]) -> String {
-    let (mut command, mut path): (Command, Vec<&str>) = (Arguments::command(), Vec::new());
-    for word in words {
-        if let Some(sub) = command.find_subcommand(word) {
-            path.push(word);
-            command = sub.clone();
-        }
-    }
-    path.join(" ")
+    let path = typed.path.join(" ");
+    let found = table.iter().find(|(command, argument, _)| is_within(&path, command) && is_meant(error, argument));
+    found.map(|(_, _, hint)| *hint)
 }
 
 fn is_within(path: &str, command: &str) -> bool {
@@ -125,13 +106,12 @@ fn is_meant(error: &Error, argument: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
 
     fn said(line: &str) -> String {
-        let words: Vec<String> = format!("orchard {line}").split(' ').map(str::to_owned).collect();
-        with_hint(Arguments::try_parse_from(&words).unwrap_err(), &words[1..]).to_string()
+        let typed: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let given = ["orchard"].into_iter().chain(line.split(' ')).map(Into::into).collect();
+        super::super::read(given, &typed).unwrap_err().to_string()
     }
 
     #[test]
@@ -160,6 +140,8 @@ mod tests {
             "list vms --debug",
             "create vm a --synthetic",
             "get bootstrap-token --uses",
+            "--context run worker --debug",
+            "list vms --context run --log-file",
         ] {
             assert!(!said(line).contains("the address out"), "{line}: {}", said(line));
             assert!(!said(line).contains("standard error") && !said(line).contains("-vv"), "{line}: {}", said(line));

@@ -1,5 +1,10 @@
 //! What was typed, read by clap: `main` calls [`parse`]. What clap refuses is told with what was probably meant, where that can be
-//! known: a noun that was left out, an option that is called otherwise here.
+//! known ([`tips`]), or with what there is instead of something that another Orchard has ([`instead`]); [`typed`] tells apart what
+//! stands there.
+
+mod instead;
+mod tips;
+mod typed;
 
 use std::ffi::OsString;
 
@@ -7,14 +12,8 @@ use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Error, FromArgMatches as _};
 
-use super::{Arguments, hints};
-use crate::model::VmName;
-use crate::ssh::quote::quote;
-
-/// What commands are about, the likeliest first.
-const NOUNS: [&str; 2] = ["vm", "worker"];
-/// Options for what a VM is made with, and keeps.
-const SIZES: [&str; 3] = ["--cpu", "--memory", "--disk-size"];
+use self::typed::Typed;
+use super::Arguments;
 
 /// Reads the command line of this process; ends the process, with a text, when it is no command or asks for help.
 pub fn parse() -> Arguments {
@@ -26,7 +25,7 @@ pub fn parse() -> Arguments {
 
 fn read(given: Vec<OsString>, typed: &[String]) -> Result<Arguments, Error> {
     let mut command = command();
-    let refused = |error| hints::with_hint(advised(error, typed), typed);
+    let refused = |error| advised(error, &Typed::of(typed));
     let matches = command.try_get_matches_from_mut(given).map_err(refused)?;
     Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
@@ -63,83 +62,23 @@ fn paragraphs(text: &str) -> String {
 }
 
 /// The error with a tip, instead of one that leads nowhere.
-fn advised(mut error: Error, typed: &[String]) -> Error {
+fn advised(mut error: Error, typed: &Typed<'_>) -> Error {
     // Nobody who mistypes an option means it as the value of an argument.
     if error.kind() == ErrorKind::UnknownArgument {
         error.remove(ContextKind::Suggested);
     }
-    if let Some(tip) = tip(&error, typed) {
+    let tip = match instead::hint(&error, typed) {
+        Some(hint) => {
+            // What clap takes for meant is something else.
+            error.remove(ContextKind::SuggestedArg);
+            Some(hint.to_owned())
+        }
+        None => tips::tip(&error, typed),
+    };
+    if let Some(tip) = tip {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
     }
     error
-}
-
-fn tip(error: &Error, typed: &[String]) -> Option<String> {
-    let text = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.clone()),
-        _ => None,
-    };
-    let asked = typed.iter().filter(|word| !word.starts_with('-')).take(2).map(String::as_str).collect::<Vec<_>>();
-    match error.kind() {
-        ErrorKind::InvalidSubcommand => with_noun(typed, &text(ContextKind::InvalidSubcommand)?),
-        ErrorKind::MissingRequiredArgument => {
-            let [verb @ ("get" | "delete"), noun] = asked.as_slice() else { return None };
-            let many = listed(noun)?;
-            Some(format!("`orchard list {many}` shows which there are to {verb}"))
-        }
-        ErrorKind::ValueValidation => {
-            let is_wait = text(ContextKind::InvalidArg).is_some_and(|option| option.starts_with("--wait"));
-            let short = typed.iter().any(|word| word == "-t");
-            let tip = "-t is --wait here; a shell gets a terminal by itself, and a command by `orchard exec vm -it`";
-            (asked == ["ssh", "vm"] && is_wait && short).then(|| tip.to_owned())
-        }
-        ErrorKind::UnknownArgument => {
-            let option = text(ContextKind::InvalidArg)?;
-            let option = option.split([' ', '=']).next().unwrap_or_default();
-            let tip = "a VM keeps the size that it was made with; delete it and create it anew, or see \
-                       `orchard update vm --help` for what can be changed";
-            (asked == ["update", "vm"] && SIZES.contains(&option)).then(|| tip.to_owned())
-        }
-        _ => None,
-    }
-}
-
-/// The command with the noun that stands before a name, if there is one that `unknown` may be the name of.
-fn with_noun(typed: &[String], unknown: &str) -> Option<String> {
-    unknown.parse::<VmName>().ok()?;
-    let at = typed.iter().position(|word| word == unknown)?;
-    let (before, behind) = typed.split_at_checked(at)?;
-    let verb = before.iter().rev().find(|word| !word.starts_with('-'))?;
-    let tree = Arguments::command();
-    let verb = tree.find_subcommand(verb)?;
-    let noun = NOUNS.into_iter().find(|noun| verb.find_subcommand(noun).is_some_and(takes_name))?;
-    // What may hold a secret is not said again: errors stand in logs.
-    let secret = |word: &String| word.starts_with("-p") || word.contains("token") || word.contains("password");
-    if typed.iter().any(secret) {
-        return Some(format!("did you mean `orchard {} {noun} {} …`?", verb.get_name(), word(unknown)));
-    }
-    let words = before.iter().map(String::as_str).chain([noun]).chain(behind.iter().map(String::as_str));
-    Some(format!("did you mean `orchard {}`?", words.map(word).collect::<Vec<_>>().join(" ")))
-}
-
-fn takes_name(command: &clap::Command) -> bool {
-    command.get_positionals().next().is_some()
-}
-
-/// What lists those of which `noun` names one.
-fn listed(noun: &str) -> Option<String> {
-    let tree = Arguments::command();
-    let list = tree.find_subcommand("list")?;
-    let found = list
-        .get_subcommands()
-        .find(|many| many.get_name() == noun || many.get_all_aliases().any(|alias| alias == noun));
-    found.map(|many| many.get_name().to_owned())
-}
-
-/// A word as a shell takes it.
-fn word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { quote(word) }
 }
 
 #[cfg(test)]
@@ -161,6 +100,8 @@ mod tests {
             ("--context work logs foo", "orchard --context work logs vm foo"),
             ("drain mini-1", "orchard drain worker mini-1"),
             ("ssh build-1 -p hunter2", "orchard ssh vm build-1 …"),
+            ("--context build-1 ssh build-1", "orchard --context build-1 ssh vm build-1"),
+            ("list --context ssh execs build-1", "orchard list --context ssh execs vm build-1"),
         ] {
             let told = told(line);
             assert!(told.contains(&format!("tip: did you mean `{meant}`?")), "{told}");
@@ -181,6 +122,7 @@ mod tests {
     fn plurals_lead_to_the_list() {
         assert!(told("get vms").contains("tip: `orchard list vms` shows which"), "{}", told("get vms"));
         assert!(told("delete worker").contains("tip: `orchard list workers` shows which"));
+        assert!(told("--context run get vm").contains("tip: `orchard list vms` shows which"));
     }
 
     #[test]
