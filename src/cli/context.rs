@@ -27,8 +27,8 @@ pub(super) enum ContextCommand {
 Examples:
   orchard context create ctl.example.com
   orchard context create ctl.example.com:4222 --name work \\
-      --service-account-name ci \\
-    --service-account-token-stdin --fingerprint 5f3a… < token
+      --service-account-name ci --service-account-token-stdin \\
+      --fingerprint 5f3a… < token
 
 A certificate that a public CA vouches for is trusted. Any other is shown by its SHA-256, which the
 controller prints when it starts, and asked about. Without a terminal, give it with --fingerprint.")]
