@@ -11,7 +11,8 @@ use orchard::model::error::{ApiError, ErrorCode};
 use orchard::model::vm::{StartupScript, VmSpec};
 use orchard::worker::runtime::synthetic::Synthetic;
 use orchard::worker::runtime::synthetic::host::SyntheticHost;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::ChildStdout;
 use tokio::task::JoinSet;
 
 use crate::harness::{Access, LIMIT, finish, succeed};
@@ -154,6 +155,9 @@ async fn a_follower_sees_each_event_once_and_in_order_however_often_the_controll
     let mut command = access.cli(&home, &["events", "--after", "0", "--follow", "--output", "json"]);
     let mut following = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let mut seen = Vec::new();
+    // A command that has not reached the controller once says so and ends; one that follows goes on.
+    seen.push(number(&mut lines).await);
 
     let mut server = Some(server);
     let mut acknowledged = 1;
@@ -185,13 +189,17 @@ async fn a_follower_sees_each_event_once_and_in_order_however_often_the_controll
     let all = events(&access, &home, &[]).await;
     let last = all.last().unwrap().0;
     assert!(all.iter().map(|(number, _)| *number).eq(1..=last) && last > acknowledged as u64, "{last}");
-    let mut seen = Vec::new();
     while seen.last() != Some(&last) {
-        let line = tokio::time::timeout(LIMIT, lines.next_line()).await.unwrap_or_else(|_| panic!("stuck: {seen:?}"));
-        let event: serde_json::Value = serde_json::from_str(&line.unwrap().unwrap()).unwrap();
-        seen.push(event["number"].as_u64().unwrap());
+        seen.push(number(&mut lines).await);
     }
     assert!(seen.iter().copied().eq(1..=last), "{seen:?}");
+}
+
+/// The number of the next event that is followed.
+async fn number(lines: &mut Lines<BufReader<ChildStdout>>) -> u64 {
+    let line = tokio::time::timeout(LIMIT, lines.next_line()).await.expect("the follower to go on");
+    let event: serde_json::Value = serde_json::from_str(&line.unwrap().unwrap()).unwrap();
+    event["number"].as_u64().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
