@@ -83,8 +83,9 @@ impl Trust {
 
 /// How long one attempt to connect may take where another follows.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same for the only attempt of a command: a bad link or a busy controller is no reason to give up so early.
-const ONLY_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for the only attempt of a command: a bad link or a busy controller is no reason to give up so early. Less than
+/// [`REQUEST_TIMEOUT`], so that what is told is that nobody was reached.
+const ONLY_CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a request waits when its caller names no other time.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts to connect again.

@@ -64,7 +64,7 @@ pub(super) enum Update {
     #[command(
         override_usage = "\
 orchard update service-account [OPTIONS] <NAME>
-       with one or more of --roles, --ttl, --no-expiry, --ssh-key, --no-ssh-keys",
+       with --roles, --ttl or --no-expiry, --ssh-key or --no-ssh-keys",
         after_help = "\
 Examples:
   orchard update service-account ci --roles compute:read,compute:write
@@ -77,9 +77,9 @@ Examples:
 Examples:
   orchard update vm build-1 --restart-policy Always --priority 10
   orchard update vm build-1 --ttl 8h
-      # counted from its creation; 0 = it stays
+      # counted from its creation, 0 for none
   orchard update vm build-1 --suspendable
-      # boots it again, so that `orchard suspend vm` can be used
+      # boots it again, so that it can be suspended
   orchard update vm build-1 --net-softnet-allow 10.0.0.0/8,1.1.1.1/32
       # boots it again, with these in place of all others
 

@@ -13,13 +13,13 @@ use crate::model::audit::{AuditNumber, AuditRecord};
 #[command(after_help = "\
 Examples:
   orchard audit
-      all that is kept
+      # all that is kept
   orchard audit --after 120 -f
-      from #121 on, then live
+      # from #121 on, then live
   orchard audit -o json | jq 'select(.outcome == \"refused\")'
-      one JSON object a line
+      # one JSON object a line
   orchard audit -q | sort | uniq -c
-      how often which account asked
+      # how often which account asked
 
 The name of a record is its account's. With -o wide each line ends with the name of its request, by which the controller's
 log and traces know it.")]

@@ -30,7 +30,8 @@ Examples:
       # waits for its VMs to end, however long that takes
   orchard drain worker mini-1 --deadline 30m --wait
       # what still runs in 30 minutes starts over elsewhere
-  orchard drain worker mini-1 --deadline 0 --wait=1h # at once
+  orchard drain worker mini-1 --deadline 0 --wait=1h
+      # at once
 
 A VM that is moved starts from its image again, as another attempt, once its present copy is certainly stopped. VMs that
 failed or are switched off stay on the worker with their disks. Those that were made with --worker mini-1, or see folders of

@@ -21,13 +21,13 @@ use crate::model::{VmName, WorkerName};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  orchard events                        all that is kept
-  orchard events --tail 20              the last that are kept
-  orchard events --follow --vm build-1  from now on, of one VM
-  orchard events --follow --after 120   from #121 on, then live
+  orchard events                        # all that is kept
+  orchard events --tail 20              # the last that are kept
+  orchard events --follow --vm build-1  # from now on, of one VM
+  orchard events --follow --after 120   # from #121 on, then live
   orchard events --type failed,stray --worker mini-1
-  orchard events -f -o json | jq .      one JSON object a line
-  orchard events --type failed -q       names of the VMs that failed
+  orchard events -f -o json | jq .      # one JSON object a line
+  orchard events --type failed -q       # names of the VMs that failed
 
 The name of an event is that of its VM or worker.")]
 pub(super) struct EventsArgs {

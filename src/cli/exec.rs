@@ -36,9 +36,9 @@ Examples:
   tar -c . | orchard exec vm -i build-1 -- tar -x -C /tmp
   orchard exec vm -it build-1 -- top
   orchard exec vm --session nightly build-1 -- make all
-      goes on when this ends
+      # goes on when this ends
   orchard exec vm --session nightly --attach build-1
-      all that it said, and then how it goes on
+      # all that it said, and then how it goes on
 
 Unlike with `orchard ssh`, each word reaches the command as it stands: nothing in it is expanded, and for
 a shell's own means there is `-- sh -c '…'`. Without -i the command's input is empty.

@@ -20,6 +20,8 @@ use crate::model::{VmName, WorkerName};
 
 /// How soon a connection that waits is tried anew: what a user hardly notices after a boot.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long it is asked whether waiting is in vain: where the controller is away, the connection is told that and nothing else.
+const SEEN_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PortForward {
@@ -27,20 +29,20 @@ pub(super) enum PortForward {
     #[command(after_help = "\
 Examples:
   orchard port-forward vm build-1 8080:80
-      127.0.0.1:8080 leads to port 80 of the VM
+      # 127.0.0.1:8080 leads to port 80 of the VM
   orchard port-forward vm build-1 22
-      a free local port, printed, leads to port 22
+      # a free local port, printed, leads to port 22
   orchard port-forward vm build-1 8080:80 5432:5432
   orchard port-forward vm --wait 60s build-1 8080:80
-      connections wait for a VM that is not running yet
+      # connections wait for a VM that is not running yet
   orchard port-forward vm build-1 0.0.0.0:8080:80
-      for other machines, too: whoever reaches this port gets in")]
+      # for other machines, too: whoever reaches this port gets in")]
     Vm(VmArgs),
     /// Reach TCP ports of a worker's own machine through ports of this one, with the role admin:write, until Ctrl-C
     #[command(after_help = "\
 Examples:
   orchard port-forward worker mini-1 5900
-      a free local port, printed, leads to the screen of the machine
+      # a free local port, printed, leads to the screen of the machine
   orchard port-forward worker mini-1 9100:9100 2222:22
 
 The ports are those of the machine's loopback address (127.0.0.1). It takes the role admin:write; and a worker
@@ -162,7 +164,7 @@ async fn open_within(target: &Target, remote: u16, wait: Duration) -> Result<Ope
             Err(Failure::Passing(reason)) => reason,
         };
         // Whether it can be seen how the VM stands is not what the connection fails of.
-        if let Ok(Some(why)) = target.in_vain().await {
+        if let Ok(Ok(Some(why))) = tokio::time::timeout(SEEN_WITHIN, target.in_vain()).await {
             return Err(why);
         }
         let left = deadline.saturating_duration_since(Instant::now());

@@ -15,7 +15,7 @@ use super::{Arguments, UsageError, output};
 Examples:
   orchard man ssh vm | man -l -
   orchard man --dir ~/.local/share/man/man1
-      then `man orchard`, `man orchard-ssh-vm`")]
+      # then man orchard, man orchard-ssh-vm")]
 pub(super) struct ManArgs {
     /// Write the pages of all commands into this folder, in place of printing one
     #[arg(long, value_name = "FOLDER", conflicts_with = "command")]

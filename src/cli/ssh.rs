@@ -37,7 +37,7 @@ Examples:
   orchard ssh vm -u ci -p secret build-1 'cd src && make -j4'
   orchard ssh vm -u ci -i ~/.ssh/ci_ed25519 build-1
   orchard ssh vm -L 8080:localhost:80 build-1
-      127.0.0.1:8080 leads to port 80 of the VM, as the VM sees it
+      # 127.0.0.1:8080 leads to port 80 of the VM, as the VM sees it
   orchard ssh vm build-1 'sh -s' < script.sh
 
 Options stand before NAME or directly after it; everything from COMMAND on is the command's own.

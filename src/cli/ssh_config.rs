@@ -18,7 +18,7 @@ use crate::ssh::quote::quote;
 #[command(after_help = "\
 Examples:
   orchard ssh-config > ~/.ssh/orchard
-      once; and in ~/.ssh/config: Include orchard
+      # once, and in ~/.ssh/config: Include orchard
   ssh build-1.orchard
   rsync -a src/ build-1.orchard:src/
   orchard ssh-config build-1 > one.conf          # for one VM alone:

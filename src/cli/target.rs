@@ -1,7 +1,8 @@
-//! What `ssh`, `exec`, `cp`, `proxy` and `port-forward` connect to: a VM, which may still be booting, or a worker's machine. Tried until `--wait`
-//! has passed; what runs then does so once.
+//! What `ssh`, `exec`, `cp`, `proxy` and `port-forward` connect to: a VM, which may still be booting, or a worker's machine.
+//! Tried until `--wait` has passed; what runs then does so once.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -65,20 +66,23 @@ pub(super) struct Target {
     pub(super) place: Place,
     /// Which one of that name it is; for a worker, and for an account that may not see VMs, only known once the first ticket says so.
     end: OnceLock<End>,
+    /// This account may not see VMs: it is not asked for again, as each refusal stands in the audit trail.
+    unseen: AtomicBool,
     host_keys: HostKeys,
 }
 
 impl Target {
     /// What is at `place`, as far as it can be seen.
     pub(super) async fn find(client: &Client, place: Place) -> anyhow::Result<Self> {
-        let end = OnceLock::new();
-        if let Place::Vm(name) = &place
-            && let Some(vm) = client.vm_if_visible(name).await?
-        {
-            end.get_or_init(|| End::Vm { uid: vm.uid, attempt: None });
+        let (end, unseen) = (OnceLock::new(), AtomicBool::new(false));
+        if let Place::Vm(name) = &place {
+            match client.vm_if_visible(name).await? {
+                Some(vm) => drop(end.set(End::Vm { uid: vm.uid, attempt: None })),
+                None => unseen.store(true, Ordering::Relaxed),
+            }
         }
         let host_keys = HostKeys::locate()?;
-        Ok(Self { client: client.clone(), dialer: connect::dialer(client), place, end, host_keys })
+        Ok(Self { client: client.clone(), dialer: connect::dialer(client), place, end, unseen, host_keys })
     }
 
     /// Logs in to the SSH server at `port`, however often that takes within `wait`. Beside the session stands for how long nothing
@@ -187,6 +191,9 @@ impl Target {
     /// Why waiting for the VM of this name, whichever it is by now, is in vain, if it can be seen to be.
     pub(super) async fn in_vain(&self) -> Result<Option<String>, ApiError> {
         let Place::Vm(name) = &self.place else { return Ok(None) };
+        if self.unseen.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         let seen = self.client.vm_if_visible(name).await?;
         Ok(seen.and_then(|vm| standing(vm.uid, &vm).err()))
     }

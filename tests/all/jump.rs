@@ -10,6 +10,8 @@ use orchard::controller::JumpOptions;
 use orchard::model::access::{Role, Roles};
 use orchard::model::audit::AuditType;
 use orchard::worker::runtime::synthetic::Synthetic;
+use russh::ChannelMsg;
+use russh::keys::PublicKeyOrCertificate;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
@@ -184,6 +186,42 @@ async fn who_may_not_is_told_so_at_once_and_it_is_recorded() {
         }
     })
     .await;
+}
+
+/// Takes any host key.
+struct Anybody;
+
+impl russh::client::Handler for Anybody {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, _: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+        Ok(true)
+    }
+}
+
+/// Else the answers would pile up in the controller.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_what_the_jump_host_says_is_told_it_once() {
+    let cluster = Cluster::start_jumping(JumpOptions { listen: any_port(), host_key: None }).await;
+    let token = account(&cluster, "ann", &[Role::ComputeConnect], &[]).await;
+    let config = russh::client::Config { window_size: 0, ..russh::client::Config::default() };
+    let (address, _) = cluster.controller.jump_host().unwrap();
+    let mut client = russh::client::connect(Arc::new(config), address, Anybody).await.unwrap();
+    assert!(client.authenticate_password("ann", token).await.unwrap().success());
+    let mut channel = client.channel_open_session().await.unwrap();
+    for (nth, is_answered) in [true, false, false].into_iter().enumerate() {
+        channel.exec(true, "true").await.unwrap();
+        let answer = loop {
+            match tokio::time::timeout(LIMIT, channel.wait()).await.expect("an answer") {
+                Some(ChannelMsg::Success) => break true,
+                Some(ChannelMsg::Failure) => break false,
+                // What fits through no window, and still comes.
+                Some(ChannelMsg::ExitStatus { .. }) => {}
+                other => panic!("{nth}: {other:?}"),
+            }
+        };
+        assert_eq!(answer, is_answered, "{nth}");
+    }
 }
 
 /// A connection may last for days, and open a port at any time: it goes by what is so then.

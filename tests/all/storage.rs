@@ -16,7 +16,7 @@ use tokio::process::ChildStdout;
 use tokio::task::JoinSet;
 
 use crate::harness::{Access, LIMIT, finish, succeed};
-use crate::processes::{Server, access, controller, within};
+use crate::processes::{APART, Server, access, controller, within};
 use crate::wait::until;
 
 /// How long one call may take. What is refused is refused with a reason, and being late is none.
@@ -64,7 +64,7 @@ fn operate(home: &Path, data: &Path, arguments: &[&str]) -> tokio::process::Comm
 async fn a_restored_controller_is_the_same_one_and_later_vms_are_told_of_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
-    let (server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (server, access) = controller(&home, &data, APART, APART).await;
     let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     let host = Arc::new(SyntheticHost::default());
     let _worker = access.worker("w", &dir.path().join("worker"), Arc::new(Synthetic::on(host.clone()))).await;
@@ -149,7 +149,7 @@ async fn a_restored_controller_is_the_same_one_and_later_vms_are_told_of_and_kep
 async fn a_follower_sees_each_event_once_and_in_order_however_often_the_controller_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
-    let (server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (server, access) = controller(&home, &data, APART, APART).await;
     let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     create(&access, "first", 0).await.unwrap();
     let mut command = access.cli(&home, &["events", "--after", "0", "--follow", "--output", "json"]);
@@ -256,7 +256,7 @@ async fn a_full_disk_refuses_what_it_cannot_hold_loses_nothing_and_serves_again_
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = SmallDisk::mount(dir.path().join("disk"), 4 * 1024) else { return };
     let (home, data) = (dir.path().join("home"), disk.0.join("controller"));
-    let (server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (server, access) = controller(&home, &data, APART, APART).await;
     let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     let mut stored = Vec::new();
     let refused = loop {
@@ -290,7 +290,7 @@ async fn a_read_only_disk_a_cut_and_a_changed_database_are_told_as_such_and_a_ba
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = SmallDisk::mount(dir.path().join("disk"), 64 * 1024) else { return };
     let (home, data) = (dir.path().join("home"), disk.0.join("controller"));
-    let (server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (server, access) = controller(&home, &data, APART, APART).await;
     for n in 0..20 {
         create(&access, &format!("vm{n}"), 10_000).await.unwrap();
     }
@@ -319,7 +319,7 @@ async fn a_read_only_disk_a_cut_and_a_changed_database_are_told_as_such_and_a_ba
         assert!(said.contains("cannot be read"), "{said}");
     }
     succeed(operate(&home, &data, &["restore", file.to_str().unwrap(), "--force"])).await;
-    let (_server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (_server, access) = controller(&home, &data, APART, APART).await;
     assert_eq!(names(&access).await.len(), 20);
 }
 
@@ -327,7 +327,7 @@ async fn a_read_only_disk_a_cut_and_a_changed_database_are_told_as_such_and_a_ba
 async fn a_database_that_may_not_be_written_for_a_while_is_told_as_such_and_served_again_by_itself() {
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
-    let (server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (server, access) = controller(&home, &data, APART, APART).await;
     let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     create(&access, "a", 0).await.unwrap();
     let database = data.join("db/data.mdb");
@@ -370,7 +370,7 @@ impl Drop for Immutable {
 async fn settings_of_the_cluster_are_kept_and_host_directories_follow_them() {
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
-    let (server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (server, access) = controller(&home, &data, APART, APART).await;
     let (bus_address, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     let shown = succeed(access.cli(&home, &["get", "cluster-settings"])).await;
     assert!(shown.contains("optimize-utilization") && shown.contains("none"), "{shown}");

@@ -32,7 +32,7 @@ async fn a_person_looks_at_a_cluster_and_works_in_it() {
     let Some(python) = client("python") else { return };
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
-    let (controller, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (controller, access) = processes::controller(&home, &data, processes::APART, processes::APART).await;
     let (bus, tunnels) = (controller.value("bus").replace("tls://", ""), controller.value("tunnels"));
     let _worker = access.worker("mini", &dir.path().join("worker"), Arc::new(Synthetic::new())).await;
     for name in ["alpha", "beta"] {
@@ -171,7 +171,7 @@ async fn a_shell_stops_it_brings_it_back_and_hangs_it_up_and_no_log_line_is_on_i
     let Some(python) = client("python") else { return };
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
-    let (controller, access) = processes::controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (controller, access) = processes::controller(&home, &data, processes::APART, processes::APART).await;
     let (bus, tunnels) = (controller.value("bus").replace("tls://", ""), controller.value("tunnels"));
     succeed(access.cli(&home, &["create", "vm", "alpha", "--image", "any"])).await;
     let prompt = |screen: &Screen| screen.last() == ">";

@@ -176,7 +176,8 @@ async fn one_trace_spans_command_line_controller_worker_and_the_command_of_the_r
         // Each process exports its own in its own time, and two of them have one called vm.create: there are all once the
         // way leads from the command of the runtime up to the root.
         let (mut id, mut top) = (&span, "");
-        while let Some(one) = spans.iter().find(|one| one.id == *id) {
+        for _ in &spans {
+            let Some(one) = spans.iter().find(|one| one.id == *id) else { break };
             (id, top) = (&one.parent, one.name.as_str());
         }
         let whole = top == "orchard create";

@@ -108,6 +108,9 @@ mod tests {
         }
         assert!(!told("frobnicate").contains("did you mean"));
         assert!(!told("controller build-1").contains("did you mean"));
+        for turned in ["vm get", "vm ssh build-1", "build-1 ssh", "build-1 ssh -p hunter2"] {
+            assert!(!told(turned).contains("did you mean"), "{}", told(turned));
+        }
     }
 
     #[test]

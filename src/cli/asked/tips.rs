@@ -48,14 +48,16 @@ pub(super) fn tip(error: &Error, typed: &Typed<'_>) -> Option<String> {
 fn with_noun(typed: &Typed<'_>, unknown: &str) -> Option<String> {
     unknown.parse::<VmName>().ok()?;
     let (before, behind) = typed.around(unknown)?;
+    // What stands behind it may be called like a command, and is none.
+    let verb = Typed::of(before);
     let takes_name = |noun: &&str| {
-        typed.command.find_subcommand(noun).is_some_and(|command| command.get_positionals().next().is_some())
+        verb.command.find_subcommand(noun).is_some_and(|command| command.get_positionals().next().is_some())
     };
     let noun = NOUNS.into_iter().find(takes_name)?;
     // What may hold a secret is not said again: errors stand in logs.
     let secret = |word: &String| word.starts_with("-p") || word.contains("token") || word.contains("password");
     if typed.words.iter().any(secret) {
-        return Some(format!("did you mean `orchard {} {noun} {} …`?", typed.path.join(" "), word(unknown)));
+        return Some(format!("did you mean `orchard {} {noun} {} …`?", verb.path.join(" "), word(unknown)));
     }
     let words = before.iter().map(String::as_str).chain([noun]).chain(behind.iter().map(String::as_str));
     Some(format!("did you mean `orchard {}`?", words.map(word).collect::<Vec<_>>().join(" ")))

@@ -42,9 +42,9 @@ const VARIABLE: &str = "ORCHARD_COMPLETE";
 #[command(after_help = "\
 Examples:
   source <(orchard completion bash)
-      in ~/.bashrc
+      # in ~/.bashrc
   source <(orchard completion zsh)
-      in ~/.zshrc, after compinit
+      # in ~/.zshrc, after compinit
   orchard completion fish > ~/.config/fish/completions/orchard.fish
 
 Names of VMs, workers, service accounts and the like are those that the controller knows at that moment, as far

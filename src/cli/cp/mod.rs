@@ -41,12 +41,12 @@ const MAX_SAID: usize = 16 * 1024;
 #[command(after_help = "\
 Examples:
   orchard cp report.txt build-1:
-      into the guest user's home
+      # into the home of the guest user
   orchard cp -r src build-1:/srv/
-      as /srv/src
+      # as /srv/src
   orchard cp build-1:out/app.tar.gz .
   orchard cp -r build-1:/var/log logs
-      as logs, or logs/log if there is a folder logs
+      # as logs, or logs/log if there is a folder logs
 
 A path with a colon before its first slash is one in the VM of that name; ./a:b is a file here. In the
 guest paths are taken as they are, without wildcards, from the user's home on. Modes are kept, owners

@@ -26,6 +26,7 @@ use crate::metrics::Source;
 use crate::model::WorkerName;
 use crate::model::secret::Secret;
 use crate::model::vm::RuntimeKind;
+use crate::tunnel::relay::RelayError;
 use crate::worker::GIVE_UP_AFTER;
 
 /// The context that leads to this cluster.
@@ -37,9 +38,9 @@ const MAX_WORKERS: i64 = 1000;
 #[command(after_help = "\
 Examples:
   orchard dev
-      with what this machine has: Tart or QEMU
+      # with what this machine has: Tart or QEMU
   orchard dev --runtime synthetic --workers 10
-      without real guests
+      # without real guests
   orchard dev --listen 127.0.0.1:0 \\
       --bus-listen 127.0.0.1:0 --data-dir /tmp/orchard
 
@@ -180,7 +181,9 @@ async fn start(arguments: &DevArgs, folder: &DataFolder, kind: RuntimeKind, toke
 /// With both options that choose a port: another program that has the one often has, or soon gets, the other, too.
 fn both_ports(error: anyhow::Error, arguments: &DevArgs) -> anyhow::Error {
     let taken = match error.downcast::<StartError>() {
-        Ok(taken @ (StartError::Broker(BindError::Listen { .. }) | StartError::Tunnel(_))) => taken,
+        Ok(taken @ (StartError::Broker(BindError::Listen { .. }) | StartError::Tunnel(RelayError::Bind { .. }))) => {
+            taken
+        }
         Ok(other) => return other.into(),
         Err(other) => return other,
     };

@@ -44,11 +44,11 @@ pub(super) enum Vnc {
     #[command(after_help = "\
 Examples:
   orchard vnc vm build-1
-      opens the viewer; the way is there until Ctrl-C
+      # opens the viewer, and leads there until Ctrl-C
   orchard vnc vm build-1 --no-viewer --listen 5901
-      for a viewer of your own, at 127.0.0.1:5901
+      # for a viewer of your own, at 127.0.0.1:5901
   orchard vnc vm build-1 --screenshot build-1.png
-      a picture, without viewer; - is standard output
+      # a picture without viewer, - is standard output
 
 A VM in QEMU shows its screen from its first moment and asks for no password. With Tart, a server
 in the guest shows it (in macOS: System Settings, General, Sharing, Screen Sharing), which asks for

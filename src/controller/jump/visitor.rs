@@ -39,7 +39,9 @@ pub(super) struct Visitor {
     place: Option<Place>,
     /// Sessions that were opened.
     sessions: usize,
-    /// Those of them whose text goes to a terminal that was set up for a shell.
+    /// Those of them that were not yet told what this is, which each is once: who does not read would have it pile up here.
+    untold: Vec<ChannelId>,
+    /// Those whose text goes to a terminal that was set up for a shell.
     terminals: Vec<ChannelId>,
     /// Cancelled when the connection has ended.
     gone: CancellationToken,
@@ -68,6 +70,7 @@ impl Visitor {
             told,
             place: Some(place),
             sessions: 0,
+            untold: Vec::new(),
             terminals: Vec::new(),
             gone,
             _gone,
@@ -75,8 +78,12 @@ impl Visitor {
     }
 
     /// In place of a shell or a command: says what this is, and ends as a command that failed.
-    fn explain(&self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
-        let Some(login) = self.logged_in.get() else { return session.channel_failure(channel) };
+    fn explain(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        let untold = self.untold.iter().position(|one| *one == channel);
+        let (Some(login), Some(untold)) = (self.logged_in.get(), untold) else {
+            return session.channel_failure(channel);
+        };
+        self.untold.swap_remove(untold);
         let text = explanation(login.account.as_str(), self.shared.context.tunnel.host.as_deref(), self.here);
         // A terminal that was set up for a shell begins no new line by itself.
         let text = if self.terminals.contains(&channel) { text.replace('\n', "\r\n") } else { text };
@@ -134,13 +141,14 @@ impl Handler for Visitor {
     /// Plain `ssh`, without `-J`, opens one of these for its shell or command.
     async fn channel_open_session(
         &mut self,
-        _: Channel<Msg>,
+        channel: Channel<Msg>,
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), russh::Error> {
         // Dropped, the reply is a refusal.
         if self.logged_in.get().is_some() && self.sessions < SESSIONS {
             self.sessions += 1;
+            self.untold.push(channel.id());
             reply.accept().await;
         }
         Ok(())
@@ -157,7 +165,10 @@ impl Handler for Visitor {
         _: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        if !self.terminals.contains(&channel) && self.terminals.len() < SESSIONS {
+        if !self.untold.contains(&channel) {
+            return session.channel_failure(channel);
+        }
+        if !self.terminals.contains(&channel) {
             self.terminals.push(channel);
         }
         session.channel_success(channel)
@@ -222,8 +233,8 @@ fn explanation(account: &str, host: Option<&str>, here: SocketAddr) -> String {
         None => here.to_string(),
     };
     format!(
-        "This is the SSH jump host of an Orchard controller. It leads into VMs and has no shell\n\
-         or files of its own. As {account} you get into the VM called NAME, as its user USER, by\n  \
+        "This is the SSH jump host of an Orchard controller. It leads into VMs and has\n\
+         no shell or files of its own. Into the VM NAME, as its user USER, leads\n  \
          ssh -J {account}@{at} USER@NAME\n\
          and `scp`, `sftp` and `rsync -e` take -J likewise.\n"
     )
@@ -297,7 +308,7 @@ mod tests {
         ] {
             let told = explanation("ann", host, here.parse().unwrap());
             assert!(told.contains(command), "{told}");
-            assert!(told.lines().all(|line| line.len() <= 90), "{told}");
+            assert!(told.lines().all(|line| line.len() <= 80), "{told}");
         }
     }
 }

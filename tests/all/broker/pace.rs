@@ -144,7 +144,7 @@ async fn who_is_made_to_wait_is_not_taken_for_gone() {
 async fn rights_taken_away_reach_who_is_made_to_wait() {
     let broker = broker(Limits::default()).await;
     let mut raw = login(&broker, "slow").await;
-    for _ in 0..8 {
+    for _ in 0..16 {
         overdraw(&mut raw).await;
     }
     published(&broker, 250).await;

@@ -42,6 +42,11 @@ fn too_wide(command: &mut Command, found: &mut Vec<String>) {
     let behind = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     let broken = |line: &&str| line.starts_with(' ') && line.chars().count() > TERMINAL;
     found.extend(behind.lines().filter(broken).map(|line| format!("{name}: {line}")));
+    // Pasted, it ends nothing and begins nothing; the shell of a Mac reads on behind a # that a person has typed.
+    let acts = |line: &&str| {
+        line.starts_with(' ') && line.split_once("# ").is_some_and(|(_, note)| note.contains(['\'', '`', ';']))
+    };
+    found.extend(behind.lines().filter(acts).map(|line| format!("{name}, a note that a shell would act on: {line}")));
     let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
     for name in names.iter().filter(|name| *name != "help") {
         too_wide(command.find_subcommand_mut(name).unwrap(), found);

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::contexts::in_terminal;
 use crate::harness::{Cluster, LIMIT};
 use crate::standin::{Ran, run};
-use crate::wait::{PROMPT, until};
+use crate::wait::until;
 
 /// Runs it; it fails and says all of `said`.
 async fn fails(cluster: &Cluster, arguments: &[&str], said: &[&str]) {
@@ -135,8 +135,8 @@ async fn a_forwarded_connection_waits_for_its_vm_if_it_shall() {
         }
         panic!("it has ended");
     };
-    tokio::time::timeout(PROMPT, told).await.expect("it waits");
-    let ended = tokio::time::timeout(PROMPT, stream.read(&mut back)).await.expect("it is not ended");
+    tokio::time::timeout(LIMIT, told).await.expect("it waits");
+    let ended = tokio::time::timeout(LIMIT, stream.read(&mut back)).await.expect("it is not ended");
     assert!(ended.is_err(), "a reset");
     for wait in [
         &["port-forward", "vm", "--wait", "5m", "a", "0:80"][..],
@@ -146,6 +146,6 @@ async fn a_forwarded_connection_waits_for_its_vm_if_it_shall() {
         &["vnc", "vm", "--wait", "5m", "a", "--no-viewer"],
         &["ip", "vm", "--wait=5m", "a"],
     ] {
-        tokio::time::timeout(PROMPT, fails(&cluster, wait, &[off])).await.expect("it waits");
+        tokio::time::timeout(LIMIT, fails(&cluster, wait, &[off])).await.expect("it waits");
     }
 }

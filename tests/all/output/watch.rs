@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::harness::{Cluster, LIMIT, succeed};
-use crate::processes::controller;
+use crate::processes::{APART, controller};
 use crate::terminal::{Terminal, client};
 
 /// A watch whose lines are read.
@@ -58,6 +58,8 @@ async fn a_pipe_gets_each_row_again_when_it_changes() {
     workers.until(|line| line == "w1").await;
     cluster.run(&["create", "vm", "a", "--image", "any", "--wait"]).await;
     vms.until(|line| line.starts_with("a ") && line.contains(" running ") && line.ends_with(" w1")).await;
+    // It may have come to look later than the others.
+    records.until(|line| line.contains("ADDED")).await;
     cluster.run(&["delete", "vm", "a"]).await;
     vms.until(|line| line.starts_with("a ") && line.contains(" deleted ")).await;
     let record = records.until(|line| line.contains("DELETED")).await;
@@ -74,7 +76,7 @@ async fn a_pipe_gets_each_row_again_when_it_changes() {
 async fn a_watch_goes_on_when_the_controller_was_killed_and_started_again() {
     let dir = tempfile::tempdir().unwrap();
     let (home, data) = (dir.path().join("home"), dir.path().join("controller"));
-    let (server, access) = controller(&home, &data, "127.0.0.1:0", "127.0.0.1:0").await;
+    let (server, access) = controller(&home, &data, APART, APART).await;
     let (bus, tunnels) = (server.value("bus").replace("tls://", ""), server.value("tunnels"));
     let create = |name: &'static str| succeed(access.cli(&home, &["create", "vm", name, "--image", "any"]));
     create("before").await;
