@@ -10,19 +10,19 @@
 //!
 //! | what | measured | target |
 //! |---|---|---|
-//! | one synced LMDB commit each, bare | 2,500 to 3,400/s, p50 0.27 to 0.38 ms, p99 0.5 to 0.8 ms | |
-//! | the writer of the store, 64 callers | 41,000 to 66,000/s = 15.4x, 17.7x, 18.2x, 17.3x | 15x |
-//! | over the bus, 64 requests of 8 accounts | 8,000 to 18,000/s = 3.5x, 3.6x, 4.4x, at last 4.1x | 4x |
-//! | p99 of a lone create over the bus, beyond that of a commit | 0.49 ms, 0.79 ms, 0.95 ms, at last 1.8 ms | 1 ms |
-//! | 10,000 creates until all run | 4.9 s to 18 s as the disk was | 30 s |
-//! | create to running in the full fleet | p99 7.3 ms, 11.5 ms, 11.7 ms | p99 20 ms |
-//! | CPU of controller and broker while 2,000 workers only beat | 8.4 %, 10.8 %, each data path looked at every 5 s | 15 % |
-//! | memory of both then | 249.8 MiB, 250.8 MiB, of it some 60 mapped files | 250 MiB |
-//! | memory with 2,000 workers and no VM | 161 MiB | |
-//! | an empty controller, from start to ready | 24 ms | |
-//! | with 10,000 VMs and 100,000 events, first answer, median | 138 ms | 150 ms |
-//! | the same with 2,000 workers at the door | 234 ms | |
-//! | all 2,000 workers back | 3.1 s | 5 s |
+//! | one synced LMDB commit each, bare | 2,500 to 4,000/s, p50 0.24 to 0.38 ms, p99 0.4 to 0.8 ms | |
+//! | the writer of the store, 64 callers | 41,000 to 72,000/s = 15.4x to 18.2x, at last 19.2x, 19.1x, 18.2x | 15x |
+//! | over the bus, 64 requests of 8 accounts | 8,000 to 18,000/s = 3.5x to 4.6x, at last 5.1x, 4.9x, 4.8x | 4x |
+//! | p99 of a lone create over the bus, beyond that of a commit | 0.49 ms to 1.8 ms, at last 0.58 ms, 0.60 ms, 0.55 ms | 1 ms |
+//! | 10,000 creates until all run | 4.9 s to 18 s as the disk was, at last 5.8 s, 7.3 s | 30 s |
+//! | create to running in the full fleet | p99 6.7 ms to 15 ms | p99 20 ms |
+//! | CPU of controller and broker while 2,000 workers only beat | 8.4 % to 11.5 %, each data path looked at every 5 s | 15 % |
+//! | memory of both then | 175 MiB | 250 MiB |
+//! | memory with 2,000 workers and no VM | 96 MiB | |
+//! | an empty controller, from start to ready | 17 ms | |
+//! | with 10,000 VMs and 100,000 events, first answer, median | 84 ms, 85 ms | 150 ms |
+//! | the same with 2,000 workers at the door | 217 ms, 290 ms | |
+//! | all 2,000 workers back | 3.1 s, 5.0 s, 4.6 s | 5 s |
 //! | VMs touched by that | none | none |
 //!
 //! What made the difference, each found with `perf`:
@@ -34,6 +34,8 @@
 //!   8,192 streams of each connection and read 45 KB of padding, byte by byte, to find out how large packets may be.
 //! * mimalloc in place of the system's allocator: a tenth less CPU, and less memory, once it keeps off huge pages, which had
 //!   cost 40 MiB.
+//! * Workers are of a network, by this machine's address in it. Over loopback, whose packets may have 21,000 bytes, quinn keeps a
+//!   buffer of that size for each connection, and more for what comes in: 209 MiB for 2,000 workers, 291 MiB with their VMs.
 //! * At a start VMs are boxed, pages are looked through on both processors, and the tunnel's socket is bound first: its 13 MiB
 //!   of receive buffers were cleared by hand when loading had used that memory before (10 ms). They are 2.2 MiB by now.
 //! * Reading pages in blocks before LMDB maps the file made a start slower by 80 ms, as trees lie scattered in it.

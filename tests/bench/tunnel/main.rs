@@ -11,13 +11,13 @@
 //!
 //! | what | measured | target |
 //! |---|---|---|
-//! | bulk up and down | 1.14x, 1.03x (846 and 819 MB/s) with 0.88 of its CPU | 1.0x |
-//! | bulk with packets for Ethernet, up and down | 0.54x, 0.46x (379 and 376 MB/s) with 2.15 of its CPU | 0.5x |
-//! | bulk up and down, to the WebSocket relay | 1.3x to 1.4x | 1.5x |
-//! | the plain TCP relay, up and down | 1.45x, 1.28x | |
-//! | one byte there and back, all on one processor, p50 | 1.60x (56 us) | 1.7x |
-//! | first byte of a new session, guest within the worker | p50 316 us, p99 1.10 ms | p99 1 ms |
-//! | memory of the controller for each of 5,000 idle sessions | 6.0 KiB | 8 KiB |
+//! | bulk up and down | 1.25x, 1.12x (1,001 and 953 MB/s) with 0.90 of its CPU; another run 1.25x, 1.04x | 1.0x |
+//! | bulk with packets for Ethernet, up and down | 0.49x to 0.53x, 0.46x to 0.48x (420 and 410 MB/s) with 2.15 of its CPU | 0.5x |
+//! | bulk up and down, to the WebSocket relay | 1.55x to 1.64x, 1.23x to 1.28x | 1.5x |
+//! | the plain TCP relay, up and down | 1.40x, 1.26x | |
+//! | one byte there and back, all on one processor, p50 | 1.59x (55 us) | 1.7x |
+//! | first byte of a new session, guest within the worker | p50 365 us, p99 0.50 to 0.57 ms | p99 1 ms |
+//! | memory of the controller for each of 5,000 idle sessions | 7.2 KiB | 8 KiB |
 //! | growth of its memory by 10,000 sessions more | none | 512 KiB |
 //!
 //! What made the difference, by `perf`:
@@ -28,6 +28,8 @@
 //!   and 8 MiB gave 1.29x and 1.25x (and 1.6x of the WebSocket relay), but finding out that they pass costs each connection 3 ms.
 //! * What is left: a fifth goes to sending UDP, a sixth to AES-GCM, a seventh to copies (quinn's from the socket's buffer and into
 //!   packets are not to be had without), a tenth to waking the other core. With Ethernet's packets most is for each packet.
+//! * Down is slower than up, as the guest's kernel sends 64 KiB at a time and a worker writes up to 32 pieces in one call; to read
+//!   from the guest in 128, 256 or 512 KiB at a time made no difference.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)] // a failed bench panics
 
 mod figures;
