@@ -28,7 +28,7 @@ use super::store::{Published, Room, Store};
 use crate::broker::Listeners;
 use crate::bus::client::Bus;
 use crate::bus::encoding::Encoding;
-use crate::bus::message::{Assignment, Want};
+use crate::bus::message::Assignment;
 use crate::bus::traces::{self, TRACES};
 use crate::bus::{message, parts, subject};
 use crate::model::audit::AuditRecord;
@@ -324,7 +324,7 @@ pub(super) async fn traces_for(worker: &WorkerName, traced: &UnderWay<VmUid>, wr
 /// A header for each copy that a request is traced to: told once, as a trace is no state. One that gets lost ends there.
 fn traces_of(part: &Assignment, traced: &UnderWay<VmUid>, worker: &WorkerName) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
-    for copy in part.copies.iter().filter(|copy| matches!(copy.want, Want::Run(_))) {
+    for copy in &part.copies {
         let Some(parent) = traced.take(&copy.uid) else { continue };
         let span = tracing::info_span!(
             target: trace::TARGET,

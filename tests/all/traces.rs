@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -146,20 +145,25 @@ impl World {
     }
 
     async fn create(&self, variables: &[(&'static str, String)]) {
-        let mut command = self.access.cli(&self.dir.path().join("home"), &["create", "vm", "a", "--image", "i"]);
+        self.run(&["create", "vm", "a", "--image", "i"], variables).await;
+    }
+
+    async fn run(&self, arguments: &[&str], variables: &[(&'static str, String)]) {
+        let mut command = self.access.cli(&self.dir.path().join("home"), arguments);
         command.envs(variables.iter().cloned());
         succeed(command).await;
     }
 
-    /// The variable `TRACEPARENT` of the last call of `verb`, once there was one with it.
+    /// The variable `TRACEPARENT` of the last call of `verb`, if it had one.
+    fn told(&self, verb: &str) -> Result<String, String> {
+        let text = std::fs::read_to_string(self.host.file("env").join(verb)).map_err(|error| error.to_string())?;
+        let found = text.lines().find_map(|line| line.strip_prefix("TRACEPARENT=")).map(str::to_owned);
+        found.ok_or_else(|| format!("{verb} belongs to no trace"))
+    }
+
+    /// The same, once there is one.
     async fn traceparent(&self, verb: &str) -> String {
-        let file = self.host.file("env").join(verb);
-        let find = |file: &Path| {
-            let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
-            let found = text.lines().find_map(|line| line.strip_prefix("TRACEPARENT=")).map(str::to_owned);
-            found.ok_or_else(|| format!("{verb} belongs to no trace"))
-        };
-        until("the runtime to be called", LIMIT, || async { find(&file) }).await
+        until("the runtime to be called", LIMIT, || async { self.told(verb) }).await
     }
 }
 
@@ -211,4 +215,25 @@ async fn a_trace_of_somebody_else_is_handed_on_although_nothing_is_exported() {
     let theirs = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     world.create(&[("TRACEPARENT", theirs.to_owned())]).await;
     assert_eq!(world.traceparent("clone").await, theirs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_with_a_vm_later_belongs_to_the_trace_of_who_asked_for_it() {
+    let world = World::start(&[]).await;
+    // The arguments, and the command of the runtime that they lead to.
+    let steps: [(&[&str], &str); 4] = [
+        (&["create", "vm", "a", "--image", "i"], "run"),
+        (&["stop", "vm", "a"], "stop"),
+        (&["start", "vm", "a"], "run"),
+        (&["delete", "vm", "a"], "delete"),
+    ];
+    for (number, (arguments, verb)) in steps.into_iter().enumerate() {
+        let theirs = format!("00-4bf92f3577b34da6a3ce929d0e0e473{number}-00f067aa0ba902b7-01");
+        world.run(arguments, &[("TRACEPARENT", theirs.clone())]).await;
+        until("the runtime to be called for it", LIMIT, || async {
+            let told = world.told(verb)?;
+            if told == theirs { Ok(()) } else { Err(format!("{verb} belongs to {told} instead of {theirs}")) }
+        })
+        .await;
+    }
 }

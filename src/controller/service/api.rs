@@ -123,7 +123,16 @@ async fn update_vm(
     _: AccountName,
     request: UpdateVm,
 ) -> Result<<UpdateVm as ApiCall>::Reply, ApiError> {
-    context.writer.submit(move |step| step.cluster.update_vm(request, step.now, step.changes)).await
+    let (traces, here) = (context.traces.clone(), trace::current());
+    let update = context.writer.submit(move |step| {
+        let vm = step.cluster.update_vm(request, step.now, step.changes)?;
+        // In the step, as what its worker is told is read by a later one; and only if it is to be told something.
+        if let Some(here) = here.filter(|_| vm.generation > vm.observed_generation) {
+            traces.note(vm.uid, here);
+        }
+        Ok(vm)
+    });
+    update.await
 }
 
 async fn get_vm(context: &Context, _: AccountName, request: GetVm) -> Result<<GetVm as ApiCall>::Reply, ApiError> {
@@ -139,7 +148,14 @@ async fn list_vms(context: &Context, _: AccountName, request: ListVms) -> Result
 }
 
 async fn delete_vm(context: &Context, _: AccountName, request: DeleteVm) -> Result<Done, ApiError> {
-    context.writer.submit(move |step| step.cluster.delete_vm(&request.name, step.now, step.changes)).await?;
+    let (traces, here) = (context.traces.clone(), trace::current());
+    let delete = context.writer.submit(move |step| {
+        if let Some(here) = here {
+            traces.note(step.cluster.vm(&request.name, step.now)?.uid, here);
+        }
+        step.cluster.delete_vm(&request.name, step.now, step.changes)
+    });
+    delete.await?;
     Ok(Done {})
 }
 

@@ -67,7 +67,7 @@ pub(in crate::controller) struct Context {
     pub(super) clock: Clock,
     pub(super) timing: super::cluster::Timing,
     pub(super) watch: Arc<Watch>,
-    /// The traces of requests for VMs that are not placed yet.
+    /// The traces of requests that the VMs' workers were not told of yet.
     pub(super) traces: Arc<UnderWay<VmUid>>,
     pub(super) tunnel: TunnelEndpoint,
     /// Tells which workers are connected, and asks them.
