@@ -32,6 +32,8 @@ impl Apart {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([TEST, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
             .env(PENDING, max_pending.to_string())
+            // With a heap for each thread, glibc would keep in one what the other needs next.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
