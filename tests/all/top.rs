@@ -99,6 +99,11 @@ async fn a_shell_takes_the_terminal_and_gives_it_back(top: &mut Terminal) {
     top.until("a prompt", |screen| screen.last().ends_with("alpha$")).await;
     top.keys("hostname\r").await;
     top.until("an answer", |screen| screen.lines.iter().any(|line| line == "alpha")).await;
+    // The window may change meanwhile, of which both are told; that is no key pressed to go back.
+    top.resize(30, 100).await;
+    top.until("a bigger window", |screen| screen.lines.len() == 30).await;
+    top.resize(24, 80).await;
+    top.until("as it was", |screen| screen.lines.len() == 24).await;
     top.keys("exit 3\r").await;
     let told = "SSH to VM alpha: exit status: 3; press a key to go back to orchard top";
     top.until("how it ended", |screen| screen.has(told)).await;

@@ -185,7 +185,7 @@ impl Top {
             eprintln!("\n{what}: {how}; press a key to go back to orchard top");
             crossterm::terminal::enable_raw_mode()?;
             tokio::select! {
-                key = self.keys.next() => drop(key?),
+                pressed = self.keys.pressed() => pressed?,
                 end = ends.forced() => return Ok(Some(end)),
             }
         }

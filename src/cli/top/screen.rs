@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossterm::cursor::MoveTo;
-use crossterm::event::{self, Event};
+use crossterm::event::{self, Event, KeyEventKind};
 use crossterm::execute;
 use crossterm::terminal::{Clear, ClearType, EnterAlternateScreen, enable_raw_mode};
 use ratatui::backend::CrosstermBackend;
@@ -122,6 +122,15 @@ impl Keys {
                 return Ok(event);
             }
         }
+    }
+
+    /// Waits until a key is pressed. That the window has another size, also since long ago, is none. Cancel safe.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    pub(super) async fn pressed(&mut self) -> io::Result<()> {
+        while !matches!(self.next().await?, Event::Key(key) if key.kind != KeyEventKind::Release) {}
+        Ok(())
     }
 
     /// Waits until nothing here reads what is typed, which holds until [`Keys::next`]. What was typed just before goes to nobody.
